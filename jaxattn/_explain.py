@@ -1,0 +1,211 @@
+"""The engine: one compiled entry point for every method, over many examples and devices."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxattn._callable import as_function
+from jaxattn._compiled import Job
+from jaxattn._static import is_array, is_concrete
+from jaxattn._types import Attribution, Inputs, RandomKey, Target
+
+Core = TypeVar("Core", bound=Callable[..., Attribution])
+
+
+def explain(
+    method: Callable[..., Attribution],
+    fn: Callable[..., Any],
+    xs: Inputs,
+    targets: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+    check_finite: bool = True,
+    **options: Any,
+) -> Attribution:
+    """Runs a method over many examples: compiled once, vectorised, chunked, sharded.
+
+    Args:
+        method: any method of jaxattn, or a function with the same signature.
+        fn: maps one example to an output: an `nnx.Module`, an equinox module,
+            `jax.tree_util.Partial(linen_model.apply, params)`, a Keras model, or a function.
+        xs: the examples, each leaf with a leading axis of length B.
+        targets: which number of the output is explained: `None` for an output of size 1; an int or a
+            tuple, one index for all examples; an array (B,) or (B, rank), one for each; or a
+            callable from the output to a scalar.
+        args: further inputs of `fn`, each leaf with a leading axis of length B; not explained.
+        key: a random key for methods that draw; example i draws with `fold_in(key, i)`, whatever
+            the chunks and devices.
+        batch_size: how many evaluations of `fn` are in flight on a device. `None` chooses from the
+            compiled program's memory and the device.
+        mesh: devices over which the examples are spread.
+        progress: whether to show a progress bar over the chunks.
+        check_finite: whether to refuse NaN and infinity in `xs`.
+        **options: the method's own. A `baseline` may have a leading axis of length B.
+
+    Returns:
+        the method's `Attribution`, every leaf with a leading axis of length B.
+
+    Raises:
+        ValueError: for an empty batch, lengths that differ, targets that do not fit the output,
+            inputs that are not finite, or an `fn` that takes only batches.
+        TypeError: for a `fn`, target or `mesh` of a wrong kind.
+    """
+    batch = _batch_length(xs, args)
+    if check_finite:
+        _check_finite(xs)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    shared, batched = _split_batched(method, options, xs, batch)
+    x, one_args, one_batched = _example_structs((xs, tuple(args), batched))
+    job = Job(method, fn, x, targets, one_args, shared, one_batched)
+    keys = None if key is None else _example_keys(key, batch)
+    examples = xs, job.indices(targets, batch), tuple(args), keys, batched
+    plan = job.plan(examples, batch, batch_size, mesh)
+    parts = [job.run(part, plan) for part in _parts(examples, batch, plan.examples, progress)]
+    if len(parts) == 1 and plan.examples == batch:
+        return parts[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:batch], *parts)
+
+
+def explainer(
+    *,
+    evaluations: Callable[..., int] = lambda x, output, options: 1,
+    per_example: tuple[str, ...] = ("baseline",),
+) -> Callable[[Core], Core]:
+    """Makes a method of a pure function of one example.
+
+    Called with concrete arrays the method goes through the engine's compiled entry point; called
+    under a transformation it is just the function.
+
+    Args:
+        evaluations: how many evaluations of `fn` one example needs, from the abstract `x` and
+            output, and the options.
+        per_example: options that `explain` accepts with a leading axis of examples.
+    """
+
+    def decorate(core: Core) -> Core:
+        @functools.wraps(core)
+        def method(
+            fn: Callable[..., Any],
+            x: Inputs,
+            target: Target = None,
+            *,
+            args: tuple[Any, ...] = (),
+            key: RandomKey | None = None,
+            batch_size: int | None = None,
+            check_finite: bool = True,
+            **options: Any,
+        ) -> Attribution:
+            given = (x, target, args, key, options)
+            if not all(map(is_concrete, jax.tree.leaves(given))):
+                shared = {"args": args, "key": key, "batch_size": batch_size, **options}
+                return core(as_function(fn), x, target, **shared)
+            if check_finite:
+                _check_finite(x)
+            job = Job(method, fn, x, target, tuple(args), options, {})
+            example = x, job.indices(target, None), tuple(args), key, {}
+            return job.run(example, job.plan(example, None, batch_size, None))
+
+        method.evaluations = evaluations  # type: ignore[attr-defined]
+        method.per_example = per_example  # type: ignore[attr-defined]
+        return method  # type: ignore[return-value]
+
+    return decorate
+
+
+def _batch_length(xs: Inputs, args: Any) -> int:
+    """The length of the leading axis that all leaves share."""
+    leaves = jax.tree.leaves(xs)
+    if not leaves:
+        raise ValueError("xs must hold at least one array, got an empty pytree")
+    lengths = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"xs": xs, "args": args}):
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"{_name(path)} must have a leading axis of examples, got a scalar; "
+                "to explain one example call the method itself"
+            )
+        lengths[_name(path)] = jnp.shape(leaf)[0]
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"xs and args must have equally many examples, got {lengths}")
+    batch = next(iter(lengths.values()))
+    if batch == 0:
+        raise ValueError("xs holds no examples: its leading axis has length 0")
+    return batch
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return path[0].key + jax.tree_util.keystr(path[1:])
+
+
+def _check_finite(xs: Inputs) -> None:
+    """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
+    leaves = [x for x in jax.tree.leaves(xs) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    if all(map(is_concrete, leaves)) and not _all_finite(leaves):
+        count = sum(int((~np.isfinite(np.asarray(leaf, np.float64))).sum()) for leaf in leaves)
+        raise ValueError(
+            f"the inputs hold {count} NaN or infinite numbers; check_finite=False lets them pass"
+        )
+
+
+@jax.jit
+def _all_finite(leaves: list[Any]) -> Any:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves] or [jnp.bool_(True)]))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _example_keys(key: RandomKey, batch: int) -> RandomKey:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
+
+
+def _example_structs(batch: Any) -> Any:
+    """One example of a batch, abstractly."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch
+    )
+
+
+def _split_batched(
+    method: Callable[..., Attribution], options: dict[str, Any], xs: Inputs, batch: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts the options that all examples share from those with one value for each example."""
+    batched = {}
+    for name in getattr(method, "per_example", ()):
+        leaves = jax.tree.leaves(options.get(name))
+        inputs = jax.tree.leaves(xs)
+        if len(leaves) != len(inputs) or not all(map(is_array, leaves)):
+            continue
+        if all(o.ndim == x.ndim for o, x in zip(leaves, inputs, strict=True)):
+            if any(leaf.shape[0] != batch for leaf in leaves):
+                raise ValueError(
+                    f"{name} has {leaves[0].shape[0]} examples where xs has {batch}"
+                )
+            batched[name] = options[name]
+    return {name: value for name, value in options.items() if name not in batched}, batched
+
+
+def _parts(examples: Any, batch: int, size: int, progress: bool) -> Iterator[Any]:
+    """Cuts a batch into parts of equal size; the last repeats the last example to fill up."""
+    if size == batch:
+        starts: Any = [0]
+    else:
+        starts = range(0, batch, size)
+    if progress:
+        from rich.progress import track
+
+        starts = track(starts, description="explaining", total=len(starts))
+    for start in starts:
+        if start + size <= batch:
+            yield jax.tree.map(lambda leaf, s=start: leaf[s : s + size], examples)
+        else:
+            rows = np.minimum(np.arange(start, start + size), batch - 1)
+            yield jax.tree.map(lambda leaf, r=rows: leaf[r], examples)

@@ -1,0 +1,143 @@
+"""What inputs are replaced by, and where: baselines and sliding windows."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxattn._types import Inputs
+
+
+def broadcast_baseline(baseline: PyTree[Any], x: Inputs) -> Inputs:
+    """The baseline in the structure, shape and dtype of `x`.
+
+    Args:
+        baseline: a number or an array for every leaf of `x`, or a pytree like `x` of such.
+        x: the input.
+
+    Raises:
+        ValueError: if the baseline does not broadcast to `x`, or has another structure.
+        TypeError: if an integer input would lose the baseline's fraction.
+    """
+    treedef = jax.tree.structure(x)
+    if jax.tree.structure(baseline) == jax.tree.structure(0):
+        leaves = [baseline] * treedef.num_leaves
+    elif jax.tree.structure(baseline) == treedef:
+        leaves = jax.tree.leaves(baseline)
+    else:
+        raise ValueError(
+            f"baseline has the structure {jax.tree.structure(baseline)}, x has {treedef}"
+        )
+    return treedef.unflatten(map(_broadcast, leaves, jax.tree.leaves(x)))
+
+
+def _broadcast(baseline: Any, x: Array) -> Array:
+    value = jnp.asarray(baseline)
+    try:
+        fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"baseline has shape {value.shape}, which does not broadcast to {x.shape}")
+    exact = isinstance(baseline, (int, float)) and baseline == int(baseline)
+    if jnp.issubdtype(value.dtype, jnp.inexact) > jnp.issubdtype(x.dtype, jnp.inexact) and not exact:
+        raise TypeError(f"baseline has dtype {value.dtype}, x has {x.dtype}: give integers")
+    value = value.astype(x.dtype)
+    return jnp.broadcast_to(value.reshape((1,) * (x.ndim - value.ndim) + value.shape), x.shape)
+
+
+class Windows(NamedTuple):
+    """Windows that slide over an array: where they start along each axis, and how large they are."""
+
+    starts: tuple[np.ndarray, ...]
+    window: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return math.prod(map(len, self.starts))
+
+    def positions(self) -> Int[np.ndarray, "windows rank"]:
+        """The first cell of each window."""
+        return np.array(list(itertools.product(*self.starts)), np.int32).reshape(self.count, -1)
+
+    def mask(self, position: Int[Array, " rank"]) -> Bool[Array, "..."]:
+        """Which cells the window at a position covers."""
+        mask = jnp.ones(self.shape, bool)
+        for axis, (size, width) in enumerate(zip(self.shape, self.window, strict=True)):
+            cells = jnp.arange(size) - position[axis]
+            inside = (cells >= 0) & (cells < width)
+            mask &= inside.reshape([-1 if a == axis else 1 for a in range(len(self.shape))])
+        return mask
+
+    def mean(self, scores: Float[Array, " windows"]) -> Float[Array, "..."]:
+        """The mean over the windows that cover a cell, for each cell.
+
+        Windows are products of intervals, so the sum over all that cover a cell factors over axes.
+        """
+        total = scores.reshape([len(starts) for starts in self.starts])
+        count = np.ones(())
+        for starts, size, width in zip(self.starts, self.shape, self.window, strict=True):
+            cells = np.arange(size)[:, None] - starts
+            covers = (cells >= 0) & (cells < width)
+            total = jnp.tensordot(
+                total, covers.astype(total.dtype), ((0,), (1,)), precision=jax.lax.Precision.HIGHEST
+            )
+            count = np.multiply.outer(count, covers.sum(1))
+        return total / count.astype(total.dtype)
+
+
+def sliding_windows(
+    shape: Sequence[int], window: int | Sequence[int], stride: int | Sequence[int] | None
+) -> Windows:
+    """Windows that together cover an array; the last along an axis may reach over its end.
+
+    Args:
+        shape: of the array.
+        window: how many cells along each axis; axes that are not named are covered whole.
+        stride: from one window to the next along each axis; 1 by default.
+
+    Raises:
+        ValueError: for a window or a stride that is not positive, larger than the axis, or a stride
+            larger than the window, which would leave cells untested.
+    """
+    shape = tuple(shape)
+    window = _per_axis("window", window, shape)
+    if stride is None:
+        stride = [1] * len(window)
+    stride = _per_axis("stride", stride, shape)
+    if len(stride) > len(window):
+        raise ValueError(f"stride {stride} names more axes than window {window}")
+    for axis, (width, step) in enumerate(zip(window, stride, strict=False)):
+        if step > width:
+            raise ValueError(
+                f"stride {step} is larger than window {width} on axis {axis}: "
+                "the cells between would not be tested"
+            )
+    window += shape[len(window) :]
+    stride += window[len(stride) :]
+    starts = tuple(
+        np.arange(1 + max(0, -(-(size - width) // step))) * step
+        for size, width, step in zip(shape, window, stride, strict=True)
+    )
+    return Windows(starts, window, shape)
+
+
+def _per_axis(
+    name: str, value: int | Sequence[int], shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    sizes = (value,) if isinstance(value, int | np.integer) else tuple(value)
+    if len(sizes) > len(shape):
+        raise ValueError(f"{name} {sizes} names {len(sizes)} axes, x has shape {shape}")
+    for size, limit in zip(sizes, shape, strict=False):
+        if isinstance(size, bool) or not isinstance(size, int | np.integer):
+            raise TypeError(f"{name} must hold ints, got {size!r}")
+        if not 1 <= size <= limit:
+            raise ValueError(f"{name} {sizes} must lie between 1 and the input's shape {shape}")
+    return tuple(map(int, sizes))

@@ -1,0 +1,125 @@
+"""Keys for everything that is not a traced array.
+
+Two keys are equal only if types and values agree all the way down. Python's own equality would not
+do: `1`, `1.0` and `True` are equal and share an entry of `jax.jit`'s cache.
+"""
+
+import dataclasses
+import enum
+import functools
+import hashlib
+import sys
+import types
+from collections.abc import Hashable, Iterator, Mapping, Set
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class UnkeyableError(TypeError):
+    """The value can change without its key changing, so no compiled program may rest on it."""
+
+
+_BY_VALUE = (types.NoneType, bool, int, str, bytes, complex, types.EllipsisType, types.CodeType)
+_BY_IDENTITY = (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)
+
+
+def typed_key(value: Any) -> Hashable:
+    """A hashable key that two values share only if they are interchangeable in a traced program.
+
+    Raises:
+        UnkeyableError: for objects that compare by identity and could change unseen.
+    """
+    kind = type(value)
+    if kind in _BY_VALUE:
+        return kind, value
+    if kind is float:  # hex keeps nan equal to itself and -0.0 apart from 0.0
+        return kind, value.hex()
+    if isinstance(value, (np.dtype, enum.Enum, *_BY_IDENTITY)) or _is_importable(value):
+        return kind, value
+    if isinstance(value, (tuple, list)):
+        return kind, *map(typed_key, value)
+    if isinstance(value, Mapping):
+        return kind, tuple((typed_key(k), typed_key(v)) for k, v in value.items())
+    if isinstance(value, Set):
+        return kind, frozenset(map(typed_key, value))
+    if isinstance(value, types.MethodType):
+        return kind, typed_key(value.__func__), typed_key(value.__self__)
+    if isinstance(value, functools.partial):
+        return kind, typed_key(value.func), typed_key(value.args), typed_key(value.keywords)
+    if isinstance(value, types.FunctionType):
+        return _function_key(value)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return _array_key(value)
+    if isinstance(value, jax.tree_util.PyTreeDef):
+        return kind, typed_key(value.node_data()), *map(typed_key, value.children())
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return kind, *((n, typed_key(getattr(value, n))) for n in names if hasattr(value, n))
+    if kind.__hash__ not in (None, object.__hash__) and kind.__eq__ is not object.__eq__:
+        return kind, value
+    raise UnkeyableError(f"a {kind.__name__} compares by identity and may change unseen")
+
+
+def _is_importable(value: Any) -> bool:
+    """Whether the value is what its module holds under its name: one object for ever."""
+    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    path = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    if found is None or not isinstance(path, str):
+        return False
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
+def _function_key(function: types.FunctionType) -> Hashable:
+    """The code together with all that it can reach: defaults, closure, and the globals it names."""
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError as error:
+        raise UnkeyableError("a closure over a variable that is not yet set") from error
+    if any(cell is function for cell in cells):
+        raise UnkeyableError("a function that closes over itself")
+    reached = {n: function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__}
+    return (
+        types.FunctionType,
+        function.__code__,
+        typed_key(function.__defaults__),
+        typed_key(function.__kwdefaults__),
+        typed_key(cells),
+        typed_key(reached),
+    )
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _array_key(array: Any) -> Hashable:
+    if not is_concrete(array):
+        raise UnkeyableError("a traced array")
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    data = np.ascontiguousarray(array)
+    if data.dtype == object:
+        raise UnkeyableError("an array of Python objects")
+    return type(array), str(data.dtype), np.shape(array), hashlib.sha256(data).digest()
+
+
+@functools.cache
+def _concrete_type() -> type:
+    return type(jax.device_put(np.zeros(())))
+
+
+def is_array(value: Any) -> bool:
+    """Whether the value is a JAX or numpy array, traced or not."""
+    return isinstance(value, (jax.Array, np.ndarray))
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether the value holds numbers now, not a tracer that stands for later ones."""
+    return not isinstance(value, jax.Array) or isinstance(value, _concrete_type())

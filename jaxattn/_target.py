@@ -1,0 +1,139 @@
+"""Which number of an output is explained: from a target to a scalar."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxattn._static import is_array, is_concrete
+from jaxattn._types import Target
+
+MISSING_HINT = "if fn takes only batches, wrap it in jaxattn.unbatched"
+
+
+def scored(
+    fn: Callable[..., Any], target: Target, args: tuple[Any, ...], *, softmax: bool = False
+) -> Callable[[Any], tuple[Array, Any]]:
+    """The function from an input to the explained scalar and the whole output of `fn`.
+
+    Args:
+        fn: maps an input and `args` to an output.
+        target: which number of the output.
+        args: further inputs of `fn`.
+        softmax: whether the number is taken from the softmax of the output over its last axis.
+
+    Raises:
+        ValueError: for a softmax over fewer than two numbers, which is constant.
+    """
+
+    def score(x: Any) -> tuple[Array, Any]:
+        output = fn(x, *args)
+        return select(_probabilities(output) if softmax else output, target), output
+
+    return score
+
+
+def _probabilities(output: Any) -> Array:
+    logits = single_output(output, "softmax=False is wanted and target")
+    if logits.shape[-1:] in ((), (1,)):
+        raise ValueError(
+            f"softmax=True wants at least two logits in fn's last axis, got shape {logits.shape}: "
+            "give softmax=False"
+        )
+    return jax.nn.softmax(logits, -1)
+
+
+def select(output: Any, target: Target) -> Array:
+    """The scalar of an output that a target names.
+
+    Raises:
+        ValueError: if the target does not fit the output's shape.
+        TypeError: if the scalar is not a real floating number.
+    """
+    if callable(target):
+        picked = jnp.asarray(target(output))
+        if picked.size != 1:
+            raise ValueError(
+                f"target must give one number of the output, got an array of shape {picked.shape}"
+            )
+        picked = picked.reshape(())
+    else:
+        leaf = single_output(output, "target")
+        check_target(leaf.shape, target)
+        picked = leaf.reshape(()) if target is None else leaf[index(target)]
+    if not jnp.issubdtype(picked.dtype, jnp.floating):
+        raise TypeError(f"fn must answer real floating numbers, got {picked.dtype}")
+    return picked
+
+
+def single_output(output: Any, argument: str) -> Any:
+    """The one array of an output, or a `ValueError` that says what to do about several."""
+    leaves = jax.tree.leaves(output)
+    if len(leaves) != 1:
+        raise ValueError(
+            f"{argument} must be a callable where fn answers {len(leaves)} arrays, "
+            "such as lambda out: out[0][3]"
+        )
+    return leaves[0]
+
+
+def index(target: Target) -> tuple[Any, ...]:
+    """One index into an output, as a tuple with an entry for each axis."""
+    if isinstance(target, tuple):
+        return target
+    if not is_array(target) or target.ndim == 0:
+        return (target,)
+    return tuple(target[i] for i in range(target.shape[0]))
+
+
+def check_target(shape: tuple[int, ...], target: Target) -> None:
+    """Refuses a target of one example that does not fit the output's shape."""
+    if target is None:
+        if np.prod(shape) != 1:
+            raise ValueError(
+                f"target is missing: fn answers shape {shape}, which of these numbers is to be "
+                f"explained? Give an int, a tuple of {len(shape)}, or a callable; {MISSING_HINT}"
+            )
+        return
+    batch_indices(target if is_array(target) else np.asarray(target), shape, batch=None)
+
+
+def batch_indices(target: Any, shape: tuple[int, ...], batch: int | None) -> Any:
+    """Checks targets against the output's shape and lays them out as indices.
+
+    Args:
+        target: an array of one index, or of one for each of `batch` examples.
+        shape: the output's shape for one example.
+        batch: how many examples, or `None` for one.
+
+    Returns:
+        integers of shape (rank,), or (batch, rank).
+
+    Raises:
+        TypeError: for targets that are not integers.
+        ValueError: for a wrong number of them, or one that lies outside of the output.
+    """
+    rank, lead = len(shape), () if batch is None else (batch,)
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        raise TypeError(f"target must hold integers, got {target.dtype}")
+    wanted = [(*lead, rank)] + [lead] * (rank == 1)
+    if target.shape not in wanted:
+        raise ValueError(
+            f"target has shape {target.shape}; an output of shape {shape} wants "
+            + " or ".join(map(str, wanted))
+            + f"; {MISSING_HINT}"
+        )
+    target = target.reshape(*lead, rank)
+    if is_concrete(target):
+        target = np.asarray(target)
+        outside = (target < 0) | (target >= np.asarray(shape, dtype=np.int64))
+        if outside.any():
+            bad = target[outside.any(-1)][0] if batch is not None else target
+            raise ValueError(
+                f"target {tuple(map(int, bad))} is out of range for fn's output of shape {shape}"
+            )
+        target = target.astype(np.int32)
+    return target

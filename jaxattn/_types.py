@@ -1,0 +1,52 @@
+"""The vocabulary of the library: what a method takes and what every method returns."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import jax
+from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+#: What is explained: an array, or a pytree of arrays, of one example.
+Inputs: TypeAlias = PyTree[Shaped[Array, "..."]]
+#: Which number of the output is explained; see `jaxattn.explain`.
+Target: TypeAlias = Any
+#: A JAX random key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).
+RandomKey: TypeAlias = Key[Array, ""] | Shaped[Array, "2"]
+#: A number that may be traced.
+Scalar: TypeAlias = Float[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+    """What every method returns; under `jaxattn.explain` each leaf has a leading axis of examples.
+
+    Attributes:
+        values: the attributions, in the structure and shape of the input unless the method's
+            docstring states another shape.
+        output: what the function returned for the unperturbed input.
+        info: further numbers that the method documents, by name.
+    """
+
+    values: PyTree[Shaped[Array, "..."]]
+    output: PyTree[Shaped[Array, "..."]]
+    info: dict[str, PyTree[Shaped[Array, "..."]]] = dataclasses.field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A pure function of one example that says which inputs made `fn` answer what it answered."""
+
+    def __call__(
+        self,
+        fn: Callable[..., Any],
+        x: Inputs,
+        target: Target = None,
+        *,
+        args: tuple[Any, ...] = (),
+        key: RandomKey | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Attribution:
+        """Explains `fn(x, *args)`; at most `batch_size` evaluations of `fn` are in flight."""
+        ...

@@ -1,0 +1,97 @@
+"""Finds the softmax or the sigmoid with which a function ends, and stops before it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from jaxattn.jaxpr.interpreter import evaluate, sub_jaxprs
+
+#: Equations that only lay the same numbers out otherwise.
+_LAYOUT = {"reshape", "squeeze", "convert_element_type", "broadcast_in_dim", "transpose", "copy"}
+#: What lies between a softmax's logits and the maximum that it subtracts.
+_MAXIMUM = _LAYOUT | {"stop_gradient", "max"}
+
+
+def before_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that answers the logits of `fn`; see `jaxattn.without_softmax`."""
+
+    def logits(*inputs: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(inputs)
+        closed, output = jax.make_jaxpr(fn, return_shape=True)(*inputs)
+        flat = jax.make_jaxpr(lambda *args: evaluate(closed, args, _inline))(*leaves)
+        if len(flat.jaxpr.outvars) != 1:
+            raise ValueError(
+                f"without_softmax wants one output array, got {len(flat.jaxpr.outvars)}"
+            )
+        producers = {var: eqn for eqn in flat.jaxpr.eqns for var in eqn.outvars}
+        last = _behind(flat.jaxpr.outvars[0], producers, _LAYOUT)
+        source = _logits_of(last, producers)
+        if source is None:
+            ends = "its input" if last is None else f"`{last.primitive.name}`"
+            raise ValueError(
+                f"without_softmax wants an fn that ends in a softmax or a sigmoid; it ends in {ends}"
+            )
+
+        def rule(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
+            return None if eqn is not last else [seen[source]]
+
+        seen: dict[Any, Any] = {}
+
+        def watch(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
+            for atom, value in zip(eqn.invars, inputs, strict=True):
+                if atom is source:
+                    seen[source] = value
+            return rule(eqn, inputs)
+
+        (z,) = evaluate(flat, leaves, watch)
+        if last is not None and last.primitive.name == "logistic" and z.shape[-1:] in ((), (1,)):
+            z = jnp.concatenate([-z, z], -1) if z.ndim else jnp.stack([-z, z])
+            return z
+        return jax.tree.unflatten(jax.tree.structure(output), [z])
+
+    return logits
+
+
+def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    named = str(eqn.params.get("name", ""))
+    if eqn.primitive.name == "jit" or "softmax" in named:
+        (called,) = sub_jaxprs(eqn)
+        return evaluate(called, inputs, _inline)
+    return None
+
+
+def _behind(atom: Any, producers: dict[Any, jex.JaxprEqn], through: set[str]) -> Any:
+    """The equation that made the numbers of `atom`, past those that are named in `through`."""
+    while True:
+        eqn = None if isinstance(atom, jex.Literal) else producers.get(atom)
+        if eqn is None or eqn.primitive.name not in through:
+            return eqn
+        atom = next((a for a in eqn.invars if not isinstance(a, jex.Literal)), eqn.invars[0])
+
+
+def _logits_of(eqn: Any, producers: dict[Any, jex.JaxprEqn]) -> Any:
+    """The operand of a logistic or of a softmax whose last equation is `eqn`, if it is one."""
+    if eqn is None:
+        return None
+    if eqn.primitive.name == "logistic":
+        return eqn.invars[0]
+    if eqn.primitive.name != "div":
+        return None
+    exponential = _behind(eqn.invars[0], producers, _LAYOUT)
+    total = _behind(eqn.invars[1], producers, _LAYOUT)
+    if exponential is None or exponential.primitive.name != "exp":
+        return None
+    if total is None or total.primitive.name != "reduce_sum":
+        return None
+    if _behind(total.invars[0], producers, _LAYOUT) is not exponential:
+        return None
+    shifted = _behind(exponential.invars[0], producers, _LAYOUT)
+    if shifted is not None and shifted.primitive.name == "sub":
+        z, shift = shifted.invars
+        maximum = _behind(shift, producers, _MAXIMUM)
+        if maximum is not None and maximum.primitive.name == "reduce_max" and maximum.invars[0] is z:
+            return z
+    return exponential.invars[0]

@@ -1,0 +1,246 @@
+"""Methods that read one gradient, and the noise that smooths any method."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxattn._batch import chunked_sum
+from jaxattn._compiled import evaluations
+from jaxattn._explain import explainer
+from jaxattn._target import scored
+from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target
+
+
+def value_and_gradient(
+    fn: Callable[..., Any], x: Inputs, target: Target, args: tuple[Any, ...]
+) -> tuple[Any, Any, Inputs]:
+    """The explained scalar, the output of `fn`, and the gradient of the scalar with respect to `x`.
+
+    Integer leaves get zeros, of the scalar's dtype.
+
+    Raises:
+        TypeError: if no leaf of `x` is a floating number.
+    """
+    leaves, treedef = jax.tree.flatten(x)
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    if not any(floating):
+        raise TypeError(
+            f"x must hold floating numbers for a gradient, got {leaves[0].dtype}: explain a named "
+            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
+        )
+
+    def score(differentiated: list[Any]) -> tuple[Any, Any]:
+        rest = iter(differentiated)
+        whole = [next(rest) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
+        return scored(fn, target, args)(treedef.unflatten(whole))
+
+    (value, output), gradients = jax.value_and_grad(score, has_aux=True)(
+        [leaf for f, leaf in zip(floating, leaves, strict=True) if f]
+    )
+    rest = iter(gradients)
+    filled = [
+        next(rest) if f else jnp.zeros(leaf.shape, value.dtype)
+        for f, leaf in zip(floating, leaves, strict=True)
+    ]
+    return value, output, treedef.unflatten(filled)
+
+
+@explainer()
+def gradient(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+) -> Attribution:
+    """The signed gradient of the explained number with respect to the input.
+
+    Args:
+        fn: maps `x` to an output.
+        x: one example.
+        target: which number of the output is explained; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        key: not used.
+        batch_size: not used: one evaluation is needed.
+
+    Returns:
+        values of the shape of `x`, in units of the output per unit of `x`.
+
+    Raises:
+        TypeError: if `x` holds integers only.
+        ValueError: if the target does not fit the output.
+
+    Reference:
+        Baehrens et al. 2010, How to explain individual classification decisions.
+    """
+    _, output, slope = value_and_gradient(fn, x, target, args)
+    return Attribution(slope, output)
+
+
+@explainer()
+def saliency(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+) -> Attribution:
+    """The magnitude of the gradient of the explained number with respect to the input.
+
+    Args:
+        fn: maps `x` to an output.
+        x: one example.
+        target: which number of the output is explained; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        key: not used.
+        batch_size: not used: one evaluation is needed.
+
+    Returns:
+        non-negative values of the shape of `x`.
+
+    Raises:
+        TypeError: if `x` holds integers only.
+        ValueError: if the target does not fit the output.
+
+    Reference:
+        Simonyan et al. 2014, Deep inside convolutional networks, arXiv:1312.6034.
+    """
+    _, output, slope = value_and_gradient(fn, x, target, args)
+    return Attribution(jax.tree.map(jnp.abs, slope), output)
+
+
+@explainer()
+def input_x_gradient(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+) -> Attribution:
+    """The input times the gradient: each cell's share of a first-order expansion around zero.
+
+    Args:
+        fn: maps `x` to an output.
+        x: one example.
+        target: which number of the output is explained; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        key: not used.
+        batch_size: not used: one evaluation is needed.
+
+    Returns:
+        values of the shape of `x`, in units of the output.
+
+    Raises:
+        TypeError: if `x` holds integers only.
+        ValueError: if the target does not fit the output.
+
+    Reference:
+        Shrikumar et al. 2016, Not just a black box, arXiv:1605.01713.
+    """
+    _, output, slope = value_and_gradient(fn, x, target, args)
+    return Attribution(jax.tree.map(lambda a, g: a.astype(g.dtype) * g, x, slope), output)
+
+
+def _smooth_evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
+    inner = {n: v for n, v in options.items() if n not in ("method", "num_samples", "noise")}
+    method = options.get("method", gradient)
+    return int(options.get("num_samples", 32)) * evaluations(method, x, output, inner)
+
+
+@explainer(evaluations=_smooth_evaluations)
+def smooth_grad(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    method: Method = gradient,
+    num_samples: int = 32,
+    noise: float = 0.15,
+    reduction: Literal["mean", "mean_square", "variance"] = "mean",
+    **options: Any,
+) -> Attribution:
+    """The mean of a method's values over noisy copies of the input.
+
+    Args:
+        fn: maps `x` to an output.
+        x: one example.
+        target: which number of the output is explained; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        key: the random key of the noise.
+        batch_size: how many evaluations of `fn` are in flight.
+        method: whose values are averaged.
+        num_samples: how many noisy copies.
+        noise: standard deviation of the Gaussian noise, as a fraction of the range (largest minus
+            smallest number) of each leaf of `x`.
+        reduction: `"mean"`; `"mean_square"` for SmoothGrad-squared; `"variance"` for VarGrad.
+        **options: the method's own.
+
+    Returns:
+        the reduced values, of the shape that `method` gives.
+
+    Raises:
+        ValueError: without a key, for fewer than one sample (two for the variance), negative noise, or an
+            unknown reduction.
+
+    Reference:
+        Smilkov et al. 2017, SmoothGrad, arXiv:1706.03825; Adebayo et al. 2018, arXiv:1810.03307
+        (VarGrad); Hooker et al. 2019, arXiv:1806.10758 (squared).
+    """
+    if key is None:
+        raise ValueError("key is missing: smooth_grad draws noise, give key=jax.random.key(0)")
+    least = 2 if reduction == "variance" else 1
+    if num_samples < least:
+        raise ValueError(f"num_samples must be at least {least}, got {num_samples}")
+    if isinstance(noise, (int, float)) and noise < 0:
+        raise ValueError(f"noise must not be negative, got {noise}")
+    if reduction not in ("mean", "mean_square", "variance"):
+        raise ValueError(
+            f'reduction must be "mean", "mean_square" or "variance", got {reduction!r}'
+        )
+    output = fn(x, *args)
+    inner = evaluations(method, x, output, options)
+    inner_size = min(inner, batch_size) if batch_size else None
+
+    def disturb(key: RandomKey, leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.size == 0:
+            return leaf
+        scale = jnp.asarray(noise, leaf.dtype) * (leaf.max() - leaf.min())
+        return leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    def sample(key: RandomKey) -> PyTree[Any]:
+        of_noise, of_method = jax.random.split(key)
+        leaves, treedef = jax.tree.flatten(x)
+        noisy = treedef.unflatten(map(disturb, jax.random.split(of_noise, len(leaves)), leaves))
+        return method(
+            fn, noisy, target, args=args, key=of_method, batch_size=inner_size, **options
+        ).values
+
+    size = max(1, batch_size // inner) if batch_size else None
+    keys = jax.random.split(key, num_samples)
+
+    def mean(f: Callable[[Any], Any]) -> PyTree[Any]:
+        total = chunked_sum(lambda key: jax.tree.map(f, sample(key)), keys, size)
+        return jax.tree.map(lambda leaf: leaf / num_samples, total)
+
+    if reduction == "mean_square":
+        return Attribution(mean(jnp.square), output)
+    means = mean(lambda values: values)
+    if reduction == "mean":
+        return Attribution(means, output)
+    # Two passes: in one, the difference of two large sums would lose a small variance.
+    squares = chunked_sum(
+        lambda key: jax.tree.map(lambda v, m: jnp.square(v - m), sample(key), means), keys, size
+    )
+    return Attribution(jax.tree.map(lambda leaf: leaf / (num_samples - 1), squares), output)

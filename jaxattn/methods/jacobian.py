@@ -1,0 +1,144 @@
+"""The derivative of every output with respect to every input."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn._batch import chunked_map
+from jaxattn._explain import explainer
+from jaxattn._target import scored
+from jaxattn._types import Attribution, Inputs, RandomKey, Target
+
+Mode = Literal["auto", "forward", "reverse"]
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _is_forward(mode: str, x: Any, output: Any) -> bool:
+    if mode not in ("auto", "forward", "reverse"):
+        raise ValueError(f'mode must be "auto", "forward" or "reverse", got {mode!r}')
+    return mode == "forward" or (mode == "auto" and _size(x) < _size(output))
+
+
+def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
+    return _size(x if _is_forward(options.get("mode", "auto"), x, output) else output)
+
+
+@explainer(evaluations=_evaluations)
+def jacobian(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    mode: Mode = "auto",
+) -> Attribution:
+    """The derivative of every number of the output with respect to every number of the input.
+
+    For an output per step, (T, K), and a series (T, D), this is the temporal Jacobian
+    (T, K, T, D): how step t of the output depends on step s of the input.
+
+    Args:
+        fn: maps `x` to an output of any rank, or a pytree of outputs.
+        x: one example.
+        target: `None` for all outputs; otherwise the one number that is differentiated.
+        args: further inputs of `fn`, not explained.
+        key: not used.
+        batch_size: how many rows (or columns, forwards) are in flight.
+        mode: `"reverse"` works row by row, one for each output; `"forward"` column by column, one
+            for each input; `"auto"` takes whichever are fewer.
+
+    Returns:
+        values of shape (*output axes, *input axes): a pytree like the output, of pytrees like `x`.
+        Integer leaves of `x` get zeros.
+
+    Raises:
+        TypeError: if `x` or the output holds integers only.
+        ValueError: if the target does not fit the output, or for an unknown mode.
+    """
+    leaves, treedef = jax.tree.flatten(x)
+    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not moving:
+        raise TypeError(
+            f"x must hold floating numbers for a Jacobian, got {leaves[0].dtype}: explain a named "
+            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
+        )
+
+    def flat(inputs: list[Any]) -> tuple[Any, Any]:
+        whole = list(leaves)
+        for i, leaf in zip(moving, inputs, strict=True):
+            whole[i] = leaf
+        if target is None:
+            explained = output = fn(treedef.unflatten(whole), *args)
+        else:
+            explained, output = scored(fn, target, args)(treedef.unflatten(whole))
+        numbers = jax.tree.leaves(explained)
+        if not all(jnp.issubdtype(n.dtype, jnp.floating) for n in numbers):
+            raise TypeError(f"fn must answer floating numbers, got {[n.dtype for n in numbers]}")
+        dtype = jnp.result_type(*numbers)
+        return jnp.concatenate([n.astype(dtype).ravel() for n in numbers]), (explained, output)
+
+    inputs = [leaves[i] for i in moving]
+    explained, output = jax.eval_shape(flat, inputs)[1]
+    if _is_forward(mode, x, explained):
+        rows, output = _columns(flat, inputs, batch_size)
+    else:
+        rows, output = _rows(flat, inputs, batch_size)
+
+    by_leaf = dict(zip(moving, rows, strict=True))
+    parts, ends = jax.tree.leaves(explained), np.cumsum([_size(p) for p in jax.tree.leaves(explained)])
+
+    def of_output(part: Any, end: int) -> Any:
+        def of_leaf(i: int, leaf: Any) -> Any:
+            shape = (*part.shape, *leaf.shape)
+            if i not in by_leaf:
+                return jnp.zeros(shape, part.dtype)
+            return by_leaf[i][end - _size(part) : end].reshape(shape)
+
+        return treedef.unflatten([of_leaf(i, leaf) for i, leaf in enumerate(leaves)])
+
+    blocks = [of_output(part, int(end)) for part, end in zip(parts, ends, strict=True)]
+    return Attribution(jax.tree.structure(explained).unflatten(blocks), output)
+
+
+Flat = Callable[[list[Any]], tuple[Any, Any]]
+
+
+def _rows(flat: Flat, inputs: list[Any], batch_size: int | None) -> tuple[list[Any], Any]:
+    """The Jacobian (outputs, *leaf) of each leaf, a row a pull-back."""
+    numbers, pullback, (_, output) = jax.vjp(flat, inputs, has_aux=True)
+
+    def row(i: Any) -> list[Any]:
+        seed = (jnp.arange(numbers.size) == i).astype(numbers.dtype)
+        (gradient,) = pullback(seed)
+        return list(gradient)
+
+    return chunked_map(row, jnp.arange(numbers.size), batch_size), output
+
+
+def _columns(flat: Flat, inputs: list[Any], batch_size: int | None) -> tuple[list[Any], Any]:
+    """The Jacobian (outputs, *leaf) of each leaf, a column a push-forward."""
+    numbers, pushforward, (_, output) = jax.linearize(flat, inputs, has_aux=True)
+    ends = np.cumsum([leaf.size for leaf in inputs])
+
+    def column(i: Any) -> Any:
+        tangents = [
+            (jnp.arange(leaf.size) + (end - leaf.size) == i).astype(leaf.dtype).reshape(leaf.shape)
+            for leaf, end in zip(inputs, ends, strict=True)
+        ]
+        return pushforward(tangents)
+
+    columns = chunked_map(column, jnp.arange(int(ends[-1])), batch_size).T
+    blocks = [
+        columns[:, end - leaf.size : end].reshape(numbers.size, *leaf.shape)
+        for leaf, end in zip(inputs, ends, strict=True)
+    ]
+    return blocks, output

@@ -1,0 +1,161 @@
+"""Methods that learn which part of the input can go."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from jaxattn._explain import explainer
+from jaxattn._perturb import broadcast_baseline
+from jaxattn._target import scored
+from jaxattn._types import Attribution, Inputs, RandomKey, Target
+
+
+def total_variation(mask: Float[Array, "..."], beta: float) -> Float[Array, ""]:
+    """The sum over all axes of |difference of neighbours|^beta."""
+    total = jnp.zeros((), mask.dtype)
+    for axis in range(mask.ndim):
+        # The square keeps the gradient finite at 0 for beta below 2.
+        squares = jnp.square(jnp.diff(mask, axis=axis))
+        total += (jnp.where(squares > 0, squares, 1) ** (beta / 2) * (squares > 0)).sum()
+    return total
+
+
+@explainer()
+def learned_mask(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    baseline: Any = 0.0,
+    l1: float = 0.05,
+    tv: float = 0.01,
+    tv_beta: float = 3.0,
+    num_steps: int = 300,
+    optimizer: optax.GradientTransformation | None = None,
+    coarseness: int | Sequence[int] = 1,
+    jitter: int = 0,
+    softmax: bool = False,
+) -> Attribution:
+    """The smallest smooth deletion that destroys the score, found by gradient descent.
+
+    Minimises, over a mask m in [0, 1] that keeps where it is 1 and deletes where it is 0,
+    f(m x + (1 - m) x0) + l1 sum |1 - m| + tv sum |neighbours' difference|^tv_beta.
+
+    Args:
+        fn: maps `x` to an output.
+        x: one example. Integer leaves are never deleted.
+        target: which number of the output is destroyed; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        key: the random key of the jitter.
+        batch_size: not used: one evaluation is in flight.
+        baseline: x0, what deleted cells become; a number or an array that broadcasts to `x`, or a
+            pytree of such; a blurred `x` for photographs.
+        l1: the price of a deleted cell, in units of the score. The defaults of `l1` and `tv` were
+            chosen by the deletion score of digits of 28 x 28 cells.
+        tv: the weight of the total variation.
+        tv_beta: its exponent.
+        num_steps: iterations.
+        optimizer: any optax optimiser; `optax.adam(0.1)` by default.
+        coarseness: how many cells share a number of the mask along each axis, which is then
+            interpolated; axes that are not named have 1. 8 suits photographs.
+        jitter: the largest random shift of the input, in cells along each axis longer than one.
+        softmax: whether f is a probability, the softmax over the output's last axis, instead of the
+            output itself. A certain network's probability hardly moves with the first cells, so
+            logits are easier to destroy; `l1` and `tv` are then much smaller.
+
+    Returns:
+        values 1 - m of the shape of `x`, in [0, 1]. `info["losses"]`, of shape (num_steps,), is the
+        objective before each iteration, `info["score"]` the score of the masked input.
+
+    Raises:
+        TypeError: if `x` holds integers only.
+        ValueError: if the target does not fit the output, the baseline does not broadcast, or an
+            option lies outside of its range; for jitter without a key.
+
+    Reference:
+        Fong and Vedaldi 2017, Interpretable explanations of black boxes by meaningful perturbation,
+        arXiv:1704.03296.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if jitter < 0 or (jitter and key is None):
+        raise ValueError(f"jitter must not be negative and wants a key, got {jitter}")
+    leaves, treedef = jax.tree.flatten(x)
+    kept = [not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    if all(kept):
+        raise TypeError(
+            f"x must hold floating numbers for a mask, got {leaves[0].dtype}: explain a named "
+            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
+        )
+    replacements = jax.tree.leaves(broadcast_baseline(baseline, x))
+    optimizer = optax.adam(0.1) if optimizer is None else optimizer
+    _, output = scored(fn, target, args)(x) if not softmax else (None, fn(x, *args))
+
+    def fine(mask: Any, leaf: Any) -> Any:
+        return jax.image.resize(mask, leaf.shape, "linear")
+
+    def masked(masks: list[Any], shifts: Any = None) -> Inputs:
+        parts = []
+        rest = iter(masks)
+        for leaf, replacement, keep in zip(leaves, replacements, kept, strict=True):
+            if keep:
+                parts.append(leaf)
+                continue
+            m = fine(next(rest), leaf)
+            part = m * leaf + (1 - m) * replacement
+            if shifts is not None:
+                axes = [a for a in range(part.ndim) if part.shape[a] > 1]
+                part = jnp.roll(part, [shifts[a] for a in axes], axes)
+            parts.append(part)
+        return treedef.unflatten(parts)
+
+    score_of = scored(fn, target, args, softmax=softmax)
+
+    def objective(masks: list[Any], shifts: Any) -> Any:
+        score, _ = score_of(masked(masks, shifts))
+        price = sum(
+            l1 * jnp.abs(1 - fine(m, leaf)).sum() + tv * total_variation(fine(m, leaf), tv_beta)
+            for m, leaf in zip(masks, floating, strict=True)
+        )
+        return score + price.astype(score.dtype)
+
+    def step(state: Any, step_key: Any) -> tuple[Any, Any]:
+        masks, moments = state
+        shifts = None
+        if jitter:
+            shifts = jax.random.randint(step_key, (max(leaf.ndim for leaf in leaves),), -jitter, jitter + 1)
+        loss, slope = jax.value_and_grad(objective)(masks, shifts)
+        updates, moments = optimizer.update(slope, moments, masks)
+        masks = jax.tree.map(lambda m, u: jnp.clip(m + u, 0, 1), masks, updates)
+        return (masks, moments), loss
+
+    floating = [leaf for leaf, keep in zip(leaves, kept, strict=True) if not keep]
+    masks = [jnp.ones(_coarse(leaf.shape, coarseness), leaf.dtype) for leaf in floating]
+    keys = jax.random.split(key, num_steps) if jitter else None
+    (masks, _), losses = jax.lax.scan(
+        step, (masks, optimizer.init(masks)), keys, length=num_steps
+    )
+    rest = iter(masks)
+    values = [
+        jnp.zeros(leaf.shape, losses.dtype) if keep else 1 - fine(next(rest), leaf)
+        for leaf, keep in zip(leaves, kept, strict=True)
+    ]
+    score, _ = score_of(masked(masks))
+    return Attribution(treedef.unflatten(values), output, {"losses": losses, "score": score})
+
+
+def _coarse(shape: tuple[int, ...], coarseness: int | Sequence[int]) -> tuple[int, ...]:
+    cells = (coarseness,) if isinstance(coarseness, int) else tuple(coarseness)
+    if len(cells) > len(shape) or any(not isinstance(c, int) or c < 1 for c in cells):
+        raise ValueError(f"coarseness must hold positive ints for x's axes, got {coarseness!r}")
+    sizes = np.array(shape)
+    return tuple(math.ceil(s / c) for s, c in zip(sizes.tolist(), cells + (1,) * len(shape), strict=False))

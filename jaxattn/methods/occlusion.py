@@ -1,0 +1,109 @@
+"""Methods that replace parts of the input and watch the output."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxattn._batch import chunked_map
+from jaxattn._explain import explainer
+from jaxattn._perturb import Windows, broadcast_baseline, sliding_windows
+from jaxattn._target import scored
+from jaxattn._types import Attribution, Inputs, RandomKey, Target
+
+
+def _windows(x: Any, window: Any, stride: Any) -> list[Windows | None]:
+    """The windows of each leaf of `x`; `None` for a leaf that is left alone."""
+    leaves, treedef = jax.tree.flatten(x)
+
+    def per_leaf(name: str, value: Any) -> list[Any]:
+        if jax.tree.structure(x) == jax.tree.structure(0) or _is_one(value):
+            return [value] * len(leaves)
+        parts, given = jax.tree.flatten(value, is_leaf=_is_one)
+        if given != treedef:
+            raise ValueError(f"{name} must be one for all, or have x's structure {treedef}")
+        return parts
+
+    return [
+        None if w is None else sliding_windows(leaf.shape, w, s)
+        for leaf, w, s in zip(leaves, per_leaf("window", window), per_leaf("stride", stride), strict=True)
+    ]
+
+
+def _is_one(value: Any) -> bool:
+    """Whether this is one window: an int or a sequence of ints."""
+    return (
+        value is None
+        or isinstance(value, int)
+        or (isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value))
+    )
+
+
+def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
+    windows = _windows(x, options.get("window", 1), options.get("stride"))
+    return max(w.count if w else 1 for w in windows)
+
+
+@explainer(evaluations=_evaluations)
+def occlusion(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    window: int | Sequence[int] | Any = 1,
+    stride: int | Sequence[int] | Any = None,
+    baseline: Any = 0.0,
+) -> Attribution:
+    """How much the score falls when a window of the input is replaced by a baseline.
+
+    Each cell gets the mean of the differences over the windows that cover it. The last window along
+    an axis may reach over the end and covers what is left.
+
+    Args:
+        fn: maps `x` to an output.
+        x: one example, of floating numbers or integers of any rank.
+        target: which number of the output is explained; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        key: not used.
+        batch_size: how many evaluations of `fn` are in flight.
+        window: cells along each axis; an int is the length along the first axis, and axes that are
+            not named are covered whole: `window=8` takes 8 steps of a series with all channels,
+            `window=(4, 4)` a square of an image. For a pytree one for all leaves, or a pytree like
+            `x`; `None` leaves a leaf alone. Each leaf is occluded by itself.
+        stride: from one window to the next, likewise; 1 by default.
+        baseline: what a window is replaced by; a number or an array that broadcasts to `x`, or a
+            pytree of such.
+
+    Returns:
+        values of the shape of `x`, in units of the output.
+
+    Raises:
+        ValueError: if the target does not fit the output, the baseline does not broadcast, or a
+            window or stride is not positive or too large.
+
+    Reference:
+        Zeiler and Fergus 2014, Visualizing and understanding convolutional networks,
+        arXiv:1311.2901.
+    """
+    score_of = scored(fn, target, args)
+    score, output = score_of(x)
+    leaves, treedef = jax.tree.flatten(x)
+    replacements = jax.tree.leaves(broadcast_baseline(baseline, x))
+
+    def of_leaf(i: int, windows: Windows | None) -> Any:
+        if windows is None:
+            return jnp.zeros(leaves[i].shape, score.dtype)
+
+        def fall(position: Any) -> Any:
+            occluded = jnp.where(windows.mask(position), replacements[i], leaves[i])
+            changed, _ = score_of(treedef.unflatten([*leaves[:i], occluded, *leaves[i + 1 :]]))
+            return score - changed
+
+        return windows.mean(chunked_map(fall, jnp.asarray(windows.positions()), batch_size))
+
+    values = [of_leaf(i, w) for i, w in enumerate(_windows(x, window, stride))]
+    return Attribution(treedef.unflatten(values), output)

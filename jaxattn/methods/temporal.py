@@ -1,0 +1,112 @@
+"""Methods that follow a decision through time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn._batch import chunked_map
+from jaxattn._explain import explainer
+from jaxattn._target import scored
+from jaxattn._types import Attribution, Inputs, RandomKey, Target
+
+
+def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
+    if options.get("length_argnum") is None:
+        return 1  # one program after the other: lengths differ, so there is nothing to vectorise
+    steps = options.get("steps")
+    return jax.tree.leaves(x)[0].shape[0] if steps is None else len(steps)
+
+
+@explainer(evaluations=_evaluations, per_example=())
+def temporal_output_score(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    direction: Literal["forward", "backward"] = "forward",
+    steps: Sequence[int] | None = None,
+    length_argnum: int | None = None,
+    padding: Literal["right", "left"] = "right",
+    softmax: bool = True,
+) -> Attribution:
+    """What the network would say if the series ended, or began, at each step.
+
+    Forward, the score at step t is that of x[:t + 1]; backward, that of x[t:]. The network starts from
+    its reset state each time, so a bidirectional one never sees what lies beyond.
+
+    Args:
+        fn: maps a series of any length to an output; or, given `length_argnum`, a padded series and
+            its length.
+        x: one example, time on the first axis of every leaf.
+        target: which number of the output is followed; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        key: not used.
+        batch_size: how many evaluations of `fn` are in flight.
+        direction: whether the series is cut at its end or at its beginning.
+        steps: at which steps, counted from 0; all by default. Each is compiled by itself
+            unless `length_argnum` is given.
+        length_argnum: which of `args` is the length of the valid part of `x`. Then all steps
+            run in one vectorised call.
+        padding: on which side of the valid part `fn` expects padding; only with `length_argnum`.
+        softmax: whether to follow a probability, the softmax over the output's last axis; `False`
+            for a network that ends in one, or to follow a logit.
+
+    Returns:
+        values of shape (T,), or (len(steps),).
+
+    Raises:
+        ValueError: if the target does not fit the output, for a step outside of the series, an
+            unknown direction or padding, or a softmax over a single output.
+        TypeError: if `steps` is traced.
+
+    Reference:
+        van der Westhuizen and Lasenby 2017, Techniques for visualizing LSTMs applied to
+        electrocardiograms, arXiv:1705.08153.
+    """
+    if direction not in ("forward", "backward"):
+        raise ValueError(f'direction must be "forward" or "backward", got {direction!r}')
+    if padding not in ("right", "left"):
+        raise ValueError(f'padding must be "right" or "left", got {padding!r}')
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(x)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"x must hold series of one length on the first axis, got {lengths}")
+    (total,) = lengths
+    chosen = range(total) if steps is None else steps
+    if not all(isinstance(t, int | np.integer) for t in chosen):
+        raise TypeError("steps must be ints known before tracing, such as a tuple or a range")
+    if not chosen or min(chosen) < 0 or max(chosen) >= total:
+        raise ValueError(f"steps must lie in [0, {total}), got {list(chosen)}")
+
+    def score(part: Inputs, args: tuple[Any, ...]) -> Any:
+        return scored(fn, target, args, softmax=softmax)(part)[0]
+
+    output = fn(x, *args)
+    if length_argnum is None:
+        cuts = [slice(None, t + 1) if direction == "forward" else slice(t, None) for t in chosen]
+        parts = [jax.tree.map(lambda leaf, c=c: leaf[c], x) for c in cuts]
+        return Attribution(jnp.stack([score(part, args) for part in parts]), output)
+    if not 0 <= length_argnum < len(args):
+        raise ValueError(f"length_argnum is {length_argnum}, but args holds {len(args)} inputs")
+
+    length = args[length_argnum]
+    first = 0 * length if padding == "right" else total - length
+
+    def score_at(t: Any) -> Any:
+        begin, end = (
+            (first, jnp.minimum(t + 1, first + length))
+            if direction == "forward"
+            else (jnp.maximum(t, first), first + length)
+        )
+        shift = -begin if padding == "right" else total - end
+        moved = jax.tree.map(lambda leaf: jnp.roll(leaf, shift, 0), x)
+        valid = jnp.maximum(end - begin, 0).astype(length.dtype)
+        return score(moved, (*args[:length_argnum], valid, *args[length_argnum + 1 :]))
+
+    positions = jnp.asarray(list(chosen), length.dtype)
+    return Attribution(chunked_map(score_at, positions, batch_size), output)

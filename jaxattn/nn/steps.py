@@ -1,0 +1,123 @@
+"""One time step of one example: pure functions of the weights, the state and the input."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class LSTMWeights(NamedTuple):
+    """Weights of one direction of an LSTM layer.
+
+    The columns hold the gates in the order input, forget, cell, output, each H wide. There are no
+    peepholes.
+    """
+
+    kernel: Float[Array, "D 4*H"]
+    recurrent: Float[Array, "H 4*H"]
+    bias: Float[Array, " 4*H"]
+
+
+class GRUWeights(NamedTuple):
+    """Weights of one direction of a GRU layer.
+
+    The columns hold the gates in the order reset, update, new, each H wide. `recurrent_bias`
+    belongs to the new gate alone: in the other two it would only add to `bias`.
+    """
+
+    kernel: Float[Array, "D 3*H"]
+    recurrent: Float[Array, "H 3*H"]
+    bias: Float[Array, " 3*H"]
+    recurrent_bias: Float[Array, " H"]
+
+
+class RNNWeights(NamedTuple):
+    """Weights of one direction of a simple (Elman) recurrent layer."""
+
+    kernel: Float[Array, "D H"]
+    recurrent: Float[Array, "H H"]
+    bias: Float[Array, " H"]
+
+
+class LSTMState(NamedTuple):
+    """What an LSTM remembers: the hidden state, which is also its output, and the cell."""
+
+    hidden: Float[Array, " H"]
+    cell: Float[Array, " H"]
+
+
+def lstm_step(weights: LSTMWeights, state: LSTMState, x: Float[Array, " D"]) -> LSTMState:
+    r"""Advance an LSTM by one time step (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
+
+    $i, f, o = \sigma(x W + h U + b)$, $g = \tanh(x W + h U + b)$, each with its own columns;
+    $c' = f \odot c + i \odot g$ and $h' = o \odot \tanh c'$.
+
+    Args:
+        weights: kernel (D, 4H), recurrent (H, 4H) and bias (4H,).
+        state: hidden (H,) and cell (H,) of the step before.
+        x: input (D,) of one example; `jax.vmap` gives batches.
+
+    Returns:
+        The next state; its `hidden` is the output.
+    """
+    gates = _affine(weights.kernel, weights.recurrent, weights.bias, state.hidden, x)
+    i, f, g, o = jnp.split(gates, 4)
+    cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+def gru_step(
+    weights: GRUWeights, hidden: Float[Array, " H"], x: Float[Array, " D"]
+) -> Float[Array, " H"]:
+    r"""Advance a GRU by one time step (Cho et al. 2014).
+
+    The reset applies after the recurrent product:
+    $r, u = \sigma(x W + h U + b)$, each with its own columns; with $d$ the recurrent bias
+    $n = \tanh(x W_n + b_n + r \odot (h U_n + d))$ and $h' = (1 - u) \odot n + u \odot h$. This is
+    the form of PyTorch, and of Keras with `reset_after=True`.
+
+    Args:
+        weights: kernel (D, 3H), recurrent (H, 3H), bias (3H,) and recurrent_bias (H,).
+        hidden: hidden state (H,) of the step before.
+        x: input (D,) of one example; `jax.vmap` gives batches.
+
+    Returns:
+        The next hidden state (H,), which is also the output.
+    """
+    split = 2 * hidden.size
+    kernel, new_kernel = jnp.split(weights.kernel, [split], axis=1)
+    recurrent, new_recurrent = jnp.split(weights.recurrent, [split], axis=1)
+    bias, new_bias = jnp.split(weights.bias, [split])
+    reset, update = jnp.split(jax.nn.sigmoid(_affine(kernel, recurrent, bias, hidden, x)), 2)
+    recalled = hidden @ new_recurrent + weights.recurrent_bias
+    new = jnp.tanh(x @ new_kernel + new_bias + reset * recalled)
+    return (1 - update) * new + update * hidden
+
+
+def rnn_step(
+    weights: RNNWeights,
+    hidden: Float[Array, " H"],
+    x: Float[Array, " D"],
+    activation: Callable[[Array], Array] = jnp.tanh,
+) -> Float[Array, " H"]:
+    r"""Advance a simple recurrent network by one time step (Elman 1990).
+
+    $h' = \phi(x W + h U + b)$.
+
+    Args:
+        weights: kernel (D, H), recurrent (H, H) and bias (H,).
+        hidden: hidden state (H,) of the step before.
+        x: input (D,) of one example; `jax.vmap` gives batches.
+        activation: $\phi$, elementwise.
+
+    Returns:
+        The next hidden state (H,), which is also the output.
+    """
+    return activation(_affine(weights.kernel, weights.recurrent, weights.bias, hidden, x))
+
+
+def _affine(kernel: Array, recurrent: Array, bias: Array, hidden: Array, x: Array) -> Array:
+    # One product over input and state: on a CPU faster than a sum of two, forward and backward.
+    return jnp.concatenate([x, hidden]) @ jnp.concatenate([kernel, recurrent]) + bias

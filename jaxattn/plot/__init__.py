@@ -1,0 +1,27 @@
+"""Figures of attributions, with matplotlib.
+
+Every function takes arrays, or an `Attribution`, of one example, and returns what it drew on: the
+Axes of a single panel, an array of Axes for several. `ax` takes the same, to draw into a figure of
+yours. Nothing is shown and no global setting changes. Colours diverge from zero: red speaks for
+the output, blue against it, in a map that colour-blind readers can tell apart.
+"""
+
+from jaxattn.plot._comparison import comparison, comparison_grid
+from jaxattn.plot._curves import curve, score_over_time
+from jaxattn.plot._image import image, images
+from jaxattn.plot._jacobian import jacobian, temporal_jacobian
+from jaxattn.plot._series import series
+from jaxattn.plot._window import window
+
+__all__ = [
+    "comparison",
+    "comparison_grid",
+    "curve",
+    "image",
+    "images",
+    "jacobian",
+    "score_over_time",
+    "series",
+    "temporal_jacobian",
+    "window",
+]
