@@ -1,4 +1,4 @@
-"""How many evaluations of `fn` are in flight: chunks of a vmapped axis, inside one compiled program."""
+"""Chunks of a vmapped axis inside one compiled program: how many evaluations are in flight."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-#: Evaluations in flight where neither the caller nor the engine chose: on a CPU the cost of a row is
-#: lowest near this many, beyond it the intermediates fall out of the caches.
+#: Evaluations in flight where neither the caller nor the engine chose. On a CPU the cost of a row
+#: is lowest near this many; beyond it the intermediates fall out of the caches.
 DEFAULT = 256
 
 
@@ -20,7 +20,7 @@ def balanced(count: int, limit: int | None) -> tuple[int, int]:
 def _split(xs: Any, batch_size: int | None) -> tuple[Any, int, int, int]:
     count = jax.tree.leaves(xs)[0].shape[0]
     chunks, size = balanced(count, batch_size)
-    # Sizes differ by at most chunks - 1 in all, so repeating the last item wastes less than one chunk.
+    # Chunks are balanced, so repeating the last item to fill them wastes fewer rows than chunks.
     rows = jnp.minimum(jnp.arange(chunks * size), count - 1).reshape(chunks, size)
     return jax.tree.map(lambda leaf: leaf[rows], xs), count, chunks, size
 
@@ -51,6 +51,8 @@ def chunked_sum(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any
 
         return jax.tree.map(accumulate, total, jax.vmap(f)(members)), None
 
-    shapes = jax.eval_shape(lambda part: jax.vmap(f)(part), jax.tree.map(lambda leaf: leaf[0], parts))
+    shapes = jax.eval_shape(
+        lambda part: jax.vmap(f)(part), jax.tree.map(lambda leaf: leaf[0], parts)
+    )
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, (parts, valid))[0]

@@ -1,8 +1,8 @@
 """What may be explained: modules of every JAX library, Keras models, and plain functions.
 
 A callable is split into arrays, which are traced, and a recipe, which is static and hashable and
-makes the callable again from arrays. Equal recipes share a compiled program; nothing that may change
-ever sits inside a recipe.
+makes the callable again from arrays. Equal recipes share a compiled program; nothing that may
+change ever sits inside a recipe.
 """
 
 import functools
@@ -96,11 +96,11 @@ def split(fn: Any) -> tuple[Arrays, Recipe]:
 
 
 def _is_plain(fn: Any) -> bool:
-    """Whether what is called in the end is a function or an unknown object, not a module's method."""
+    """Whether what is called in the end is a function or an unknown object."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     known = isinstance(fn, (nnx.Module, types.MethodType))
-    return not known and jax.tree.structure(fn) == jax.tree.structure(0)
+    return not known and jax.tree_util.all_leaves([fn])
 
 
 def _split_tree(value: Any) -> tuple[Arrays, Recipe]:
@@ -111,7 +111,8 @@ def _split_tree(value: Any) -> tuple[Arrays, Recipe]:
         kind = type(value)
         arrays, parts = _split_all([value.func, value.args, value.keywords])
         return arrays, Recipe(
-            (kind, parts.key), lambda a: (lambda f, args, kw: kind(f, *args, **kw))(*parts.rebuild(a))
+            (kind, parts.key),
+            lambda a: (lambda f, args, kw: kind(f, *args, **kw))(*parts.rebuild(a)),
         )
     if isinstance(value, types.MethodType):
         function = value.__func__
@@ -122,12 +123,13 @@ def _split_tree(value: Any) -> tuple[Arrays, Recipe]:
         )
     if is_array(value):
         return [value], Recipe("array", lambda a: a[0])
-    leaves, treedef = jax.tree.flatten(value, is_leaf=lambda x: x is not value and _is_atomic(x))
-    if treedef == jax.tree.structure(0):
+    if jax.tree_util.all_leaves([value]):
         return [], Recipe(typed_key(value), lambda a: value)
+    leaves, treedef = jax.tree.flatten(value, is_leaf=lambda x: x is not value and _is_atomic(x))
     arrays, parts = _split_all(leaves)
     return arrays, Recipe(
-        (typed_key(treedef), parts.key), lambda a: _inference(treedef.unflatten(parts.rebuild(a)))
+        (typed_key(treedef), parts.key),
+        lambda a: _inference(jax.tree.unflatten(treedef, parts.rebuild(a))),
     )
 
 
@@ -155,7 +157,7 @@ def _split_nnx(module: nnx.Module) -> tuple[Arrays, Recipe]:
     arrays, treedef = jax.tree.flatten(nnx.as_pure(state))
 
     def rebuild(arrays: Sequence[Any]) -> nnx.Module:
-        merged = nnx.merge(graphdef, treedef.unflatten(arrays))
+        merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, arrays))
         return nnx.view(
             merged, deterministic=True, use_running_average=True, raise_if_not_found=False
         )

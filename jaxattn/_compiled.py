@@ -41,9 +41,17 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How many examples a call of the compiled program takes, and evaluations inside of each."""
+    """How a call of the compiled program is laid out.
 
-    examples: int | None
+    Attributes:
+        single: whether it takes one example, not a batch.
+        examples: how many examples it takes.
+        inside: how many evaluations of `fn` are in flight inside of each.
+        mesh: devices over which the examples are spread.
+    """
+
+    single: bool
+    examples: int
     inside: int
     mesh: Mesh | None
 
@@ -108,7 +116,8 @@ class Job:
         with _explained(fn, self._plain):
             self._fn_arrays, self._fn = bind(fn, [self._plain, *extra])
             self.output = _output(self._fn, self._fn_arrays, self._plain)
-        self._target_arrays, self._target = [], None
+        self._target_arrays: list[Any] = []
+        self._target: Recipe | Program | None = None
         if callable(target):
             answers = Signature.of((self.output,))
             extra = _signatures.get((self._memo, "target"), [])
@@ -164,16 +173,15 @@ class Job:
     def _divide(self, batch: int | None, limit: int, mesh: Mesh | None) -> Plan:
         inside = min(limit, self._evaluations)
         if batch is None:
-            return Plan(None, inside, None)
+            return Plan(True, 1, inside, None)
         devices = 1 if mesh is None else mesh.size
         _, examples = balanced(-(-batch // devices), max(1, limit // inside))
-        return Plan(examples * devices, inside, mesh)
+        return Plan(False, examples * devices, inside, mesh)
 
     def spec(self, plan: Plan) -> Spec:
         """The static half of a call."""
-        single = plan.examples is None
         return Spec(
-            self._method, self._fn, self._target, self._options, single, plan.inside, plan.mesh
+            self._method, self._fn, self._target, self._options, plan.single, plan.inside, plan.mesh
         )
 
     def _arrays(self) -> tuple[Any, Any, Any]:
@@ -183,13 +191,11 @@ class Job:
         """The compiled program of a plan, which a later `run` finds in JAX's own cache."""
 
         def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-            shape = jnp.shape(leaf) if plan.examples is None else (plan.examples, *leaf.shape[1:])
+            shape = leaf.shape if plan.single else (plan.examples, *leaf.shape[1:])
             return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
 
         part = jax.tree.map(struct, examples)
-        return self._with_traces(
-            lambda: run.lower(self.spec(plan), self._arrays(), part).compile()
-        )
+        return self._with_traces(lambda: run.lower(self.spec(plan), self._arrays(), part).compile())
 
     def run(self, examples: Any, plan: Plan) -> Attribution:
         """Runs the compiled program on as many examples as the plan says."""
@@ -203,9 +209,10 @@ def evaluations(
     method: Callable[..., Attribution], x: Any, output: Any, options: dict[str, Any]
 ) -> int:
     """How many evaluations of `fn` a method needs for one example."""
-    while isinstance(method, functools.partial):
-        method, options = method.func, {**method.keywords, **options}
-    count = getattr(method, "evaluations", None)
+    function: Any = method
+    while isinstance(function, functools.partial):
+        function, options = function.func, {**function.keywords, **options}
+    count = getattr(function, "evaluations", None)
     return 1 if count is None else max(1, int(count(x, output, options)))
 
 
@@ -225,7 +232,9 @@ def split_options(options: dict[str, Any]) -> tuple[list[Any], Recipe]:
 
     def rebuild(arrays: Any) -> Any:
         rest = iter(arrays)
-        return treedef.unflatten([next(rest) if s is None else s.rebuild(()) for s in statics])
+        return jax.tree.unflatten(
+            treedef, [next(rest) if s is None else s.rebuild(()) for s in statics]
+        )
 
     return arrays, Recipe((static(treedef), *statics), rebuild)
 
@@ -252,7 +261,7 @@ def _explained(fn: Callable[..., Any], signature: Signature) -> Iterator[None]:
         batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), one)
         try:
             jax.eval_shape(as_function(fn), *batch)
-        except Exception:  # noqa: BLE001  fn is wrong in some other way: its own error says how
+        except Exception:
             raise error from None
         raise ValueError(
             f"fn fails on one example, of shape {jax.tree.map(jnp.shape, one[0])}, but takes a "

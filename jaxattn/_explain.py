@@ -1,16 +1,17 @@
 """The engine: one compiled entry point for every method, over many examples and devices."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.progress
 from jax.sharding import Mesh
 
 from jaxattn._callable import as_function
-from jaxattn._compiled import Job
+from jaxattn._compiled import Job, Plan
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 
@@ -38,8 +39,8 @@ def explain(
         fn: maps one example to an output: an `nnx.Module`, an equinox module,
             `jax.tree_util.Partial(linen_model.apply, params)`, a Keras model, or a function.
         xs: the examples, each leaf with a leading axis of length B.
-        targets: which number of the output is explained: `None` for an output of size 1; an int or a
-            tuple, one index for all examples; an array (B,) or (B, rank), one for each; or a
+        targets: which number of the output is explained: `None` for an output of size 1; an int or
+            a tuple, one index for all examples; an array (B,) or (B, rank), one for each; or a
             callable from the output to a scalar.
         args: further inputs of `fn`, each leaf with a leading axis of length B; not explained.
         key: a random key for methods that draw; example i draws with `fold_in(key, i)`, whatever
@@ -59,21 +60,80 @@ def explain(
             inputs that are not finite, or an `fn` that takes only batches.
         TypeError: for a `fn`, target or `mesh` of a wrong kind.
     """
+    work = prepare(
+        method,
+        fn,
+        xs,
+        targets,
+        args=args,
+        key=key,
+        batch_size=batch_size,
+        mesh=mesh,
+        check_finite=check_finite,
+        **options,
+    )
+    parts = [work.job.run(part, work.plan) for part in work.parts(progress)]
+    if len(parts) == 1 and work.plan.examples == work.batch:
+        return parts[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: work.batch], *parts)
+
+
+class Work(NamedTuple):
+    """A call of `explain`, checked and planned, not yet run."""
+
+    job: Job
+    plan: Plan
+    examples: Any
+    batch: int
+
+    def parts(self, progress: bool = False) -> Iterator[Any]:
+        """Parts of equal size; the last repeats the last example to fill up."""
+        size = self.plan.examples
+        starts: Iterable[int] = range(0, self.batch, size)
+        if progress:
+            starts = rich.progress.track(starts, description="explaining")
+        for start in starts:
+            rows: Any = slice(start, start + size)
+            if start + size > self.batch:
+                rows = np.minimum(np.arange(start, start + size), self.batch - 1)
+            elif size == self.batch:
+                rows = ...
+            yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.examples)
+
+
+def prepare(
+    method: Callable[..., Attribution],
+    fn: Callable[..., Any],
+    xs: Inputs,
+    targets: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+    check_finite: bool = True,
+    **options: Any,
+) -> Work:
+    """Checks the arguments of `explain`, compiles where the batch size is to be found, and plans."""
+    args = tuple(args)
     batch = _batch_length(xs, args)
     if check_finite:
         _check_finite(xs)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
     shared, batched = _split_batched(method, options, xs, batch)
-    x, one_args, one_batched = _example_structs((xs, tuple(args), batched))
-    job = Job(method, fn, x, targets, one_args, shared, one_batched)
+    job = Job(
+        method,
+        fn,
+        _example_structs(xs),
+        targets,
+        _example_structs(args),
+        shared,
+        _example_structs(batched),
+    )
     keys = None if key is None else _example_keys(key, batch)
-    examples = xs, job.indices(targets, batch), tuple(args), keys, batched
-    plan = job.plan(examples, batch, batch_size, mesh)
-    parts = [job.run(part, plan) for part in _parts(examples, batch, plan.examples, progress)]
-    if len(parts) == 1 and plan.examples == batch:
-        return parts[0]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:batch], *parts)
+    examples = xs, job.indices(targets, batch), args, keys, batched
+    return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
 
 
 def explainer(
@@ -105,14 +165,14 @@ def explainer(
             check_finite: bool = True,
             **options: Any,
         ) -> Attribution:
-            given = (x, target, args, key, options)
+            given: tuple[Any, ...] = (x, target, args, key, options)
             if not all(map(is_concrete, jax.tree.leaves(given))):
                 shared = {"args": args, "key": key, "batch_size": batch_size, **options}
                 return core(as_function(fn), x, target, **shared)
             if check_finite:
                 _check_finite(x)
             job = Job(method, fn, x, target, tuple(args), options, {})
-            example = x, job.indices(target, None), tuple(args), key, {}
+            example: Any = x, job.indices(target, None), tuple(args), key, {}
             return job.run(example, job.plan(example, None, batch_size, None))
 
         method.evaluations = evaluations  # type: ignore[attr-defined]
@@ -186,26 +246,6 @@ def _split_batched(
             continue
         if all(o.ndim == x.ndim for o, x in zip(leaves, inputs, strict=True)):
             if any(leaf.shape[0] != batch for leaf in leaves):
-                raise ValueError(
-                    f"{name} has {leaves[0].shape[0]} examples where xs has {batch}"
-                )
+                raise ValueError(f"{name} has {leaves[0].shape[0]} examples where xs has {batch}")
             batched[name] = options[name]
     return {name: value for name, value in options.items() if name not in batched}, batched
-
-
-def _parts(examples: Any, batch: int, size: int, progress: bool) -> Iterator[Any]:
-    """Cuts a batch into parts of equal size; the last repeats the last example to fill up."""
-    if size == batch:
-        starts: Any = [0]
-    else:
-        starts = range(0, batch, size)
-    if progress:
-        from rich.progress import track
-
-        starts = track(starts, description="explaining", total=len(starts))
-    for start in starts:
-        if start + size <= batch:
-            yield jax.tree.map(lambda leaf, s=start: leaf[s : s + size], examples)
-        else:
-            rows = np.minimum(np.arange(start, start + size), batch - 1)
-            yield jax.tree.map(lambda leaf, r=rows: leaf[r], examples)

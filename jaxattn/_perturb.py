@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,16 +24,30 @@ def broadcast_baseline(baseline: PyTree[Any], x: Inputs) -> Inputs:
         ValueError: if the baseline does not broadcast to `x`, or has another structure.
         TypeError: if an integer input would lose the baseline's fraction.
     """
-    treedef = jax.tree.structure(x)
-    if jax.tree.structure(baseline) == jax.tree.structure(0):
-        leaves = [baseline] * treedef.num_leaves
-    elif jax.tree.structure(baseline) == treedef:
-        leaves = jax.tree.leaves(baseline)
-    else:
-        raise ValueError(
-            f"baseline has the structure {jax.tree.structure(baseline)}, x has {treedef}"
-        )
-    return treedef.unflatten(map(_broadcast, leaves, jax.tree.leaves(x)))
+    leaves, treedef = jax.tree.flatten(x)
+    given = leaves_like(x, baseline, "baseline", lambda value: jax.tree_util.all_leaves([value]))
+    return jax.tree.unflatten(treedef, map(_broadcast, given, leaves))
+
+
+def leaves_like(x: Inputs, value: Any, name: str, is_one: Callable[[Any], bool]) -> list[Any]:
+    """An option's value for each leaf of `x`: one for all, or a pytree like `x` of such.
+
+    Args:
+        x: the input.
+        value: the option's value.
+        name: the option.
+        is_one: whether something is a value for one leaf.
+
+    Raises:
+        ValueError: if the value has another structure.
+    """
+    treedef: Any = jax.tree.structure(x)
+    if is_one(value):
+        return [value] * treedef.num_leaves
+    leaves, given = jax.tree.flatten(value, is_leaf=is_one)
+    if given != treedef or not all(map(is_one, leaves)):
+        raise ValueError(f"{name} must be one for all of x, or like x {treedef}, got {value!r}")
+    return leaves
 
 
 def _broadcast(baseline: Any, x: Array) -> Array:
@@ -44,28 +58,29 @@ def _broadcast(baseline: Any, x: Array) -> Array:
         fits = False
     if not fits:
         raise ValueError(f"baseline has shape {value.shape}, which does not broadcast to {x.shape}")
-    exact = isinstance(baseline, (int, float)) and baseline == int(baseline)
-    if jnp.issubdtype(value.dtype, jnp.inexact) > jnp.issubdtype(x.dtype, jnp.inexact) and not exact:
+    whole = isinstance(baseline, (int, float)) and baseline == int(baseline)
+    fraction = jnp.issubdtype(value.dtype, jnp.inexact) and not jnp.issubdtype(x.dtype, jnp.inexact)
+    if fraction and not whole:
         raise TypeError(f"baseline has dtype {value.dtype}, x has {x.dtype}: give integers")
     value = value.astype(x.dtype)
     return jnp.broadcast_to(value.reshape((1,) * (x.ndim - value.ndim) + value.shape), x.shape)
 
 
 class Windows(NamedTuple):
-    """Windows that slide over an array: where they start along each axis, and how large they are."""
+    """Windows that slide over an array: where they start along each axis, and their size."""
 
     starts: tuple[np.ndarray, ...]
     window: tuple[int, ...]
     shape: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """How many windows there are."""
         return math.prod(map(len, self.starts))
 
     def positions(self) -> Int[np.ndarray, "windows rank"]:
         """The first cell of each window."""
-        return np.array(list(itertools.product(*self.starts)), np.int32).reshape(self.count, -1)
+        return np.array(list(itertools.product(*self.starts)), np.int32).reshape(self.number, -1)
 
     def mask(self, position: Int[Array, " rank"]) -> Bool[Array, "..."]:
         """Which cells the window at a position covers."""
@@ -108,30 +123,26 @@ def sliding_windows(
             larger than the window, which would leave cells untested.
     """
     shape = tuple(shape)
-    window = _per_axis("window", window, shape)
-    if stride is None:
-        stride = [1] * len(window)
-    stride = _per_axis("stride", stride, shape)
-    if len(stride) > len(window):
-        raise ValueError(f"stride {stride} names more axes than window {window}")
-    for axis, (width, step) in enumerate(zip(window, stride, strict=False)):
+    sizes = _per_axis("window", window, shape)
+    steps = (1,) * len(sizes) if stride is None else _per_axis("stride", stride, shape)
+    if len(steps) > len(sizes):
+        raise ValueError(f"stride {steps} names more axes than window {sizes}")
+    for axis, (width, step) in enumerate(zip(sizes, steps, strict=False)):
         if step > width:
             raise ValueError(
                 f"stride {step} is larger than window {width} on axis {axis}: "
                 "the cells between would not be tested"
             )
-    window += shape[len(window) :]
-    stride += window[len(stride) :]
+    sizes += shape[len(sizes) :]
+    steps += sizes[len(steps) :]
     starts = tuple(
-        np.arange(1 + max(0, -(-(size - width) // step))) * step
-        for size, width, step in zip(shape, window, stride, strict=True)
+        np.arange(1 - (width - size) // step) * step
+        for size, width, step in zip(shape, sizes, steps, strict=True)
     )
-    return Windows(starts, window, shape)
+    return Windows(starts, sizes, shape)
 
 
-def _per_axis(
-    name: str, value: int | Sequence[int], shape: tuple[int, ...]
-) -> tuple[int, ...]:
+def _per_axis(name: str, value: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
     sizes = (value,) if isinstance(value, int | np.integer) else tuple(value)
     if len(sizes) > len(shape):
         raise ValueError(f"{name} {sizes} names {len(sizes)} axes, x has shape {shape}")

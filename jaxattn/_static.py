@@ -25,8 +25,8 @@ _BY_VALUE = (types.NoneType, bool, int, str, bytes, complex, types.EllipsisType,
 _BY_IDENTITY = (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)
 
 
-def typed_key(value: Any) -> Hashable:
-    """A hashable key that two values share only if they are interchangeable in a traced program.
+def typed_key(value: Any) -> Any:
+    """A hashable key that two values share only if they may stand for each other in a program.
 
     Raises:
         UnkeyableError: for objects that compare by identity and could change unseen.
@@ -81,7 +81,9 @@ def _function_key(function: types.FunctionType) -> Hashable:
         raise UnkeyableError("a closure over a variable that is not yet set") from error
     if any(cell is function for cell in cells):
         raise UnkeyableError("a function that closes over itself")
-    reached = {n: function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__}
+    reached = {
+        n: function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__
+    }
     return (
         types.FunctionType,
         function.__code__,
@@ -107,7 +109,7 @@ def _array_key(array: Any) -> Hashable:
     data = np.ascontiguousarray(array)
     if data.dtype == object:
         raise UnkeyableError("an array of Python objects")
-    return type(array), str(data.dtype), np.shape(array), hashlib.sha256(data).digest()
+    return type(array), str(data.dtype), np.shape(array), hashlib.sha256(data.tobytes()).digest()
 
 
 @functools.cache

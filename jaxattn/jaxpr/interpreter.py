@@ -87,9 +87,9 @@ def descend(
             return jax.lax.switch(inputs[0], [inside(b) for b in params["branches"]], *inputs[1:])
         case "checkpoint" | "remat2" | "remat":
             body = inside(jex.ClosedJaxpr(params["jaxpr"], ()))
-            return jax.checkpoint(
-                body, prevent_cse=params["prevent_cse"], policy=params["policy"]
-            )(*inputs)
+            return jax.checkpoint(body, prevent_cse=params["prevent_cse"], policy=params["policy"])(
+                *inputs
+            )
         case "closed_call" | "core_call":
             return inside(params["call_jaxpr"])(*inputs)
     return None

@@ -218,7 +218,9 @@ def _derivative(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
         if eqn.primitive.name.startswith("custom_jvp_call"):
             return jax.jvp(call, args, tuple(map(ones, structs)))
         outputs, pullback = jax.vjp(call, *args)
-        return outputs, [ct for ct in pullback(list(map(ones, outputs))) if ct.dtype != jax.dtypes.float0]
+        return outputs, [
+            ct for ct in pullback(list(map(ones, outputs))) if ct.dtype != jax.dtypes.float0
+        ]
 
     return jax.make_jaxpr(differentiated)(*structs)
 

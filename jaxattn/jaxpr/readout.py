@@ -19,37 +19,32 @@ def before_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function that answers the logits of `fn`; see `jaxattn.without_softmax`."""
 
     def logits(*inputs: Any) -> Any:
-        leaves, treedef = jax.tree.flatten(inputs)
+        leaves = jax.tree.leaves(inputs)
         closed, output = jax.make_jaxpr(fn, return_shape=True)(*inputs)
         flat = jax.make_jaxpr(lambda *args: evaluate(closed, args, _inline))(*leaves)
         if len(flat.jaxpr.outvars) != 1:
             raise ValueError(
-                f"without_softmax wants one output array, got {len(flat.jaxpr.outvars)}"
+                f"without_softmax wants an fn with one output array, got {len(flat.jaxpr.outvars)}"
             )
         producers = {var: eqn for eqn in flat.jaxpr.eqns for var in eqn.outvars}
         last = _behind(flat.jaxpr.outvars[0], producers, _LAYOUT)
         source = _logits_of(last, producers)
         if source is None:
-            ends = "its input" if last is None else f"`{last.primitive.name}`"
+            end = "its input" if last is None else f"`{last.primitive.name}`"
             raise ValueError(
-                f"without_softmax wants an fn that ends in a softmax or a sigmoid; it ends in {ends}"
+                f"without_softmax wants an fn that ends in a softmax or a sigmoid, not in {end}"
             )
-
-        def rule(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
-            return None if eqn is not last else [seen[source]]
-
         seen: dict[Any, Any] = {}
 
-        def watch(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
-            for atom, value in zip(eqn.invars, inputs, strict=True):
-                if atom is source:
-                    seen[source] = value
-            return rule(eqn, inputs)
+        def skip(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
+            """Answers the logits for the last equation; what lays them out stays as it is."""
+            seen.update((a, v) for a, v in zip(eqn.invars, inputs, strict=True) if a is source)
+            return [seen[source]] if eqn is last else None
 
-        (z,) = evaluate(flat, leaves, watch)
-        if last is not None and last.primitive.name == "logistic" and z.shape[-1:] in ((), (1,)):
-            z = jnp.concatenate([-z, z], -1) if z.ndim else jnp.stack([-z, z])
-            return z
+        (z,) = evaluate(flat, leaves, skip)
+        if last.primitive.name == "logistic" and z.shape[-1:] in ((), (1,)):
+            z = z if z.ndim else z[None]
+            return jnp.concatenate([-z, z], -1)
         return jax.tree.unflatten(jax.tree.structure(output), [z])
 
     return logits
@@ -63,7 +58,7 @@ def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
     return None
 
 
-def _behind(atom: Any, producers: dict[Any, jex.JaxprEqn], through: set[str]) -> Any:
+def _behind(atom: Any, producers: dict[Any, Any], through: set[str]) -> Any:
     """The equation that made the numbers of `atom`, past those that are named in `through`."""
     while True:
         eqn = None if isinstance(atom, jex.Literal) else producers.get(atom)
@@ -92,6 +87,10 @@ def _logits_of(eqn: Any, producers: dict[Any, jex.JaxprEqn]) -> Any:
     if shifted is not None and shifted.primitive.name == "sub":
         z, shift = shifted.invars
         maximum = _behind(shift, producers, _MAXIMUM)
-        if maximum is not None and maximum.primitive.name == "reduce_max" and maximum.invars[0] is z:
+        if (
+            maximum is not None
+            and maximum.primitive.name == "reduce_max"
+            and maximum.invars[0] is z
+        ):
             return z
     return exponential.invars[0]

@@ -11,7 +11,7 @@ from jaxattn._batch import chunked_sum
 from jaxattn._compiled import evaluations
 from jaxattn._explain import explainer
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target
 
 
 def value_and_gradient(
@@ -35,7 +35,7 @@ def value_and_gradient(
     def score(differentiated: list[Any]) -> tuple[Any, Any]:
         rest = iter(differentiated)
         whole = [next(rest) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
-        return scored(fn, target, args)(treedef.unflatten(whole))
+        return scored(fn, target, args)(jax.tree.unflatten(treedef, whole))
 
     (value, output), gradients = jax.value_and_grad(score, has_aux=True)(
         [leaf for f, leaf in zip(floating, leaves, strict=True) if f]
@@ -45,7 +45,7 @@ def value_and_gradient(
         next(rest) if f else jnp.zeros(leaf.shape, value.dtype)
         for f, leaf in zip(floating, leaves, strict=True)
     ]
-    return value, output, treedef.unflatten(filled)
+    return value, output, jax.tree.unflatten(treedef, filled)
 
 
 @explainer()
@@ -165,7 +165,7 @@ def smooth_grad(
     args: tuple[Any, ...] = (),
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    method: Method = gradient,
+    method: Callable[..., Attribution] = gradient,
     num_samples: int = 32,
     noise: float = 0.15,
     reduction: Literal["mean", "mean_square", "variance"] = "mean",
@@ -191,8 +191,8 @@ def smooth_grad(
         the reduced values, of the shape that `method` gives.
 
     Raises:
-        ValueError: without a key, for fewer than one sample (two for the variance), negative noise, or an
-            unknown reduction.
+        ValueError: without a key, for fewer than one sample (two for the variance), negative noise,
+            or an unknown reduction.
 
     Reference:
         Smilkov et al. 2017, SmoothGrad, arXiv:1706.03825; Adebayo et al. 2018, arXiv:1810.03307
@@ -222,7 +222,9 @@ def smooth_grad(
     def sample(key: RandomKey) -> PyTree[Any]:
         of_noise, of_method = jax.random.split(key)
         leaves, treedef = jax.tree.flatten(x)
-        noisy = treedef.unflatten(map(disturb, jax.random.split(of_noise, len(leaves)), leaves))
+        noisy = jax.tree.unflatten(
+            treedef, map(disturb, jax.random.split(of_noise, len(leaves)), leaves)
+        )
         return method(
             fn, noisy, target, args=args, key=of_method, batch_size=inner_size, **options
         ).values

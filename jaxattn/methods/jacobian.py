@@ -77,9 +77,9 @@ def jacobian(
         for i, leaf in zip(moving, inputs, strict=True):
             whole[i] = leaf
         if target is None:
-            explained = output = fn(treedef.unflatten(whole), *args)
+            explained = output = fn(jax.tree.unflatten(treedef, whole), *args)
         else:
-            explained, output = scored(fn, target, args)(treedef.unflatten(whole))
+            explained, output = scored(fn, target, args)(jax.tree.unflatten(treedef, whole))
         numbers = jax.tree.leaves(explained)
         if not all(jnp.issubdtype(n.dtype, jnp.floating) for n in numbers):
             raise TypeError(f"fn must answer floating numbers, got {[n.dtype for n in numbers]}")
@@ -94,7 +94,10 @@ def jacobian(
         rows, output = _rows(flat, inputs, batch_size)
 
     by_leaf = dict(zip(moving, rows, strict=True))
-    parts, ends = jax.tree.leaves(explained), np.cumsum([_size(p) for p in jax.tree.leaves(explained)])
+    parts, ends = (
+        jax.tree.leaves(explained),
+        np.cumsum([_size(p) for p in jax.tree.leaves(explained)]),
+    )
 
     def of_output(part: Any, end: int) -> Any:
         def of_leaf(i: int, leaf: Any) -> Any:
@@ -103,10 +106,10 @@ def jacobian(
                 return jnp.zeros(shape, part.dtype)
             return by_leaf[i][end - _size(part) : end].reshape(shape)
 
-        return treedef.unflatten([of_leaf(i, leaf) for i, leaf in enumerate(leaves)])
+        return jax.tree.unflatten(treedef, [of_leaf(i, leaf) for i, leaf in enumerate(leaves)])
 
     blocks = [of_output(part, int(end)) for part, end in zip(parts, ends, strict=True)]
-    return Attribution(jax.tree.structure(explained).unflatten(blocks), output)
+    return Attribution(jax.tree.unflatten(jax.tree.structure(explained), blocks), output)
 
 
 Flat = Callable[[list[Any]], tuple[Any, Any]]

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -116,23 +115,24 @@ def learned_mask(
                 axes = [a for a in range(part.ndim) if part.shape[a] > 1]
                 part = jnp.roll(part, [shifts[a] for a in axes], axes)
             parts.append(part)
-        return treedef.unflatten(parts)
+        return jax.tree.unflatten(treedef, parts)
 
     score_of = scored(fn, target, args, softmax=softmax)
 
     def objective(masks: list[Any], shifts: Any) -> Any:
         score, _ = score_of(masked(masks, shifts))
-        price = sum(
-            l1 * jnp.abs(1 - fine(m, leaf)).sum() + tv * total_variation(fine(m, leaf), tv_beta)
-            for m, leaf in zip(masks, floating, strict=True)
-        )
-        return score + price.astype(score.dtype)
+        for m, leaf in zip(masks, floating, strict=True):
+            full = fine(m, leaf)
+            price = l1 * jnp.abs(1 - full).sum() + tv * total_variation(full, tv_beta)
+            score += price.astype(score.dtype)
+        return score
 
     def step(state: Any, step_key: Any) -> tuple[Any, Any]:
         masks, moments = state
         shifts = None
         if jitter:
-            shifts = jax.random.randint(step_key, (max(leaf.ndim for leaf in leaves),), -jitter, jitter + 1)
+            rank = max(leaf.ndim for leaf in leaves)
+            shifts = jax.random.randint(step_key, (rank,), -jitter, jitter + 1)
         loss, slope = jax.value_and_grad(objective)(masks, shifts)
         updates, moments = optimizer.update(slope, moments, masks)
         masks = jax.tree.map(lambda m, u: jnp.clip(m + u, 0, 1), masks, updates)
@@ -140,22 +140,22 @@ def learned_mask(
 
     floating = [leaf for leaf, keep in zip(leaves, kept, strict=True) if not keep]
     masks = [jnp.ones(_coarse(leaf.shape, coarseness), leaf.dtype) for leaf in floating]
-    keys = jax.random.split(key, num_steps) if jitter else None
-    (masks, _), losses = jax.lax.scan(
-        step, (masks, optimizer.init(masks)), keys, length=num_steps
-    )
+    keys = None if key is None else jax.random.split(key, num_steps)
+    (masks, _), losses = jax.lax.scan(step, (masks, optimizer.init(masks)), keys, length=num_steps)
     rest = iter(masks)
     values = [
         jnp.zeros(leaf.shape, losses.dtype) if keep else 1 - fine(next(rest), leaf)
         for leaf, keep in zip(leaves, kept, strict=True)
     ]
     score, _ = score_of(masked(masks))
-    return Attribution(treedef.unflatten(values), output, {"losses": losses, "score": score})
+    return Attribution(
+        jax.tree.unflatten(treedef, values), output, {"losses": losses, "score": score}
+    )
 
 
 def _coarse(shape: tuple[int, ...], coarseness: int | Sequence[int]) -> tuple[int, ...]:
     cells = (coarseness,) if isinstance(coarseness, int) else tuple(coarseness)
     if len(cells) > len(shape) or any(not isinstance(c, int) or c < 1 for c in cells):
         raise ValueError(f"coarseness must hold positive ints for x's axes, got {coarseness!r}")
-    sizes = np.array(shape)
-    return tuple(math.ceil(s / c) for s, c in zip(sizes.tolist(), cells + (1,) * len(shape), strict=False))
+    padded = cells + (1,) * (len(shape) - len(cells))
+    return tuple(math.ceil(size / cell) for size, cell in zip(shape, padded, strict=True))

@@ -5,44 +5,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxattn._batch import chunked_map
 from jaxattn._explain import explainer
-from jaxattn._perturb import Windows, broadcast_baseline, sliding_windows
+from jaxattn._perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 
 
 def _windows(x: Any, window: Any, stride: Any) -> list[Windows | None]:
     """The windows of each leaf of `x`; `None` for a leaf that is left alone."""
-    leaves, treedef = jax.tree.flatten(x)
-
-    def per_leaf(name: str, value: Any) -> list[Any]:
-        if jax.tree.structure(x) == jax.tree.structure(0) or _is_one(value):
-            return [value] * len(leaves)
-        parts, given = jax.tree.flatten(value, is_leaf=_is_one)
-        if given != treedef:
-            raise ValueError(f"{name} must be one for all, or have x's structure {treedef}")
-        return parts
-
+    windows = leaves_like(x, window, "window", _is_one)
+    strides = leaves_like(x, stride, "stride", _is_one)
     return [
         None if w is None else sliding_windows(leaf.shape, w, s)
-        for leaf, w, s in zip(leaves, per_leaf("window", window), per_leaf("stride", stride), strict=True)
+        for leaf, w, s in zip(jax.tree.leaves(x), windows, strides, strict=True)
     ]
 
 
 def _is_one(value: Any) -> bool:
-    """Whether this is one window: an int or a sequence of ints."""
-    return (
-        value is None
-        or isinstance(value, int)
-        or (isinstance(value, (tuple, list)) and all(isinstance(v, int) for v in value))
-    )
+    """Whether this is the window of one leaf: nothing, a number or numbers of cells."""
+    if isinstance(value, (tuple, list)):
+        return all(isinstance(v, int | float | np.integer) for v in value)
+    return value is None or isinstance(value, int | float | np.integer)
 
 
 def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
     windows = _windows(x, options.get("window", 1), options.get("stride"))
-    return max(w.count if w else 1 for w in windows)
+    return max(w.number if w else 1 for w in windows)
 
 
 @explainer(evaluations=_evaluations)
@@ -100,10 +91,12 @@ def occlusion(
 
         def fall(position: Any) -> Any:
             occluded = jnp.where(windows.mask(position), replacements[i], leaves[i])
-            changed, _ = score_of(treedef.unflatten([*leaves[:i], occluded, *leaves[i + 1 :]]))
+            changed, _ = score_of(
+                jax.tree.unflatten(treedef, [*leaves[:i], occluded, *leaves[i + 1 :]])
+            )
             return score - changed
 
         return windows.mean(chunked_map(fall, jnp.asarray(windows.positions()), batch_size))
 
     values = [of_leaf(i, w) for i, w in enumerate(_windows(x, window, stride))]
-    return Attribution(treedef.unflatten(values), output)
+    return Attribution(jax.tree.unflatten(treedef, values), output)

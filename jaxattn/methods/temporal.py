@@ -37,8 +37,8 @@ def temporal_output_score(
 ) -> Attribution:
     """What the network would say if the series ended, or began, at each step.
 
-    Forward, the score at step t is that of x[:t + 1]; backward, that of x[t:]. The network starts from
-    its reset state each time, so a bidirectional one never sees what lies beyond.
+    Forward, the score at step t is that of x[:t + 1]; backward, that of x[t:]. The network starts
+    from its reset state each time, so a bidirectional one never sees what lies beyond.
 
     Args:
         fn: maps a series of any length to an output; or, given `length_argnum`, a padded series and

@@ -123,7 +123,9 @@ def completeness(
     ends = explain(
         _ends, fn, xs, targets, args=args, batch_size=batch_size, mesh=mesh, baseline=baseline
     )
-    sums = [leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in map(jnp.asarray, jax.tree.leaves(values))]
+    sums = [
+        leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in map(jnp.asarray, jax.tree.leaves(values))
+    ]
     return sum(sums[1:], sums[0]) - ends.values
 
 
@@ -186,8 +188,12 @@ def _scores(
     order = jnp.argsort(flat, descending=True, stable=True)
     rank = jnp.zeros(flat.size, jnp.int32).at[order].set(jnp.arange(flat.size, dtype=jnp.int32))
     ends = np.cumsum([leaf.size for leaf in leaves])
-    ranks = treedef.unflatten(
-        [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(rank, ends[:-1]), leaves, strict=True)]
+    ranks = jax.tree.unflatten(
+        treedef,
+        [
+            part.reshape(leaf.shape)
+            for part, leaf in zip(jnp.split(rank, ends[:-1]), leaves, strict=True)
+        ],
     )
     score = scored(fn, target, args, softmax=softmax)
 

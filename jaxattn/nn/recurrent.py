@@ -296,7 +296,6 @@ def _check_padding(padding: Padding) -> None:
 
 
 # A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
-@partial(jax.jit, static_argnames="step")
 def _scan(
     step: Callable[..., Any], weights: list[Any], initial: Any, x: Array, valid: Array | None
 ) -> Recurrence:
