@@ -10,7 +10,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
-JOBS ?= 2
+# A file's tests share compiled programs, so each file stays in one process.
+XDIST ?= -n 2 --dist loadfile
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip install -qq --disable-pip-version-check
@@ -26,7 +27,7 @@ ecg: $(VENV)/.ecg
 	@$(python) -m examples.heartbeats
 
 test: $(VENV)/.test
-	@$(python) -m pytest -n $(JOBS) $(TESTS)
+	@$(python) -m pytest $(XDIST) $(TESTS)
 
 lint: $(VENV)/.lint
 	@$(python) -m ruff check

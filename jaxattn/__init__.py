@@ -1,6 +1,7 @@
 """jaxattn: functional explainers for recurrent and attention networks in JAX."""
 
 from jaxattn import metrics as metrics, models as models, nn as nn, plot as plot
+from jaxattn._benchmark import Benchmark as Benchmark, benchmark as benchmark
 from jaxattn._callable import unbatched as unbatched, without_softmax as without_softmax
 from jaxattn._explain import explain as explain
 from jaxattn._types import Attribution as Attribution

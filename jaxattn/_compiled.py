@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import functools
+import uuid
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import TraceContextError
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxattn import _memory
@@ -107,7 +109,7 @@ class Job:
         self._memo = self._method, self._options, self._plain
         self._bind()
         x_struct, *_ = self._plain.structs()
-        self._evaluations = evaluations(method, x_struct, self.output, options | batched)
+        self.evaluations = evaluations(method, x_struct, self.output, options | batched)
 
     def _bind(self) -> None:
         """Splits `fn` and `target` into arrays and programs, for all signatures known by now."""
@@ -171,7 +173,7 @@ class Job:
         return self._divide(batch, _fitting[memo], mesh)
 
     def _divide(self, batch: int | None, limit: int, mesh: Mesh | None) -> Plan:
-        inside = min(limit, self._evaluations)
+        inside = min(limit, self.evaluations)
         if batch is None:
             return Plan(True, 1, inside, None)
         devices = 1 if mesh is None else mesh.size
@@ -189,13 +191,23 @@ class Job:
 
     def compile(self, examples: Any, plan: Plan) -> Any:
         """The compiled program of a plan, which a later `run` finds in JAX's own cache."""
-
-        def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-            shape = leaf.shape if plan.single else (plan.examples, *leaf.shape[1:])
-            return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
-
-        part = jax.tree.map(struct, examples)
+        part = _part(examples, plan)
         return self._with_traces(lambda: run.lower(self.spec(plan), self._arrays(), part).compile())
+
+    def trace_anew(self, examples: Any, plan: Plan) -> jax.stages.Traced:
+        """The program of a plan, traced as if for the first time: no cache knows it."""
+
+        def fresh(spec: Spec, arrays: Any, examples: Any) -> Attribution:
+            answer: Attribution = run.__wrapped__(spec, arrays, examples)
+            return answer
+
+        # JAX's caches in memory go by the function, the one on disk by the program and its name.
+        fresh.__name__ = f"run_{uuid.uuid4().hex}"
+        jitted, part = jax.jit(fresh, static_argnums=0), _part(examples, plan)
+        traced: jax.stages.Traced = self._with_traces(
+            lambda: jitted.trace(self.spec(plan), self._arrays(), part)
+        )
+        return traced
 
     def run(self, examples: Any, plan: Plan) -> Attribution:
         """Runs the compiled program on as many examples as the plan says."""
@@ -203,6 +215,16 @@ class Job:
             lambda: run(self.spec(plan), self._arrays(), examples)
         )
         return answer
+
+
+def _part(examples: Any, plan: Plan) -> Any:
+    """As many examples as a plan takes, abstractly."""
+
+    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = leaf.shape if plan.single else (plan.examples, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
+
+    return jax.tree.map(struct, examples)
 
 
 def evaluations(
@@ -256,6 +278,11 @@ def _explained(fn: Callable[..., Any], signature: Signature) -> Iterator[None]:
     """Turns the failure of a model that takes only batches into an error that says so."""
     try:
         yield
+    except TraceContextError as error:
+        raise ValueError(
+            "fn closes over an nnx module that changes its own state as it runs, such as nnx.RNN: "
+            "give the module, or one of its methods, as fn itself"
+        ) from error
     except Exception as error:
         one = signature.structs()
         batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), one)

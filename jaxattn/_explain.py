@@ -114,7 +114,7 @@ def prepare(
     check_finite: bool = True,
     **options: Any,
 ) -> Work:
-    """Checks the arguments of `explain`, compiles where the batch size is to be found, and plans."""
+    """Checks the arguments of `explain`, and plans; compiles where it must find a batch size."""
     args = tuple(args)
     batch = _batch_length(xs, args)
     if check_finite:

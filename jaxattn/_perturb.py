@@ -29,7 +29,7 @@ def broadcast_baseline(baseline: PyTree[Any], x: Inputs) -> Inputs:
     return jax.tree.unflatten(treedef, map(_broadcast, given, leaves))
 
 
-def leaves_like(x: Inputs, value: Any, name: str, is_one: Callable[[Any], bool]) -> list[Any]:
+def leaves_like(x: Any, value: Any, name: str, is_one: Callable[[Any], bool]) -> list[Any]:
     """An option's value for each leaf of `x`: one for all, or a pytree like `x` of such.
 
     Args:

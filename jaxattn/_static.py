@@ -57,6 +57,8 @@ def typed_key(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
         return kind, *((n, typed_key(getattr(value, n))) for n in names if hasattr(value, n))
+    if getattr(value, "__dict__", None) == {} and not hasattr(kind, "__slots__"):
+        return kind, value  # a sentinel: it holds nothing that could change
     if kind.__hash__ not in (None, object.__hash__) and kind.__eq__ is not object.__eq__:
         return kind, value
     raise UnkeyableError(f"a {kind.__name__} compares by identity and may change unseen")

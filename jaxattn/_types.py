@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
 #: What is explained: an array, or a pytree of arrays, of one example.
-Inputs: TypeAlias = PyTree[Shaped[Array, "..."]]
+Inputs: TypeAlias = PyTree[Shaped[Array | np.ndarray, "..."]]
 #: Which number of the output is explained; see `jaxattn.explain`.
 Target: TypeAlias = Any
 #: A JAX random key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`).

@@ -1,0 +1,297 @@
+"""Never stale, never compiled twice for the same program."""
+
+import contextlib
+
+import chex
+import equinox as eqx
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.tree_util import Partial
+
+import jaxattn as ja
+
+B, T, D, K = 3, 4, 2, 3
+X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+Y = np.array([0, 1, 2])
+_compiled: list[str] = []
+
+
+def _listen(event: str, duration: float, **rest: object) -> None:
+    if event.endswith("backend_compile_duration"):
+        _compiled.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+@contextlib.contextmanager
+def compiles(count):
+    """Fails unless XLA compiles that many programs inside."""
+    before = len(_compiled)
+    yield
+    assert len(_compiled) - before == count
+
+
+def saliency(fn, target=Y, **options):
+    return np.asarray(ja.explain(ja.saliency, fn, X, target, **options).values)
+
+
+class Linear(nnx.Module):
+    def __init__(self, scale, power=1):
+        self.w = nnx.Param(jnp.full((D, K), scale))
+        self.power = power
+
+    def __call__(self, x):
+        return (x @ self.w[...]).sum(0) ** self.power
+
+
+class Dense(linen.Module):
+    power: float = 1
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(K, use_bias=False)(x).sum(0) ** self.power
+
+
+class Scale(eqx.Module):
+    w: jax.Array
+    power: float = eqx.field(static=True, default=1)
+
+    def __call__(self, x):
+        return (x @ self.w).sum(0) ** self.power
+
+
+def dense(scale):
+    return Partial(Dense().apply, {"params": {"Dense_0": {"kernel": jnp.full((D, K), scale)}}})
+
+
+def closure(scale):
+    w = jnp.full((D, K), scale)
+    return lambda x: (x @ w).sum(0)
+
+
+def inner_jit(scale):
+    """Keeps its constant inside of a jit equation, in a scan and in a branch."""
+    w = jnp.full((D, K), scale)
+
+    @jax.jit
+    def project(x):
+        return x @ w
+
+    def fn(x):
+        total, _ = jax.lax.scan(lambda c, row: (c + project(row), None), jnp.zeros(K), x)
+        return jax.lax.cond(True, lambda t: t + 0 * project(x[0]), lambda t: t, total)
+
+    return fn
+
+
+MAKERS = {
+    "nnx": Linear,
+    "linen": dense,
+    "equinox": lambda scale: Scale(jnp.full((D, K), scale)),
+    "lambda": closure,
+    "inner jit": inner_jit,
+    "lambda over a module": lambda scale: (lambda m: lambda x: m(x))(Linear(scale)),
+    "partial": lambda scale: Partial(lambda w, x: (x @ w).sum(0), jnp.full((D, K), scale)),
+    "unbatched": lambda scale: ja.unbatched(jax.vmap(Linear(scale))),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_equal_new_model_compiles_nothing_and_is_fresh(name):
+    make = MAKERS[name]
+    np.testing.assert_allclose(saliency(make(2.0)), 2)
+    with compiles(0):
+        np.testing.assert_allclose(saliency(make(3.0)), 3)
+    np.testing.assert_allclose(ja.saliency(make(2.0), X[0], 1).values, 2)
+    with compiles(0):
+        np.testing.assert_allclose(ja.saliency(make(5.0), X[0], 2).values, 5)
+
+
+def test_weights_changed_in_place_are_seen():
+    model = Linear(2.0)
+    over = lambda x: model(x)  # noqa: E731  a stable closure, the kind that jit would make stale
+    assert saliency(model).max() == saliency(over).max() == 2
+    model.w[...] = jnp.full((D, K), 7.0)
+    with compiles(0):
+        assert saliency(model).max() == saliency(over).max() == 7
+
+
+def test_a_closure_over_numpy_is_never_stale():
+    w = np.full((D, K), 2, np.float32)
+    fn = lambda x: (x @ w).sum(0)  # noqa: E731
+    assert saliency(fn).max() == 2
+    w[:] = 3
+    assert saliency(fn).max() == 3
+
+
+_GLOBAL = {"scale": 2.0}
+
+
+def global_reader(x):
+    return x.sum(0)[:1].repeat(K) * _GLOBAL["scale"]
+
+
+def test_a_function_that_reads_globals_is_never_stale():
+    for scale in (2.0, 3.0):
+        _GLOBAL["scale"] = scale
+        for fn in (global_reader, jax.jit(global_reader, inline=True), Partial(global_reader)):
+            jax.clear_caches() if isinstance(fn, type(jax.jit(abs))) else None
+            assert saliency(fn).max() == scale
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda power: Linear(2.0, power),
+        lambda power: Scale(jnp.full((D, K), 2.0), power),
+        lambda power: Partial(Dense(power).apply, dense(2.0).args[0]),
+    ],
+)
+def test_statics_of_other_types_do_not_share_a_program(make):
+    # x ** 1 keeps integers integer, x ** 1.0 does not: 1 == 1.0 == True must not be one entry.
+    for power in (1, 1.0, True):
+        fn = make(power)
+        fresh = jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])
+        assert str(jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])) == str(fresh)
+    keys = {ja._callable.split(make(power))[1] for power in (1, 1.0, True)}
+    assert len(keys) == 3
+
+
+def test_target_functions_are_fresh_and_compile_once():
+    model = Linear(2.0)
+
+    def difference(weight):
+        w = jnp.asarray([weight, 0.0, 0.0])
+        return lambda out: (out * w).sum()
+
+    np.testing.assert_allclose(saliency(model, difference(2.0)), 4)
+    with compiles(0):
+        np.testing.assert_allclose(saliency(model, difference(5.0)), 10)
+
+
+def test_other_targets_and_equal_chunks_compile_nothing():
+    model = Linear(2.0)
+    saliency(model, Y, batch_size=1)
+    with compiles(0):
+        saliency(model, Y[::-1].copy(), batch_size=1)
+    saliency(model, 0)
+    with compiles(0):
+        saliency(model, 2)
+
+
+def test_a_module_is_traced_once():
+    traced = []
+
+    class Counting(Linear):
+        def __call__(self, x):
+            traced.append(x.shape)
+            return super().__call__(x)
+
+    saliency(Counting(2.0))
+    count = len(traced)
+    for scale in (3.0, 4.0):
+        saliency(Counting(scale))
+    assert len(traced) == count
+
+
+def test_max_traces_with_chex():
+    chex.clear_trace_counter()
+
+    @chex.assert_max_traces(n=1)
+    def outer(x):
+        return ja.saliency(Linear(2.0), x, 0).values
+
+    compiled = jax.jit(outer)
+    for _ in range(3):
+        compiled(X[0])
+
+
+def test_a_fresh_optimizer_and_a_partial_method_compile_once():
+    model = Linear(2.0)
+
+    def learn():
+        return ja.explain(
+            ja.learned_mask, model, X, Y, optimizer=optax.adam(0.1), num_steps=2
+        ).values
+
+    def smooth():
+        method = ja.integrated_gradients
+        key = jax.random.key(0)
+        return ja.explain(ja.smooth_grad, model, X, Y, key=key, method=method, num_samples=2).values
+
+    learn(), smooth()
+    with compiles(0):
+        learn(), smooth()
+
+
+def test_a_method_that_closes_over_a_mutable_model_is_never_stale():
+    model = Linear(2.0)
+
+    def method(fn, x, target=None, *, args=(), key=None, batch_size=None):
+        return ja.Attribution(x * model.w[...].mean(), fn(x))
+
+    def run():
+        return np.asarray(ja.explain(method, lambda x: x.sum(), np.ones((2, 3), np.float32)).values)
+
+    assert run().max() == 2
+    model.w[...] = jnp.full((D, K), 7.0)
+    assert run().max() == 7
+
+
+@jax.custom_jvp
+def _clip(x):
+    return jnp.maximum(x, 0)
+
+
+_clip.defjvp(lambda primals, tangents: (_clip(primals[0]), tangents[0]))
+
+
+def test_functions_that_differ_in_a_derivative_rule_do_not_share_a_program():
+    def with_slope(slope):
+        @jax.custom_jvp
+        def clip(x):
+            return jnp.maximum(x, 0)
+
+        clip.defjvp(lambda primals, tangents: (clip(primals[0]), slope * tangents[0]))
+        return lambda x: clip(x).sum(0)[:1].repeat(K)
+
+    assert saliency(with_slope(2.0)).max() == 2
+    assert saliency(with_slope(3.0)).max() == 3
+    with compiles(0):
+        assert saliency(with_slope(3.0)).max() == 3
+
+
+def test_functions_that_differ_in_a_backward_rule_do_not_share_a_program():
+    def with_slope(slope):
+        @jax.custom_vjp
+        def same(x):
+            return x
+
+        same.defvjp(lambda x: (x, None), lambda _, g: (slope * g,))
+        return lambda x: same(x).sum(0)[:1].repeat(K)
+
+    assert saliency(with_slope(2.0)).max() == 2
+    assert saliency(with_slope(3.0)).max() == 3
+
+
+def test_eager_calls_go_through_the_compiled_entry_point():
+    model = Linear(2.0)
+    ja.integrated_gradients(model, X[0], 0)
+    with compiles(0):
+        ja.integrated_gradients(model, X[1], 2)
+
+
+def test_signatures_that_a_method_adds_are_learned_once():
+    def prefix(x):
+        return jnp.cumsum(x, 0)[-1][:1] * jnp.arange(1.0, K + 1)
+
+    first = ja.explain(ja.temporal_output_score, prefix, X, Y)
+    with compiles(0):
+        again = ja.explain(ja.temporal_output_score, lambda x: prefix(x), X, Y)
+    np.testing.assert_array_equal(first.values, again.values)

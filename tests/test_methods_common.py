@@ -1,0 +1,239 @@
+"""What holds for every method, also for those to come: conventions, transformations, independence."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.tree_util import Partial
+
+import jaxattn as ja
+
+T, D, H, K, B = 5, 3, 4, 3, 5
+METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "evaluations")}
+OPTIONS = {
+    "gradient": {},
+    "saliency": {},
+    "input_x_gradient": {},
+    "smooth_grad": {"num_samples": 5},
+    "integrated_gradients": {"num_steps": 6, "baseline": 0.5},
+    "jacobian": {"mode": "forward"},
+    "occlusion": {"window": (3, 2), "stride": (2, 1), "baseline": 0.5},
+    "temporal_output_score": {"steps": (0, 2, 4)},
+    "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
+}
+SHAPES = {"jacobian": (T, D), "temporal_output_score": (3,)}
+KEY = jax.random.key(7)
+every_method = pytest.mark.parametrize("name", METHODS)
+of_cells = pytest.mark.parametrize("name", [n for n in METHODS if n != "temporal_output_score"])
+
+
+def network(weights, x, scale=None):
+    """A tanh network's logits; the integers of a pytree's `"step"` and what is in `"spare"` wait."""
+    rows = x if hasattr(x, "ndim") else x["series"]
+
+    def advance(h, row):
+        return jnp.tanh(row @ weights["input"] + h @ weights["recurrent"]), None
+
+    h, _ = jax.lax.scan(advance, jnp.zeros(H, rows.dtype), rows)
+    logits = h @ weights["readout"]
+    return logits if scale is None else scale * logits
+
+
+def make(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = {"input": (D, H), "recurrent": (H, H), "readout": (H, K)}
+    weights = {name: rng.normal(size=shape) / 2 for name, shape in shapes.items()}
+    weights = {name: jnp.asarray(w, dtype) for name, w in weights.items()}
+    return Partial(network, weights), jnp.asarray(rng.normal(size=(B, T, D)), dtype)
+
+
+def close(got, want, atol=1e-5):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=atol), got, want)
+
+
+def zero(tree):
+    return all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(tree))
+
+
+def explain(name, model, xs, targets=1, **options):
+    return ja.explain(METHODS[name], model, xs, targets, key=KEY, **OPTIONS[name] | options)
+
+
+@functools.cache
+def explained(name):
+    """A method's answer for the whole batch at once."""
+    with jax.enable_x64(False):
+        return explain(name, *make())
+
+
+@pytest.fixture
+def model():
+    return make()[0]
+
+
+@pytest.fixture
+def xs():
+    return make()[1]
+
+
+def test_every_method_is_held_to_the_contract():
+    assert METHODS.keys() == OPTIONS.keys()
+
+
+@every_method
+def test_the_signature_follows_the_convention(name):
+    parameters = inspect.signature(METHODS[name]).parameters
+    assert list(parameters)[:3] == ["fn", "x", "target"]
+    defaults = {"target": None, "args": (), "key": None, "batch_size": None}
+    assert {n: parameters[n].default for n in defaults} == defaults
+    for parameter in list(parameters.values())[3:]:
+        assert parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)
+        assert parameter.kind == parameter.VAR_KEYWORD or parameter.default is not parameter.empty
+    assert set(METHODS[name].per_example) <= parameters.keys()
+
+
+@every_method
+def test_the_docstring_says_all(name):
+    doc = METHODS[name].__doc__
+    assert doc.splitlines()[0].endswith(".")
+    places = [doc.index(f"\n    {part}:\n") for part in ("Args", "Returns", "Raises", "Reference")]
+    assert places == sorted(places)
+    for parameter in inspect.signature(METHODS[name]).parameters.values():
+        stars = "**" * (parameter.kind == parameter.VAR_KEYWORD)
+        assert f"\n        {stars}{parameter.name}: " in doc
+
+
+@every_method
+def test_a_batch_is_its_examples(name, model, xs):
+    got = explained(name)
+    assert got.values.shape == (B, *SHAPES.get(name, (T, D)))
+    assert got.output.shape == (B, K)
+    assert np.ptp(got.values, axis=0).max() > 1e-3
+    for i in (0, B - 1):
+        key = jax.random.fold_in(KEY, i)
+        one = METHODS[name](model, xs[i], 1, key=key, **OPTIONS[name])
+        close(one, jax.tree.map(lambda leaf, i=i: leaf[i], got))
+
+
+@every_method
+def test_jit_of_vmap_of_a_method(name, model, xs):
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(B))
+    method = lambda x, target, key: METHODS[name](model, x, target, key=key, **OPTIONS[name])
+    close(jax.jit(jax.vmap(method))(xs, jnp.full(B, 1), keys), explained(name))
+
+
+@every_method
+def test_explain_inside_the_users_jit(name, xs):
+    weights = make()[0].args[0]
+    inside = jax.jit(lambda w, xs: explain(name, Partial(network, w), xs))
+    close(inside(weights, xs), explained(name))
+
+
+@every_method
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 10_000])
+def test_chunks_change_nothing(name, batch_size, model, xs):
+    close(explain(name, model, xs, batch_size=batch_size), explained(name))
+
+
+@every_method
+@pytest.mark.parametrize("devices", [2, 8])
+def test_devices_change_nothing(name, devices, model, xs):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    close(explain(name, model, xs, mesh=mesh, batch_size=4), explained(name))
+
+
+def test_a_mesh_of_two_axes(model, xs):
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    close(explain("occlusion", model, xs, mesh=mesh), explained("occlusion"))
+
+
+@every_method
+def test_further_inputs_one_for_each_example(name, model, xs):
+    scales = jnp.arange(1.0, B + 1)
+    want = explain(name, lambda x: 3 * model(x), xs)
+    got = explain(name, model, xs, args=(scales,))
+    close(jax.tree.map(lambda leaf: leaf[2], (got.values, got.output)),
+          jax.tree.map(lambda leaf: leaf[2], (want.values, want.output)))
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_the_dtype_is_that_of_the_input(name, dtype, x64):
+    model, xs = make(dtype)
+    got = explain(name, model, xs)
+    assert got.values.dtype == got.output.dtype == jnp.dtype(dtype)
+    assert np.isfinite(got.values.astype(np.float64)).all()
+    if name not in ("smooth_grad", "learned_mask"):  # their draws differ between dtypes
+        close(got.values.astype(np.float64), explained(name).values, 0.05 if dtype == "bfloat16" else 1e-5)
+
+
+@every_method
+def test_gradients_of_a_method_equal_central_differences(name, x64):
+    model, xs = make(np.float64)
+    method, weights = METHODS[name], model.args[0]
+
+    @jax.jit
+    def loss(x, weights):
+        values = method(Partial(network, weights), x, 1, key=KEY, **OPTIONS[name]).values
+        return jnp.sum(jnp.sin(values))
+
+    at = xs[0], weights
+    slope = jax.jit(jax.grad(loss, argnums=(0, 1)))(*at)
+    rng = np.random.default_rng(1)
+    for part in range(2):
+        way = [jax.tree.map(jnp.zeros_like, a) for a in at]
+        way[part] = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), at[part])
+        moved = lambda h, way=way: jax.tree.map(lambda a, w: a + h * w, at, tuple(way))
+        want = (loss(*moved(1e-6)) - loss(*moved(-1e-6))) / 2e-6
+        got = sum(map(jnp.vdot, jax.tree.leaves(slope), jax.tree.leaves(way)))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
+
+
+@of_cells
+def test_pytrees_keep_structure_and_what_does_not_matter_gets_zeros(name, model, xs):
+    """Of several leaves: the series, floats that are never read, and integers."""
+    tree = {
+        "series": xs,
+        "spare": jnp.ones((B, 4, 2)),
+        "step": jnp.arange(B * 2, dtype=jnp.int32).reshape(B, 2),
+    }
+    options = {"window": {"series": (3, 2), "spare": 2, "step": 1}, "stride": {"series": (2, 1), "spare": 1, "step": 1}, "baseline": {"series": 0.5, "spare": 0.5, "step": 0}} if name == "occlusion" else {}
+    got = explain(name, model, tree, **options).values
+    assert jax.tree.structure(got) == jax.tree.structure(tree)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, tree)
+    assert zero(got["step"])
+    if name != "learned_mask":  # whose noise and price are shared by all leaves
+        assert zero(got["spare"])
+    if name not in ("smooth_grad", "learned_mask"):
+        close(got["series"], explained(name).values)
+
+
+@of_cells
+def test_a_network_that_ignores_its_input_gets_zeros(name, xs):
+    got = explain(name, lambda x: jnp.arange(3.0), xs)
+    assert zero(got.values)
+    close(got.output, np.tile(np.arange(3.0), (B, 1)), 0)
+
+
+@of_cells
+def test_a_step_that_is_not_read_gets_exact_zeros(name, model, xs):
+    got = explain(name, lambda x: model(x[:3]), xs, **{"window": 1, "stride": 1} if name == "occlusion" else {"jitter": 0, "coarseness": 1} if name == "learned_mask" else {})
+    assert zero(got.values[:, 3:])
+    assert not zero(got.values[:, :3])
+
+
+@every_method
+def test_a_callable_target_is_any_scalar_of_the_output(name, model, xs):
+    got = explain(name, model, xs, lambda out: out[1])
+    close(got, explained(name))
+
+
+def test_an_attribution_is_a_pytree():
+    a = ja.Attribution(jnp.ones(2), jnp.zeros(3), {"delta": jnp.ones(())})
+    doubled = jax.jit(lambda a: jax.tree.map(lambda leaf: 2 * leaf, a))(a)
+    assert isinstance(doubled, ja.Attribution)
+    close((doubled.values, doubled.output, doubled.info["delta"]), (2 * a.values, 0 * a.output, 2.0))
