@@ -1,10 +1,9 @@
 """The compiled entry point through which every method runs, eagerly or over a batch."""
 
-import contextlib
 import dataclasses
 import functools
 import uuid
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -115,9 +114,14 @@ class Job:
         """Splits `fn` and `target` into arrays and programs, for all signatures known by now."""
         fn, target = self._callables
         extra = _signatures.get((self._memo, "fn"), [])
-        with _explained(fn, self._plain):
+        try:
             self._fn_arrays, self._fn = bind(fn, [self._plain, *extra])
             self.output = _output(self._fn, self._fn_arrays, self._plain)
+        except Exception as error:
+            hint = _hint(fn, self._plain, error)
+            if hint is None:
+                raise
+            raise ValueError(hint) from error
         self._target_arrays: list[Any] = []
         self._target: Recipe | Program | None = None
         if callable(target):
@@ -273,24 +277,21 @@ def _output(fn: Recipe | Program, arrays: list[Any], signature: Signature) -> An
     return _outputs[fn, signature]
 
 
-@contextlib.contextmanager
-def _explained(fn: Callable[..., Any], signature: Signature) -> Iterator[None]:
-    """Turns the failure of a model that takes only batches into an error that says so."""
-    try:
-        yield
-    except TraceContextError as error:
-        raise ValueError(
+def _hint(fn: Callable[..., Any], signature: Signature, error: Exception) -> str | None:
+    """What to do about an `fn` that fails on one example, where that can be known."""
+    if isinstance(error, TraceContextError):
+        return (
             "fn closes over an nnx module that changes its own state as it runs, such as nnx.RNN: "
             "give the module, or one of its methods, as fn itself"
-        ) from error
-    except Exception as error:
-        one = signature.structs()
-        batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), one)
-        try:
-            jax.eval_shape(as_function(fn), *batch)
-        except Exception:
-            raise error from None
-        raise ValueError(
-            f"fn fails on one example, of shape {jax.tree.map(jnp.shape, one[0])}, but takes a "
-            "batch: wrap it in jaxattn.unbatched"
-        ) from error
+        )
+    one = signature.structs()
+    batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), one)
+    try:
+        jax.eval_shape(as_function(fn), *batch)
+    except Exception:  # fn is wrong in some other way, and its own error says how
+        return None
+    shape = jax.tree.map(jnp.shape, one[0])
+    return (
+        f"fn fails on one example, of shape {shape}, but takes a batch: "
+        "wrap it in jaxattn.unbatched"
+    )

@@ -19,9 +19,10 @@ Core = TypeVar("Core", bound=Callable[..., Attribution])
 
 
 def explain(
-    method: Callable[..., Attribution],
+    method_: Callable[..., Attribution],
     fn: Callable[..., Any],
     xs: Inputs,
+    /,
     targets: Target = None,
     *,
     args: tuple[Any, ...] = (),
@@ -35,7 +36,7 @@ def explain(
     """Runs a method over many examples: compiled once, vectorised, chunked, sharded.
 
     Args:
-        method: any method of jaxattn, or a function with the same signature.
+        method_: any method of jaxattn, or a function with the same signature.
         fn: maps one example to an output: an `nnx.Module`, an equinox module,
             `jax.tree_util.Partial(linen_model.apply, params)`, a Keras model, or a function.
         xs: the examples, each leaf with a leading axis of length B.
@@ -61,7 +62,7 @@ def explain(
         TypeError: for a `fn`, target or `mesh` of a wrong kind.
     """
     work = prepare(
-        method,
+        method_,
         fn,
         xs,
         targets,
@@ -102,9 +103,10 @@ class Work(NamedTuple):
 
 
 def prepare(
-    method: Callable[..., Attribution],
+    method_: Callable[..., Attribution],
     fn: Callable[..., Any],
     xs: Inputs,
+    /,
     targets: Target = None,
     *,
     args: tuple[Any, ...] = (),
@@ -121,9 +123,9 @@ def prepare(
         _check_finite(xs)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
-    shared, batched = _split_batched(method, options, xs, batch)
+    shared, batched = _split_batched(method_, options, xs, batch)
     job = Job(
-        method,
+        method_,
         fn,
         _example_structs(xs),
         targets,

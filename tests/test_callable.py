@@ -89,7 +89,8 @@ def models(tmp_path_factory):
     loaded = keras.models.load_model(path)
 
     def nnx_reference(x):
-        merged = nnx.merge(*nnx.split(theirs))
+        graphdef, state = nnx.split(theirs)
+        merged = nnx.merge(graphdef, nnx.as_pure(state))
         merged.eval()
         return merged(x)
 
@@ -144,8 +145,10 @@ def test_gradient_is_that_of_the_reference(models, name):
 def test_occlusion_runs_on_every_library(models, name):
     fn, reference = models[name]
     found = ja.explain(ja.occlusion, fn, X, Y, window=T).values
-    fall = [reference(jnp.asarray(x))[y] - reference(jnp.zeros((T, D)))[y] for x, y in zip(X, Y)]
-    np.testing.assert_allclose(found, np.broadcast_to(np.reshape(fall, (B, 1, 1)), X.shape), atol=1e-6)
+    fall = [reference(jnp.asarray(x))[y] - reference(jnp.zeros((T, D)))[y] for x, y in zip(X, Y, strict=True)]
+    np.testing.assert_allclose(
+        found, np.broadcast_to(np.reshape(fall, (B, 1, 1)), X.shape), atol=1e-6
+    )
 
 
 def test_keras_weights_set_in_place_are_seen():

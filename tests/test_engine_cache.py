@@ -140,8 +140,7 @@ def global_reader(x):
 def test_a_function_that_reads_globals_is_never_stale():
     for scale in (2.0, 3.0):
         _GLOBAL["scale"] = scale
-        for fn in (global_reader, jax.jit(global_reader, inline=True), Partial(global_reader)):
-            jax.clear_caches() if isinstance(fn, type(jax.jit(abs))) else None
+        for fn in (global_reader, Partial(global_reader), lambda x: global_reader(x)):
             assert saliency(fn).max() == scale
 
 

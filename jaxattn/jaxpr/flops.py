@@ -59,7 +59,8 @@ def count_flops(closed_jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
             "jax.make_jaxpr(fn)(*args) returns"
         )
     flops, unbounded = _count(closed_jaxpr)
-    return Flops(flops.total(), dict(flops.most_common()), unbounded)
+    by_primitive = {name: count for name, count in flops.most_common() if count}
+    return Flops(flops.total(), by_primitive, unbounded)
 
 
 def _count(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Counter[str], bool]:
@@ -77,8 +78,8 @@ def _count(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Counter[str], bool]:
             times = _times(eqn)
             for body, _ in bodies:
                 flops.update({key: times * count for key, count in body.items()})
-        elif cost := _outputs(eqn) if cost is None else cost:
-            flops[name] += cost
+        else:
+            flops[name] += _outputs(eqn) if cost is None else cost
     return flops, unbounded
 
 

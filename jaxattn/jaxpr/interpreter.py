@@ -98,7 +98,11 @@ def descend(
 def _scan(
     params: dict[str, Any], inputs: Sequence[Any], body: Callable[..., tuple[Any, ...]]
 ) -> tuple[Any, ...]:
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    if "ft_in" in params:  # jax >= 0.12 counts operands by a tree
+        of_consts, of_carry, _ = params["ft_in"].unpack()
+        n_consts, n_carry = len(list(of_consts)), len(list(of_carry))
+    else:
+        n_consts, n_carry = params["num_consts"], params["num_carry"]
     consts, init, xs = (
         tuple(inputs[:n_consts]),
         tuple(inputs[n_consts : n_consts + n_carry]),

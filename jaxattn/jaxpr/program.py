@@ -97,7 +97,9 @@ def trace(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[list
     traces: dict[Signature, Trace] = {}
     parts: list[Hashable] = []
     for signature in signatures:
-        closed, output = jax.make_jaxpr(fn, return_shape=True)(*signature.structs())
+        # JAX remembers the trace of a function that it has seen: it must not know this one.
+        fresh = jax.make_jaxpr(lambda *inputs: fn(*inputs), return_shape=True)
+        closed, output = fresh(*signature.structs())
         jaxpr, constants = _hoist(closed)
         for constant in constants:
             arrays.setdefault(id(constant), constant)

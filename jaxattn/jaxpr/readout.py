@@ -20,7 +20,8 @@ def before_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def logits(*inputs: Any) -> Any:
         leaves = jax.tree.leaves(inputs)
-        closed, output = jax.make_jaxpr(fn, return_shape=True)(*inputs)
+        fresh = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)
+        closed, output = fresh(*inputs)
         flat = jax.make_jaxpr(lambda *args: evaluate(closed, args, _inline))(*leaves)
         if len(flat.jaxpr.outvars) != 1:
             raise ValueError(
@@ -81,7 +82,10 @@ def _logits_of(eqn: Any, producers: dict[Any, jex.JaxprEqn]) -> Any:
         return None
     if total is None or total.primitive.name != "reduce_sum":
         return None
-    if _behind(total.invars[0], producers, _LAYOUT) is not exponential:
+    summed = _behind(total.invars[0], producers, _LAYOUT)
+    if summed is None or summed.primitive.name != "exp":
+        return None
+    if summed.invars[0] is not exponential.invars[0]:
         return None
     shifted = _behind(exponential.invars[0], producers, _LAYOUT)
     if shifted is not None and shifted.primitive.name == "sub":

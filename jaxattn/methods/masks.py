@@ -21,7 +21,8 @@ def total_variation(mask: Float[Array, "..."], beta: float) -> Float[Array, ""]:
     for axis in range(mask.ndim):
         # The square keeps the gradient finite at 0 for beta below 2.
         squares = jnp.square(jnp.diff(mask, axis=axis))
-        total += (jnp.where(squares > 0, squares, 1) ** (beta / 2) * (squares > 0)).sum()
+        differs = squares > 0
+        total += jnp.where(differs, jnp.where(differs, squares, 1) ** (beta / 2), 0).sum()
     return total
 
 
@@ -134,7 +135,8 @@ def learned_mask(
             rank = max(leaf.ndim for leaf in leaves)
             shifts = jax.random.randint(step_key, (rank,), -jitter, jitter + 1)
         loss, slope = jax.value_and_grad(objective)(masks, shifts)
-        updates, moments = optimizer.update(slope, moments, masks)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its step count
+            updates, moments = optimizer.update(slope, moments, masks)
         masks = jax.tree.map(lambda m, u: jnp.clip(m + u, 0, 1), masks, updates)
         return (masks, moments), loss
 

@@ -1,0 +1,1 @@
+"""What the methods cost, and whether they find what is there to be found."""

@@ -1,0 +1,71 @@
+"""Train a classifier: an optax loop with a progress bar."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def bar() -> Progress:
+    """A progress bar that shows what it works on, how far it is, and for how long."""
+    columns = TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+
+
+def stratified_split(labels: np.ndarray, test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffled rows for training and for testing, with the same share of every class in both."""
+    rng = np.random.default_rng(seed)
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    sizes = [round(test * len(rows)) for rows in members]
+    held = np.concatenate([rows[:n] for rows, n in zip(members, sizes, strict=True)])
+    kept = np.concatenate([rows[n:] for rows, n in zip(members, sizes, strict=True)])
+    return rng.permutation(kept), rng.permutation(held)
+
+
+def fit(
+    model: nnx.Module,
+    xs: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+) -> None:
+    """Minimises the cross-entropy with Adam and a cosine schedule; updates the model in place."""
+    graph, state = nnx.split(model)
+    batches = len(xs) // batch_size
+    schedule = optax.cosine_decay_schedule(learning_rate, epochs * batches)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    def loss(state, x, label):
+        logits = nnx.merge(graph, state)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+    @jax.jit
+    def step(state, moments, x, label):
+        value, slope = jax.value_and_grad(loss)(state, x, label)
+        updates, moments = optimizer.update(slope, moments, state)
+        return optax.apply_updates(state, updates), moments, value
+
+    moments = optimizer.init(state)
+    rng = np.random.default_rng(seed)
+    with bar() as progress:
+        task = progress.add_task("training", total=epochs * batches, note="")
+        for epoch in range(epochs):
+            losses = []
+            for rows in rng.permutation(len(xs))[: batches * batch_size].reshape(batches, -1):
+                state, moments, value = step(state, moments, xs[rows], labels[rows])
+                losses.append(value)
+                progress.advance(task)
+            note = f"epoch {epoch + 1}/{epochs}, loss {jnp.stack(losses).mean():.3f}"
+            progress.update(task, note=note)
+    nnx.update(model, state)
+
+
+def predict(model: nnx.Module, xs: np.ndarray, batch_size: int = 500) -> np.ndarray:
+    """Class probabilities (B, K)."""
+    parts = [model(xs[i : i + batch_size]) for i in range(0, len(xs), batch_size)]
+    return np.asarray(jax.nn.softmax(jnp.concatenate(parts), -1))
