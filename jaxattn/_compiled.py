@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.errors import TraceContextError
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxattn import _memory
 from jaxattn._batch import balanced
@@ -215,9 +215,16 @@ class Job:
 
     def run(self, examples: Any, plan: Plan) -> Attribution:
         """Runs the compiled program on as many examples as the plan says."""
-        answer: Attribution = self._with_traces(
-            lambda: run(self.spec(plan), self._arrays(), examples)
-        )
+        if plan.mesh is not None:
+            examples = _place(examples, plan.mesh, PartitionSpec(plan.mesh.axis_names))
+
+        def call() -> Attribution:
+            arrays = self._arrays()
+            if plan.mesh is not None:
+                arrays = _place(arrays, plan.mesh, PartitionSpec())
+            return run(self.spec(plan), arrays, examples)
+
+        answer: Attribution = self._with_traces(call)
         return answer
 
 
@@ -231,15 +238,24 @@ def _part(examples: Any, plan: Plan) -> Any:
     return jax.tree.map(struct, examples)
 
 
+def _place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """Lays arrays out over the devices of a mesh, wherever they were committed to before."""
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
 def evaluations(
     method: Callable[..., Attribution], x: Any, output: Any, options: dict[str, Any]
 ) -> int:
     """How many evaluations of `fn` a method needs for one example."""
-    function: Any = method
-    while isinstance(function, functools.partial):
-        function, options = function.func, {**function.keywords, **options}
-    count = getattr(function, "evaluations", None)
+    if isinstance(method, functools.partial):
+        return evaluations(method.func, x, output, {**method.keywords, **options})
+    count = getattr(method, "evaluations", None)
     return 1 if count is None else max(1, int(count(x, output, options)))
+
+
+def unwrapped(method: Any) -> Any:
+    """The method of which a `functools.partial` fixes options."""
+    return unwrapped(method.func) if isinstance(method, functools.partial) else method
 
 
 def static(value: Any) -> Recipe:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import rich.progress
 from jax.sharding import Mesh
+from jaxtyping import Array, Shaped
 
 from jaxattn._callable import as_function
-from jaxattn._compiled import Job, Plan
+from jaxattn._compiled import Job, Plan, unwrapped
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 
@@ -225,7 +226,7 @@ def _all_finite(leaves: list[Any]) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _example_keys(key: RandomKey, batch: int) -> RandomKey:
+def _example_keys(key: RandomKey, batch: int) -> Shaped[Array, "B ..."]:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
 
 
@@ -241,7 +242,7 @@ def _split_batched(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parts the options that all examples share from those with one value for each example."""
     batched = {}
-    for name in getattr(method, "per_example", ()):
+    for name in getattr(unwrapped(method), "per_example", ()):
         leaves = jax.tree.leaves(options.get(name))
         inputs = jax.tree.leaves(xs)
         if len(leaves) != len(inputs) or not all(map(is_array, leaves)):

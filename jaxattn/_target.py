@@ -82,8 +82,8 @@ def single_output(output: Any, argument: str) -> Any:
 
 def index(target: Target) -> tuple[Any, ...]:
     """One index into an output, as a tuple with an entry for each axis."""
-    if isinstance(target, tuple):
-        return target
+    if isinstance(target, (tuple, list)):
+        return tuple(target)
     if not is_array(target) or target.ndim == 0:
         return (target,)
     return tuple(target[i] for i in range(target.shape[0]))

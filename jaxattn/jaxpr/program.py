@@ -74,10 +74,7 @@ class Program:
             if trace is None:
                 raise UntracedError(self, signature)
             # The jaxpr was traced for strong types; a weak one would not match its equations.
-            leaves = [
-                jax.lax.convert_element_type(leaf, dtype)
-                for leaf, (_, dtype) in zip(jax.tree.leaves(inputs), signature.avals, strict=True)
-            ]
+            leaves = [_strong(leaf) for leaf in jax.tree.leaves(inputs)]
             constants = [arrays[i] for i in trace.constants]
             n_bound = len(trace.jaxpr.constvars)
             closed = jex.ClosedJaxpr(trace.jaxpr, constants[:n_bound])
@@ -225,6 +222,10 @@ def _derivative(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
         ]
 
     return jax.make_jaxpr(differentiated)(*structs)
+
+
+def _strong(leaf: Any) -> Any:
+    return jax.lax.convert_element_type(leaf, leaf.dtype) if jax.typeof(leaf).weak_type else leaf
 
 
 def _struct(atom: Any) -> jax.ShapeDtypeStruct:

@@ -1,0 +1,65 @@
+"""Chunks inside a program: whatever their size, what vmap gives, with no more in flight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn._batch import balanced, chunked_map, chunked_sum
+
+COUNT = 7
+XS = {"a": jnp.arange(1.0, 15).reshape(COUNT, 2), "n": jnp.arange(COUNT)}
+every_size = pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 7, 8, 1000, None])
+
+
+def fn(x):
+    return {"cube": x["a"] ** 3, "count": x["n"], "inverse": 1 / x["a"].sum()}
+
+
+@pytest.mark.parametrize(
+    "count, limit, chunks, size", [(7, 3, 3, 3), (8, 5, 2, 4), (7, 1, 7, 1), (7, 9, 1, 7)]
+)
+def test_chunks_are_few_and_equal(count, limit, chunks, size):
+    assert balanced(count, limit) == (chunks, size)
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+@pytest.mark.parametrize("limit", range(1, 22))
+def test_chunks_cover_all_and_never_exceed_the_limit(count, limit):
+    chunks, size = balanced(count, limit)
+    assert size <= limit
+    assert (chunks - 1) * size < count <= chunks * size
+    assert chunks == -(-count // min(limit, count))
+
+
+@every_size
+def test_chunked_map_is_vmap(batch_size):
+    got = jax.jit(lambda xs: chunked_map(fn, xs, batch_size))(XS)
+    jax.tree.map(np.testing.assert_array_equal, got, jax.jit(jax.vmap(fn))(XS))
+
+
+@every_size
+def test_chunked_sum_is_the_sum_of_vmap(batch_size):
+    got = jax.jit(lambda xs: chunked_sum(fn, xs, batch_size))(XS)
+    want = jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(fn)(XS))
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-6), got, want)
+    assert jax.tree.map(jnp.result_type, got) == jax.tree.map(jnp.result_type, want)
+
+
+@pytest.mark.parametrize("chunked", [chunked_map, chunked_sum])
+def test_no_more_than_batch_size_are_in_flight(chunked):
+    jaxpr = jax.make_jaxpr(lambda xs: chunked(lambda x: jnp.sin(x["a"]), xs, 3))(XS)
+    assert "sin" in str(jaxpr)
+    assert "f32[3,2] = sin" in str(jaxpr)
+
+
+def test_the_padding_of_the_last_chunk_is_not_summed():
+    """Seven ones in chunks of 2 are padded to eight."""
+    assert chunked_sum(lambda x: x, jnp.ones(7), 2) == 7
+
+
+@pytest.mark.parametrize("chunked", [chunked_map, chunked_sum])
+def test_gradients_pass_through_chunks(chunked):
+    loss = lambda a: jnp.sum(jnp.square(chunked(lambda x: jnp.sin(x["a"]), {**XS, "a": a}, 3)))
+    whole = lambda a: jnp.sum(jnp.square(chunked(lambda x: jnp.sin(x["a"]), {**XS, "a": a}, 7)))
+    np.testing.assert_allclose(jax.grad(loss)(XS["a"]), jax.grad(whole)(XS["a"]), rtol=1e-5)

@@ -1,0 +1,132 @@
+"""Gradients against central differences and a loop; SmoothGrad against the loop that it abbreviates."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxattn as ja
+
+T, D, H, K = 5, 3, 4, 3
+KEY = jax.random.key(3)
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@pytest.fixture
+def model():
+    rngs = nnx.Rngs(0)
+    return ja.models.SequenceClassifier(
+        D, H, K, bidirectional=True, param_dtype=jnp.float64, rngs=rngs
+    )
+
+
+@pytest.fixture
+def x():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(T, D)))
+
+
+def close(got, want, atol=1e-12):
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
+def test_the_gradient_equals_central_differences_and_jax_grad(model, x):
+    got = ja.gradient(model, x, 2)
+    close(got.values, jax.grad(lambda x: model(x)[2])(x))
+    close(got.output, model(x))
+    steps = 1e-6 * np.eye(T * D).reshape(-1, T, D)
+    score = jax.jit(jax.vmap(lambda step: model(x + step)[2]))
+    differences = (score(steps) - score(-steps)).reshape(T, D) / 2e-6
+    np.testing.assert_allclose(got.values, differences, rtol=1e-4, atol=1e-9)
+    close(ja.saliency(model, x, 2).values, np.abs(got.values))
+    close(ja.input_x_gradient(model, x, 2).values, x * got.values)
+
+
+@pytest.mark.parametrize(
+    "target, weights",
+    [
+        ((1, 0), [[0, 0], [1, 0]]),
+        (np.array([0, 1]), [[0, 1], [0, 0]]),
+        (lambda out: out[1, 1] - 2 * out[0, 0], [[-2, 0], [0, 1]]),
+    ],
+)
+def test_a_target_names_one_number_of_an_output_of_any_rank(target, weights, x):
+    first = jnp.arange(2.0)
+
+    def fn(x):
+        return jnp.outer(first, x[0, :2]) + x[1, 0] * first
+
+    want = jax.grad(lambda x: jnp.sum(jnp.asarray(weights, float) * fn(x)))(x)
+    close(ja.gradient(fn, x, target).values, want)
+
+
+def test_one_target_for_each_example(model, x):
+    targets = np.array([2, 0, 1])
+    got = ja.explain(ja.gradient, model, jnp.stack([x] * 3), targets).values
+    close(got, jax.jacrev(model)(x)[targets])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_an_output_of_size_one_needs_no_target(shape, x):
+    got = ja.gradient(lambda x: (x**2).sum().reshape(shape), x)
+    close(got.values, 2 * x)
+    assert got.output.shape == shape
+
+
+SMOOTH = {"num_samples": 6, "noise": 0.2}
+
+
+def by_hand(method, fn, x, **options):
+    """One row for each noisy copy; a key for the noise of each leaf, and one for the method."""
+    rows = []
+    for key in jax.random.split(KEY, SMOOTH["num_samples"]):
+        of_noise, of_method = jax.random.split(key)
+        draw = jax.random.normal(jax.random.split(of_noise, 1)[0], x.shape, x.dtype)
+        noisy = x + SMOOTH["noise"] * (x.max() - x.min()) * draw
+        rows.append(method(fn, noisy, 1, key=of_method, **options).values)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        (ja.gradient, {}),
+        (ja.integrated_gradients, {"num_steps": 3, "baseline": 1.0}),
+        (partial(ja.smooth_grad, num_samples=2, noise=0.1), {}),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_smooth_grad_is_the_loop_over_noisy_copies(method, options, batch_size, model, x):
+    rows = by_hand(method, model, x, **options)
+    smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, batch_size=batch_size, method=method)
+    assert rows.std(axis=0).min() > 0
+    close(smooth(**SMOOTH, **options).values, rows.mean(axis=0))
+
+
+@pytest.mark.parametrize(
+    "reduction, reduce",
+    [("mean_square", lambda rows: (rows**2).mean(0)), ("variance", lambda r: r.var(0, ddof=1))],
+)
+def test_smooth_grad_reductions(reduction, reduce, model, x):
+    got = ja.smooth_grad(model, x, 1, key=KEY, reduction=reduction, **SMOOTH)
+    close(got.values, reduce(by_hand(ja.gradient, model, x)))
+    close(got.output, model(x))
+
+
+@pytest.mark.parametrize("method", [ja.gradient, ja.saliency, ja.integrated_gradients])
+def test_without_noise_smooth_grad_is_the_method(method, model, x):
+    smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, num_samples=3, noise=0.0, method=method)
+    close(smooth().values, method(model, x, 1).values)
+    if method is ja.gradient:
+        close(smooth(reduction="variance").values, jnp.zeros((T, D)), 1e-30)
+
+
+def test_a_small_variance_beside_a_large_mean_is_not_lost(x):
+    """1e6 and more against a slope that varies by 1e-3: squares would cancel in float32."""
+    x = x.astype(jnp.float32)
+    fn = lambda x: (1e3 * x + 1e-3 * jnp.sin(x)).sum()
+    got = ja.smooth_grad(fn, x, key=KEY, num_samples=16, noise=0.5, reduction="variance").values
+    assert (got >= 0).all()
+    assert got.max() < 1e-6

@@ -1,0 +1,116 @@
+"""The learned mask: its objective by hand, a planted cell found, and what is irrelevant kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxattn as ja
+from jaxattn.methods.masks import total_variation
+
+T, D = 5, 3
+PLANTED = (2, 1)
+X = np.random.default_rng(0).uniform(0.5, 1, size=(T, D))
+
+
+def planted(x):
+    return 4 * x[PLANTED]
+
+
+def product(x):
+    return jnp.tanh(x).sum() + x[0, 0] * x[1, 2]
+
+
+@pytest.mark.parametrize("beta, want", [(1.0, 6), (2.0, 14), (3.0, 36)])
+def test_total_variation_by_hand(beta, want):
+    """Neighbours differ by 3 and 2 down the columns, by 1 and 0 along the rows."""
+    mask = jnp.array([[0.0, 1.0], [3.0, 3.0]])
+    np.testing.assert_allclose(total_variation(mask, beta), want, rtol=1e-6)
+    assert np.isfinite(jax.grad(total_variation)(mask, beta)).all()
+
+
+def test_one_step_of_plain_descent_by_hand(x64):
+    """At the whole input the prices have no slope: dm is the rate times x df/dx."""
+    options = {"optimizer": optax.sgd(0.1), "l1": 0.3, "tv": 0.7, "tv_beta": 2.0, "num_steps": 2}
+    got = ja.learned_mask(product, X, **options)
+    one = ja.learned_mask(product, X, **options | {"num_steps": 1})
+    deleted = np.clip(0.1 * X * np.asarray(jax.grad(product)(jnp.asarray(X))), 0, 1)
+    np.testing.assert_allclose(one.values, deleted, rtol=0, atol=1e-12)
+    assert 0 < deleted.min()
+    assert deleted.max() < 1
+    score = product((1 - deleted) * X)
+    variation = sum((np.diff(deleted, axis=axis) ** 2).sum() for axis in (0, 1))
+    objective = score + 0.3 * deleted.sum() + 0.7 * variation
+    np.testing.assert_allclose(got.info["losses"], [product(X), objective], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(one.info["score"], score, rtol=0, atol=1e-12)
+
+
+def test_the_planted_cell_is_found_and_the_rest_is_kept():
+    got = ja.learned_mask(planted, X, tv=0.0, num_steps=60)
+    want = np.zeros((T, D))
+    want[PLANTED] = 1
+    np.testing.assert_array_equal(got.values, want)
+    assert got.info["score"] == 0
+    assert got.info["losses"].shape == (60,)
+    assert got.info["losses"][-1] < 0.1 * got.info["losses"][0]
+
+
+@pytest.mark.parametrize("price, deleted", [(0.1, 1), (10.0, 0)])
+def test_a_cell_is_deleted_only_below_its_price(price, deleted):
+    got = ja.learned_mask(planted, X, tv=0.0, l1=price, num_steps=200, optimizer=optax.adam(0.02))
+    np.testing.assert_allclose(got.values[PLANTED], deleted, atol=0.05)
+
+
+def test_values_lie_in_the_unit_interval_and_the_objective_falls():
+    got = ja.learned_mask(lambda x: -product(5 * x), X, num_steps=40, baseline=1.0, l1=0.01)
+    assert (got.values >= 0).all()
+    assert (got.values <= 1).all()
+    assert got.info["losses"].min() < got.info["losses"][0] - 0.1
+
+
+def test_the_baseline_is_what_deleted_cells_become():
+    got = ja.learned_mask(planted, X, baseline=0.25, tv=0.0, num_steps=60)
+    np.testing.assert_allclose(got.info["score"], 4 * 0.25, rtol=1e-6)
+
+
+def test_softmax_destroys_a_probability():
+    fn = lambda x: jnp.stack([planted(x), jnp.float32(0)])
+    got = ja.learned_mask(fn, X, 0, softmax=True, tv=0.0, l1=0.001, num_steps=60)
+    np.testing.assert_allclose(got.info["losses"][0], jax.nn.sigmoid(planted(X)), rtol=1e-5)
+    np.testing.assert_allclose(got.info["score"], 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("coarseness", [T, (T,), (T, 1)])
+def test_coarse_cells_share_a_number(coarseness):
+    got = np.asarray(ja.learned_mask(product, X, num_steps=3, coarseness=coarseness).values)
+    np.testing.assert_array_equal(got, np.broadcast_to(got[:1], got.shape))
+    assert np.ptp(got[0]) > 0
+
+
+def test_jitter_is_drawn_from_the_key():
+    values = [
+        ja.learned_mask(product, X, num_steps=5, jitter=1, key=jax.random.key(seed)).values
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(values[0], values[1])
+    assert np.abs(values[0] - values[2]).max() > 1e-3
+
+
+def test_many_at_once_equal_one_at_a_time():
+    xs = np.stack([X, 2 * X, X[::-1]]).astype(np.float32)
+    options = {"num_steps": 8, "l1": 0.02}
+    got = ja.explain(ja.learned_mask, product, xs, batch_size=2, **options)
+    assert got.info["losses"].shape == (3, 8)
+    for i, x in enumerate(xs):
+        one = ja.learned_mask(product, x, **options)
+        np.testing.assert_allclose(got.values[i], one.values, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(got.info["losses"][i], one.info["losses"], rtol=0, atol=1e-5)
+
+
+def test_integer_leaves_are_never_deleted():
+    x = {"a": jnp.ones((3, 2)), "n": jnp.array([1, 2], jnp.int32)}
+    fn = lambda x: x["a"].sum() * x["n"].astype(jnp.float32).sum()
+    got = ja.learned_mask(fn, x, baseline=0.5, num_steps=40)
+    np.testing.assert_array_equal(got.values["n"], [0, 0])
+    np.testing.assert_allclose(got.info["score"], 9.0, rtol=1e-6)

@@ -1,0 +1,111 @@
+"""Deletion, insertion and completeness on functions whose curves are known by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn as ja
+from jaxattn.metrics import completeness, deletion, insertion
+
+XS = jnp.array([[1.0, 2, 3, 4], [4.0, 3, 2, 1]])
+CELLS = {"softmax": False, "num_steps": 4}
+
+
+def total(x):
+    return x.sum()[None]
+
+
+@pytest.mark.parametrize(
+    "curve, attribution, scores",
+    [
+        (deletion, [4, 3, 2, 1], [10, 9, 7, 4, 0]),
+        (deletion, [1, 2, 3, 4], [10, 6, 3, 1, 0]),
+        (deletion, [-1, 7, 0, -2], [10, 8, 5, 4, 0]),
+        (deletion, [0, 0, 0, 0], [10, 9, 7, 4, 0]),
+        (insertion, [1, 2, 3, 4], [0, 4, 7, 9, 10]),
+        (insertion, [0, 1, 0, 1], [0, 2, 6, 7, 10]),
+    ],
+)
+def test_curves_by_hand(curve, attribution, scores):
+    """Cells go from the highest value to the lowest; of equal ones the first goes first."""
+    got = curve(total, XS[:1], 0, jnp.array([attribution], jnp.float32), **CELLS)
+    np.testing.assert_array_equal(got.scores, [scores])
+    np.testing.assert_array_equal(got.fractions, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(got.auc, [(sum(scores) - 5) / 4], rtol=1e-6)
+
+
+def test_the_baseline_takes_the_place_of_deleted_cells():
+    baseline = jnp.array([[5.0, 6, 7, 8], [0.0, 0, 0, 1]])
+    got = deletion(total, XS, 0, XS, baseline=baseline, **CELLS).scores
+    np.testing.assert_array_equal(got, [[10, 14, 18, 22, 26], [10, 6, 3, 1, 1]])
+
+
+@pytest.mark.parametrize("num_steps, scores", [(1, [10, 0]), (2, [10, 3, 0]), (3, [10, 6, 1, 0])])
+def test_shares_of_the_cells(num_steps, scores):
+    got = deletion(total, XS, 0, XS, softmax=False, num_steps=num_steps)
+    np.testing.assert_array_equal(got.scores, [scores] * 2)
+
+
+def test_insertion_runs_deletion_of_the_reversed_ranking_backward():
+    values = jnp.array([[0.3, -1, 2, 0.1], [1.0, 2, -3, 0]])
+    inserted = insertion(total, XS, 0, values, **CELLS).scores
+    deleted = deletion(total, XS, 0, -values, **CELLS).scores
+    np.testing.assert_array_equal(inserted, deleted[:, ::-1])
+
+
+def test_by_default_the_score_is_a_probability():
+    fn = lambda x: jnp.stack([x.sum(), jnp.float32(1)])
+    got = deletion(fn, XS, 0, XS, num_steps=4).scores
+    logits = np.array([10, 6, 3, 1, 0])
+    np.testing.assert_allclose(got, [1 / (1 + np.exp(1 - logits))] * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"mesh": 2}])
+@pytest.mark.parametrize("curve", [deletion, insertion])
+def test_neither_chunks_nor_devices_matter(curve, options):
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 3)), jnp.float32)
+    model = lambda x: jnp.tanh(x).sum(0)
+    if "mesh" in options:
+        auto = (jax.sharding.AxisType.Auto,)
+        options = {"mesh": jax.make_mesh((2,), ("data",), axis_types=auto)}
+    whole = curve(model, xs, 1, xs**2, num_steps=6)
+    parts = curve(model, xs, 1, xs**2, num_steps=6, **options)
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(parts.auc, whole.auc, rtol=0, atol=1e-6)
+
+
+def test_cells_of_all_leaves_are_ranked_together():
+    xs = {"a": jnp.array([[1.0, 8.0]]), "b": jnp.array([[[2.0], [4.0]]])}
+    fn = lambda x: x["a"].sum() + x["b"].sum()
+    got = deletion(fn, xs, None, xs, **CELLS).scores
+    np.testing.assert_array_equal(got, [[15, 7, 3, 1, 0]])
+
+
+def test_targets_and_further_inputs_are_one_for_each_example():
+    fn = lambda x, scale: scale * jnp.stack([x.sum(), -x.sum()])
+    scales = jnp.array([1.0, 10.0])
+    got = deletion(fn, XS, np.array([0, 1]), XS, args=(scales,), **CELLS).scores
+    np.testing.assert_array_equal(got, [[10, 6, 3, 1, 0], [-100, -60, -30, -10, 0]])
+
+
+def test_the_best_ranking_of_a_linear_function_has_the_least_area():
+    rng = np.random.default_rng(0)
+    xs = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
+    best = deletion(total, xs, 0, ja.explain(ja.input_x_gradient, total, xs), **CELLS).auc
+    for _ in range(5):
+        values = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
+        assert (best <= deletion(total, xs, 0, values, **CELLS).auc + 1e-6).all()
+
+
+def test_completeness(x64):
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)))
+    fn = lambda x: jnp.stack([jnp.sin(x).sum(), (x**3).prod()])
+    options = {"baseline": 0.5, "num_steps": 20, "quadrature": "gauss_legendre"}
+    complete = ja.explain(ja.integrated_gradients, fn, xs, 0, **options)
+    np.testing.assert_allclose(completeness(fn, xs, 0, complete, baseline=0.5), 0, atol=1e-12)
+    wrong = completeness(fn, xs, 0, complete.values + 1, baseline=0.5)
+    np.testing.assert_allclose(wrong, 8, rtol=1e-12)
+    nothing = completeness(fn, xs, 0, jnp.zeros_like(xs), baseline=0.5)
+    change = np.sin(xs).sum((1, 2)) - 8 * np.sin(0.5)
+    np.testing.assert_allclose(nothing, -change, rtol=1e-12)

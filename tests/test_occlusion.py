@@ -1,0 +1,104 @@
+"""Occlusion against loops in numpy: each cell the mean over the windows that cover it."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn as ja
+
+
+def smooth(x):
+    """Couples all cells, so that no two windows score alike."""
+    flat = x.ravel()
+    return jnp.stack([jnp.tanh(flat * jnp.arange(1.0, flat.size + 1)).sum(), (flat**2).prod()])
+
+
+def by_loop(fn, x, window, stride, baseline):
+    """The slow way, counting from the first cell; the last window covers what is left."""
+    total, count = np.zeros(x.shape), np.zeros(x.shape)
+    starts = []
+    for size, width, step in zip(x.shape, window, stride, strict=True):
+        here = [0]
+        while here[-1] + width < size:
+            here.append(here[-1] + step)
+        starts.append(here)
+    for corner in itertools.product(*starts):
+        cells = tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
+        changed = x.copy()
+        changed[cells] = np.broadcast_to(baseline, x.shape)[cells]
+        total[cells] += float(fn(x)) - float(fn(changed))
+        count[cells] += 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    "shape, window, stride, baseline",
+    [
+        ((7,), (1,), (1,), 0.0),
+        ((7,), (3,), (2,), 0.3),
+        ((8,), (3,), (3,), 0.0),
+        ((5, 3), (2, 2), (1, 1), 0.0),
+        ((5, 3), (3, 2), (2, 1), np.arange(3.0)),
+        ((5, 3), (5, 3), (1, 1), 0.5),
+        ((6, 4), (4, 3), (3, 3), 0.0),
+        ((4, 3, 2), (2, 2, 1), (2, 1, 1), 0.1),
+        ((4, 3, 2), (3, 2, 2), (2, 2, 2), np.arange(24.0).reshape(4, 3, 2)),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_it_equals_a_loop(shape, window, stride, baseline, batch_size, x64):
+    x = np.random.default_rng(0).normal(size=shape)
+    options = {"window": window, "stride": stride, "baseline": baseline}
+    got = ja.occlusion(smooth, x, 0, batch_size=batch_size, **options)
+    want = by_loop(lambda x: smooth(x)[0], x, **options)
+    np.testing.assert_allclose(got.values, want, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(got.output, smooth(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_known_answers(shape):
+    """f is the sum, so a window scores the sum of its cells: 1+2, 2+3, 3+4, and means of these."""
+    x = jnp.ones((4, *shape)) * jnp.arange(1.0, 5).reshape(4, *[1] * len(shape))
+    got = ja.occlusion(jnp.sum, x, window=2).values
+    width = int(np.prod(shape))
+    want = width * np.array([3.0, 4.0, 6.0, 7.0]).reshape(4, *[1] * len(shape))
+    np.testing.assert_array_equal(got, np.broadcast_to(want, x.shape))
+
+
+def test_a_ragged_last_window_covers_what_is_left():
+    got = ja.occlusion(jnp.sum, jnp.array([1.0, 2, 4, 8, 16]), window=3, stride=3).values
+    np.testing.assert_array_equal(got, [7, 7, 7, 24, 24])
+
+
+@pytest.mark.parametrize("window, same", [(2, (2, 3)), ((2,), (2, 3)), (np.int64(2), (2, 3))])
+@pytest.mark.parametrize("stride, steps", [(None, (1, 3)), (2, (2, 3)), ((2,), (2, 3))])
+def test_axes_that_are_not_named_are_covered_whole(window, same, stride, steps):
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    got = ja.occlusion(smooth, x, 0, window=window, stride=stride).values
+    want = ja.occlusion(smooth, x, 0, window=same, stride=steps).values
+    np.testing.assert_array_equal(got, want)
+
+
+def test_one_baseline_for_each_example():
+    xs = jnp.arange(1.0, 9).reshape(2, 4)
+    got = ja.explain(ja.occlusion, jnp.sum, xs, window=1, baseline=2 * xs).values
+    np.testing.assert_array_equal(got, -xs)
+
+
+def test_integer_inputs():
+    ids = jnp.array([3, 0, 2], jnp.int32)
+    table = jnp.array([0.0, 10, 20, 40])
+    got = ja.occlusion(lambda ids: table[ids].sum(), ids, window=1, baseline=1)
+    np.testing.assert_array_equal(got.values, [30, -10, 10])
+    assert jnp.issubdtype(got.values.dtype, jnp.floating)
+
+
+def test_each_leaf_has_its_windows_and_none_is_left_alone():
+    x = {"a": jnp.arange(4.0), "b": jnp.ones((2, 2)), "c": jnp.ones(3)}
+    fn = lambda x: x["a"].sum() * x["b"].sum() + x["c"].sum()
+    got = ja.occlusion(fn, x, window={"a": 1, "b": (1, 2), "c": None}).values
+    np.testing.assert_array_equal(got["a"], 4 * np.arange(4.0))
+    np.testing.assert_array_equal(got["b"], np.full((2, 2), 12.0))
+    np.testing.assert_array_equal(got["c"], np.zeros(3))

@@ -1,0 +1,101 @@
+"""The temporal output score: truncation, lengths and hidden states tell one story."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxattn as ja
+
+T, D, H, K = 6, 3, 4, 3
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def classifier(**options):
+    rngs = nnx.Rngs(0)
+    return ja.models.SequenceClassifier(D, H, K, param_dtype=jnp.float64, rngs=rngs, **options)
+
+
+def score(fn, x, target=1, **options):
+    return ja.temporal_output_score(fn, x, target, **options)
+
+
+@pytest.fixture
+def x():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(T, D)))
+
+
+def close(got, want, atol=1e-12):
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_it_is_the_prediction_for_each_truncated_series(bidirectional, direction, x):
+    model = classifier(bidirectional=bidirectional)
+    parts = [x[: t + 1] if direction == "forward" else x[t:] for t in range(T)]
+    logits = jnp.stack([model(part) for part in parts])
+    got = score(model, x, direction=direction)
+    close(got.values, jax.nn.softmax(logits)[:, 1])
+    close(score(model, x, direction=direction, softmax=False).values, logits[:, 1])
+    whole = got.values[-1 if direction == "forward" else 0]
+    close(whole, jax.nn.softmax(got.output)[1])
+
+
+def test_a_one_directional_network_tells_it_in_one_pass(x):
+    by_steps = classifier(readout="steps")
+    close(score(classifier(), x).values, jax.nn.softmax(by_steps(x))[:, 1], 1e-10)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_lengths_and_truncation_agree(padding, direction, batch_size, x):
+    options = {"direction": direction, "length_argnum": 0, "padding": padding}
+    model = classifier(bidirectional=True, padding=padding)
+    length = (jnp.int32(T),)
+    got = score(model, x, args=length, batch_size=batch_size, **options).values
+    close(got, score(model, x, direction=direction).values)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_padding_is_never_read(padding, direction, x):
+    """Valid steps score as the series without padding; padding adds nothing to its neighbour."""
+    model, valid = classifier(bidirectional=True, padding=padding), 4
+    empty = jnp.full((T - valid, D), 99.0)
+    padded = jnp.concatenate([x[:valid], empty] if padding == "right" else [empty, x[:valid]])
+    options = {"direction": direction, "length_argnum": 0, "padding": padding}
+    got = score(model, padded, args=(jnp.int32(valid),), **options).values
+    here = slice(0, valid) if padding == "right" else slice(T - valid, T)
+    want = score(model, x[:valid], direction=direction).values
+    close(got[here], want)
+    nothing = jax.nn.softmax(model(padded, jnp.int32(0)))[1]
+    beyond = {"right": (want[-1], nothing), "left": (nothing, want[0])}[padding]
+    outside = np.delete(np.asarray(got), np.r_[here])
+    close(outside, beyond[direction == "backward"])
+
+
+@pytest.mark.parametrize("steps", [(0,), (5, 2), range(1, T, 2), np.array([3, 1])])
+@pytest.mark.parametrize("lengths", [{}, {"args": (jnp.array(T, jnp.int32),), "length_argnum": 0}])
+def test_a_choice_of_steps(steps, lengths, x):
+    model = classifier()
+    got = score(model, x, steps=steps, **lengths).values
+    close(got, np.asarray(score(model, x).values)[list(steps)])
+
+
+def test_one_length_for_each_example(x):
+    model, lengths = classifier(), jnp.array([T, 3], jnp.int32)
+    xs = jnp.stack([x, jnp.where(jnp.arange(T)[:, None] < 3, x, 99.0)])
+    method = ja.temporal_output_score
+    got = ja.explain(method, model, xs, 1, args=(lengths,), length_argnum=0).values
+    want = score(model, x).values
+    close(got[0], want)
+    close(got[1], jnp.where(jnp.arange(T) < 3, want, want[2]))
+
+
+def test_a_callable_target_sees_the_probabilities(x):
+    model = classifier()
+    got = score(model, x, lambda p: p[0] - p[2]).values
+    close(got, score(model, x, 0).values - score(model, x, 2).values)
