@@ -5,6 +5,7 @@ from jaxattn._benchmark import Benchmark as Benchmark, benchmark as benchmark
 from jaxattn._callable import unbatched as unbatched, without_softmax as without_softmax
 from jaxattn._explain import explain as explain
 from jaxattn._types import Attribution as Attribution
+from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.methods.gradients import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import uuid
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -18,6 +19,7 @@ from jaxattn._callable import Recipe, as_function, bind, rebuilding
 from jaxattn._static import UnkeyableError, is_array, is_concrete, typed_key
 from jaxattn._target import batch_indices, single_output
 from jaxattn._types import Attribution, Target
+from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
 
 #: Which signatures a method calls functions with beside the plain one, learned at the first call.
@@ -98,17 +100,19 @@ class Job:
         x: Any,
         target: Target,
         args: tuple[Any, ...],
+        at: str | None,
         options: dict[str, Any],
         batched: dict[str, Any],
     ) -> None:
         self._method = static(method)
-        self._option_arrays, self._options = split_options(options)
+        named = {} if at is None else {"at": at}
+        self._option_arrays, self._options = split_options(options | named)
         self._callables = fn, target
         self._plain = Signature.of((x, *args))
         self._memo = self._method, self._options, self._plain
         self._bind()
-        x_struct, *_ = self._plain.structs()
-        self.evaluations = evaluations(method, x_struct, self.output, options | batched)
+        explained = explained_input(fn, x, args, at)
+        self.evaluations = evaluations(method, explained, self.output, options | batched)
 
     def _bind(self) -> None:
         """Splits `fn` and `target` into arrays and programs, for all signatures known by now."""
@@ -202,7 +206,7 @@ class Job:
         """The program of a plan, traced as if for the first time: no cache knows it."""
 
         def fresh(spec: Spec, arrays: Any, examples: Any) -> Attribution:
-            answer: Attribution = run.__wrapped__(spec, arrays, examples)
+            answer: Attribution = inspect.unwrap(run)(spec, arrays, examples)
             return answer
 
         # JAX's caches in memory go by the function, the one on disk by the program and its name.
@@ -241,6 +245,14 @@ def _part(examples: Any, plan: Plan) -> Any:
 def _place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     """Lays arrays out over the devices of a mesh, wherever they were committed to before."""
     return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def explained_input(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], at: str | None) -> Any:
+    """What is explained, abstractly: the input, or the intermediate of that name."""
+    if at is None:
+        return Signature.of((x,)).structs()[0]
+    inputs = Signature.of((x, *args)).structs()
+    return jax.eval_shape(lambda *given: split_at(as_function(fn), given, at)[0], *inputs)
 
 
 def evaluations(

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Shaped
 
 from jaxattn._callable import as_function
-from jaxattn._compiled import Job, Plan, unwrapped
+from jaxattn._compiled import Job, Plan, explained_input, unwrapped
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.jaxpr.capture import split_at
 
 Core = TypeVar("Core", bound=Callable[..., Attribution])
 
@@ -27,6 +28,7 @@ def explain(
     targets: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -45,6 +47,8 @@ def explain(
             a tuple, one index for all examples; an array (B,) or (B, rank), one for each; or a
             callable from the output to a scalar.
         args: further inputs of `fn`, each leaf with a leading axis of length B; not explained.
+        at: the name of an intermediate, given by `jaxattn.tag`, that is explained instead of `xs`;
+            the values have its shape.
         key: a random key for methods that draw; example i draws with `fold_in(key, i)`, whatever
             the chunks and devices.
         batch_size: how many evaluations of `fn` are in flight on a device. `None` chooses from the
@@ -68,6 +72,7 @@ def explain(
         xs,
         targets,
         args=args,
+        at=at,
         key=key,
         batch_size=batch_size,
         mesh=mesh,
@@ -111,6 +116,7 @@ def prepare(
     targets: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -124,16 +130,10 @@ def prepare(
         _check_finite(xs)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
-    shared, batched = _split_batched(method_, options, xs, batch)
-    job = Job(
-        method_,
-        fn,
-        _example_structs(xs),
-        targets,
-        _example_structs(args),
-        shared,
-        _example_structs(batched),
-    )
+    x, one_args = _example_structs((xs, args))
+    explained = explained_input(fn, x, one_args, at)
+    shared, batched = _split_batched(method_, options, explained, batch)
+    job = Job(method_, fn, x, targets, one_args, at, shared, _example_structs(batched))
     keys = None if key is None else _example_keys(key, batch)
     examples = xs, job.indices(targets, batch), args, keys, batched
     return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
@@ -163,6 +163,7 @@ def explainer(
             target: Target = None,
             *,
             args: tuple[Any, ...] = (),
+            at: str | None = None,
             key: RandomKey | None = None,
             batch_size: int | None = None,
             check_finite: bool = True,
@@ -170,11 +171,15 @@ def explainer(
         ) -> Attribution:
             given: tuple[Any, ...] = (x, target, args, key, options)
             if not all(map(is_concrete, jax.tree.leaves(given))):
+                function = as_function(fn)
+                if at is not None:
+                    x, function = split_at(function, (x, *args), at)
+                    args = ()
                 shared = {"args": args, "key": key, "batch_size": batch_size, **options}
-                return core(as_function(fn), x, target, **shared)
+                return core(function, x, target, **shared)
             if check_finite:
                 _check_finite(x)
-            job = Job(method, fn, x, target, tuple(args), options, {})
+            job = Job(method, fn, x, target, tuple(args), at, options, {})
             example: Any = x, job.indices(target, None), tuple(args), key, {}
             return job.run(example, job.plan(example, None, batch_size, None))
 
@@ -238,16 +243,16 @@ def _example_structs(batch: Any) -> Any:
 
 
 def _split_batched(
-    method: Callable[..., Attribution], options: dict[str, Any], xs: Inputs, batch: int
+    method: Callable[..., Attribution], options: dict[str, Any], x: Any, batch: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parts the options that all examples share from those with one value for each example."""
     batched = {}
     for name in getattr(unwrapped(method), "per_example", ()):
         leaves = jax.tree.leaves(options.get(name))
-        inputs = jax.tree.leaves(xs)
+        inputs = jax.tree.leaves(x)
         if len(leaves) != len(inputs) or not all(map(is_array, leaves)):
             continue
-        if all(o.ndim == x.ndim for o, x in zip(leaves, inputs, strict=True)):
+        if all(o.ndim == 1 + i.ndim for o, i in zip(leaves, inputs, strict=True)):
             if any(leaf.shape[0] != batch for leaf in leaves):
                 raise ValueError(f"{name} has {leaves[0].shape[0]} examples where xs has {batch}")
             batched[name] = options[name]

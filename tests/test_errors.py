@@ -1,0 +1,307 @@
+"""Bad input: each error names the argument, what it got and what it wanted."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn as ja
+from jaxattn.metrics import completeness, deletion, insertion
+
+B, T, D, K = 4, 5, 3, 3
+WEIGHTS = np.random.default_rng(0).normal(size=(D, K)).astype(np.float32)
+XS = np.random.default_rng(1).normal(size=(B, T, D)).astype(np.float32)
+X = XS[0]
+KEY = jax.random.key(0)
+GRADIENTS = ["gradient", "saliency", "input_x_gradient", "smooth_grad", "integrated_gradients"]
+GRADIENTS += ["jacobian", "learned_mask"]
+
+
+def fn(x):
+    return jnp.tanh(x @ WEIGHTS).sum(0)
+
+
+def refuses(error, *words):
+    """A context in which an error is raised whose message holds all words."""
+    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
+
+
+@pytest.mark.parametrize(
+    "target, error, got",
+    [
+        (None, ValueError, "missing"),
+        (3, ValueError, "3"),
+        (-1, ValueError, "-1"),
+        (np.int64(3), ValueError, "3"),
+        (jnp.int32(-2), ValueError, "-2"),
+        ((0, 1), ValueError, "(2,)"),
+        (True, TypeError, "True"),
+        ((True,), TypeError, "bool"),
+        (1.0, TypeError, "1.0"),
+        (jnp.float32(1), TypeError, "float32"),
+        ("cat", TypeError, "cat"),
+        (lambda out: out[:2], ValueError, "(2,)"),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("method", [ja.gradient, ja.occlusion])
+def test_target(target, error, got, batched, method):
+    x, run = (XS, partial(ja.explain, method)) if batched else (X, method)
+    with refuses(error, "target", got):
+        run(fn, x, target)
+
+
+@pytest.mark.parametrize(
+    "targets, error, got",
+    [
+        (np.zeros(B + 1, int), ValueError, "(5,)"),
+        (np.zeros((B, 2), int), ValueError, "(4, 2)"),
+        (np.array([0, 1, 2, 3]), ValueError, "3"),
+        (jnp.array([0, 1, -1, 2]), ValueError, "-1"),
+        (np.zeros(B), TypeError, "float64"),
+        (np.zeros(B, bool), TypeError, "bool"),
+        ([0, 1, 2, 3], ValueError, "3"),
+    ],
+)
+def test_targets_of_a_batch(targets, error, got):
+    with refuses(error, "target", got, *([f"({K},)"] if error is ValueError else [])):
+        ja.explain(ja.gradient, fn, XS, targets)
+
+
+def test_a_target_under_jit_is_still_checked_where_it_is_known():
+    with refuses(ValueError, "target", "7", "(3,)"):
+        jax.jit(lambda x: ja.gradient(fn, x, 7).values)(X)
+
+
+@pytest.mark.parametrize("target", [None, 1, (0, 1)])
+def test_several_outputs_want_a_callable(target):
+    with refuses(ValueError, "target", "callable", "2 arrays"):
+        ja.occlusion(lambda x: (fn(x), fn(x)), X, target)
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"window": 6}, ValueError, ["window", "6", "(5, 3)"]),
+        ({"window": (1, 4)}, ValueError, ["window", "(1, 4)", "(5, 3)"]),
+        ({"window": 0}, ValueError, ["window", "0"]),
+        ({"window": (2, -1)}, ValueError, ["window", "-1"]),
+        ({"window": (1, 1, 1)}, ValueError, ["window", "(1, 1, 1)", "(5, 3)"]),
+        ({"window": 2.0}, TypeError, ["window", "2.0"]),
+        ({"window": (2, 1.5)}, TypeError, ["window", "1.5"]),
+        ({"window": True}, TypeError, ["window", "True"]),
+        ({"window": "all"}, (TypeError, ValueError), ["window", "all"]),
+        ({"window": {"a": 1}}, ValueError, ["window", "{'a': 1}"]),
+        ({"window": 2, "stride": 3}, ValueError, ["stride", "3", "window", "2"]),
+        ({"window": 2, "stride": 0}, ValueError, ["stride", "0"]),
+        ({"window": 2, "stride": -1}, ValueError, ["stride", "-1"]),
+        ({"window": 5, "stride": 6}, ValueError, ["stride", "6"]),
+        ({"window": 2, "stride": 1.0}, TypeError, ["stride", "1.0"]),
+        ({"window": 2, "stride": (1, 1)}, ValueError, ["stride", "(1, 1)", "window"]),
+        ({"window": 2, "baseline": np.zeros(4)}, ValueError, ["baseline", "(4,)", "(5, 3)"]),
+        ({"window": 2, "baseline": {"a": 0}}, ValueError, ["baseline", "{'a': 0}"]),
+        ({"window": 2, "baseline": "zero"}, (TypeError, ValueError), ["baseline", "zero"]),
+        ({"window": 2, "baseline": None}, (TypeError, ValueError), ["baseline", "None"]),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_occlusion(options, error, words, batched):
+    with refuses(error, *words):
+        if batched:
+            ja.explain(ja.occlusion, fn, XS, 0, **options)
+        else:
+            ja.occlusion(fn, X, 0, **options)
+
+
+@pytest.mark.parametrize("method", [ja.integrated_gradients, ja.learned_mask, ja.occlusion])
+@pytest.mark.parametrize("shape", [(4,), (2, 5, 3), (B, T, 1)])
+def test_a_baseline_must_broadcast(method, shape):
+    with refuses(ValueError, "baseline", str(shape), "(5, 3)"):
+        method(fn, X, 0, baseline=np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("count", [B - 1, B + 1])
+def test_as_many_baselines_as_examples(count):
+    with refuses(ValueError, "baseline", str(count)):
+        ja.explain(ja.occlusion, fn, XS, 0, baseline=np.zeros((count, T, D), np.float32))
+
+
+def test_an_integer_input_takes_no_fraction_for_a_baseline():
+    ids = jnp.arange(3)
+    with refuses(TypeError, "baseline", "float", "int32"):
+        ja.occlusion(lambda ids: ids.sum().astype(jnp.float32), ids, baseline=0.5)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+def test_integers_have_no_gradient(name, dtype):
+    x = np.ones((T, D), dtype)
+    with refuses(TypeError, "x", dtype, "occlusion", "at="):
+        getattr(ja, name)(lambda x: fn(x.astype(jnp.float32)), x, 0, key=KEY)
+
+
+@pytest.mark.parametrize("method", [ja.gradient, ja.jacobian, ja.occlusion])
+def test_an_answer_in_integers_is_refused(method):
+    with refuses(TypeError, "fn", "int32"):
+        method(lambda x: fn(x).astype(jnp.int32), X, 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_inputs_that_are_not_finite(value, dtype):
+    bad = jnp.asarray(XS, dtype).at[2, 1, 0].set(value)
+    with refuses(ValueError, "inputs", "1 NaN or infinite", "check_finite=False"):
+        ja.explain(ja.gradient, fn, bad, 0)
+    with refuses(ValueError, "inputs", "1 NaN or infinite", "check_finite=False"):
+        ja.gradient(fn, bad[2], 0)
+
+
+def test_the_check_for_finite_inputs_can_be_left_out():
+    bad = jnp.asarray(XS).at[2, 1, 0].set(jnp.nan)
+    first = lambda x: x[0].sum()
+    for got in (
+        ja.explain(ja.gradient, first, bad, check_finite=False).values[2],
+        ja.gradient(first, bad[2], check_finite=False).values,
+        jax.jit(lambda x: ja.gradient(first, x).values)(bad[2]),
+        jax.jit(lambda xs: ja.explain(ja.gradient, first, xs).values)(bad)[2],
+    ):
+        np.testing.assert_array_equal(got, np.eye(T)[:, :1] @ np.ones((1, D)))
+
+
+def test_a_model_that_takes_only_batches():
+    batched = lambda xs: jnp.einsum("btd,dk->bk", xs, WEIGHTS)
+    for run in (ja.gradient, ja.occlusion):
+        with refuses(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
+            run(batched, X, 0)
+    with refuses(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
+        ja.explain(ja.gradient, batched, XS, 0)
+    by_rows = lambda xs: jnp.tanh(xs @ WEIGHTS)  # works on one example, but its answer has rows
+    with refuses(ValueError, "target", "(5, 3)", "jaxattn.unbatched"):
+        ja.explain(ja.gradient, by_rows, XS, 0)
+
+
+def test_a_model_that_fails_on_everything_fails_with_its_own_error():
+    with pytest.raises(RuntimeError, match="my own"):
+        ja.gradient(lambda x: (_ for _ in ()).throw(RuntimeError("my own")), X, 0)
+
+
+@pytest.mark.parametrize(
+    "xs, args, words",
+    [
+        (np.zeros((0, T, D), np.float32), (), ["xs", "no examples"]),
+        ({}, (), ["xs", "empty"]),
+        (np.float32(1), (), ["xs", "scalar"]),
+        ({"a": XS, "b": jnp.float32(2)}, (), ["xs['b']", "scalar"]),
+        ({"a": XS, "b": XS[:3]}, (), ["xs['a']", "4", "xs['b']", "3"]),
+        (XS, (np.arange(3),), ["xs", "4", "args[0]", "3"]),
+        (XS, (np.arange(B), np.float32(1)), ["args[1]", "scalar"]),
+    ],
+)
+def test_batches_that_are_none(xs, args, words):
+    with refuses(ValueError, *words):
+        ja.explain(ja.gradient, lambda x, *args: jnp.float32(0), xs, args=args)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, "all"])
+def test_batch_size(batch_size):
+    for run in (partial(ja.explain, ja.occlusion, fn, XS, 0), partial(ja.occlusion, fn, X, 0)):
+        with refuses((TypeError, ValueError), "batch_size", repr(batch_size)):
+            run(batch_size=batch_size)
+
+
+@pytest.mark.parametrize("mesh", [2, "data", jax.devices()])
+def test_mesh(mesh):
+    with refuses(TypeError, "mesh", type(mesh).__name__):
+        ja.explain(ja.gradient, fn, XS, 0, mesh=mesh)
+
+
+@pytest.mark.parametrize("bad", [None, 3, np.ones(3)])
+def test_fn_and_method_must_be_callable(bad):
+    with refuses(TypeError, "fn", type(bad).__name__):
+        ja.gradient(bad, X, 0)
+    with refuses(TypeError, "fn", type(bad).__name__):
+        ja.explain(ja.gradient, bad, XS, 0)
+    with refuses(TypeError, "method", type(bad).__name__):
+        ja.explain(bad, fn, XS, 0)
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, "occlusion", "temporal_output_score"])
+def test_unknown_options(name):
+    with refuses(TypeError, "widnow"):
+        getattr(ja, name)(fn, X, 0, key=KEY, widnow=3)
+    with refuses(TypeError, "widnow"):
+        ja.explain(getattr(ja, name), fn, XS, 0, key=KEY, widnow=3)
+
+
+@pytest.mark.parametrize(
+    "method, options, error, words",
+    [
+        (ja.smooth_grad, {"key": None}, ValueError, ["key", "missing"]),
+        (ja.smooth_grad, {"num_samples": 0}, ValueError, ["num_samples", "0"]),
+        (ja.smooth_grad, {"num_samples": 2.5}, TypeError, ["num_samples", "2.5"]),
+        (
+            ja.smooth_grad,
+            {"num_samples": 1, "reduction": "variance"},
+            ValueError,
+            ["num_samples", "2", "1"],
+        ),
+        (ja.smooth_grad, {"noise": -0.1}, ValueError, ["noise", "-0.1"]),
+        (ja.smooth_grad, {"reduction": "median"}, ValueError, ["reduction", "median", "mean"]),
+        (ja.smooth_grad, {"method": "gradient"}, TypeError, ["method", "str"]),
+        (ja.integrated_gradients, {"num_steps": 0}, ValueError, ["num_steps", "0"]),
+        (ja.integrated_gradients, {"num_steps": 2.5}, TypeError, ["num_steps", "2.5"]),
+        (
+            ja.integrated_gradients,
+            {"quadrature": "simpson"},
+            ValueError,
+            ["quadrature", "simpson", "midpoint"],
+        ),
+        (ja.jacobian, {"mode": "both"}, ValueError, ["mode", "both", "reverse"]),
+        (ja.learned_mask, {"num_steps": 0}, ValueError, ["num_steps", "0"]),
+        (ja.learned_mask, {"num_steps": 2.5}, TypeError, ["num_steps", "2.5"]),
+        (ja.learned_mask, {"jitter": -1}, ValueError, ["jitter", "-1"]),
+        (ja.learned_mask, {"jitter": 2, "key": None}, ValueError, ["key", "jitter", "2"]),
+        (ja.learned_mask, {"coarseness": 0}, ValueError, ["coarseness", "0"]),
+        (ja.learned_mask, {"coarseness": (1, 1, 1)}, ValueError, ["coarseness", "(1, 1, 1)"]),
+        (ja.learned_mask, {"coarseness": 1.5}, (TypeError, ValueError), ["coarseness", "1.5"]),
+        (ja.temporal_output_score, {"direction": "up"}, ValueError, ["direction", "up"]),
+        (ja.temporal_output_score, {"padding": "both"}, ValueError, ["padding", "both"]),
+        (ja.temporal_output_score, {"steps": [5]}, ValueError, ["steps", "5"]),
+        (ja.temporal_output_score, {"steps": [-1]}, ValueError, ["steps", "-1"]),
+        (ja.temporal_output_score, {"steps": []}, ValueError, ["steps"]),
+        (ja.temporal_output_score, {"steps": [1.5]}, TypeError, ["steps"]),
+        (ja.temporal_output_score, {"steps": 3}, TypeError, ["steps", "3"]),
+        (ja.temporal_output_score, {"length_argnum": 0}, ValueError, ["length_argnum", "0"]),
+    ],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_options(method, options, error, words, batched):
+    run, x = (partial(ja.explain, method), XS) if batched else (method, X)
+    with refuses(error, *words):
+        run(fn, x, 0, **{"key": KEY} | options)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_softmax_over_one_output(shape):
+    one = lambda x: fn(x)[0].reshape(shape)
+    for run in (ja.temporal_output_score, partial(ja.learned_mask, softmax=True)):
+        with refuses(ValueError, "softmax", str(shape), "softmax=False"):
+            run(one, X)
+    with refuses(ValueError, "softmax", str(shape), "softmax=False"):
+        deletion(one, XS, None, XS)
+
+
+@pytest.mark.parametrize("metric", [deletion, insertion, completeness])
+def test_an_attribution_of_another_shape(metric):
+    with refuses(ValueError, "attribution", "(4, 5)", "(4, 5, 3)"):
+        metric(fn, XS, 0, XS[..., 0])
+
+
+@pytest.mark.parametrize("metric", [deletion, insertion])
+@pytest.mark.parametrize("num_steps, error", [(0, ValueError), (2.5, TypeError)])
+def test_steps_of_a_curve(metric, num_steps, error):
+    with refuses(error, "num_steps", str(num_steps)):
+        metric(fn, XS, 0, XS, num_steps=num_steps)
