@@ -116,7 +116,8 @@ def _array_key(array: Any) -> Hashable:
 
 @functools.cache
 def _concrete_type() -> type:
-    return type(jax.device_put(np.zeros(())))
+    with jax.ensure_compile_time_eval():  # the first caller may be inside of a trace
+        return type(jax.device_put(np.zeros(())))
 
 
 def is_array(value: Any) -> bool:

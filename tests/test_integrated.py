@@ -87,12 +87,12 @@ def test_it_is_linear_in_the_function(model, x):
 
 @pytest.mark.parametrize(
     "baseline",
-    [0.5, 1, np.arange(3.0), jnp.arange(15.0).reshape(T, D), np.arange(5.0)[:, None]],
+    [0.5, 1, np.arange(3.0), np.arange(15.0).reshape(T, D), np.arange(5.0)[:, None]],
     ids=["float", "int", "last axis", "all", "first axis"],
 )
 def test_a_baseline_broadcasts(baseline, x):
     fn = lambda x: (x**2).sum()
-    want = x**2 - np.broadcast_to(np.asarray(baseline), x.shape) ** 2
+    want = x**2 - np.broadcast_to(np.asarray(baseline, float), x.shape) ** 2
     close(ja.integrated_gradients(fn, x, baseline=baseline, num_steps=1).values, want)
     xs = jnp.stack([x, 2 * x])
     got = ja.explain(ja.integrated_gradients, fn, xs, baseline=baseline, num_steps=1).values
@@ -105,10 +105,10 @@ def test_one_baseline_for_each_example(x):
     close(got.values, xs**2 - baseline**2)
 
 
-@pytest.mark.parametrize("baseline", [0.5, {"a": 0.5, "n": 7}])
+@pytest.mark.parametrize("baseline", [0.5, {"a": 0.5, "n": 7, "flag": False}])
 def test_integers_stay_what_they_are(baseline):
-    x = {"a": jnp.arange(3.0), "n": jnp.array([2, 3, 4], jnp.int32)}
-    fn = lambda x: (x["n"].astype(float) * x["a"]).sum()
+    x = {"a": jnp.arange(3.0), "n": jnp.array([2, 3, 4], jnp.int32), "flag": jnp.array(True)}
+    fn = lambda x: jnp.where(x["flag"], (x["n"].astype(float) * x["a"]).sum(), 0)
     got = ja.integrated_gradients(fn, x, baseline=baseline, num_steps=2)
     close(got.values["a"], np.array([2, 3, 4]) * (np.arange(3) - 0.5))
     close(got.values["n"], 0, 0)

@@ -31,11 +31,11 @@ def test_total_variation_by_hand(beta, want):
 
 
 def test_one_step_of_plain_descent_by_hand(x64):
-    """At the whole input the prices have no slope: dm is the rate times x df/dx."""
+    """A cell of the whole input goes by the rate times what its slope exceeds its price by."""
     options = {"optimizer": optax.sgd(0.1), "l1": 0.3, "tv": 0.7, "tv_beta": 2.0, "num_steps": 2}
     got = ja.learned_mask(product, X, **options)
     one = ja.learned_mask(product, X, **options | {"num_steps": 1})
-    deleted = np.clip(0.1 * X * np.asarray(jax.grad(product)(jnp.asarray(X))), 0, 1)
+    deleted = np.clip(0.1 * (X * np.asarray(jax.grad(product)(jnp.asarray(X))) - 0.3), 0, 1)
     np.testing.assert_allclose(one.values, deleted, rtol=0, atol=1e-12)
     assert 0 < deleted.min()
     assert deleted.max() < 1

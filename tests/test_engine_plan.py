@@ -1,0 +1,123 @@
+"""How the engine divides work over chunks and devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jaxattn as ja
+from jaxattn import _compiled, _memory
+from jaxattn._explain import prepare
+
+B, N = 10, 6
+X = np.random.default_rng(0).normal(size=(B, N)).astype(np.float32)
+
+
+def fn(x):
+    return jnp.stack([jnp.sin(x).sum(), jnp.cos(x).prod()])
+
+
+def plan(explained, /, **options):
+    return prepare(explained, fn, X, 0, **options).plan
+
+
+@pytest.mark.parametrize(
+    "batch_size, examples, inside",
+    [(1, 1, 1), (3, 1, 3), (6, 1, 6), (11, 1, 6), (12, 2, 6), (25, 4, 6), (1000, 10, 6)],
+)
+def test_batch_size_is_divided_over_examples_and_inside(batch_size, examples, inside):
+    found = plan(ja.occlusion, batch_size=batch_size)  # 6 windows an example
+    assert (found.examples, found.inside) == (examples, inside)
+    assert found.examples * found.inside <= max(batch_size, 1)
+
+
+def test_batch_size_counts_nested_evaluations():
+    found = plan(
+        ja.smooth_grad,
+        batch_size=40,
+        key=jax.random.key(0),
+        num_samples=4,
+        method=ja.integrated_gradients,
+        num_steps=5,
+    )
+    assert (found.examples, found.inside) == (2, 20)
+
+
+def test_no_more_than_batch_size_evaluations_are_in_flight():
+    """Seen from inside: the leading axis that vmap and the chunks put before each evaluation."""
+    closed = jax.make_jaxpr(
+        lambda x: ja.explain(ja.occlusion, fn, x, 0, batch_size=4).values,
+    )(X)
+    widest = max(
+        var.aval.shape[0]
+        for eqn in _all_eqns(closed.jaxpr)
+        if eqn.primitive.name == "sin"
+        for var in eqn.outvars
+    )
+    assert widest <= 4
+
+
+def _all_eqns(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            if hasattr(value, "eqns"):
+                yield from _all_eqns(getattr(value, "jaxpr", value))
+
+
+def test_the_automatic_batch_size_fits_the_memory(monkeypatch):
+    limit = 40_000
+    expected = ja.explain(ja.jacobian, lambda x: jnp.outer(x, x) @ x, X)
+    monkeypatch.setattr(_memory, "budget", lambda device: limit)
+    _compiled._fitting.clear()
+
+    def wide(x):
+        return jnp.tanh(jnp.outer(x, jnp.arange(500.0))).sum(1)
+
+    found = prepare(ja.occlusion, lambda x: wide(x)[0], X)
+    compiled = found.job.compile(found.examples, found.plan)
+    assert _memory.needed(compiled) <= limit < 500 * N * 4 * B * N
+    values = ja.explain(ja.occlusion, lambda x: wide(x)[0], X).values
+    _compiled._fitting.clear()
+    monkeypatch.undo()
+    np.testing.assert_allclose(
+        values, ja.explain(ja.occlusion, lambda x: wide(x)[0], X).values, atol=1e-5
+    )
+    assert expected.values.shape == (B, N, N)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_a_mesh_that_does_not_divide_the_batch_is_padded(devices):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    alone = ja.explain(ja.occlusion, fn, X, 1)
+    shared = ja.explain(ja.occlusion, fn, X, 1, mesh=mesh)
+    np.testing.assert_allclose(shared.values, alone.values, atol=1e-6)
+    assert shared.values.shape == (B, N)
+
+
+def test_arrays_committed_to_one_device_are_spread():
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+    w = jax.device_put(jnp.arange(N, dtype=jnp.float32), jax.devices()[3])
+    x = jax.device_put(X[:8], jax.devices()[1])
+    found = ja.explain(ja.gradient, lambda x: x @ w, x, mesh=mesh)
+    np.testing.assert_allclose(found.values, np.broadcast_to(np.arange(N), (8, N)), atol=1e-6)
+    assert len(found.values.sharding.device_set) == 4
+
+
+def test_progress_counts_the_chunks(capsys):
+    ja.explain(ja.gradient, fn, X, 0, batch_size=3, progress=True)
+    assert "explaining" in capsys.readouterr().out
+
+
+def test_draws_depend_on_neither_chunks_nor_devices_nor_the_batch():
+    key = jax.random.key(3)
+    whole = ja.explain(ja.smooth_grad, fn, X, 0, key=key, num_samples=4).values
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    for options in ({"batch_size": 2}, {"batch_size": 9}, {"mesh": mesh}):
+        again = ja.explain(ja.smooth_grad, fn, X, 0, key=key, num_samples=4, **options).values
+        np.testing.assert_allclose(again, whole, atol=1e-6)
+    few = ja.explain(ja.smooth_grad, fn, X[:3], 0, key=key, num_samples=4).values
+    np.testing.assert_allclose(few, whole[:3], atol=1e-6)
+    other = ja.explain(ja.smooth_grad, fn, X, 0, key=jax.random.key(4), num_samples=4).values
+    assert abs(other - whole).max() > 1e-3
