@@ -194,13 +194,19 @@ class Job:
             self._method, self._fn, self._target, self._options, plan.single, plan.inside, plan.mesh
         )
 
-    def _arrays(self) -> tuple[Any, Any, Any]:
-        return self._fn_arrays, self._target_arrays, self._option_arrays
+    def _arrays(self, mesh: Mesh | None) -> Any:
+        """The traced half of a call, beside the examples: on each device of the mesh."""
+        arrays = self._fn_arrays, self._target_arrays, self._option_arrays
+        if mesh is None:
+            return arrays
+        return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
     def compile(self, examples: Any, plan: Plan) -> Any:
         """The compiled program of a plan, which a later `run` finds in JAX's own cache."""
         part = _part(examples, plan)
-        return self._with_traces(lambda: run.lower(self.spec(plan), self._arrays(), part).compile())
+        return self._with_traces(
+            lambda: run.lower(self.spec(plan), self._arrays(plan.mesh), part).compile()
+        )
 
     def trace_anew(self, examples: Any, plan: Plan) -> jax.stages.Traced:
         """The program of a plan, traced as if for the first time: no cache knows it."""
@@ -213,22 +219,17 @@ class Job:
         fresh.__name__ = f"run_{uuid.uuid4().hex}"
         jitted, part = jax.jit(fresh, static_argnums=0), _part(examples, plan)
         traced: jax.stages.Traced = self._with_traces(
-            lambda: jitted.trace(self.spec(plan), self._arrays(), part)
+            lambda: jitted.trace(self.spec(plan), self._arrays(plan.mesh), part)
         )
         return traced
 
     def run(self, examples: Any, plan: Plan) -> Attribution:
         """Runs the compiled program on as many examples as the plan says."""
         if plan.mesh is not None:
-            examples = _place(examples, plan.mesh, PartitionSpec(plan.mesh.axis_names))
-
-        def call() -> Attribution:
-            arrays = self._arrays()
-            if plan.mesh is not None:
-                arrays = _place(arrays, plan.mesh, PartitionSpec())
-            return run(self.spec(plan), arrays, examples)
-
-        answer: Attribution = self._with_traces(call)
+            examples = jax.device_put(examples, _over(plan.mesh))
+        answer: Attribution = self._with_traces(
+            lambda: run(self.spec(plan), self._arrays(plan.mesh), examples)
+        )
         return answer
 
 
@@ -236,15 +237,16 @@ def _part(examples: Any, plan: Plan) -> Any:
     """As many examples as a plan takes, abstractly."""
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = leaf.shape if plan.single else (plan.examples, *leaf.shape[1:])
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
+        shape = jnp.shape(leaf) if plan.single else (plan.examples, *leaf.shape[1:])
+        sharding = None if plan.mesh is None else _over(plan.mesh)
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=sharding)
 
     return jax.tree.map(struct, examples)
 
 
-def _place(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-    """Lays arrays out over the devices of a mesh, wherever they were committed to before."""
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+def _over(mesh: Mesh) -> NamedSharding:
+    """Examples spread over all devices of a mesh."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def explained_input(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], at: str | None) -> Any:

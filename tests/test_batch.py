@@ -60,6 +60,10 @@ def test_the_padding_of_the_last_chunk_is_not_summed():
 
 @pytest.mark.parametrize("chunked", [chunked_map, chunked_sum])
 def test_gradients_pass_through_chunks(chunked):
-    loss = lambda a: jnp.sum(jnp.square(chunked(lambda x: jnp.sin(x["a"]), {**XS, "a": a}, 3)))
-    whole = lambda a: jnp.sum(jnp.square(chunked(lambda x: jnp.sin(x["a"]), {**XS, "a": a}, 7)))
+    def loss(a):
+        return jnp.sum(jnp.square(chunked(lambda x: jnp.sin(x["a"]), {**XS, "a": a}, 3)))
+
+    def whole(a):
+        return jnp.sum(jnp.square(chunked(lambda x: jnp.sin(x["a"]), {**XS, "a": a}, 7)))
+
     np.testing.assert_allclose(jax.grad(loss)(XS["a"]), jax.grad(whole)(XS["a"]), rtol=1e-5)

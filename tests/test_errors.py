@@ -178,7 +178,10 @@ def test_inputs_that_are_not_finite(value, dtype):
 
 def test_the_check_for_finite_inputs_can_be_left_out():
     bad = jnp.asarray(XS).at[2, 1, 0].set(jnp.nan)
-    first = lambda x: x[0].sum()
+
+    def first(x):
+        return x[0].sum()
+
     for got in (
         ja.explain(ja.gradient, first, bad, check_finite=False).values[2],
         ja.gradient(first, bad[2], check_finite=False).values,
@@ -189,13 +192,18 @@ def test_the_check_for_finite_inputs_can_be_left_out():
 
 
 def test_a_model_that_takes_only_batches():
-    batched = lambda xs: jnp.einsum("btd,dk->bk", xs, WEIGHTS)
+    def batched(xs):
+        return jnp.einsum("btd,dk->bk", xs, WEIGHTS)
+
     for run in (ja.gradient, ja.occlusion):
         with refuses(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
             run(batched, X, 0)
     with refuses(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
         ja.explain(ja.gradient, batched, XS, 0)
-    by_rows = lambda xs: jnp.tanh(xs @ WEIGHTS)  # works on one example, but its answer has rows
+
+    def by_rows(xs):
+        return jnp.tanh(xs @ WEIGHTS)  # works on one example, but its answer has rows
+
     with refuses(ValueError, "target", "(5, 3)", "jaxattn.unbatched"):
         ja.explain(ja.gradient, by_rows, XS, 0)
 
@@ -304,7 +312,9 @@ def test_options(method, options, error, words, batched):
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_a_softmax_over_one_output(shape):
-    one = lambda x: fn(x)[0].reshape(shape)
+    def one(x):
+        return fn(x)[0].reshape(shape)
+
     for run in (ja.temporal_output_score, partial(ja.learned_mask, softmax=True)):
         with refuses(ValueError, "softmax", str(shape), "softmax=False"):
             run(one, X)

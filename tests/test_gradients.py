@@ -1,4 +1,4 @@
-"""Gradients against central differences and a loop; SmoothGrad against the loop that it abbreviates."""
+"""Gradients against central differences; SmoothGrad against the loop that it abbreviates."""
 
 from functools import partial
 
@@ -126,7 +126,10 @@ def test_without_noise_smooth_grad_is_the_method(method, model, x):
 def test_a_small_variance_beside_a_large_mean_is_not_lost(x):
     """1e6 and more against a slope that varies by 1e-3: squares would cancel in float32."""
     x = x.astype(jnp.float32)
-    fn = lambda x: (1e3 * x + 1e-3 * jnp.sin(x)).sum()
+
+    def fn(x):
+        return (1e3 * x + 1e-3 * jnp.sin(x)).sum()
+
     got = ja.smooth_grad(fn, x, key=KEY, num_samples=16, noise=0.5, reduction="variance").values
     assert (got >= 0).all()
     assert got.max() < 1e-6

@@ -42,7 +42,9 @@ def test_one_step_is_exact_for_linear_and_quadratic_functions(quadrature, x):
 
 @pytest.mark.parametrize("num_steps", [2, 5])
 def test_gauss_legendre_is_exact_for_polynomials_of_twice_its_degree(num_steps, x):
-    fn = lambda x: (x ** (2 * num_steps)).sum()
+    def fn(x):
+        return (x ** (2 * num_steps)).sum()
+
     options = {"baseline": -0.5, "quadrature": "gauss_legendre"}
     got = ja.integrated_gradients(fn, x, num_steps=num_steps, **options)
     close(got.values, x ** (2 * num_steps) - 0.5 ** (2 * num_steps), 1e-9)
@@ -67,15 +69,15 @@ def test_it_equals_the_sum_written_out(model, x):
     grad = jax.jit(jax.grad(lambda x: model(x)[1]))
     mean = np.mean([grad(0.2 + (i + 0.5) / 7 * (x - 0.2)) for i in range(7)], axis=0)
     for batch_size in (None, 3):
-        got = ja.integrated_gradients(
-            model, x, 1, baseline=0.2, num_steps=7, batch_size=batch_size
-        )
+        got = ja.integrated_gradients(model, x, 1, baseline=0.2, num_steps=7, batch_size=batch_size)
         close(got.values, (x - 0.2) * mean)
 
 
 def test_two_implementations_of_one_function_are_explained_alike(x):
     first = ja.integrated_gradients(lambda x: jnp.tanh(x).prod(), x, num_steps=9)
-    second = ja.integrated_gradients(lambda x: (2 * jax.nn.sigmoid(2 * x) - 1).prod(), x, num_steps=9)
+    second = ja.integrated_gradients(
+        lambda x: (2 * jax.nn.sigmoid(2 * x) - 1).prod(), x, num_steps=9
+    )
     close(first.values, second.values)
 
 
@@ -91,7 +93,9 @@ def test_it_is_linear_in_the_function(model, x):
     ids=["float", "int", "last axis", "all", "first axis"],
 )
 def test_a_baseline_broadcasts(baseline, x):
-    fn = lambda x: (x**2).sum()
+    def fn(x):
+        return (x**2).sum()
+
     want = x**2 - np.broadcast_to(np.asarray(baseline, float), x.shape) ** 2
     close(ja.integrated_gradients(fn, x, baseline=baseline, num_steps=1).values, want)
     xs = jnp.stack([x, 2 * x])
@@ -108,7 +112,10 @@ def test_one_baseline_for_each_example(x):
 @pytest.mark.parametrize("baseline", [0.5, {"a": 0.5, "n": 7, "flag": False}])
 def test_integers_stay_what_they_are(baseline):
     x = {"a": jnp.arange(3.0), "n": jnp.array([2, 3, 4], jnp.int32), "flag": jnp.array(True)}
-    fn = lambda x: jnp.where(x["flag"], (x["n"].astype(float) * x["a"]).sum(), 0)
+
+    def fn(x):
+        return jnp.where(x["flag"], (x["n"].astype(float) * x["a"]).sum(), 0)
+
     got = ja.integrated_gradients(fn, x, baseline=baseline, num_steps=2)
     close(got.values["a"], np.array([2, 3, 4]) * (np.arange(3) - 0.5))
     close(got.values["n"], 0, 0)

@@ -57,7 +57,10 @@ def test_a_causal_network_has_no_future(mode, x):
 @pytest.mark.parametrize("mode", MODES)
 def test_pytrees_of_outputs_over_pytrees_of_inputs(mode):
     a, b = jnp.arange(1.0, 3.0), jnp.array(5.0)
-    fn = lambda x: (x["a"] ** 2 * x["b"], {"sum": x["a"].sum()})
+
+    def fn(x):
+        return (x["a"] ** 2 * x["b"], {"sum": x["a"].sum()})
+
     x = {"a": a, "b": b, "n": jnp.arange(3, dtype=jnp.int32)}
     got = ja.jacobian(fn, x, mode=mode).values
     squares = {"a": jnp.diag(2 * a * b), "b": a**2, "n": jnp.zeros((2, 3))}
@@ -77,7 +80,9 @@ def test_with_a_target_it_is_the_gradient(mode, x):
 
 def test_auto_takes_whichever_mode_is_cheaper():
     def primitives(numbers_in, numbers_out):
-        fn = lambda x: jnp.tile(jnp.sin(x).sum(), numbers_out)
+        def fn(x):
+            return jnp.tile(jnp.sin(x).sum(), numbers_out)
+
         x = jnp.ones(numbers_in)
         modes = [str(jax.make_jaxpr(lambda x, m=m: ja.jacobian(fn, x, mode=m))(x)) for m in MODES]
         return [modes[0] == other for other in modes[1:]]

@@ -37,7 +37,7 @@ def test_one_step_of_plain_descent_by_hand(x64):
     one = ja.learned_mask(product, X, **options | {"num_steps": 1})
     deleted = np.clip(0.1 * (X * np.asarray(jax.grad(product)(jnp.asarray(X))) - 0.3), 0, 1)
     np.testing.assert_allclose(one.values, deleted, rtol=0, atol=1e-12)
-    assert 0 < deleted.min()
+    assert deleted.min() > 0
     assert deleted.max() < 1
     score = product((1 - deleted) * X)
     variation = sum((np.diff(deleted, axis=axis) ** 2).sum() for axis in (0, 1))
@@ -75,7 +75,9 @@ def test_the_baseline_is_what_deleted_cells_become():
 
 
 def test_softmax_destroys_a_probability():
-    fn = lambda x: jnp.stack([planted(x), jnp.float32(0)])
+    def fn(x):
+        return jnp.stack([planted(x), jnp.float32(0)])
+
     got = ja.learned_mask(fn, X, 0, softmax=True, tv=0.0, l1=0.001, num_steps=60)
     np.testing.assert_allclose(got.info["losses"][0], jax.nn.sigmoid(planted(X)), rtol=1e-5)
     np.testing.assert_allclose(got.info["score"], 0.5, rtol=1e-5)
@@ -110,7 +112,10 @@ def test_many_at_once_equal_one_at_a_time():
 
 def test_integer_leaves_are_never_deleted():
     x = {"a": jnp.ones((3, 2)), "n": jnp.array([1, 2], jnp.int32)}
-    fn = lambda x: x["a"].sum() * x["n"].astype(jnp.float32).sum()
+
+    def fn(x):
+        return x["a"].sum() * x["n"].astype(jnp.float32).sum()
+
     got = ja.learned_mask(fn, x, baseline=0.5, num_steps=40)
     np.testing.assert_array_equal(got.values["n"], [0, 0])
     np.testing.assert_allclose(got.info["score"], 9.0, rtol=1e-6)

@@ -55,7 +55,9 @@ def test_insertion_runs_deletion_of_the_reversed_ranking_backward():
 
 
 def test_by_default_the_score_is_a_probability():
-    fn = lambda x: jnp.stack([x.sum(), jnp.float32(1)])
+    def fn(x):
+        return jnp.stack([x.sum(), jnp.float32(1)])
+
     got = deletion(fn, XS, 0, XS, num_steps=4).scores
     logits = np.array([10, 6, 3, 1, 0])
     np.testing.assert_allclose(got, [1 / (1 + np.exp(1 - logits))] * 2, rtol=1e-5)
@@ -65,7 +67,10 @@ def test_by_default_the_score_is_a_probability():
 @pytest.mark.parametrize("curve", [deletion, insertion])
 def test_neither_chunks_nor_devices_matter(curve, options):
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 3)), jnp.float32)
-    model = lambda x: jnp.tanh(x).sum(0)
+
+    def model(x):
+        return jnp.tanh(x).sum(0)
+
     if "mesh" in options:
         auto = (jax.sharding.AxisType.Auto,)
         options = {"mesh": jax.make_mesh((2,), ("data",), axis_types=auto)}
@@ -77,13 +82,18 @@ def test_neither_chunks_nor_devices_matter(curve, options):
 
 def test_cells_of_all_leaves_are_ranked_together():
     xs = {"a": jnp.array([[1.0, 8.0]]), "b": jnp.array([[[2.0], [4.0]]])}
-    fn = lambda x: x["a"].sum() + x["b"].sum()
+
+    def fn(x):
+        return x["a"].sum() + x["b"].sum()
+
     got = deletion(fn, xs, None, xs, **CELLS).scores
     np.testing.assert_array_equal(got, [[15, 7, 3, 1, 0]])
 
 
 def test_targets_and_further_inputs_are_one_for_each_example():
-    fn = lambda x, scale: scale * jnp.stack([x.sum(), -x.sum()])
+    def fn(x, scale):
+        return scale * jnp.stack([x.sum(), -x.sum()])
+
     scales = jnp.array([1.0, 10.0])
     got = deletion(fn, XS, np.array([0, 1]), XS, args=(scales,), **CELLS).scores
     np.testing.assert_array_equal(got, [[10, 6, 3, 1, 0], [-100, -60, -30, -10, 0]])
@@ -100,7 +110,10 @@ def test_the_best_ranking_of_a_linear_function_has_the_least_area():
 
 def test_completeness(x64):
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)))
-    fn = lambda x: jnp.stack([jnp.sin(x).sum(), (x**3).prod()])
+
+    def fn(x):
+        return jnp.stack([jnp.sin(x).sum(), (x**3).prod()])
+
     options = {"baseline": 0.5, "num_steps": 20, "quadrature": "gauss_legendre"}
     complete = ja.explain(ja.integrated_gradients, fn, xs, 0, **options)
     np.testing.assert_allclose(completeness(fn, xs, 0, complete, baseline=0.5), 0, atol=1e-12)

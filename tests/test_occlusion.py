@@ -97,7 +97,10 @@ def test_integer_inputs():
 
 def test_each_leaf_has_its_windows_and_none_is_left_alone():
     x = {"a": jnp.arange(4.0), "b": jnp.ones((2, 2)), "c": jnp.ones(3)}
-    fn = lambda x: x["a"].sum() * x["b"].sum() + x["c"].sum()
+
+    def fn(x):
+        return x["a"].sum() * x["b"].sum() + x["c"].sum()
+
     got = ja.occlusion(fn, x, window={"a": 1, "b": (1, 2), "c": None}).values
     np.testing.assert_array_equal(got["a"], 4 * np.arange(4.0))
     np.testing.assert_array_equal(got["b"], np.full((2, 2), 12.0))
