@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich
-import rich.progress
 from flax import nnx
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import jaxattn as ja
@@ -30,6 +30,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "temporal_output_score": {"length_argnum": 0},
     "learned_mask": {"num_steps": 300},
 }
+WIDTH = 110
+COLUMNS = (
+    "compile\n(s)",
+    "run\n(ms)",
+    "quartiles\n(ms)",
+    "examples\n/s",
+    "evaluations\n/s",
+    "Gflop/s",
+    "peak\n(MiB)",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> list[ja.Benchmark]:
     xs = jax.device_put(digits(arguments.batch))
     targets = jnp.argmax(model(xs), axis=-1)
     rows = []
-    progress = rich.progress.track(arguments.methods, "measuring", transient=True)
+    progress = track(arguments.methods, "measuring", transient=True)
     for name in progress:
         options: dict[str, Any] = {**METHODS[name], "repeats": arguments.repeats}
         if name == "temporal_output_score":
@@ -95,16 +105,7 @@ def report(rows: list[ja.Benchmark], arguments: argparse.Namespace) -> None:
         caption="run: median, and quartiles, of whole calls of explain; one call takes all digits",
     )
     table.add_column("method")
-    for heading in (
-        "compile (s)",
-        "run (ms)",
-        "quartiles (ms)",
-        "examples/s",
-        "evaluations/s",
-        "Gflop",
-        "Gflop/s",
-        "peak (MiB)",
-    ):
+    for heading in COLUMNS:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -114,11 +115,12 @@ def report(rows: list[ja.Benchmark], arguments: argparse.Namespace) -> None:
             f"{1e3 * row.run_seconds_q1:,.1f} - {1e3 * row.run_seconds_q3:,.1f}",
             f"{row.examples_per_second:,.0f}",
             f"{row.evaluations_per_second:,.0f}",
-            f"{row.flops / 1e9:,.2f}",
             f"{row.flops_per_second / 1e9:,.1f}",
             "?" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}",
         )
-    rich.print(table)
+    console = Console()
+    # A pipe or a log is as wide as it must be: a table that is cut off tells nothing.
+    console.print(table, width=None if console.is_terminal else WIDTH)
     if arguments.json:
         rates = "examples_per_second", "evaluations_per_second", "flops_per_second"
         numbers = {

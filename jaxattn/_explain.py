@@ -1,8 +1,9 @@
 """The engine: one compiled entry point for every method, over many examples and devices."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -183,11 +184,21 @@ def explainer(
             example: Any = x, job.indices(target, None), tuple(args), key, {}
             return job.run(example, job.plan(example, None, batch_size, None))
 
-        method.evaluations = evaluations  # type: ignore[attr-defined]
-        method.per_example = per_example  # type: ignore[attr-defined]
-        return method  # type: ignore[return-value]
+        vars(method).update(
+            evaluations=evaluations, per_example=per_example, __signature__=_signature(core, method)
+        )
+        return cast(Core, method)
 
     return decorate
+
+
+def _signature(core: Callable[..., Any], method: Callable[..., Any]) -> inspect.Signature:
+    """The signature of `core` with what every method takes beside: `at` and `check_finite`."""
+    shown = dict(inspect.signature(core).parameters)
+    options = shown.pop("options", None)
+    every = inspect.signature(method, follow_wrapped=False).parameters
+    shown |= {name: every[name] for name in ("at", "check_finite")}
+    return inspect.Signature([*shown.values(), *filter(None, [options])])
 
 
 def _batch_length(xs: Inputs, args: Any) -> int:

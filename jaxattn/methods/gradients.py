@@ -65,6 +65,7 @@ def gradient(
         x: one example.
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: not used.
         batch_size: not used: one evaluation is needed.
 
@@ -99,6 +100,7 @@ def saliency(
         x: one example.
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: not used.
         batch_size: not used: one evaluation is needed.
 
@@ -133,6 +135,7 @@ def input_x_gradient(
         x: one example.
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: not used.
         batch_size: not used: one evaluation is needed.
 
@@ -178,6 +181,7 @@ def smooth_grad(
         x: one example.
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: the random key of the noise.
         batch_size: how many evaluations of `fn` are in flight.
         method: whose values are averaged.

@@ -47,6 +47,7 @@ def integrated_gradients(
         x: one example.
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: not used.
         batch_size: how many evaluations of `fn` are in flight.
         baseline: where the path starts; a number or an array that broadcasts to `x`, or a pytree of

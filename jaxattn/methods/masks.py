@@ -55,6 +55,7 @@ def learned_mask(
         x: one example. Integer leaves are never deleted.
         target: which number of the output is destroyed; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: the random key of the jitter.
         batch_size: not used: one evaluation is in flight.
         baseline: x0, what deleted cells become; a number or an array that broadcasts to `x`, or a

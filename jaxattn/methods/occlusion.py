@@ -59,6 +59,7 @@ def occlusion(
         x: one example, of floating numbers or integers of any rank.
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: not used.
         batch_size: how many evaluations of `fn` are in flight.
         window: cells along each axis; an int is the length along the first axis, and axes that are

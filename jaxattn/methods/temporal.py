@@ -46,6 +46,7 @@ def temporal_output_score(
         x: one example, time on the first axis of every leaf.
         target: which number of the output is followed; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
         key: not used.
         batch_size: how many evaluations of `fn` are in flight.
         direction: whether the series is cut at its end or at its beginning.
