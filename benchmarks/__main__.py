@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "temporal_output_score": {"length_argnum": 0},
     "learned_mask": {"num_steps": 300},
 }
-WIDTH = 110
+WIDTH = 110  # where the output is no terminal that has one
 COLUMNS = (
     "compile\n(s)",
     "run\n(ms)",
@@ -118,9 +119,7 @@ def report(rows: list[ja.Benchmark], arguments: argparse.Namespace) -> None:
             f"{row.flops_per_second / 1e9:,.1f}",
             "?" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}",
         )
-    console = Console()
-    # A pipe or a log is as wide as it must be: a table that is cut off tells nothing.
-    console.print(table, width=None if console.is_terminal else WIDTH)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
     if arguments.json:
         rates = "examples_per_second", "evaluations_per_second", "flops_per_second"
         numbers = {

@@ -185,19 +185,20 @@ def explainer(
             return job.run(example, job.plan(example, None, batch_size, None))
 
         vars(method).update(
-            evaluations=evaluations, per_example=per_example, __signature__=_signature(core, method)
+            evaluations=evaluations, per_example=per_example, __signature__=_signature(core)
         )
         return cast(Core, method)
 
     return decorate
 
 
-def _signature(core: Callable[..., Any], method: Callable[..., Any]) -> inspect.Signature:
+def _signature(core: Callable[..., Any]) -> inspect.Signature:
     """The signature of `core` with what every method takes beside: `at` and `check_finite`."""
     shown = dict(inspect.signature(core).parameters)
     options = shown.pop("options", None)
-    every = inspect.signature(method, follow_wrapped=False).parameters
-    shown |= {name: every[name] for name in ("at", "check_finite")}
+    for name, default, annotation in (("at", None, str | None), ("check_finite", True, bool)):
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        shown[name] = inspect.Parameter(name, keyword, default=default, annotation=annotation)
     return inspect.Signature([*shown.values(), *filter(None, [options])])
 
 

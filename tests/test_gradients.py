@@ -97,10 +97,9 @@ def by_hand(method, fn, x, **options):
         (partial(ja.smooth_grad, num_samples=2, noise=0.1), {}),
     ],
 )
-@pytest.mark.parametrize("batch_size", [None, 4])
-def test_smooth_grad_is_the_loop_over_noisy_copies(method, options, batch_size, model, x):
+def test_smooth_grad_is_the_loop_over_noisy_copies(method, options, model, x):
     rows = by_hand(method, model, x, **options)
-    smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, batch_size=batch_size, method=method)
+    smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, batch_size=4, method=method)
     assert rows.std(axis=0).min() > 0
     close(smooth(**SMOOTH, **options).values, rows.mean(axis=0))
 
