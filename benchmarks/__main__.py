@@ -1,12 +1,8 @@
 """What every method costs on the digits network: `python -m benchmarks --help`."""
 
 import argparse
-import dataclasses
-import json
-import os
-import platform
-import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import jaxattn as ja
+from benchmarks import report
 
 METHODS: dict[str, dict[str, Any]] = {
     "gradient": {},
@@ -31,8 +26,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "temporal_output_score": {"length_argnum": 0},
     "learned_mask": {"num_steps": 300},
 }
-WIDTH = 110  # where the output is no terminal that has one
 COLUMNS = (
+    "method",
     "compile\n(s)",
     "run\n(ms)",
     "quartiles\n(ms)",
@@ -41,20 +36,25 @@ COLUMNS = (
     "Gflop/s",
     "peak\n(MiB)",
 )
+RATES = "examples_per_second", "evaluations_per_second", "flops_per_second"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     with jax.default_device(arguments.device):
         rows = measure(arguments)
-    report(rows, arguments)
+    show(rows)
+    report.write(
+        arguments.json,
+        {"methods": [asdict(row) | {rate: getattr(row, rate) for rate in RATES} for row in rows]},
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's own")
-    parser.add_argument("--batch", type=positive, default=64, help="default: %(default)s")
-    parser.add_argument("--repeats", type=positive, default=5, help="default: %(default)s")
+    parser.add_argument("--batch", type=report.positive, default=64, help="default: %(default)s")
+    parser.add_argument("--repeats", type=report.positive, default=5, help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
@@ -64,12 +64,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         seen = ", ".join(sorted({"cpu", jax.default_backend()}))
         parser.error(f"no {arguments.device} here: JAX sees {seen}")
     return arguments
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a positive int, got {text!r}")
-    return int(text)
 
 
 def measure(arguments: argparse.Namespace) -> list[ja.Benchmark]:
@@ -99,39 +93,27 @@ def digits(batch: int) -> np.ndarray:
     return np.resize(np.random.default_rng(0).permutation(images), (batch, 28, 28)).astype("f4")
 
 
-def report(rows: list[ja.Benchmark], arguments: argparse.Namespace) -> None:
-    table = Table(
-        title=f"{arguments.batch} digits, bidirectional LSTM of 128 units a direction, "
-        f"{rows[0].device_count} x {rows[0].device}, JAX {jax.__version__}",
-        caption="run: median, and quartiles, of whole calls of explain; one call takes all digits",
+def show(rows: list[ja.Benchmark]) -> None:
+    first = rows[0]
+    report.table(
+        f"{first.examples} digits, bidirectional LSTM of 128 units a direction, "
+        f"{first.device_count} x {first.device}, JAX {jax.__version__}",
+        COLUMNS,
+        [
+            (
+                row.method,
+                f"{row.compile_seconds:.2f}",
+                f"{1e3 * row.run_seconds:,.1f}",
+                f"{1e3 * row.run_seconds_q1:,.1f} - {1e3 * row.run_seconds_q3:,.1f}",
+                f"{row.examples_per_second:,.0f}",
+                f"{row.evaluations_per_second:,.0f}",
+                f"{row.flops_per_second / 1e9:,.1f}",
+                "?" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}",
+            )
+            for row in rows
+        ],
+        f"run: the median of {first.repeats} calls of explain, each on all digits",
     )
-    table.add_column("method")
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            row.method,
-            f"{row.compile_seconds:.2f}",
-            f"{1e3 * row.run_seconds:,.1f}",
-            f"{1e3 * row.run_seconds_q1:,.1f} - {1e3 * row.run_seconds_q3:,.1f}",
-            f"{row.examples_per_second:,.0f}",
-            f"{row.evaluations_per_second:,.0f}",
-            f"{row.flops_per_second / 1e9:,.1f}",
-            "?" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}",
-        )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
-    if arguments.json:
-        rates = "examples_per_second", "evaluations_per_second", "flops_per_second"
-        numbers = {
-            "jax": jax.__version__,
-            "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-            "methods": [
-                dataclasses.asdict(row) | {rate: getattr(row, rate) for rate in rates}
-                for row in rows
-            ],
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
 if __name__ == "__main__":

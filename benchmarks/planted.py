@@ -1,4 +1,4 @@
-"""Do the methods find what is there to be found? `python -m benchmarks.planted --help`
+"""Do the methods find what is there to be found? (`python -m benchmarks.planted`)
 
 A square of 3 x 3 cells is planted somewhere in a real digit (14 x 14 cells, half bright, with
 noise of standard deviation 0.25): bright (+1) or dark (-1), and that alone decides the class; in a
@@ -19,7 +19,6 @@ Why it is set up so:
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import jaxattn as ja
+from benchmarks import report
 
 SIZE, WINDOW = 14, 3
 NOISE = 0.25
@@ -79,9 +77,7 @@ def train(digits: np.ndarray, num_steps: int, units: int = 64, seed: int = 0) ->
     )
     graph, state = nnx.split(model)
     schedule = optax.cosine_decay_schedule(5e-3, num_steps)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.1)
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.1))
 
     def loss(state, xs, labels):
         logits = nnx.merge(graph, state)(xs)
@@ -128,3 +124,45 @@ def found(name: str, model: nnx.Module, planted: Planted, **options: Any) -> np.
     values = np.abs(np.asarray(explained.values)).reshape(len(planted.xs), -1)
     cells = np.stack(np.unravel_index(values.argmax(1), (SIZE, SIZE)), 1)
     return within(cells, planted.corners)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.planted", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--digits", type=report.positive, default=400, help="default: %(default)s")
+    parser.add_argument("--seeds", type=report.positive, default=3, help="networks to train")
+    parser.add_argument("--steps", type=report.positive, default=1500, help="of their training")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    arguments = parser.parse_args(argv)
+    digits = backgrounds()
+    kept, held = digits[:4000], digits[4000:]
+    rng = np.random.default_rng(1)
+    test = plant(held, rng)
+    planted = plant(held[rng.integers(0, len(held), arguments.digits)], rng, classes=NONE)
+    accuracies, shares = [], []
+    for seed in range(arguments.seeds):
+        model = train(kept, arguments.steps, seed=seed)
+        accuracies.append(float((jnp.argmax(model(test.xs), -1) == test.labels).mean()))
+        names = track(METHODS, "explaining", transient=True)
+        shares.append({name: float(found(name, model, planted).mean()) for name in names})
+    report.table(
+        f"Largest value inside of the planted square, {arguments.digits} digits",
+        ("method", *(f"network {seed}" for seed in range(arguments.seeds))),
+        [
+            (label, *(f"{share:.1%}" for share in row))
+            for label, row in (
+                ("(accuracy)", accuracies),
+                *((name, [share[name] for share in shares]) for name in METHODS),
+            )
+        ],
+        f"by chance {WINDOW**2 / SIZE**2:.1%}",
+    )
+    report.write(
+        arguments.json,
+        {"digits": arguments.digits, "accuracy": accuracies, "inside": shares},
+    )
+
+
+if __name__ == "__main__":
+    main()

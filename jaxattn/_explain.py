@@ -129,6 +129,8 @@ def prepare(
     batch = _batch_length(xs, args)
     if check_finite:
         _check_finite(xs)
+    if not callable(method_):
+        raise TypeError(f"method must be callable, got {type(method_).__name__}")
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
     x, one_args = _example_structs((xs, args))

@@ -29,6 +29,17 @@ def broadcast_baseline(baseline: PyTree[Any], x: Inputs) -> Inputs:
     return jax.tree.unflatten(treedef, map(_broadcast, given, leaves))
 
 
+def moving_baseline(baseline: PyTree[Any], x: Inputs) -> Inputs:
+    """`broadcast_baseline`, but integer leaves stay what they are in `x`."""
+    leaves, treedef = jax.tree.flatten(x)
+    given = leaves_like(x, baseline, "baseline", lambda value: jax.tree_util.all_leaves([value]))
+    moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    return jax.tree.unflatten(
+        treedef,
+        [_broadcast(b, x) if m else x for b, x, m in zip(given, leaves, moving, strict=True)],
+    )
+
+
 def leaves_like(x: Any, value: Any, name: str, is_one: Callable[[Any], bool]) -> list[Any]:
     """An option's value for each leaf of `x`: one for all, or a pytree like `x` of such.
 
@@ -50,8 +61,11 @@ def leaves_like(x: Any, value: Any, name: str, is_one: Callable[[Any], bool]) ->
     return leaves
 
 
-def _broadcast(baseline: Any, x: Array) -> Array:
-    value = jnp.asarray(baseline)
+def _broadcast(baseline: Any, x: Any) -> Array:
+    try:
+        value = jnp.asarray(baseline)
+    except TypeError as error:
+        raise TypeError(f"baseline must be numbers, got {baseline!r}") from error
     try:
         fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
     except ValueError:
@@ -86,7 +100,7 @@ class Windows(NamedTuple):
         """Which cells the window at a position covers."""
         mask = jnp.ones(self.shape, bool)
         for axis, (size, width) in enumerate(zip(self.shape, self.window, strict=True)):
-            cells = jnp.arange(size) - position[axis]
+            cells = jnp.arange(size, dtype=position.dtype) - position[axis]
             inside = (cells >= 0) & (cells < width)
             mask &= inside.reshape([-1 if a == axis else 1 for a in range(len(self.shape))])
         return mask
@@ -109,7 +123,9 @@ class Windows(NamedTuple):
 
 
 def sliding_windows(
-    shape: Sequence[int], window: int | Sequence[int], stride: int | Sequence[int] | None
+    shape: Sequence[int],
+    window: int | np.integer | Sequence[int],
+    stride: int | np.integer | Sequence[int] | None,
 ) -> Windows:
     """Windows that together cover an array; the last along an axis may reach over its end.
 
@@ -142,8 +158,8 @@ def sliding_windows(
     return Windows(starts, sizes, shape)
 
 
-def _per_axis(name: str, value: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    sizes = (value,) if isinstance(value, int | np.integer) else tuple(value)
+def _per_axis(name: str, value: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(sizes) > len(shape):
         raise ValueError(f"{name} {sizes} names {len(sizes)} axes, x has shape {shape}")
     for size, limit in zip(sizes, shape, strict=False):

@@ -115,9 +115,9 @@ def _array_key(array: Any) -> Hashable:
 
 
 @functools.cache
-def _concrete_type() -> type:
+def _concrete_types() -> tuple[type, ...]:
     with jax.ensure_compile_time_eval():  # the first caller may be inside of a trace
-        return type(jax.device_put(np.zeros(())))
+        return type(jax.device_put(np.zeros(()))), type(jax.random.key(0))
 
 
 def is_array(value: Any) -> bool:
@@ -127,4 +127,4 @@ def is_array(value: Any) -> bool:
 
 def is_concrete(value: Any) -> bool:
     """Whether the value holds numbers now, not a tracer that stands for later ones."""
-    return not isinstance(value, jax.Array) or isinstance(value, _concrete_type())
+    return not isinstance(value, jax.Array) or isinstance(value, _concrete_types())

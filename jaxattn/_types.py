@@ -35,6 +35,14 @@ class Attribution:
     info: dict[str, PyTree[Shaped[Array, "..."]]] = dataclasses.field(default_factory=dict)
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuses what is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 class Method(Protocol):
     """A pure function of one example that says which inputs made `fn` answer what it answered."""
 

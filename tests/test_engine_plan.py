@@ -24,10 +24,10 @@ def plan(explained, /, **options):
 
 @pytest.mark.parametrize(
     "batch_size, examples, inside",
-    [(1, 1, 1), (3, 1, 3), (6, 1, 6), (11, 1, 6), (12, 2, 6), (25, 4, 6), (1000, 10, 6)],
+    [(1, 1, 1), (3, 1, 3), (7, 1, 7), (13, 1, 7), (14, 2, 7), (29, 4, 7), (1000, 10, 7)],
 )
 def test_batch_size_is_divided_over_examples_and_inside(batch_size, examples, inside):
-    found = plan(ja.occlusion, batch_size=batch_size)  # 6 windows an example
+    found = plan(ja.occlusion, batch_size=batch_size)  # 6 windows and none, an example
     assert (found.examples, found.inside) == (examples, inside)
     assert found.examples * found.inside <= max(batch_size, 1)
 

@@ -32,7 +32,14 @@ def test_total_variation_by_hand(beta, want):
 
 def test_one_step_of_plain_descent_by_hand(x64):
     """A cell of the whole input goes by the rate times what its slope exceeds its price by."""
-    options = {"optimizer": optax.sgd(0.1), "l1": 0.3, "tv": 0.7, "tv_beta": 2.0, "num_steps": 2}
+    options = {
+        "optimizer": optax.sgd(0.1),
+        "l1": 0.3,
+        "tv": 0.7,
+        "tv_beta": 2.0,
+        "num_steps": 2,
+        "initial": 1.0,
+    }
     got = ja.learned_mask(product, X, **options)
     one = ja.learned_mask(product, X, **options | {"num_steps": 1})
     deleted = np.clip(0.1 * (X * np.asarray(jax.grad(product)(jnp.asarray(X))) - 0.3), 0, 1)
@@ -78,7 +85,7 @@ def test_softmax_destroys_a_probability():
     def fn(x):
         return jnp.stack([planted(x), jnp.float32(0)])
 
-    got = ja.learned_mask(fn, X, 0, softmax=True, tv=0.0, l1=0.001, num_steps=60)
+    got = ja.learned_mask(fn, X, 0, softmax=True, tv=0.0, l1=0.001, num_steps=60, initial=1.0)
     np.testing.assert_allclose(got.info["losses"][0], jax.nn.sigmoid(planted(X)), rtol=1e-5)
     np.testing.assert_allclose(got.info["score"], 0.5, rtol=1e-5)
 

@@ -88,7 +88,8 @@ def test_every_method_is_held_to_the_contract():
 def test_the_signature_follows_the_convention(name):
     parameters = inspect.signature(METHODS[name]).parameters
     assert list(parameters)[:3] == ["fn", "x", "target"]
-    defaults = {"target": None, "args": (), "key": None, "batch_size": None}
+    defaults = {"target": None, "args": (), "at": None, "key": None, "batch_size": None}
+    defaults["check_finite"] = True
     assert {n: parameters[n].default for n in defaults} == defaults
     for parameter in list(parameters.values())[3:]:
         assert parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)

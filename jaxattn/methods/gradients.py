@@ -11,7 +11,7 @@ from jaxattn._batch import chunked_sum
 from jaxattn._compiled import evaluations
 from jaxattn._explain import explainer
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 
 
 def value_and_gradient(
@@ -66,6 +66,7 @@ def gradient(
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: not used: one evaluation is needed.
 
@@ -101,6 +102,7 @@ def saliency(
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: not used: one evaluation is needed.
 
@@ -136,6 +138,7 @@ def input_x_gradient(
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: not used: one evaluation is needed.
 
@@ -182,6 +185,7 @@ def smooth_grad(
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: the random key of the noise.
         batch_size: how many evaluations of `fn` are in flight.
         method: whose values are averaged.
@@ -205,8 +209,9 @@ def smooth_grad(
     if key is None:
         raise ValueError("key is missing: smooth_grad draws noise, give key=jax.random.key(0)")
     least = 2 if reduction == "variance" else 1
-    if num_samples < least:
-        raise ValueError(f"num_samples must be at least {least}, got {num_samples}")
+    check_count("num_samples", num_samples, least)
+    if not callable(method):
+        raise TypeError(f"method must be callable, got {type(method).__name__}")
     if isinstance(noise, (int, float)) and noise < 0:
         raise ValueError(f"noise must not be negative, got {noise}")
     if reduction not in ("mean", "mean_square", "variance"):

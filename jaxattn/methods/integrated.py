@@ -9,22 +9,25 @@ import numpy as np
 
 from jaxattn._batch import chunked_sum
 from jaxattn._explain import explainer
-from jaxattn._perturb import broadcast_baseline
+from jaxattn._perturb import moving_baseline
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 from jaxattn.methods.gradients import value_and_gradient
 
 
 def _quadrature(rule: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes in [0, 1] and weights that sum to 1."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    check_count("num_steps", num_steps)
     if rule == "midpoint":
         return (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
     if rule == "gauss_legendre":
         nodes, weights = np.polynomial.legendre.leggauss(num_steps)
         return (nodes + 1) / 2, weights / 2
     raise ValueError(f'quadrature must be "midpoint" or "gauss_legendre", got {rule!r}')
+
+
+def _distance(leaf: Any, start: Any) -> Any:
+    return leaf - start if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.zeros_like(leaf)
 
 
 @explainer(evaluations=lambda x, output, options: int(options.get("num_steps", 64)))
@@ -48,6 +51,7 @@ def integrated_gradients(
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: how many evaluations of `fn` are in flight.
         baseline: where the path starts; a number or an array that broadcasts to `x`, or a pytree of
@@ -68,12 +72,8 @@ def integrated_gradients(
         Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365.
     """
     nodes, weights = _quadrature(quadrature, num_steps)
-    start = jax.tree.map(
-        lambda b, leaf: b if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        broadcast_baseline(baseline, x),
-        x,
-    )
-    distance = jax.tree.map(jnp.subtract, x, start)
+    start = moving_baseline(baseline, x)
+    distance = jax.tree.map(_distance, x, start)
 
     def slope(node: tuple[Any, Any]) -> Inputs:
         alpha, weight = node

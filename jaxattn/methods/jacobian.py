@@ -52,6 +52,7 @@ def jacobian(
         target: `None` for all outputs; otherwise the one number that is differentiated.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: how many rows (or columns, forwards) are in flight.
         mode: `"reverse"` works row by row, one for each output; `"forward"` column by column, one

@@ -10,9 +10,9 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxattn._explain import explainer
-from jaxattn._perturb import broadcast_baseline
+from jaxattn._perturb import moving_baseline
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 
 
 def total_variation(mask: Float[Array, "..."], beta: float) -> Float[Array, ""]:
@@ -41,6 +41,7 @@ def learned_mask(
     tv_beta: float = 3.0,
     num_steps: int = 300,
     optimizer: optax.GradientTransformation | None = None,
+    initial: float = 0.5,
     coarseness: int | Sequence[int] = 1,
     jitter: int = 0,
     softmax: bool = False,
@@ -56,6 +57,7 @@ def learned_mask(
         target: which number of the output is destroyed; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: the random key of the jitter.
         batch_size: not used: one evaluation is in flight.
         baseline: x0, what deleted cells become; a number or an array that broadcasts to `x`, or a
@@ -66,6 +68,8 @@ def learned_mask(
         tv_beta: its exponent.
         num_steps: iterations.
         optimizer: any optax optimiser; `optax.adam(0.1)` by default.
+        initial: where every cell of the mask starts. From 1, an untouched input, descent can stay
+            where it is: a certain network answers the same without the first few cells.
         coarseness: how many cells share a number of the mask along each axis, which is then
             interpolated; axes that are not named have 1. 8 suits photographs.
         jitter: the largest random shift of the input, in cells along each axis longer than one.
@@ -86,10 +90,12 @@ def learned_mask(
         Fong and Vedaldi 2017, Interpretable explanations of black boxes by meaningful perturbation,
         arXiv:1704.03296.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if jitter < 0 or (jitter and key is None):
-        raise ValueError(f"jitter must not be negative and wants a key, got {jitter}")
+    check_count("num_steps", num_steps)
+    if isinstance(initial, (int, float)) and not 0 <= initial <= 1:
+        raise ValueError(f"initial must lie in [0, 1], got {initial}")
+    check_count("jitter", jitter, 0)
+    if jitter and key is None:
+        raise ValueError(f"key is missing: jitter={jitter} is drawn, give key=jax.random.key(0)")
     leaves, treedef = jax.tree.flatten(x)
     kept = [not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     if all(kept):
@@ -97,7 +103,7 @@ def learned_mask(
             f"x must hold floating numbers for a mask, got {leaves[0].dtype}: explain a named "
             'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
         )
-    replacements = jax.tree.leaves(broadcast_baseline(baseline, x))
+    replacements = jax.tree.leaves(moving_baseline(baseline, x))
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
     _, output = scored(fn, target, args)(x) if not softmax else (None, fn(x, *args))
 
@@ -142,7 +148,7 @@ def learned_mask(
         return (masks, moments), loss
 
     floating = [leaf for leaf, keep in zip(leaves, kept, strict=True) if not keep]
-    masks = [jnp.ones(_coarse(leaf.shape, coarseness), leaf.dtype) for leaf in floating]
+    masks = [jnp.full(_coarse(leaf.shape, coarseness), initial, leaf.dtype) for leaf in floating]
     keys = None if key is None else jax.random.split(key, num_steps)
     (masks, _), losses = jax.lax.scan(step, (masks, optimizer.init(masks)), keys, length=num_steps)
     rest = iter(masks)
@@ -157,8 +163,10 @@ def learned_mask(
 
 
 def _coarse(shape: tuple[int, ...], coarseness: int | Sequence[int]) -> tuple[int, ...]:
-    cells = (coarseness,) if isinstance(coarseness, int) else tuple(coarseness)
-    if len(cells) > len(shape) or any(not isinstance(c, int) or c < 1 for c in cells):
-        raise ValueError(f"coarseness must hold positive ints for x's axes, got {coarseness!r}")
+    cells = tuple(coarseness) if isinstance(coarseness, (tuple, list)) else (coarseness,)
+    for cell in cells:
+        check_count("coarseness", cell)
+    if len(cells) > len(shape):
+        raise ValueError(f"coarseness {cells} names {len(cells)} axes, x has shape {shape}")
     padded = cells + (1,) * (len(shape) - len(cells))
     return tuple(math.ceil(size / cell) for size, cell in zip(shape, padded, strict=True))

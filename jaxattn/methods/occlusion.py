@@ -33,7 +33,7 @@ def _is_one(value: Any) -> bool:
 
 def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
     windows = _windows(x, options.get("window", 1), options.get("stride"))
-    return max(w.number if w else 1 for w in windows)
+    return max(w.number + 1 if w else 1 for w in windows)
 
 
 @explainer(evaluations=_evaluations)
@@ -60,6 +60,7 @@ def occlusion(
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: how many evaluations of `fn` are in flight.
         window: cells along each axis; an int is the length along the first axis, and axes that are
@@ -90,14 +91,18 @@ def occlusion(
         if windows is None:
             return jnp.zeros(leaves[i].shape, score.dtype)
 
-        def fall(position: Any) -> Any:
+        def score_at(position: Any) -> Any:
             occluded = jnp.where(windows.mask(position), replacements[i], leaves[i])
             changed, _ = score_of(
                 jax.tree.unflatten(treedef, [*leaves[:i], occluded, *leaves[i + 1 :]])
             )
-            return score - changed
+            return changed
 
-        return windows.mean(chunked_map(fall, jnp.asarray(windows.positions()), batch_size))
+        # The unperturbed score comes out of the same program: rounding differs between programs.
+        nowhere = np.array([windows.shape], np.int32)
+        positions = np.concatenate([nowhere, windows.positions()])
+        scores = chunked_map(score_at, jnp.asarray(positions), batch_size)
+        return windows.mean(scores[0] - scores[1:])
 
     values = [of_leaf(i, w) for i, w in enumerate(_windows(x, window, stride))]
     return Attribution(jax.tree.unflatten(treedef, values), output)

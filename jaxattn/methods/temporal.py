@@ -47,6 +47,7 @@ def temporal_output_score(
         target: which number of the output is followed; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: how many evaluations of `fn` are in flight.
         direction: whether the series is cut at its end or at its beginning.
@@ -79,8 +80,10 @@ def temporal_output_score(
         raise ValueError(f"x must hold series of one length on the first axis, got {lengths}")
     (total,) = lengths
     chosen = range(total) if steps is None else steps
-    if not all(isinstance(t, int | np.integer) for t in chosen):
-        raise TypeError("steps must be ints known before tracing, such as a tuple or a range")
+    if not isinstance(chosen, Sequence) or not all(isinstance(t, int | np.integer) for t in chosen):
+        raise TypeError(
+            f"steps must be ints known before tracing, such as a tuple or a range, got {chosen!r}"
+        )
     if not chosen or min(chosen) < 0 or max(chosen) >= total:
         raise ValueError(f"steps must lie in [0, {total}), got {list(chosen)}")
 

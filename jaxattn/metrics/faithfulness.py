@@ -13,7 +13,7 @@ from jaxattn._batch import chunked_map
 from jaxattn._explain import explain, explainer
 from jaxattn._perturb import broadcast_baseline
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 
 
 class Curve(NamedTuple):
@@ -147,8 +147,7 @@ def _curve(
     batch_size: int | None,
     mesh: Mesh | None,
 ) -> Curve:
-    if options["num_steps"] < 1:
-        raise ValueError(f"num_steps must be at least 1, got {options['num_steps']}")
+    check_count("num_steps", options["num_steps"])
     values = _values(attribution, xs)
     scores = explain(
         _scores,
