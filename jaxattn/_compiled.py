@@ -148,9 +148,12 @@ class Job:
         if target is None or callable(target):
             return None
         shape = single_output(self.output, "target").shape
-        if is_array(target) or isinstance(target, (list, np.generic)):
-            target = target if is_array(target) else np.asarray(target)
+        if isinstance(target, list):
+            target = np.asarray(target)
+        if is_array(target) and target.ndim > 0:
             return batch_indices(target, shape, batch)
+        if (is_array(target) or isinstance(target, np.generic)) and is_concrete(target):
+            target = target.item()  # one number is one index for all
         if isinstance(target, bool) or not isinstance(target, (int, tuple)):
             raise TypeError(
                 "target must be None, an int, a tuple of ints, an integer array or a callable, "

@@ -125,6 +125,7 @@ def prepare(
     **options: Any,
 ) -> Work:
     """Checks the arguments of `explain`, and plans; compiles where it must find a batch size."""
+    _check_inputs("xs", xs, args, key)
     args = tuple(args)
     batch = _batch_length(xs, args)
     if check_finite:
@@ -180,6 +181,7 @@ def explainer(
                     args = ()
                 shared = {"args": args, "key": key, "batch_size": batch_size, **options}
                 return core(function, x, target, **shared)
+            _check_inputs("x", x, args, key)
             if check_finite:
                 _check_finite(x)
             job = Job(method, fn, x, target, tuple(args), at, options, {})
@@ -204,11 +206,24 @@ def _signature(core: Callable[..., Any]) -> inspect.Signature:
     return inspect.Signature([*shown.values(), *filter(None, [options])])
 
 
+def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
+    """Refuses what is no array where arrays are wanted."""
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple of further inputs, got {type(args).__name__}")
+    leaves = jax.tree.leaves(x)
+    if not leaves:
+        raise ValueError(f"{name} must hold at least one array, got {x!r}")
+    for leaf in leaves:
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+            raise TypeError(f"{name} must hold arrays, got {type(leaf).__name__} {leaf!r}")
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufcV":
+            raise TypeError(f"{name} must hold numbers, got an array of dtype {leaf.dtype}")
+    if key is not None and (not is_array(key) or key.ndim > 1):
+        raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
+
+
 def _batch_length(xs: Inputs, args: Any) -> int:
     """The length of the leading axis that all leaves share."""
-    leaves = jax.tree.leaves(xs)
-    if not leaves:
-        raise ValueError("xs must hold at least one array, got an empty pytree")
     lengths = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path({"xs": xs, "args": args}):
         if jnp.ndim(leaf) == 0:

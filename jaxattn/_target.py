@@ -119,6 +119,10 @@ def batch_indices(target: Any, shape: tuple[int, ...], batch: int | None) -> Any
     rank, lead = len(shape), () if batch is None else (batch,)
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise TypeError(f"target must hold integers, got {target.dtype}")
+    if rank == 0:
+        raise ValueError(
+            f"target must be None where fn answers a single number of shape (), got {target}"
+        )
     wanted = [(*lead, rank)] + [lead] * (rank == 1)
     if target.shape not in wanted:
         raise ValueError(

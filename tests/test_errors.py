@@ -333,3 +333,48 @@ def test_an_attribution_of_another_shape(metric):
 def test_steps_of_a_curve(metric, num_steps, error):
     with refuses(error, "num_steps", str(num_steps)):
         metric(fn, XS, 0, XS, num_steps=num_steps)
+
+
+@pytest.mark.parametrize(
+    "x, error, got",
+    [
+        ("abc", TypeError, "abc"),
+        (None, ValueError, "None"),
+        ({}, ValueError, "{}"),
+        (np.array(["a"]), TypeError, "<U1"),
+        (np.array([None]), TypeError, "object"),
+    ],
+)
+def test_inputs_that_are_no_numbers(x, error, got):
+    with refuses(error, "x must hold", got):
+        ja.gradient(fn, x, 0)
+    with refuses(error, "xs must hold", got):
+        ja.explain(ja.gradient, fn, x, 0)
+
+
+def test_args_must_be_a_tuple():
+    with refuses(TypeError, "args", "ndarray"):
+        ja.explain(ja.gradient, lambda x, scale: scale * fn(x), XS, 0, args=np.ones(B, np.float32))
+
+
+@pytest.mark.parametrize("key", [0, "key", np.zeros((B, 2), np.uint32)])
+def test_key_must_be_a_random_key(key):
+    with refuses(TypeError, "key must be a random key"):
+        ja.explain(ja.smooth_grad, fn, XS, 0, key=key)
+
+
+def test_a_window_for_no_leaf():
+    with refuses(ValueError, "window", "None"):
+        ja.occlusion(fn, X, 0, window=None)
+
+
+def test_a_single_number_takes_no_target():
+    with refuses(ValueError, "target", "single number", "0"):
+        ja.gradient(lambda x: x.sum(), X, 0)
+
+
+@pytest.mark.parametrize("target", [np.int64(2), jnp.int32(2), np.array(2)])
+def test_one_number_is_one_target_for_all(target):
+    np.testing.assert_array_equal(
+        ja.explain(ja.gradient, fn, XS, target).values, ja.explain(ja.gradient, fn, XS, 2).values
+    )

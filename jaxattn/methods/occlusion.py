@@ -18,6 +18,8 @@ def _windows(x: Any, window: Any, stride: Any) -> list[Windows | None]:
     """The windows of each leaf of `x`; `None` for a leaf that is left alone."""
     windows = leaves_like(x, window, "window", _is_one)
     strides = leaves_like(x, stride, "stride", _is_one)
+    if all(one is None for one in windows):
+        raise ValueError("window must name cells of at least one leaf of x, got None")
     return [
         None if w is None else sliding_windows(leaf.shape, w, s)
         for leaf, w, s in zip(jax.tree.leaves(x), windows, strides, strict=True)
