@@ -148,19 +148,19 @@ class Job:
         if target is None or callable(target):
             return None
         shape = single_output(self.output, "target").shape
-        if isinstance(target, list):
-            target = np.asarray(target)
-        if is_array(target) and target.ndim > 0:
-            return batch_indices(target, shape, batch)
-        if (is_array(target) or isinstance(target, np.generic)) and is_concrete(target):
-            target = target.item()  # one number is one index for all
-        if isinstance(target, bool) or not isinstance(target, (int, tuple)):
+        known = is_array(target) or isinstance(target, (int, tuple, list, np.generic))
+        if isinstance(target, bool) or not known:
             raise TypeError(
                 "target must be None, an int, a tuple of ints, an integer array or a callable, "
                 f"got {target!r}"
             )
-        one = batch_indices(np.asarray(target), shape, None)
-        return one if batch is None else np.broadcast_to(one, (batch, one.size))
+        given = target if is_array(target) else np.asarray(target)
+        if batch is None:
+            return batch_indices(given, shape, None)
+        if given.ndim and not isinstance(target, tuple):
+            return batch_indices(given, shape, batch)
+        one = batch_indices(given, shape, None)
+        return one[None].repeat(batch, 0)
 
     def plan(
         self, examples: Any, batch: int | None, batch_size: int | None, mesh: Mesh | None

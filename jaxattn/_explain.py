@@ -212,7 +212,7 @@ def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
         raise TypeError(f"args must be a tuple of further inputs, got {type(args).__name__}")
     leaves = jax.tree.leaves(x)
     if not leaves:
-        raise ValueError(f"{name} must hold at least one array, got {x!r}")
+        raise ValueError(f"{name} must hold at least one array, got an empty pytree: {x!r}")
     for leaf in leaves:
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
             raise TypeError(f"{name} must hold arrays, got {type(leaf).__name__} {leaf!r}")
