@@ -229,7 +229,7 @@ def test_a_network_that_ignores_its_input_gets_zeros(name, xs):
 def test_a_step_that_is_not_read_gets_exact_zeros(name, model, xs):
     fine = {
         "occlusion": {"window": 1, "stride": 1},
-        "learned_mask": {"jitter": 0, "coarseness": 1, "num_steps": 12},
+        "learned_mask": {"jitter": 0, "coarseness": 1, "num_steps": 12, "tv": 0.0},
     }
     got = explain(name, lambda x: model(x[:3]), xs, **fine.get(name, {}))
     assert zero(got.values[..., 3:, :])

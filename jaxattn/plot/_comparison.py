@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from numpy.typing import ArrayLike
 
-from jaxattn.plot import _image, _series
-from jaxattn.plot import _style as style
+from jaxattn.plot import _image, _series, _style as style
 
 
 def comparison(
@@ -127,8 +126,9 @@ def comparison_grid(
         size = (1.6 * columns + 1.2, (1.6 + 0.25 * bool(scores)) * rows + 0.4)
         axes = style.panels(ax, (rows, columns), rows, columns, figsize=size, layout="compressed")
     for b, panels in enumerate(axes):
-        row = heats[b] if series else [None, *heats[b]]
-        for panel, heat in zip(panels, row, strict=True):
+        if not series:
+            _image.overlay(panels[0], inputs[b], None, norm)
+        for panel, heat in zip(panels[-len(values) :], heats[b], strict=True):
             if series:
                 _series.band(panel, steps, inputs[b][:, 0], heat[:, 0], norm, cmap=cmap)
                 panel.label_outer(remove_inner_ticks=True)

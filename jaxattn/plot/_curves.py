@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from jaxattn.plot import _series
-from jaxattn.plot import _style as style
+from jaxattn.plot import _series, _style as style
 
 
 def score_over_time(
@@ -57,7 +56,7 @@ def score_over_time(
         raise ValueError(f"x must have one step a score, got {trace.shape} and {curves.shape}")
     style.same_length("class_names", class_names, curves.shape[1], "classes")
     [ax] = style.panels(ax, (), 1, 1, figsize=(8, 2.8), layout="constrained").reshape(1)
-    names = class_names or [f"class {k}" for k in range(curves.shape[1])]
+    names = [f"class {k}" for k in range(len(curves.T))] if class_names is None else class_names
     for k, curve in enumerate(curves.T):
         ax.plot(steps, curve, color=style.PALETTE[k % len(style.PALETTE)], label=names[k])
     ax.set(xlabel=f"{time_label}: {seen[direction]}", ylabel=ylabel)
@@ -117,7 +116,7 @@ def curve(
     """
     steps = style.real("fractions", fractions)
     if steps.ndim != 1 or len(steps) < 2 or (np.diff(steps) <= 0).any():
-        raise ValueError(f"fractions must be (P,), P > 1, and increase, got {fractions}")
+        raise ValueError(f"fractions must be (P,), P > 1, and increase, got {steps}")
     if not scores:
         raise ValueError("scores must hold at least one method's, got none")
     found = {name: np.atleast_2d(style.real(f"scores[{name!r}]", s)) for name, s in scores.items()}

@@ -28,7 +28,7 @@ def image(
 ) -> Axes:
     """Draw an image in pale grey or colour, its attribution over it.
 
-    A pixel is the more opaque the larger its value is in magnitude, so that the image stays visible.
+    A pixel is the more opaque the larger its value's magnitude, so that the image stays visible.
 
     Args:
         x: The image, `(H, W)`, `(H, W, 1)` or `(H, W, 3)`: RGB in [0, 1] or integers up to 255;
@@ -81,8 +81,8 @@ def images(
         values: Their attributions: a batched `Attribution`, an array, or a sequence.
         titles: A title for each.
         columns: How many beside one another; by default a grid slightly wider than high.
-        shared_scale: Whether all have the scale of the largest value; if not, each is divided by its
-            own largest magnitude.
+        shared_scale: Whether all have the scale of the largest value; if not, each is divided by
+            its own largest magnitude.
         limit: The shared scale's end, as in `image`.
         ax: An array `(B,)` of Axes to draw on.
         alpha: The opacity at the limit.
@@ -104,7 +104,10 @@ def images(
     ]
     if not shared_scale:
         heats = [heat / style.largest(heat) for heat in heats]
-    norm = style.symmetric(limit if shared_scale else 1.0, *heats)
+        if limit is not None:
+            raise ValueError(f"limit needs shared_scale=True, got {limit} without")
+        limit = 1.0
+    norm = style.symmetric(limit, *heats)
     axes = picture_panels(ax, len(pictures), columns, titled=titles is not None)
     for i, (panel, picture, heat) in enumerate(zip(axes, pictures, heats, strict=True)):
         overlay(panel, picture, heat, norm, alpha=alpha, cmap=cmap)
@@ -156,7 +159,7 @@ def as_picture(name: str, x: Any) -> np.ndarray:
         )
     if found.ndim == 2:
         return found
-    if integers and 0 <= found.min() and found.max() <= 255:
+    if integers and found.min() >= 0 and found.max() <= 255:
         return found / 255
     if found.min() < 0 or found.max() > 1:
         return (found - found.min()) / (np.ptp(found) or 1)
@@ -166,8 +169,8 @@ def as_picture(name: str, x: Any) -> np.ndarray:
 def as_heat(name: str, values: Any, picture: np.ndarray) -> np.ndarray:
     """The attribution of an image, summed over channels, `(H, W)`."""
     found = style.real(name, values)
-    channels = {1, picture.shape[2] if picture.ndim == 3 else 1}
-    if found.shape[:2] != picture.shape[:2] or found.ndim > 3 or {*found.shape[2:]} - channels:
+    channels = ((), (1,), picture.shape[2:])
+    if found.shape[:2] != picture.shape[:2] or found.shape[2:] not in channels:
         raise ValueError(
             f"{name} must fit its image of shape {picture.shape}, with or without its channels, "
             f"got shape {found.shape}"

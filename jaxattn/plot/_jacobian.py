@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LogNorm, Normalize
 from numpy.typing import ArrayLike
 
-from jaxattn.plot import _image, _series
-from jaxattn.plot import _style as style
+from jaxattn.plot import _image, _series, _style as style
 
 
 def jacobian(
@@ -60,7 +59,7 @@ def jacobian(
     style.same_length("class_names", class_names, count, "classes")
     if highlight is not None and not 0 <= highlight < count:
         raise ValueError(f"highlight must be a class from 0 to {count - 1}, got {highlight}")
-    titles = list(class_names or (f"class {k}" for k in range(count)))
+    titles = [f"class {k}" for k in range(count)] if class_names is None else list(class_names)
     if outputs is not None:
         scores = style.real("outputs", outputs)
         if scores.shape != (count,):
@@ -69,7 +68,13 @@ def jacobian(
     norm = style.symmetric(limit, every)
     if style.is_series(kind, shown.shape):
         axes = _series.traces(
-            [shown] * count, every, titles, norm, ax=ax, cmap=cmap, sampling_rate=sampling_rate
+            [shown] * count,
+            list(every),
+            titles,
+            norm,
+            ax=ax,
+            cmap=cmap,
+            sampling_rate=sampling_rate,
         )
     else:
         picture = _image.as_picture("x", x)

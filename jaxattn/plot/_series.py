@@ -61,7 +61,7 @@ def series(
     style.same_length("channel_names", channel_names, count, "channels")
     shape = (count,) if count > 1 else ()
     axes = stacked_panels(ax, shape, count, 1, height=1.5 if count > 1 else 2.6)
-    names = channel_names or [f"channel {d}" for d in range(count)]
+    names = [f"channel {d}" for d in range(count)] if channel_names is None else channel_names
     for d, panel in enumerate(axes.flat):
         band(panel, steps, trace[:, d], heat[:, d], norm, cmap=cmap, paper=paper)
         panel.set_ylabel(ylabel if count == 1 and channel_names is None else names[d])
@@ -91,8 +91,14 @@ def band(
     segments = np.stack([halves[:-1], points, halves[1:]], axis=1)
     ax.add_collection(
         LineCollection(
-            list(segments), array=heat, cmap=cmap, norm=norm, linewidths=6, capstyle="butt",
-            joinstyle="round", zorder=2,
+            list(segments),
+            array=heat,
+            cmap=cmap,
+            norm=norm,
+            linewidths=6,
+            capstyle="butt",
+            joinstyle="round",
+            zorder=2,
         )
     )
     ax.plot(time, trace, color=style.INK, linewidth=0.8, zorder=3)
@@ -117,7 +123,7 @@ def traces(
     cmap: str | Colormap = style.DIVERGING,
     sampling_rate: float | None = None,
 ) -> np.ndarray:
-    """Draw titled panels (P,) below one another, which share their time axis; (P, D) with channels."""
+    """Draw titled panels (P,) below one another, on one time axis; (P, D) with channels."""
     pairs = [(channels("x", x), v) for x, v in zip(xs, values, strict=True)]
     steps, time_label = time_axis(len(pairs[0][0]), None, sampling_rate)
     rows, columns = len(pairs), pairs[0][0].shape[1]
@@ -154,9 +160,7 @@ def matching(name: str, values: Any, trace: np.ndarray) -> np.ndarray:
     """The attribution of a series as `(T, D)`."""
     found = style.real(name, values)
     if found.ndim not in (1, 2) or found.reshape(len(found), -1).shape != trace.shape:
-        raise ValueError(
-            f"{name} must have the shape of x, {trace.shape}, got shape {found.shape}"
-        )
+        raise ValueError(f"{name} must have the shape of x, {trace.shape}, got shape {found.shape}")
     return found.reshape(trace.shape)
 
 

@@ -21,7 +21,10 @@ def real(name: str, array: Any) -> np.ndarray:
     """The argument called `name` as a finite float64 array; an `Attribution` gives its values."""
     if hasattr(array, "values") and hasattr(array, "output"):
         array = array.values
-    found = np.asarray(array)
+    try:
+        found = np.asarray(array)
+    except ValueError:
+        raise ValueError(f"{name} must be one array, got rows of different lengths") from None
     if found.dtype.kind in "OUScMm":
         kind = type(array).__name__ if found.dtype.kind == "O" else found.dtype
         raise TypeError(f"{name} must be one array of real numbers, got {kind}")
@@ -60,7 +63,7 @@ def symmetric(limit: float | None, *arrays: np.ndarray) -> Normalize:
         limit = largest(*arrays)
     if not (math.isfinite(limit) and limit > 0):
         raise ValueError(f"limit must be a positive number, got {limit}")
-    return Normalize(-limit, limit)
+    return Normalize(-float(limit), float(limit))
 
 
 def panels(ax: Any, shape: tuple[int, ...], rows: int, columns: int, **figure: Any) -> np.ndarray:
@@ -87,7 +90,7 @@ def colorbar(
 ) -> Colorbar:
     """Add the one colour bar of `axes`; only its upper (lower) half where no value is negative."""
     low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
-    limit = norm.vmax
+    limit = float(norm.vmax or 1)
     below, above = low < -limit, high > limit
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
     owner = np.asarray(axes, dtype=object).flat[0].figure

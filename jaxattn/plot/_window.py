@@ -8,8 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from jaxattn.plot import _image, _series
-from jaxattn.plot import _style as style
+from jaxattn.plot import _image, _series, _style as style
 
 
 def window(
@@ -38,7 +37,10 @@ def window(
     Raises:
         ValueError: as `image` and `series`, or for a window that does not fit into `x`.
     """
-    size = (int(window),) if np.ndim(window) == 0 else tuple(np.asarray(window).tolist())
+    given = np.atleast_1d(window)
+    if given.dtype.kind not in "iu" or given.shape not in ((1,), (2,)):
+        raise ValueError(f"window must be an int, (t,) or (h, w), got {window}")
+    size = tuple(given.tolist())
     if len(size) == 2:
         picture = _image.as_picture("x", x)
         row, column = _best(_image.as_heat("values", values, picture), size)
@@ -48,16 +50,16 @@ def window(
         box.set(facecolor="none", edgecolor=style.HIGHLIGHT, linewidth=2.5)
         panel.add_patch(box)
         last_row, last_column = row + size[0] - 1, column + size[1] - 1
-        panel.set_title(title or f"rows {row}–{last_row}, columns {column}–{last_column}")
+        where = f"rows {row}–{last_row}, columns {column}–{last_column}"
+        panel.set_title(where if title is None else title)
         return panel
-    if len(size) != 1:
-        raise ValueError(f"window must be an int, (t,) or (h, w), got {window}")
     trace = _series.channels("x", x)
     [start] = _best(_series.matching("values", values, trace).sum(1), size)
     time, _ = _series.time_axis(len(trace), None, sampling_rate)
+    where = f"time steps {start}–{start + size[0] - 1}"
     axes = _series.series(
         x, np.zeros(trace.shape), ax=ax, sampling_rate=sampling_rate, colorbar=False,
-        title=title or f"time steps {start}–{start + size[0] - 1}",
+        title=where if title is None else title,
     )  # fmt: skip
     half = 0.5 / (sampling_rate or 1)
     for panel in np.ravel(axes):
@@ -72,7 +74,7 @@ def _best(values: np.ndarray, size: tuple[int, ...]) -> tuple[int, ...]:
     """Where the window of this size with the largest sum begins."""
     if any(not 1 <= s <= n for s, n in zip(size, values.shape, strict=True)):
         raise ValueError(f"window must fit into shape {values.shape}, got {size}")
+    # Not differences of running sums: their rounding would break ties.
     for axis, s in enumerate(size):
-        sums = np.cumsum(np.insert(np.moveaxis(values, axis, 0), 0, 0, axis=0), axis=0)
-        values = np.moveaxis(sums[s:] - sums[:-s], 0, axis)
+        values = np.lib.stride_tricks.sliding_window_view(values, s, axis).sum(-1)
     return tuple(int(i) for i in np.unravel_index(values.argmax(), values.shape))
