@@ -42,24 +42,14 @@ def main(
     console = Console()
     xs, labels = load()
     train, test = training.stratified_split(labels, 0.2, seed=0)
-    model = ja.models.SequenceClassifier(
-        ROWS, units, CLASSES, bidirectional=True, rngs=nnx.Rngs(0)
-    )
-    training.fit(model, xs[train], labels[train], epochs=epochs)
-    chances = training.predict(model, xs[test])
-    accuracy = float((chances.argmax(1) == labels[test]).mean())
-    console.print(f"accuracy on {len(test)} test digits: [bold]{accuracy:.1%}")
-    if accuracy < least_accuracy:
-        raise SystemExit(f"the network reached {accuracy:.1%}, wanted {least_accuracy:.0%}")
-
+    model = ja.models.SequenceClassifier(ROWS, units, CLASSES, bidirectional=True, rngs=nnx.Rngs(0))
+    chances = training.trained(
+        model, xs, labels, train, test, things="digits", epochs=epochs,
+        least_accuracy=least_accuracy, console=console,
+    )  # fmt: skip
     some, answers = xs[test][:examples], labels[test][:examples]
-    methods = explaining.every_method(model, window=WINDOW, stride=STRIDE, mask_steps=mask_steps)
-    explained = explaining.explain_all(methods, some, answers)
-    values = explaining.cell_values(explained, answers, some.shape, CLASSES)
-    curves = explaining.deletion_curves(model, some, answers, values)
-    rivals = ("saliency", "gradient", "input × gradient", "integrated gradients", "occlusion")
-    area = explaining.at_equal_area(
-        model, some, answers, values["learned mask"], {name: values[name] for name in rivals}
+    found = explaining.judge(
+        model, some, answers, CLASSES, window=WINDOW, stride=STRIDE, mask_steps=mask_steps
     )
 
     page = gallery.Gallery(
@@ -69,66 +59,39 @@ def main(
             f"A bidirectional LSTM with {units} units a direction reads MNIST digits of 28 × 28 "
             "pixels one row at a time, from the top and from the bottom at once, and names the "
             f"digit from its two final states. It was trained on {len(train):,} digits and is "
-            f"right on {accuracy:.1%} of {len(test):,} others.",
+            f"right on {(chances.argmax(1) == labels[test]).mean():.1%} of {len(test):,} others.",
             "Every figure below asks which pixels of a test digit made it say what it said. "
             "Throughout, red speaks for the answer and blue against it.",
         ],
     )
     right = chances[:examples].argmax(1) == answers
-    chosen = pick(answers, right)
-    comparison(page, some, answers, values, curves, chosen)
-    jacobian(page, some, explained["Jacobian"].attribution, answers, chosen[-1])
-    occlusion(page, model, some, answers, values["occlusion"], chosen[:5])
-    learned_mask(page, model, some, answers, explained["learned mask"].attribution, chosen[2:5])
-    temporal(page, model, some, [chosen[2], chosen[4]])
-    deletion(page, curves, len(some))
+    chosen = explaining.pick(answers, right, SHOWN)
+    comparison(page, some, answers, found, chosen)
+    jacobian(page, some, found.explained["Jacobian"].attribution, answers, chosen[-1])
+    occlusion(page, model, some, answers, found.values["occlusion"], chosen[:5])
+    learned_mask(
+        page, model, some, answers, found.explained["learned mask"].attribution, chosen[2:5]
+    )
+    temporal(page, model, some, chosen[[2, 4]])
+    gallery.deletion(
+        page, found.curves, "digits", "pixels",
+        "Gradient and saliency spend their first deletions on the empty background, where there "
+        "is nothing to delete.",
+    )  # fmt: skip
     mistake(page, model, xs[test], labels[test], chances)
-
-    method_table = gallery.method_rows(explained, curves)
-    area_table = gallery.area_rows(area)
-    page.table(
-        "methods",
-        "Time, and how much each method knows",
-        *method_table,
-        f"Each method explained {len(some)} digits in two halves; the first includes compilation. "
-        "The deletion AUC is the label's mean probability while pixels are deleted, the highest "
-        "first: low is good, and random pixels show what low means. The Jacobian is judged by the "
-        "row of the label, which is the gradient; the temporal scores can only rank whole rows, "
-        "by how much each raises the score.",
-        strong="random",
-    )
-    page.table(
-        "equal-area",
-        "The learned mask against other rankings at equal area",
-        *area_table,
-        f"In each of {len(some)} digits as many pixels are deleted as the learned mask marks, "
-        f"{area.cells:.0f} of 784 on average: those it marks most, or those that another method "
-        "ranks highest. The lower the probability that is left, the better the choice of pixels.",
-        strong="highest by learned mask",
-    )
-    path = page.write()
-    gallery.show(console, "Methods", *method_table)
-    gallery.show(console, f"At equal area: {area.cells:.0f} of 784 pixels deleted", *area_table)
-    console.print(f"The gallery is at [bold]{path.resolve()}", soft_wrap=True)
-    return path
+    return gallery.close(page, console, found, "digits", "pixels")
 
 
-def pick(labels: np.ndarray, right: np.ndarray) -> list[int]:
-    """The first digit of each shown class, where there is one a digit that is answered rightly."""
-    chosen = []
-    for label in SHOWN:
-        rows = np.flatnonzero(labels == label)
-        chosen += [*rows[right[rows]][:1], *rows, *range(len(labels))][:1]
-    return [int(i) for i in chosen]
-
-
-def comparison(page, xs, labels, values, curves, chosen):
-    shown = [n for n in values if n != "Jacobian" and "temporal" not in n]
+def comparison(page, xs, labels, found, chosen):
+    shown = [n for n in found.values if n != "Jacobian" and "temporal" not in n]
     drawn = plot.comparison_grid(
         xs[chosen],
-        {name: values[name][chosen] for name in shown},
+        {name: found.values[name][chosen] for name in shown},
         titles=[str(label) for label in labels[chosen]],
-        scores={name: [f"{float(curves[name].auc[i]):.2f}" for i in chosen] for name in shown},
+        scores={
+            name: [f"{float(found.curves[name].auc[i]):.2f}" for i in chosen] for name in shown
+        },
+        score_label="deletion AUC",
     )
     page.figure(
         "comparison", "What seven methods say", drawn,
@@ -156,12 +119,12 @@ def jacobian(page, xs, found, labels, i):
 
 
 def occlusion(page, model, xs, labels, values, chosen):
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         2, len(chosen), figsize=(2 * len(chosen) + 0.8, 4.8), layout="compressed"
     )
     plot.images(xs[chosen], values[chosen], ax=axes[0], label="fall of the logit")
     for i, panel in zip(chosen, axes[1], strict=True):
-        plot.window(xs[i], values[i], WINDOW, ax=panel, title=" ")
+        plot.window(xs[i], values[i], WINDOW, ax=panel)
         box = panel.patches[-1]
         column, row = round(box.get_x() + 0.5), round(box.get_y() + 0.5)
         hidden = xs[i].copy()
@@ -218,32 +181,24 @@ def learned_mask(page, model, xs, labels, found, chosen):
 
 
 def temporal(page, model, xs, chosen):
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         len(chosen), 3, figsize=(10.5, 3.3 * len(chosen)), layout="constrained", sharey=True,
         width_ratios=(1, 1.2, 1.2), squeeze=False,
     )  # fmt: skip
-    every = np.arange(CLASSES, dtype=np.int32)
-    lengths = np.full(CLASSES, ROWS, np.int32)
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
     for i, (digit, *panels) in zip(chosen, axes, strict=True):
         digit.imshow(xs[i], cmap="gray_r", aspect="auto")
         digit.set(xticks=[], ylabel="row")
-        copies = np.broadcast_to(xs[i], (CLASSES, *xs[i].shape))
         both = [
-            np.asarray(
-                ja.explain(
-                    ja.temporal_output_score, model, copies, every, args=(lengths,),
-                    length_argnum=0, direction=direction,
-                ).values
-            )
+            explaining.scores_over_time(model, xs[i], CLASSES, direction)
             for direction in ("forward", "backward")
-        ]  # fmt: skip
+        ]
         # The curves of classes that never come up would lie on one another at zero.
-        heights = np.max(both, axis=(0, 2))
+        heights = np.max(both, axis=(0, 1))
         highest = sorted(np.argsort(-heights)[: len(colours)])
         for panel, scores in zip(panels, both, strict=True):
             for k, colour in zip(highest, colours, strict=True):
-                panel.plot(scores[k], np.arange(ROWS), color=colour, label=f"“{k}”")
+                panel.plot(scores[:, k], np.arange(ROWS), color=colour, label=f"“{k}”")
             panel.set_xlim(-0.03, 1.03)
             panel.grid(color="0.92", linewidth=0.6)
             panel.spines[["top", "right"]].set_visible(False)
@@ -262,26 +217,6 @@ def temporal(page, model, xs, chosen):
     )  # fmt: skip
 
 
-def deletion(page, curves, count):
-    shown = {name: curve for name, curve in curves.items() if name != "Jacobian"}
-    figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    order = sorted(shown, key=lambda name: float(shown[name].auc.mean()))
-    plot.curve(
-        shown["random"].fractions,
-        {name: np.asarray(shown[name].scores) for name in order},
-        ax=ax, xlabel="fraction of the pixels deleted", ylabel="probability of the label",
-    )  # fmt: skip
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    page.figure(
-        "deletion", "Deletion: do the methods name what the network needs?", ax,
-        f"The pixels of {count} digits are deleted in the order in which each method ranks them; "
-        "curves are means with a band of one standard error. The sooner a curve falls, and the "
-        "smaller the area under it (AUC), the better the ranking. Gradient and saliency spend "
-        "their first deletions on the empty background, where there is nothing to delete.",
-        alt="Deletion curves of all methods and of a random ranking.",
-    )  # fmt: skip
-
-
 def mistake(page, model, xs, labels, chances):
     """One digit that the network gets wrong: the one that it is most sure of."""
     answers = chances.argmax(1)
@@ -296,7 +231,7 @@ def mistake(page, model, xs, labels, chances):
 
     integrated = ja.integrated_gradients(model, x, contrast)
     occluded = ja.occlusion(model, x, contrast, window=WINDOW, stride=STRIDE)
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         1, 4, figsize=(12, 3), layout="constrained", width_ratios=(1, 1.2, 1.2, 1.2)
     )
     axes[0].imshow(x, cmap="gray", vmin=0, vmax=1)

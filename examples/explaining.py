@@ -1,7 +1,7 @@
 """Explain a batch with every method, with its time, and judge what they say."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -46,6 +46,27 @@ def every_method(
         "temporal score, backward": temporal("backward"),
         "learned mask": method(ja.learned_mask, num_steps=mask_steps),
     }
+
+
+def pick(
+    labels: np.ndarray, right: np.ndarray, classes: Sequence[int], each: int = 1
+) -> np.ndarray:
+    """The first rows of each class, those answered rightly before others; any if it has none."""
+    order = np.argsort(~right, kind="stable")
+    members = [order[labels[order] == k] for k in classes]
+    return np.concatenate([(rows if len(rows) else order)[:each] for rows in members])
+
+
+def scores_over_time(model: nnx.Module, x: np.ndarray, classes: int, direction: str) -> np.ndarray:
+    """The probability of every class (T, K) after reading a part of one input (T, D)."""
+    copies = np.broadcast_to(x, (classes, *x.shape))
+    lengths = np.full(classes, len(x), np.int32)
+    every = np.arange(classes, dtype=np.int32)
+    found = ja.explain(
+        ja.temporal_output_score, model, copies, every,
+        args=(lengths,), length_argnum=0, direction=direction,
+    )  # fmt: skip
+    return np.asarray(found.values).T
 
 
 class Explained(NamedTuple):
@@ -141,3 +162,35 @@ def at_equal_area(
 
     rankings = {"learned mask": mask, **rivals}
     return EqualArea(float(counts.mean()), score(xs), {n: after(v) for n, v in rankings.items()})
+
+
+RIVALS = ("saliency", "gradient", "input × gradient", "integrated gradients", "occlusion")
+
+
+class Judged(NamedTuple):
+    """What every method says about some inputs, and how far it can be trusted."""
+
+    explained: dict[str, Explained]
+    values: dict[str, np.ndarray]
+    curves: dict[str, ja.metrics.Curve]
+    area: EqualArea
+
+
+def judge(
+    model: nnx.Module,
+    xs: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    window: int | tuple[int, ...],
+    stride: int | tuple[int, ...],
+    mask_steps: int,
+) -> Judged:
+    """Explains an even number of inputs with every method, and deletes what they name."""
+    methods = every_method(model, window=window, stride=stride, mask_steps=mask_steps)
+    explained = explain_all(methods, xs, labels)
+    values = cell_values(explained, labels, xs.shape, classes)
+    curves = deletion_curves(model, xs, labels, values)
+    rivals = {name: values[name] for name in RIVALS}
+    area = at_equal_area(model, xs, labels, values["learned mask"], rivals)
+    return Judged(explained, values, curves, area)

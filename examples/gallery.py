@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxattn as ja
-from examples.explaining import EqualArea, Explained
+from examples.explaining import EqualArea, Explained, Judged
+from jaxattn import plot
 
 STYLE = """
 :root { color-scheme: light; }
@@ -147,3 +148,58 @@ def show(
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def deletion(
+    page: Gallery, curves: Mapping[str, ja.metrics.Curve], things: str, cells: str, note: str
+) -> None:
+    """Draws the deletion curves of all methods beside a random ranking's."""
+    # The Jacobian's row of the label is the gradient.
+    shown = {name: curve for name, curve in curves.items() if name != "Jacobian"}
+    _, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    order = sorted(shown, key=lambda name: float(shown[name].auc.mean()))
+    plot.curve(
+        shown["random"].fractions,
+        {name: np.asarray(shown[name].scores) for name in order},
+        ax=ax, xlabel=f"fraction of the {cells} deleted", ylabel="probability of the label",
+    )  # fmt: skip
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    page.figure(
+        "deletion", "Deletion: do the methods name what the network needs?", ax,
+        f"The {cells} of {len(shown['random'].auc)} {things} are deleted in the order in which "
+        "each method ranks them; curves are means with a band of one standard error. The sooner a "
+        f"curve falls, and the smaller the area under it (AUC), the better the ranking. {note}",
+        alt="Deletion curves of all methods and of a random ranking.",
+    )  # fmt: skip
+
+
+def close(page: Gallery, console: Console, found: Judged, things: str, cells: str) -> Path:
+    """Adds the closing tables, writes the page, prints both, and returns the page's path."""
+    count, size = found.values["gradient"].shape[0], found.values["gradient"][0].size
+    methods = method_rows(found.explained, found.curves)
+    area = area_rows(found.area)
+    page.table(
+        "methods",
+        "Time, and how much each method knows",
+        *methods,
+        f"Each method explained {count} {things} in two halves; the first includes compilation. "
+        f"The deletion AUC is the label's mean probability while {cells} are deleted, the highest "
+        f"first: low is good, and random {cells} show what low means. The Jacobian is judged by "
+        "the row of the label, which is the gradient; the temporal scores can only rank whole "
+        "time steps, by how much each raises the score.",
+        strong="random",
+    )
+    page.table(
+        "equal-area",
+        "The learned mask against other rankings at equal area",
+        *area,
+        f"In each of {count} {things} as many {cells} are deleted as the learned mask marks, "
+        f"{found.area.cells:.0f} of {size} on average: those it marks most, or those that another "
+        "method ranks highest. The lower the probability that is left, the better the choice.",
+        strong="highest by learned mask",
+    )
+    path = page.write()
+    show(console, "Methods", *methods)
+    show(console, f"At equal area: {found.area.cells:.0f} of {size} {cells} deleted", *area)
+    console.print(f"The gallery is at [bold]{path.resolve()}", soft_wrap=True)
+    return path

@@ -1,10 +1,13 @@
 """Train a classifier: an optax loop with a progress bar."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
@@ -22,6 +25,12 @@ def stratified_split(labels: np.ndarray, test: float, seed: int) -> tuple[np.nda
     held = np.concatenate([rows[:n] for rows, n in zip(members, sizes, strict=True)])
     kept = np.concatenate([rows[n:] for rows, n in zip(members, sizes, strict=True)])
     return rng.permutation(kept), rng.permutation(held)
+
+
+def repeated(labels: np.ndarray, rows: np.ndarray, least: float) -> np.ndarray:
+    """Rows for training, those of rare classes repeated until each is this share of `rows`."""
+    members = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
+    return np.concatenate([np.resize(m, max(len(m), round(least * len(rows)))) for m in members])
 
 
 def fit(
@@ -63,6 +72,28 @@ def fit(
             note = f"epoch {epoch + 1}/{epochs}, loss {jnp.stack(losses).mean():.3f}"
             progress.update(task, note=note)
     nnx.update(model, state)
+
+
+def trained(
+    model: nnx.Module,
+    xs: np.ndarray,
+    labels: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    *,
+    things: str,
+    least_accuracy: float,
+    console: Console,
+    **options: Any,
+) -> np.ndarray:
+    """Trains on some rows, and returns the class probabilities of others; refuses a bad network."""
+    fit(model, xs[train], labels[train], **options)
+    chances = predict(model, xs[test])
+    accuracy = float((chances.argmax(1) == labels[test]).mean())
+    console.print(f"accuracy on {len(test):,} test {things}: [bold]{accuracy:.1%}")
+    if accuracy < least_accuracy:
+        raise SystemExit(f"the network reached {accuracy:.1%}, wanted {least_accuracy:.0%}")
+    return chances
 
 
 def predict(model: nnx.Module, xs: np.ndarray, batch_size: int = 500) -> np.ndarray:

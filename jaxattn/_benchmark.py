@@ -91,6 +91,7 @@ def benchmark(
     *,
     repeats: int = 10,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -111,6 +112,7 @@ def benchmark(
         targets: which number of the output is explained.
         repeats: how many runs are timed.
         args: further inputs of `fn`, each leaf with a leading axis of length B.
+        at: the name of an intermediate that is explained instead of `xs`.
         key: a random key for methods that draw.
         batch_size: how many evaluations of `fn` are in flight on a device.
         mesh: devices over which the examples are spread.
@@ -128,6 +130,7 @@ def benchmark(
         raise ValueError(f"repeats must be a positive int, got {repeats!r}")
     call: dict[str, Any] = {
         "args": args,
+        "at": at,
         "key": key,
         "batch_size": batch_size,
         "mesh": mesh,

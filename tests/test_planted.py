@@ -7,20 +7,27 @@ import pytest
 
 from benchmarks import planted
 
+# The benchmark trains for longer and asks for 95% of every method; a gradient gains by that.
+LEAST = {"saliency": 0.9, "smooth_grad": 0.9}
+QUICK = {
+    "integrated_gradients": {"num_steps": 16},
+    "smooth_grad": {"num_samples": 8},
+    "learned_mask": {"num_steps": 150},
+}
+
 
 @pytest.mark.slow
 def test_every_method_finds_the_square():
     digits = planted.backgrounds()
     rng = np.random.default_rng(1)
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
-        model = planted.train(digits[:4000], num_steps=1000)
+        model = planted.train(digits[:4000], num_steps=700)
     test = planted.plant(digits[4000:], rng)
-    assert (jnp.argmax(model(test.xs), -1) == test.labels).mean() > 0.99
-    case = planted.plant(digits[4000:4200], rng, classes=planted.NONE)
-    shares = {name: planted.found(name, model, case).mean() for name in planted.METHODS}
-    # The benchmark trains for longer, and a gradient profits from that; here is less time.
-    least = {"saliency": 0.9, "smooth_grad": 0.9}
-    assert all(share >= least.get(name, 0.95) for name, share in shares.items()), shares
+    assert (jnp.argmax(model(test.xs), -1) == test.labels).mean() > 0.98
+    case = planted.plant(digits[4000:4150], rng, classes=planted.NONE)
+    for name in planted.METHODS:
+        share = planted.found(name, model, case, **QUICK.get(name, {})).mean()
+        assert share >= LEAST.get(name, 0.95), (name, share)
 
 
 def test_finding_it_by_chance_is_rare():

@@ -1,10 +1,10 @@
 """Several methods' attributions of the same inputs."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from numpy.typing import ArrayLike
 
@@ -17,6 +17,7 @@ def comparison(
     *,
     kind: str = "auto",
     scores: Mapping[str, float | str] | None = None,
+    score_label: str | None = None,
     normalize: bool = True,
     columns: int | None = None,
     ax: np.ndarray | None = None,
@@ -33,6 +34,7 @@ def comparison(
         values: An attribution for each method's name.
         kind: "image", "series", or "auto": a series if `x` has shape `(T,)` or `(T, 1)`.
         scores: A number or a text for some of the methods, written at their panels.
+        score_label: What the scores are, written once: below the input, or before the first score.
         normalize: Whether each attribution is divided by its largest magnitude, as methods differ
             in scale; if not, all share the scale of the largest value.
         columns: How many pictures beside one another; by default up to six.
@@ -45,27 +47,27 @@ def comparison(
         The Axes: `(1 + M,)` for images, `(M,)` for series, `(M, D)` for several channels.
 
     Raises:
-        ValueError: as `image` and `series`, for no methods, or scores of unknown ones.
+        ValueError: as `image` and `series`, for no methods, scores of unknown ones, or a
+            `score_label` without scores.
     """
     series = style.is_series(kind, np.shape(x))
-    _known(scores, values)
-    [shown], [heats] = _checked([x], {name: [v] for name, v in values.items()}, series, normalize)
+    _known(scores, score_label, values)
+    every = {name: [v] for name, v in values.items()}
+    [shown], [heats] = _checked({"x": x}, every, series, normalize)
     norm = style.symmetric(None, *heats)
     if series:
         axes = _series.traces(
-            [shown] * len(heats), heats, list(values), norm, ax=ax, cmap=cmap,
+            shown, heats, list(values), norm, ax=ax, cmap=cmap,
             sampling_rate=sampling_rate,
         )  # fmt: skip
     else:
         count = 1 + len(heats)
-        axes = _image.picture_panels(ax, count, columns or min(count, 6), titled=True)
+        axes = _image.picture_panels(ax, count, 6 if columns is None else columns, titled=True)
         for panel, heat, title in zip(axes, [None, *heats], ["input", *values], strict=True):
             _image.overlay(panel, shown, heat, norm, cmap=cmap)
             panel.set_title(title, fontsize="medium")
-    last = axes.reshape(len(heats), -1)[:, -1] if series else axes[1:]
-    for name, panel in zip(values, last, strict=True):
-        if scores and name in scores:
-            _write(panel, scores[name], series)
+    last = axes.reshape(len(heats), -1)[:, -1] if series else axes
+    _write(last, values, scores or {}, score_label, series)
     style.colorbar(axes, norm, heats, label or _label(normalize), cmap, aspect=30, pad=0.02)
     return axes
 
@@ -77,6 +79,7 @@ def comparison_grid(
     kind: str = "auto",
     titles: Sequence[str] | None = None,
     scores: Mapping[str, Sequence[float | str]] | None = None,
+    score_label: str | None = None,
     normalize: bool = True,
     ax: np.ndarray | None = None,
     cmap: str | Colormap = style.DIVERGING,
@@ -92,6 +95,7 @@ def comparison_grid(
         kind: "image", "series", or "auto", as in `comparison`.
         titles: A title for each row.
         scores: For some of the methods B numbers or texts, written at their panels.
+        score_label: What the scores are, written once, as in `comparison`.
         normalize: Whether each panel is divided by its largest magnitude.
         ax: An array of Axes to draw on, shaped as returned.
         cmap: A diverging colour map.
@@ -109,11 +113,12 @@ def comparison_grid(
     for name, batch in batches.items():
         style.same_length(f"values[{name!r}]", batch, len(every), "inputs")
     style.same_length("titles", titles, len(every), "inputs")
-    _known(scores, values)
+    _known(scores, score_label, values)
     for name, row in (scores or {}).items():
         style.same_length(f"scores[{name!r}]", row, len(every), "inputs")
     series = style.is_series(kind, np.shape(every[0]))
-    inputs, heats = _checked(every, batches, series, normalize)
+    named = {f"xs[{b}]": x for b, x in enumerate(every)}
+    inputs, heats = _checked(named, batches, series, normalize)
     if series and any(x.shape != (len(inputs[0]), 1) for x in inputs):
         raise ValueError(f"xs must be series of one shape, (T,), got {[x.shape for x in inputs]}")
     flat = [heat for row in heats for heat in row]
@@ -121,7 +126,7 @@ def comparison_grid(
     rows, columns = len(inputs), len(values) + (not series)
     if series:
         steps, time_label = _series.time_axis(len(inputs[0]), None, sampling_rate)
-        axes = _series.stacked_panels(ax, (rows, columns), rows, columns, height=1.5)
+        axes = _series.stacked_panels(ax, (rows, columns), rows, columns, height=1.5, sharey="row")
     else:
         size = (1.6 * columns + 1.2, (1.6 + 0.25 * bool(scores)) * rows + 0.4)
         axes = style.panels(ax, (rows, columns), rows, columns, figsize=size, layout="compressed")
@@ -131,14 +136,12 @@ def comparison_grid(
         for panel, heat in zip(panels[-len(values) :], heats[b], strict=True):
             if series:
                 _series.band(panel, steps, inputs[b][:, 0], heat[:, 0], norm, cmap=cmap)
-                panel.label_outer(remove_inner_ticks=True)
             else:
                 _image.overlay(panel, inputs[b], heat, norm, cmap=cmap)
         if titles is not None:
             panels[0].set_ylabel(titles[b])
-        for name, panel in zip(values, panels[columns - len(values) :], strict=True):
-            if scores and name in scores:
-                _write(panel, scores[name][b], series)
+        texts = {name: row[b] for name, row in (scores or {}).items()}
+        _write(panels, values, texts, score_label if b == 0 else None, series)
     names = list(values) if series else ["input", *values]
     for panel, name in zip(axes[0], names, strict=True):
         panel.set_title(name, loc="left" if series else "center", fontsize="medium")
@@ -150,14 +153,14 @@ def comparison_grid(
 
 
 def _checked(
-    xs: list, values: Mapping[str, list], series: bool, normalize: bool
+    xs: Mapping[str, Any], values: Mapping[str, list], series: bool, normalize: bool
 ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """The inputs as drawn, and for each a row of attributions, one a method."""
     if not values:
         raise ValueError("values must hold at least one method's attribution, got none")
     as_input = _series.channels if series else _image.as_picture
     as_values = _series.matching if series else _image.as_heat
-    inputs = [as_input("x", x) for x in xs]
+    inputs = [as_input(name, x) for name, x in xs.items()]
     rows = [
         [as_values(f"values[{name!r}]", batch[b], x) for name, batch in values.items()]
         for b, x in enumerate(inputs)
@@ -167,17 +170,36 @@ def _checked(
     return inputs, rows
 
 
-def _known(scores: Mapping[str, Any] | None, values: Mapping[str, Any]) -> None:
+def _known(
+    scores: Mapping[str, Any] | None, score_label: str | None, values: Mapping[str, Any]
+) -> None:
     if unknown := set(scores or ()) - set(values):
         raise ValueError(f"scores must be of methods in values, got {sorted(unknown)}")
+    if score_label is not None and not scores:
+        raise ValueError(f"score_label must come with scores, got {score_label!r} alone")
 
 
-def _write(panel: Axes, score: float | str, series: bool) -> None:
-    text = score if isinstance(score, str) else f"{float(score):.3g}"
-    if series:
-        panel.set_title(text, loc="right", fontsize="small", color=style.INK)
-    else:
-        panel.set_xlabel(text, fontsize="small", color=style.INK)
+def _write(
+    panels: np.ndarray,
+    values: Mapping[str, Any],
+    scores: Mapping[str, float | str],
+    label: str | None,
+    series: bool,
+) -> None:
+    """Write one input's scores at its panels, one a method; images have the input's panel first."""
+    font: dict[str, Any] = {"fontsize": "small", "color": style.INK}
+    if not series and label is not None:
+        panels[0].set_xlabel(textwrap.fill(label, 22), **font)
+    for name, panel in zip(values, panels[-len(values) :], strict=True):
+        if name not in scores:
+            continue
+        score = scores[name]
+        text = score if isinstance(score, str) else f"{float(score):.3g}"
+        if not series:
+            panel.set_xlabel(text, **font)
+        else:
+            panel.set_title(f"{label}: {text}" if label else text, loc="right", **font)
+            label = None
 
 
 def _label(normalize: bool) -> str:

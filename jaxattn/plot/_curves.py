@@ -88,7 +88,7 @@ def _behind(ax: Axes, steps: np.ndarray, trace: np.ndarray) -> None:
 
 def curve(
     fractions: ArrayLike,
-    scores: Mapping[str, ArrayLike],
+    scores: Mapping[str, Any],
     *,
     ax: Axes | None = None,
     title: str | None = None,

@@ -120,9 +120,11 @@ def images(
 
 def picture_panels(ax: Any, count: int, columns: int | None, titled: bool) -> np.ndarray:
     """`count` Axes for pictures, in rows of `columns`."""
-    columns = min(columns or math.ceil(math.sqrt(1.6 * count)), count)
+    if columns is None:
+        columns = math.ceil(math.sqrt(1.6 * count))
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
+    columns = min(columns, count)
     rows = math.ceil(count / columns)
     size = (1.8 * columns + 0.9, (1.8 + 0.3 * titled) * rows + 0.1)
     return style.panels(ax, (count,), rows, columns, figsize=size, layout="compressed")

@@ -68,13 +68,7 @@ def jacobian(
     norm = style.symmetric(limit, every)
     if style.is_series(kind, shown.shape):
         axes = _series.traces(
-            [shown] * count,
-            list(every),
-            titles,
-            norm,
-            ax=ax,
-            cmap=cmap,
-            sampling_rate=sampling_rate,
+            shown, list(every), titles, norm, ax=ax, cmap=cmap, sampling_rate=sampling_rate
         )
     else:
         picture = _image.as_picture("x", x)

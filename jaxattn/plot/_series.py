@@ -65,7 +65,6 @@ def series(
     for d, panel in enumerate(axes.flat):
         band(panel, steps, trace[:, d], heat[:, d], norm, cmap=cmap, paper=paper)
         panel.set_ylabel(ylabel if count == 1 and channel_names is None else names[d])
-        panel.label_outer(remove_inner_ticks=True)
     axes.flat[-1].set_xlabel(time_label)
     if title is not None:
         axes.flat[0].set_title(title)
@@ -114,7 +113,7 @@ def band(
 
 
 def traces(
-    xs: Sequence[np.ndarray],
+    x: np.ndarray,
     values: Sequence[np.ndarray],
     titles: Sequence[str],
     norm: Normalize,
@@ -124,28 +123,30 @@ def traces(
     sampling_rate: float | None = None,
 ) -> np.ndarray:
     """Draw titled panels (P,) below one another, on one time axis; (P, D) with channels."""
-    pairs = [(channels("x", x), v) for x, v in zip(xs, values, strict=True)]
-    steps, time_label = time_axis(len(pairs[0][0]), None, sampling_rate)
-    rows, columns = len(pairs), pairs[0][0].shape[1]
+    trace = channels("x", x)
+    heats = [matching("values", heat, trace) for heat in values]
+    steps, time_label = time_axis(len(trace), None, sampling_rate)
+    rows, columns = len(heats), trace.shape[1]
     shape = (rows,) if columns == 1 else (rows, columns)
     axes = stacked_panels(ax, shape, rows, columns, height=1.5)
     grid = axes.reshape(rows, columns)
-    for p, (trace, heat) in enumerate(pairs):
-        for d, panel in enumerate(grid[p]):
-            band(panel, steps, trace[:, d], matching("values", heat, trace)[:, d], norm, cmap=cmap)
-            panel.label_outer(remove_inner_ticks=True)
-        grid[p, 0].set_title(titles[p], loc="left", fontsize="medium")
+    for row, heat, title in zip(grid, heats, titles, strict=True):
+        for d, panel in enumerate(row):
+            band(panel, steps, trace[:, d], heat[:, d], norm, cmap=cmap)
+        row[0].set_title(title, loc="left", fontsize="medium")
     for panel in grid[-1]:
         panel.set_xlabel(time_label)
     return axes
 
 
 def stacked_panels(
-    ax: Any, shape: tuple[int, ...], rows: int, columns: int, *, height: float
+    ax: Any, shape: tuple[int, ...], rows: int, columns: int, *, height: float, sharey: str = "none"
 ) -> np.ndarray:
     """Axes for traces, which share their time axis."""
     size = (max(8.0, 3.2 * columns + 0.8), height * rows + 0.5)
-    return style.panels(ax, shape, rows, columns, figsize=size, layout="constrained", sharex=True)
+    return style.panels(
+        ax, shape, rows, columns, figsize=size, layout="constrained", sharex=True, sharey=sharey
+    )
 
 
 def channels(name: str, x: Any) -> np.ndarray:
