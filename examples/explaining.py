@@ -92,7 +92,7 @@ def explain_all(
                 start = time.perf_counter()
                 parts.append(jax.block_until_ready(method(xs[rows], labels[rows])))
                 seconds.append(time.perf_counter() - start)
-            whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
             found[name] = Explained(whole, *seconds)
             progress.advance(task)
         progress.update(task, note="")

@@ -47,12 +47,20 @@ def chunked_sum(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any
         members, mask = chunk
 
         def accumulate(sum_: Any, leaf: Any) -> Any:
-            return sum_ + jnp.where(mask.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0).sum(0)
+            valid = mask.reshape(-1, *[1] * (leaf.ndim - 1))
+            return sum_ + jnp.where(valid, leaf, 0).sum(0, dtype=sum_.dtype)
 
         return jax.tree.map(accumulate, total, jax.vmap(f)(members)), None
 
     shapes = jax.eval_shape(
         lambda part: jax.vmap(f)(part), jax.tree.map(lambda leaf: leaf[0], parts)
     )
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, (parts, valid))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], _wide(leaf.dtype)), shapes)
+    total, _ = jax.lax.scan(add, zeros, (parts, valid))
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, shapes)
+
+
+def _wide(dtype: Any) -> Any:
+    """A running sum in half precision stops growing once its terms are below its last digit."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.float32 if narrow else dtype

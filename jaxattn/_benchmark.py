@@ -84,9 +84,10 @@ class Benchmark:
 
 
 def benchmark(
-    method: Callable[..., Attribution],
+    method_: Callable[..., Attribution],
     fn: Callable[..., Any],
     xs: Inputs,
+    /,
     targets: Target = None,
     *,
     repeats: int = 10,
@@ -106,7 +107,7 @@ def benchmark(
     caches in memory nor a persistent one on disk can know; JAX itself is warm by then.
 
     Args:
-        method: as for `jaxattn.explain`, like all arguments but `repeats`.
+        method_: as for `jaxattn.explain`, like all arguments but `repeats`.
         fn: maps one example to an output.
         xs: the examples, each leaf with a leading axis of length B.
         targets: which number of the output is explained.
@@ -139,7 +140,7 @@ def benchmark(
     }
 
     def run() -> Any:
-        return jax.block_until_ready(explain(method, fn, xs, targets, **call))
+        return jax.block_until_ready(explain(method_, fn, xs, targets, **call))
 
     attribution = run()
     seconds = []
@@ -149,7 +150,7 @@ def benchmark(
         seconds.append(time.perf_counter() - start)
     low, middle, high = map(float, np.percentile(seconds, (25, 50, 75)))
 
-    work = prepare(method, fn, xs, targets, **call)
+    work = prepare(method_, fn, xs, targets, **call)
     start = time.perf_counter()
     traced = work.job.trace_anew(work.examples, work.plan)
     compiled = traced.lower().compile()
@@ -159,7 +160,7 @@ def benchmark(
     calls = -(-work.batch // work.plan.examples)
     devices = list(mesh.devices.flat if mesh else jax.tree.leaves(attribution)[0].devices())
     return Benchmark(
-        method=_name(method),
+        method=_name(method_),
         platform=devices[0].platform,
         device=devices[0].device_kind,
         device_count=len(devices),

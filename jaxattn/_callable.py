@@ -46,9 +46,12 @@ def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Array
         TypeError: if `fn` cannot be called.
     """
     try:
-        return split(fn)
+        arrays, recipe = split(fn)
     except UnkeyableError:
         return trace(as_function(fn), signatures)
+    # What a callable answers depends on the shapes of its arrays too.
+    shapes = tuple((array.shape, array.dtype) for array in arrays)
+    return arrays, Recipe((recipe.key, shapes), recipe.rebuild)
 
 
 def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +62,8 @@ def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     if _is_keras(fn):
         return functools.partial(_call_keras, fn)
+    if isinstance(fn, Unbatched) and _is_keras(fn.fn):
+        return as_function(fn.fn)
     if isinstance(fn, _Wrapper):
         return type(fn)(as_function(fn.fn))
     try:

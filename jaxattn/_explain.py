@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Shaped
 
 from jaxattn._callable import as_function
-from jaxattn._compiled import Job, Plan, explained_input, unwrapped
+from jaxattn._compiled import Plan, in_engine
+from jaxattn._job import Job, explained_input
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.jaxpr.capture import split_at
@@ -80,7 +81,11 @@ def explain(
         check_finite=check_finite,
         **options,
     )
-    parts = [work.job.run(part, work.plan) for part in work.parts(progress)]
+    parts = []
+    for part in work.parts(progress):
+        parts.append(work.job.run(part, work.plan))
+        if progress:  # the bar counts what is done, not what is on its way
+            jax.block_until_ready(parts[-1])
     if len(parts) == 1 and work.plan.examples == work.batch:
         return parts[0]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: work.batch], *parts)
@@ -129,7 +134,12 @@ def prepare(
     args = tuple(args)
     batch = _batch_length(xs, args)
     if check_finite:
-        _check_finite(xs)
+        check_finite_numbers("xs", xs)
+    partial: Any = method_
+    while isinstance(partial, functools.partial) and not partial.args:
+        # What it fixes is an option like others: an array is traced then, not baked in.
+        partial, options = partial.func, {**partial.keywords, **options}
+    method_ = partial
     if not callable(method_):
         raise TypeError(f"method must be callable, got {type(method_).__name__}")
     if mesh is not None and not isinstance(mesh, Mesh):
@@ -137,7 +147,8 @@ def prepare(
     x, one_args = _example_structs((xs, args))
     explained = explained_input(fn, x, one_args, at)
     shared, batched = _split_batched(method_, options, explained, batch)
-    job = Job(method_, fn, x, targets, one_args, at, shared, _example_structs(batched))
+    one_batched = _example_structs(batched)
+    job = Job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
     keys = None if key is None else _example_keys(key, batch)
     examples = xs, job.indices(targets, batch), args, keys, batched
     return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
@@ -146,6 +157,7 @@ def prepare(
 def explainer(
     *,
     evaluations: Callable[..., int] = lambda x, output, options: 1,
+    in_flight: Callable[..., int] | None = None,
     per_example: tuple[str, ...] = ("baseline",),
 ) -> Callable[[Core], Core]:
     """Makes a method of a pure function of one example.
@@ -156,6 +168,7 @@ def explainer(
     Args:
         evaluations: how many evaluations of `fn` one example needs, from the abstract `x` and
             output, and the options.
+        in_flight: how many of these may run at once, likewise; all of them by default.
         per_example: options that `explain` accepts with a leading axis of examples.
     """
 
@@ -173,8 +186,7 @@ def explainer(
             check_finite: bool = True,
             **options: Any,
         ) -> Attribution:
-            given: tuple[Any, ...] = (x, target, args, key, options)
-            if not all(map(is_concrete, jax.tree.leaves(given))):
+            if in_engine.get():
                 function = as_function(fn)
                 if at is not None:
                     x, function = split_at(function, (x, *args), at)
@@ -183,13 +195,18 @@ def explainer(
                 return core(function, x, target, **shared)
             _check_inputs("x", x, args, key)
             if check_finite:
-                _check_finite(x)
-            job = Job(method, fn, x, target, tuple(args), at, options, {})
-            example: Any = x, job.indices(target, None), tuple(args), key, {}
+                check_finite_numbers("x", x)
+            args = tuple(args)
+            explained = explained_input(fn, x, args, at)
+            job = Job(method, fn, x, target, args, at, explained, options, {})
+            example: Any = x, job.indices(target, None), args, key, {}
             return job.run(example, job.plan(example, None, batch_size, None))
 
         vars(method).update(
-            evaluations=evaluations, per_example=per_example, __signature__=_signature(core)
+            evaluations=evaluations,
+            in_flight=in_flight or evaluations,
+            per_example=per_example,
+            __signature__=_signature(core),
         )
         return cast(Core, method)
 
@@ -213,13 +230,23 @@ def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
     leaves = jax.tree.leaves(x)
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree: {x!r}")
-    for leaf in leaves:
+    for what, leaf in [(name, leaf) for leaf in leaves] + [
+        ("args", a) for a in jax.tree.leaves(args)
+    ]:
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
-            raise TypeError(f"{name} must hold arrays, got {type(leaf).__name__} {leaf!r}")
+            raise TypeError(f"{what} must hold arrays, got {type(leaf).__name__} {leaf!r}")
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufcV":
-            raise TypeError(f"{name} must hold numbers, got an array of dtype {leaf.dtype}")
-    if key is not None and (not is_array(key) or key.ndim > 1):
+            raise TypeError(f"{what} must hold numbers, got an array of dtype {leaf.dtype}")
+    if key is not None and not _is_key(key):
         raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
+
+
+def _is_key(key: Any) -> bool:
+    if not is_array(key):
+        return False
+    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key.ndim == 0
+    return key.ndim == 1 and key.dtype == np.uint32
 
 
 def _batch_length(xs: Inputs, args: Any) -> int:
@@ -244,13 +271,14 @@ def _name(path: tuple[Any, ...]) -> str:
     return path[0].key + jax.tree_util.keystr(path[1:])
 
 
-def _check_finite(xs: Inputs) -> None:
+def check_finite_numbers(name: str, xs: Inputs) -> None:
     """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
     leaves = [x for x in jax.tree.leaves(xs) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
     if all(map(is_concrete, leaves)) and not _all_finite(leaves):
-        count = sum(int((~np.isfinite(np.asarray(leaf, np.float64))).sum()) for leaf in leaves)
+        count = sum(int((~jnp.isfinite(leaf)).sum()) for leaf in leaves)
         raise ValueError(
-            f"the inputs hold {count} NaN or infinite numbers; check_finite=False lets them pass"
+            f"{name} holds {count} NaN or infinite numbers as {jnp.result_type(leaves[0])}; "
+            "check_finite=False lets them pass"
         )
 
 
@@ -276,7 +304,7 @@ def _split_batched(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parts the options that all examples share from those with one value for each example."""
     batched = {}
-    for name in getattr(unwrapped(method), "per_example", ()):
+    for name in getattr(method, "per_example", ()):
         leaves = jax.tree.leaves(options.get(name))
         inputs = jax.tree.leaves(x)
         if len(leaves) != len(inputs) or not all(map(is_array, leaves)):

@@ -13,31 +13,61 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxattn._types import Inputs
 
 
-def broadcast_baseline(baseline: PyTree[Any], x: Inputs) -> Inputs:
+def is_floating(leaf: Any) -> bool:
+    """Whether an array holds real floating numbers, which alone have a gradient."""
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., Inputs]]:
+    """Parts the floating leaves of `x` from the others.
+
+    Args:
+        x: the input.
+        purpose: what floating numbers are wanted for.
+
+    Returns:
+        the floating leaves, and a function that puts as many new ones in their places; of the other
+        leaves it makes what its second argument says, by default the leaf itself.
+
+    Raises:
+        TypeError: if there are none.
+    """
+    leaves, treedef = jax.tree.flatten(x)
+    floating = [leaf for leaf in leaves if is_floating(leaf)]
+    if not floating:
+        raise TypeError(
+            f"x must hold floating numbers for {purpose}, got {leaves[0].dtype}: explain a named "
+            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
+        )
+
+    def merge(new: Sequence[Any], other: Callable[[Any], Any] = lambda leaf: leaf) -> Inputs:
+        rest = iter(new)
+        merged = [next(rest) if is_floating(leaf) else other(leaf) for leaf in leaves]
+        return jax.tree.unflatten(treedef, merged)
+
+    return floating, merge
+
+
+def broadcast_baseline(baseline: PyTree[Any], x: Inputs, *, keep_integers: bool = False) -> Inputs:
     """The baseline in the structure, shape and dtype of `x`.
 
     Args:
         baseline: a number or an array for every leaf of `x`, or a pytree like `x` of such.
         x: the input.
+        keep_integers: whether integer leaves stay what they are in `x`.
 
     Raises:
-        ValueError: if the baseline does not broadcast to `x`, or has another structure.
+        ValueError: if the baseline does not broadcast to `x`, has another structure, or does not
+            fit an integer's range.
         TypeError: if an integer input would lose the baseline's fraction.
     """
     leaves, treedef = jax.tree.flatten(x)
     given = leaves_like(x, baseline, "baseline", lambda value: jax.tree_util.all_leaves([value]))
-    return jax.tree.unflatten(treedef, map(_broadcast, given, leaves))
-
-
-def moving_baseline(baseline: PyTree[Any], x: Inputs) -> Inputs:
-    """`broadcast_baseline`, but integer leaves stay what they are in `x`."""
-    leaves, treedef = jax.tree.flatten(x)
-    given = leaves_like(x, baseline, "baseline", lambda value: jax.tree_util.all_leaves([value]))
-    moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    return jax.tree.unflatten(
-        treedef,
-        [_broadcast(b, x) if m else x for b, x, m in zip(given, leaves, moving, strict=True)],
-    )
+    filled = [
+        leaf if keep_integers and not is_floating(leaf) else _broadcast(value, leaf)
+        for value, leaf in zip(given, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, filled)
 
 
 def leaves_like(x: Any, value: Any, name: str, is_one: Callable[[Any], bool]) -> list[Any]:
@@ -72,10 +102,14 @@ def _broadcast(baseline: Any, x: Any) -> Array:
         fits = False
     if not fits:
         raise ValueError(f"baseline has shape {value.shape}, which does not broadcast to {x.shape}")
-    whole = isinstance(baseline, (int, float)) and baseline == int(baseline)
-    fraction = jnp.issubdtype(value.dtype, jnp.inexact) and not jnp.issubdtype(x.dtype, jnp.inexact)
-    if fraction and not whole:
+    whole = isinstance(baseline, int) or (isinstance(baseline, float) and baseline.is_integer())
+    exact = jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool
+    if exact and jnp.issubdtype(value.dtype, jnp.inexact) and not whole:
         raise TypeError(f"baseline has dtype {value.dtype}, x has {x.dtype}: give integers")
+    if whole and jnp.issubdtype(x.dtype, jnp.integer):
+        low, high = jnp.iinfo(x.dtype).min, jnp.iinfo(x.dtype).max
+        if not low <= baseline <= high:
+            raise ValueError(f"baseline {baseline} does not fit x's {x.dtype}, [{low}, {high}]")
     value = value.astype(x.dtype)
     return jnp.broadcast_to(value.reshape((1,) * (x.ndim - value.ndim) + value.shape), x.shape)
 

@@ -22,6 +22,7 @@ class UnkeyableError(TypeError):
 
 
 _BY_VALUE = (types.NoneType, bool, int, str, bytes, complex, types.EllipsisType, types.CodeType)
+_DATA = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
 _BY_IDENTITY = (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)
 
 
@@ -36,32 +37,40 @@ def typed_key(value: Any) -> Any:
         return kind, value
     if kind is float:  # hex keeps nan equal to itself and -0.0 apart from 0.0
         return kind, value.hex()
-    if isinstance(value, (np.dtype, enum.Enum, *_BY_IDENTITY)) or _is_importable(value):
-        return kind, value
     if isinstance(value, (tuple, list)):
         return kind, *map(typed_key, value)
+    if isinstance(value, (np.dtype, enum.Enum, *_BY_IDENTITY)):
+        return kind, value
+    if dataclasses.is_dataclass(value):
+        return kind, *((name, typed_key(given)) for name, given in _attributes(value))
     if isinstance(value, Mapping):
         return kind, tuple((typed_key(k), typed_key(v)) for k, v in value.items())
     if isinstance(value, Set):
         return kind, frozenset(map(typed_key, value))
+    if isinstance(value, types.FunctionType):
+        return _function_key(value)
+    if _is_importable(value):
+        return kind, value
     if isinstance(value, types.MethodType):
         return kind, typed_key(value.__func__), typed_key(value.__self__)
     if isinstance(value, functools.partial):
         return kind, typed_key(value.func), typed_key(value.args), typed_key(value.keywords)
-    if isinstance(value, types.FunctionType):
-        return _function_key(value)
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _array_key(value)
     if isinstance(value, jax.tree_util.PyTreeDef):
         return kind, typed_key(value.node_data()), *map(typed_key, value.children())
-    if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return kind, *((n, typed_key(getattr(value, n))) for n in names if hasattr(value, n))
     if getattr(value, "__dict__", None) == {} and not hasattr(kind, "__slots__"):
         return kind, value  # a sentinel: it holds nothing that could change
     if kind.__hash__ not in (None, object.__hash__) and kind.__eq__ is not object.__eq__:
         return kind, value
     raise UnkeyableError(f"a {kind.__name__} compares by identity and may change unseen")
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """A dataclass instance's fields, and what it was given beside them but for private names."""
+    names = [field.name for field in dataclasses.fields(value)]
+    names += sorted(n for n in getattr(value, "__dict__", ()) if n not in names and n[0] != "_")
+    return ((name, getattr(value, name)) for name in names if hasattr(value, name))
 
 
 def _is_importable(value: Any) -> bool:
@@ -76,16 +85,22 @@ def _is_importable(value: Any) -> bool:
 
 
 def _function_key(function: types.FunctionType) -> Hashable:
-    """The code together with all that it can reach: defaults, closure, and the globals it names."""
+    """The code together with the data that it can reach: defaults, closure, globals that it names.
+
+    A function that its module holds under its name stands for itself; of the globals only plain
+    data counts then, since what else a module holds is as constant as the function.
+    """
+    scope = function.__globals__
+    reached = {name: scope[name] for name in _names(function.__code__) if name in scope}
+    if _is_importable(function):
+        data = {n: typed_key(v) for n, v in reached.items() if isinstance(v, _DATA)}
+        return types.FunctionType, function, tuple(data.items())
     try:
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError as error:
         raise UnkeyableError("a closure over a variable that is not yet set") from error
     if any(cell is function for cell in cells):
         raise UnkeyableError("a function that closes over itself")
-    reached = {
-        n: function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__
-    }
     return (
         types.FunctionType,
         function.__code__,

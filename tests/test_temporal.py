@@ -99,3 +99,17 @@ def test_a_callable_target_sees_the_probabilities(x):
     model = classifier()
     got = score(model, x, lambda p: p[0] - p[2]).values
     close(got, score(model, x, 0).values - score(model, x, 2).values)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_lengths_of_any_integer_dtype(dtype, direction):
+    def fn(x, length):
+        return jnp.where(jnp.arange(6, dtype=length.dtype) < length, x, 0).sum()
+
+    x = np.arange(1.0, 7.0, dtype=np.float32)
+    options = {"length_argnum": 0, "softmax": False, "direction": direction}
+    got = ja.temporal_output_score(fn, x, args=(np.array(5, dtype),), **options)
+    sums = np.cumsum(x[:5]) if direction == "forward" else np.cumsum(x[4::-1])[::-1]
+    expected = np.append(sums, sums[-1] if direction == "forward" else 0)
+    np.testing.assert_allclose(got.values, expected)

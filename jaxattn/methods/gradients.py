@@ -1,5 +1,6 @@
 """Methods that read one gradient, and the noise that smooths any method."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxattn._batch import chunked_sum
-from jaxattn._compiled import evaluations
 from jaxattn._explain import explainer
+from jaxattn._job import count
+from jaxattn._perturb import floating_leaves, is_floating
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 
@@ -24,28 +26,13 @@ def value_and_gradient(
     Raises:
         TypeError: if no leaf of `x` is a floating number.
     """
-    leaves, treedef = jax.tree.flatten(x)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    if not any(floating):
-        raise TypeError(
-            f"x must hold floating numbers for a gradient, got {leaves[0].dtype}: explain a named "
-            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
-        )
+    floating, merge = floating_leaves(x, "a gradient")
 
-    def score(differentiated: list[Any]) -> tuple[Any, Any]:
-        rest = iter(differentiated)
-        whole = [next(rest) if f else leaf for f, leaf in zip(floating, leaves, strict=True)]
-        return scored(fn, target, args)(jax.tree.unflatten(treedef, whole))
+    def score(leaves: list[Any]) -> tuple[Any, Any]:
+        return scored(fn, target, args)(merge(leaves))
 
-    (value, output), gradients = jax.value_and_grad(score, has_aux=True)(
-        [leaf for f, leaf in zip(floating, leaves, strict=True) if f]
-    )
-    rest = iter(gradients)
-    filled = [
-        next(rest) if f else jnp.zeros(leaf.shape, value.dtype)
-        for f, leaf in zip(floating, leaves, strict=True)
-    ]
-    return value, output, jax.tree.unflatten(treedef, filled)
+    (value, output), gradients = jax.value_and_grad(score, has_aux=True)(floating)
+    return value, output, merge(gradients, lambda leaf: jnp.zeros(leaf.shape, value.dtype))
 
 
 @explainer()
@@ -156,13 +143,16 @@ def input_x_gradient(
     return Attribution(jax.tree.map(lambda a, g: a.astype(g.dtype) * g, x, slope), output)
 
 
-def _smooth_evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
+def _samples_times(what: str, x: Any, output: Any, options: dict[str, Any]) -> int:
     inner = {n: v for n, v in options.items() if n not in ("method", "num_samples", "noise")}
     method = options.get("method", gradient)
-    return int(options.get("num_samples", 32)) * evaluations(method, x, output, inner)
+    return int(options.get("num_samples", 32)) * count(what, method, x, output, inner)
 
 
-@explainer(evaluations=_smooth_evaluations)
+@explainer(
+    evaluations=functools.partial(_samples_times, "evaluations"),
+    in_flight=functools.partial(_samples_times, "in_flight"),
+)
 def smooth_grad(
     fn: Callable[..., Any],
     x: Inputs,
@@ -218,12 +208,13 @@ def smooth_grad(
         raise ValueError(
             f'reduction must be "mean", "mean_square" or "variance", got {reduction!r}'
         )
+    floating_leaves(x, "noise")
     output = fn(x, *args)
-    inner = evaluations(method, x, output, options)
+    inner = count("in_flight", method, x, output, {"target": target, **options})
     inner_size = min(inner, batch_size) if batch_size else None
 
     def disturb(key: RandomKey, leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.size == 0:
+        if not is_floating(leaf) or leaf.size == 0:
             return leaf
         scale = jnp.asarray(noise, leaf.dtype) * (leaf.max() - leaf.min())
         return leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxattn._batch import chunked_sum
 from jaxattn._explain import explainer
-from jaxattn._perturb import moving_baseline
+from jaxattn._perturb import broadcast_baseline, is_floating
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 from jaxattn.methods.gradients import value_and_gradient
@@ -27,7 +27,7 @@ def _quadrature(rule: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distance(leaf: Any, start: Any) -> Any:
-    return leaf - start if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.zeros_like(leaf)
+    return leaf - start if is_floating(leaf) else jnp.zeros_like(leaf)
 
 
 @explainer(evaluations=lambda x, output, options: int(options.get("num_steps", 64)))
@@ -72,15 +72,14 @@ def integrated_gradients(
         Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365.
     """
     nodes, weights = _quadrature(quadrature, num_steps)
-    start = moving_baseline(baseline, x)
+    start = broadcast_baseline(baseline, x, keep_integers=True)
     distance = jax.tree.map(_distance, x, start)
 
     def slope(node: tuple[Any, Any]) -> Inputs:
         alpha, weight = node
 
         def between(first: Any, step: Any) -> Any:
-            moving = jnp.issubdtype(step.dtype, jnp.floating)
-            return first + alpha.astype(step.dtype) * step if moving else first
+            return first + alpha.astype(step.dtype) * step if is_floating(step) else first
 
         _, _, gradient = value_and_gradient(
             fn, jax.tree.map(between, start, distance), target, args

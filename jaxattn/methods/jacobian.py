@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxattn._batch import chunked_map
 from jaxattn._explain import explainer
+from jaxattn._perturb import floating_leaves
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 
@@ -27,6 +28,8 @@ def _is_forward(mode: str, x: Any, output: Any) -> bool:
 
 
 def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
+    if options.get("target") is not None:
+        output = jax.ShapeDtypeStruct((), jnp.float32)
     return _size(x if _is_forward(options.get("mode", "auto"), x, output) else output)
 
 
@@ -63,54 +66,34 @@ def jacobian(
         Integer leaves of `x` get zeros.
 
     Raises:
-        TypeError: if `x` or the output holds integers only.
+        TypeError: if `x` holds integers only, or a part of the output does.
         ValueError: if the target does not fit the output, or for an unknown mode.
     """
-    leaves, treedef = jax.tree.flatten(x)
-    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if not moving:
-        raise TypeError(
-            f"x must hold floating numbers for a Jacobian, got {leaves[0].dtype}: explain a named "
-            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
-        )
+    inputs, merge = floating_leaves(x, "a Jacobian")
 
-    def flat(inputs: list[Any]) -> tuple[Any, Any]:
-        whole = list(leaves)
-        for i, leaf in zip(moving, inputs, strict=True):
-            whole[i] = leaf
+    def flat(leaves: list[Any]) -> tuple[Any, Any]:
         if target is None:
-            explained = output = fn(jax.tree.unflatten(treedef, whole), *args)
+            explained = output = fn(merge(leaves), *args)
         else:
-            explained, output = scored(fn, target, args)(jax.tree.unflatten(treedef, whole))
+            explained, output = scored(fn, target, args)(merge(leaves))
         numbers = jax.tree.leaves(explained)
         if not all(jnp.issubdtype(n.dtype, jnp.floating) for n in numbers):
             raise TypeError(f"fn must answer floating numbers, got {[n.dtype for n in numbers]}")
         dtype = jnp.result_type(*numbers)
         return jnp.concatenate([n.astype(dtype).ravel() for n in numbers]), (explained, output)
 
-    inputs = [leaves[i] for i in moving]
     explained, output = jax.eval_shape(flat, inputs)[1]
-    if _is_forward(mode, x, explained):
-        rows, output = _columns(flat, inputs, batch_size)
-    else:
-        rows, output = _rows(flat, inputs, batch_size)
+    by_columns = _is_forward(mode, x, explained)
+    matrices, output = (_columns if by_columns else _rows)(flat, inputs, batch_size)
+    parts = jax.tree.leaves(explained)
+    ends = np.cumsum(list(map(_size, parts)))
 
-    by_leaf = dict(zip(moving, rows, strict=True))
-    parts, ends = (
-        jax.tree.leaves(explained),
-        np.cumsum([_size(p) for p in jax.tree.leaves(explained)]),
-    )
+    def block(part: Any, end: int) -> Any:
+        rows = [matrix[end - _size(part) : end] for matrix in matrices]
+        shaped = [r.reshape(*part.shape, *r.shape[1:]) for r in rows]
+        return merge(shaped, lambda leaf: jnp.zeros((*part.shape, *leaf.shape), part.dtype))
 
-    def of_output(part: Any, end: int) -> Any:
-        def of_leaf(i: int, leaf: Any) -> Any:
-            shape = (*part.shape, *leaf.shape)
-            if i not in by_leaf:
-                return jnp.zeros(shape, part.dtype)
-            return by_leaf[i][end - _size(part) : end].reshape(shape)
-
-        return jax.tree.unflatten(treedef, [of_leaf(i, leaf) for i, leaf in enumerate(leaves)])
-
-    blocks = [of_output(part, int(end)) for part, end in zip(parts, ends, strict=True)]
+    blocks = [block(part, int(end)) for part, end in zip(parts, ends, strict=True)]
     return Attribution(jax.tree.unflatten(jax.tree.structure(explained), blocks), output)
 
 

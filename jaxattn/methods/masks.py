@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxattn._explain import explainer
-from jaxattn._perturb import moving_baseline
+from jaxattn._perturb import broadcast_baseline, floating_leaves
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 
@@ -26,7 +26,10 @@ def total_variation(mask: Float[Array, "..."], beta: float) -> Float[Array, ""]:
     return total
 
 
-@explainer()
+@explainer(
+    evaluations=lambda x, output, options: int(options.get("num_steps", 300)) + 2,
+    in_flight=lambda x, output, options: 1,
+)
 def learned_mask(
     fn: Callable[..., Any],
     x: Inputs,
@@ -96,34 +99,21 @@ def learned_mask(
     check_count("jitter", jitter, 0)
     if jitter and key is None:
         raise ValueError(f"key is missing: jitter={jitter} is drawn, give key=jax.random.key(0)")
-    leaves, treedef = jax.tree.flatten(x)
-    kept = [not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    if all(kept):
-        raise TypeError(
-            f"x must hold floating numbers for a mask, got {leaves[0].dtype}: explain a named "
-            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
-        )
-    replacements = jax.tree.leaves(moving_baseline(baseline, x))
+    floating, merge = floating_leaves(x, "a mask")
+    replacements, _ = floating_leaves(broadcast_baseline(baseline, x, keep_integers=True), "a mask")
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
-    _, output = scored(fn, target, args)(x) if not softmax else (None, fn(x, *args))
 
     def fine(mask: Any, leaf: Any) -> Any:
         return jax.image.resize(mask, leaf.shape, "linear")
 
     def masked(masks: list[Any], shifts: Any = None) -> Inputs:
-        parts = []
-        rest = iter(masks)
-        for leaf, replacement, keep in zip(leaves, replacements, kept, strict=True):
-            if keep:
-                parts.append(leaf)
-                continue
-            m = fine(next(rest), leaf)
-            part = m * leaf + (1 - m) * replacement
-            if shifts is not None:
-                axes = [a for a in range(part.ndim) if part.shape[a] > 1]
-                part = jnp.roll(part, [shifts[a] for a in axes], axes)
-            parts.append(part)
-        return jax.tree.unflatten(treedef, parts)
+        def part(mask: Any, leaf: Any, replacement: Any) -> Any:
+            m = fine(mask, leaf)
+            mixed = m * leaf + (1 - m) * replacement
+            axes = [a for a in range(leaf.ndim) if leaf.shape[a] > 1]
+            return mixed if shifts is None else jnp.roll(mixed, [shifts[a] for a in axes], axes)
+
+        return merge(list(map(part, masks, floating, replacements)))
 
     score_of = scored(fn, target, args, softmax=softmax)
 
@@ -139,7 +129,7 @@ def learned_mask(
         masks, moments = state
         shifts = None
         if jitter:
-            rank = max(leaf.ndim for leaf in leaves)
+            rank = max(leaf.ndim for leaf in floating)
             shifts = jax.random.randint(step_key, (rank,), -jitter, jitter + 1)
         loss, slope = jax.value_and_grad(objective)(masks, shifts)
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its step count
@@ -147,19 +137,13 @@ def learned_mask(
         masks = jax.tree.map(lambda m, u: jnp.clip(m + u, 0, 1), masks, updates)
         return (masks, moments), loss
 
-    floating = [leaf for leaf, keep in zip(leaves, kept, strict=True) if not keep]
     masks = [jnp.full(_coarse(leaf.shape, coarseness), initial, leaf.dtype) for leaf in floating]
     keys = None if key is None else jax.random.split(key, num_steps)
     (masks, _), losses = jax.lax.scan(step, (masks, optimizer.init(masks)), keys, length=num_steps)
-    rest = iter(masks)
-    values = [
-        jnp.zeros(leaf.shape, losses.dtype) if keep else 1 - fine(next(rest), leaf)
-        for leaf, keep in zip(leaves, kept, strict=True)
-    ]
+    deleted = [1 - fine(mask, leaf) for mask, leaf in zip(masks, floating, strict=True)]
+    values = merge(deleted, lambda leaf: jnp.zeros(leaf.shape, losses.dtype))
     score, _ = score_of(masked(masks))
-    return Attribution(
-        jax.tree.unflatten(treedef, values), output, {"losses": losses, "score": score}
-    )
+    return Attribution(values, fn(x, *args), {"losses": losses, "score": score})
 
 
 def _coarse(shape: tuple[int, ...], coarseness: int | Sequence[int]) -> tuple[int, ...]:

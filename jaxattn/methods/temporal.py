@@ -13,14 +13,32 @@ from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 
 
+def _chosen(x: Any, steps: Any) -> list[int]:
+    """The steps at which a score is wanted, checked."""
+    lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in jax.tree.leaves(x)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"x must hold series of one length on the first axis, got {lengths}")
+    (total,) = lengths
+    chosen = range(total) if steps is None else steps
+    if not isinstance(chosen, Sequence) or not all(isinstance(t, int | np.integer) for t in chosen):
+        raise TypeError(
+            f"steps must be ints known before tracing, such as a tuple or a range, got {chosen!r}"
+        )
+    if not chosen or min(chosen) < 0 or max(chosen) >= total:
+        raise ValueError(f"steps must lie in [0, {total}), got {list(chosen)}")
+    return list(map(int, chosen))
+
+
 def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
-    if options.get("length_argnum") is None:
-        return 1  # one program after the other: lengths differ, so there is nothing to vectorise
-    steps = options.get("steps")
-    return jax.tree.leaves(x)[0].shape[0] if steps is None else len(steps)
+    return len(_chosen(x, options.get("steps")))
 
 
-@explainer(evaluations=_evaluations, per_example=())
+def _in_flight(x: Any, output: Any, options: dict[str, Any]) -> int:
+    # Without a length one program runs after the other: there is nothing to vectorise.
+    return 1 if options.get("length_argnum") is None else _evaluations(x, output, options)
+
+
+@explainer(evaluations=_evaluations, in_flight=_in_flight, per_example=())
 def temporal_output_score(
     fn: Callable[..., Any],
     x: Inputs,
@@ -75,17 +93,8 @@ def temporal_output_score(
         raise ValueError(f'direction must be "forward" or "backward", got {direction!r}')
     if padding not in ("right", "left"):
         raise ValueError(f'padding must be "right" or "left", got {padding!r}')
-    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(x)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"x must hold series of one length on the first axis, got {lengths}")
-    (total,) = lengths
-    chosen = range(total) if steps is None else steps
-    if not isinstance(chosen, Sequence) or not all(isinstance(t, int | np.integer) for t in chosen):
-        raise TypeError(
-            f"steps must be ints known before tracing, such as a tuple or a range, got {chosen!r}"
-        )
-    if not chosen or min(chosen) < 0 or max(chosen) >= total:
-        raise ValueError(f"steps must lie in [0, {total}), got {list(chosen)}")
+    chosen = _chosen(x, steps)
+    total = jax.tree.leaves(x)[0].shape[0]
 
     def score(part: Inputs, args: tuple[Any, ...]) -> Any:
         return scored(fn, target, args, softmax=softmax)(part)[0]
@@ -98,7 +107,8 @@ def temporal_output_score(
     if not 0 <= length_argnum < len(args):
         raise ValueError(f"length_argnum is {length_argnum}, but args holds {len(args)} inputs")
 
-    length = args[length_argnum]
+    given = jnp.asarray(args[length_argnum])
+    length = given.astype(jnp.int32)  # an unsigned or a short one would wrap around below
     first = 0 * length if padding == "right" else total - length
 
     def score_at(t: Any) -> Any:
@@ -109,8 +119,8 @@ def temporal_output_score(
         )
         shift = -begin if padding == "right" else total - end
         moved = jax.tree.map(lambda leaf: jnp.roll(leaf, shift, 0), x)
-        valid = jnp.maximum(end - begin, 0).astype(length.dtype)
+        valid = jnp.maximum(end - begin, 0).astype(given.dtype)
         return score(moved, (*args[:length_argnum], valid, *args[length_argnum + 1 :]))
 
-    positions = jnp.asarray(list(chosen), length.dtype)
+    positions = jnp.asarray(chosen, jnp.int32)
     return Attribution(chunked_map(score_at, positions, batch_size), output)

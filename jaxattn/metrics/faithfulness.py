@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxattn._batch import chunked_map
-from jaxattn._explain import explain, explainer
-from jaxattn._perturb import broadcast_baseline
+from jaxattn._explain import check_finite_numbers, explain, explainer
+from jaxattn._perturb import broadcast_baseline, is_floating
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 
@@ -134,6 +134,7 @@ def _values(attribution: Any, xs: Inputs) -> Any:
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (values, xs)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"attribution has shape {shapes[0]}, xs has {shapes[1]}")
+    check_finite_numbers("attribution", values)
     return values
 
 
@@ -160,8 +161,15 @@ def _curve(
         ranking=values,
         **options,
     ).values
-    fractions = np.linspace(0, 1, options["num_steps"] + 1)
-    return Curve(scores, fractions, jnp.trapezoid(scores, dx=1 / options["num_steps"], axis=1))
+    cells = sum(leaf[0].size for leaf in jax.tree.leaves(values))
+    fractions = _counts(cells, options["num_steps"]) / cells
+    auc = jnp.trapezoid(scores, jnp.asarray(fractions, scores.dtype)[None], axis=1)
+    return Curve(scores, fractions, auc)
+
+
+def _counts(cells: int, num_steps: int) -> np.ndarray:
+    """How many cells are changed at each step."""
+    return np.rint(np.linspace(0, cells, num_steps + 1)).astype(np.int32)
 
 
 @explainer(evaluations=lambda x, output, o: o["num_steps"] + 1, per_example=("baseline", "ranking"))
@@ -200,8 +208,8 @@ def _scores(
         mixed = jax.tree.map(lambda r, a, b: jnp.where(r < count, a, b), ranks, after, before)
         return score(mixed)[0]
 
-    counts = np.rint(np.linspace(0, flat.size, num_steps + 1)).astype(np.int32)
-    return Attribution(chunked_map(at, jnp.asarray(counts), batch_size), fn(x, *args))
+    counts = jnp.asarray(_counts(flat.size, num_steps))
+    return Attribution(chunked_map(at, counts, batch_size), fn(x, *args))
 
 
 @explainer(evaluations=lambda x, output, options: 2)
@@ -218,4 +226,7 @@ def _ends(
     """The difference of the scores at the input and at the baseline."""
     score = scored(fn, target, args)
     here, output = score(x)
-    return Attribution(here - score(broadcast_baseline(baseline, x))[0], output)
+    # As the gradient methods do: beside floating numbers, integers stay what they are.
+    mixed = any(map(is_floating, jax.tree.leaves(x)))
+    start = broadcast_baseline(baseline, x, keep_integers=mixed)
+    return Attribution(here - score(start)[0], output)
