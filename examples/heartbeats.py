@@ -156,7 +156,12 @@ def beat(page, model, x, label, chances, found, i):
         )
         panel.set_title(f"{direction} score: if {title}", loc="left", fontsize="medium")
         panel.set_xlabel("")
-    axes[-2].get_legend().remove()
+    for panel in axes[-2:]:
+        panel.get_legend().remove()
+    lines, names = axes[-1].get_legend_handles_labels()
+    axes[-1].figure.legend(
+        lines, names, loc="outside lower center", ncols=len(CLASSES), frameon=False
+    )
     axes[-1].set_xlabel(AXIS)
     answer = int(chances.argmax())
     verdict = f"and calls it so, with probability {chances[label]:.2f}"
