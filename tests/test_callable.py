@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import flax.linen as linen
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
@@ -54,6 +55,12 @@ class EquinoxModel(eqx.Module):
         return self.head(self.dropout(h))
 
 
+def haiku_model(x):
+    core = hk.GRU(H)
+    outputs, _ = hk.dynamic_unroll(core, x, core.initial_state(None))
+    return hk.Linear(K)(outputs[-1])
+
+
 def keras_model(last="softmax", units=K):
     keras.utils.set_random_seed(0)
     return keras.Sequential(
@@ -82,6 +89,8 @@ def models(tmp_path_factory):
     theirs = NnxModel(nnx.Rngs(0))
     for _ in range(3):  # running statistics that differ from those of a batch
         theirs.norm(jnp.asarray(X[:, 0].repeat(2, 1)))
+    haiku = hk.without_apply_rng(hk.transform(haiku_model))
+    haiku_params = haiku.init(key, X[0])
     equinox_model = EquinoxModel(key)
     model = keras_model()
     path = tmp_path_factory.mktemp("keras") / "model.keras"
@@ -108,6 +117,7 @@ def models(tmp_path_factory):
         "nnx": (theirs, nnx_reference),
         "nnx method": (theirs.__call__, nnx_reference),
         "linen": (Partial(linen_model.apply, params), lambda x: linen_model.apply(params, x)),
+        "haiku": (Partial(haiku.apply, haiku_params), lambda x: haiku.apply(haiku_params, x)),
         "equinox": (equinox_model, eqx.nn.inference_mode(equinox_model)),
         "keras": (model, keras_reference),
         "keras loaded": (loaded, keras_reference),
@@ -122,6 +132,7 @@ NAMES = [
     "nnx",
     "nnx method",
     "linen",
+    "haiku",
     "equinox",
     "keras",
     "keras loaded",
