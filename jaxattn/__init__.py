@@ -1,4 +1,9 @@
-"""jaxattn: functional explainers for recurrent and attention networks in JAX."""
+"""jaxattn: functional explainers for recurrent and attention networks in JAX.
+
+`explain` runs a method (`gradient`, `saliency`, `integrated_gradients`, `occlusion`, ...) over a
+batch; a method by itself explains one example. `metrics` judge, `plot` shows, `nn` and `models`
+hold networks.
+"""
 
 from jaxattn import metrics as metrics, models as models, nn as nn, plot as plot
 from jaxattn._benchmark import Benchmark as Benchmark, benchmark as benchmark
@@ -17,3 +22,27 @@ from jaxattn.methods.jacobian import jacobian as jacobian
 from jaxattn.methods.masks import learned_mask as learned_mask
 from jaxattn.methods.occlusion import occlusion as occlusion
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
+
+__version__ = "0.1.0"
+__all__ = [
+    "Attribution",
+    "Benchmark",
+    "benchmark",
+    "explain",
+    "gradient",
+    "input_x_gradient",
+    "integrated_gradients",
+    "jacobian",
+    "learned_mask",
+    "metrics",
+    "models",
+    "nn",
+    "occlusion",
+    "plot",
+    "saliency",
+    "smooth_grad",
+    "tag",
+    "temporal_output_score",
+    "unbatched",
+    "without_softmax",
+]

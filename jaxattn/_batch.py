@@ -13,6 +13,7 @@ DEFAULT = 256
 
 def balanced(count: int, limit: int | None) -> tuple[int, int]:
     """The fewest chunks of at most `limit`, and the smallest size with which they cover `count`."""
+    count = max(1, count)
     chunks = -(-count // max(1, min(limit or DEFAULT, count)))
     return chunks, -(-count // chunks)
 
@@ -28,18 +29,27 @@ def _split(xs: Any, batch_size: int | None) -> tuple[Any, int, int, int]:
 def chunked_map(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
     """`jax.vmap(f)(xs)` with at most `batch_size` members in flight."""
     count = jax.tree.leaves(xs)[0].shape[0]
-    if balanced(count, batch_size)[0] == 1:
+    if count == 0 or balanced(count, batch_size)[0] == 1:
         return jax.vmap(f)(xs)
     parts, count, chunks, size = _split(xs, batch_size)
     ys = jax.lax.map(jax.vmap(f), parts)
     return jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:count], ys)
 
 
-def chunked_sum(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
-    """The sum over the leading axis of `jax.vmap(f)(xs)`, of which only a chunk ever exists."""
+def chunked_sum(
+    f: Callable[[Any], Any], xs: Any, batch_size: int | None, divisor: float = 1
+) -> Any:
+    """The sum over the leading axis of `jax.vmap(f)(xs)`, of which only a chunk ever exists.
+
+    Half precision is summed, and divided by `divisor`, in float32.
+    """
     count = jax.tree.leaves(xs)[0].shape[0]
     if balanced(count, batch_size)[0] == 1:
-        return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(f)(xs))
+
+        def reduced(leaf: Any) -> Any:
+            return (leaf.sum(0, dtype=wide(leaf.dtype)) / divisor).astype(leaf.dtype)
+
+        return jax.tree.map(reduced, jax.vmap(f)(xs))
     parts, count, chunks, size = _split(xs, batch_size)
     valid = (jnp.arange(chunks * size) < count).reshape(chunks, size)
 
@@ -55,12 +65,12 @@ def chunked_sum(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any
     shapes = jax.eval_shape(
         lambda part: jax.vmap(f)(part), jax.tree.map(lambda leaf: leaf[0], parts)
     )
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], _wide(leaf.dtype)), shapes)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], wide(leaf.dtype)), shapes)
     total, _ = jax.lax.scan(add, zeros, (parts, valid))
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, shapes)
+    return jax.tree.map(lambda leaf, like: (leaf / divisor).astype(like.dtype), total, shapes)
 
 
-def _wide(dtype: Any) -> Any:
-    """A running sum in half precision stops growing once its terms are below its last digit."""
+def wide(dtype: Any) -> Any:
+    """The dtype in which to sum: in half precision a sum overflows, or stops growing."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.float32 if narrow else dtype

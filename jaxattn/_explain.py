@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -15,6 +16,7 @@ from jaxtyping import Array, Shaped
 from jaxattn._callable import as_function
 from jaxattn._compiled import Plan, in_engine
 from jaxattn._job import Job, explained_input
+from jaxattn._perturb import check_baseline
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.jaxpr.capture import split_at
@@ -44,6 +46,7 @@ def explain(
         method_: any method of jaxattn, or a function with the same signature.
         fn: maps one example to an output: an `nnx.Module`, an equinox module,
             `jax.tree_util.Partial(linen_model.apply, params)`, a Keras model, or a function.
+            Modules and Keras models run in inference mode: dropout off, running statistics.
         xs: the examples, each leaf with a leading axis of length B.
         targets: which number of the output is explained: `None` for an output of size 1; an int or
             a tuple, one index for all examples; an array (B,) or (B, rank), one for each; or a
@@ -88,7 +91,13 @@ def explain(
             jax.block_until_ready(parts[-1])
     if len(parts) == 1 and work.plan.examples == work.batch:
         return parts[0]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: work.batch], *parts)
+    while len(parts) > 1:  # few operands at a time: XLA's time to compile them grows faster
+        parts = [_concatenated(parts[i : i + 32]) for i in range(0, len(parts), 32)]
+    return jax.tree.map(lambda leaf: leaf[: work.batch], parts[0])
+
+
+def _concatenated(parts: list[Attribution]) -> Attribution:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 class Work(NamedTuple):
@@ -144,8 +153,14 @@ def prepare(
         raise TypeError(f"method must be callable, got {type(method_).__name__}")
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    if mesh is not None:
+        if in_engine.get():
+            raise ValueError("mesh must be left out inside of an fn that is itself explained")
+        mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
+    _check_options(method_, options, at)
     x, one_args = _example_structs((xs, args))
     explained = explained_input(fn, x, one_args, at)
+    _check_baseline(options, explained, check_finite)
     shared, batched = _split_batched(method_, options, explained, batch)
     one_batched = _example_structs(batched)
     job = Job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
@@ -159,6 +174,7 @@ def explainer(
     evaluations: Callable[..., int] = lambda x, output, options: 1,
     in_flight: Callable[..., int] | None = None,
     per_example: tuple[str, ...] = ("baseline",),
+    takes_at: bool = True,
 ) -> Callable[[Core], Core]:
     """Makes a method of a pure function of one example.
 
@@ -169,6 +185,7 @@ def explainer(
         evaluations: how many evaluations of `fn` one example needs, from the abstract `x` and
             output, and the options.
         in_flight: how many of these may run at once, likewise; all of them by default.
+        takes_at: whether an intermediate can be explained instead of the input.
         per_example: options that `explain` accepts with a leading axis of examples.
     """
 
@@ -194,10 +211,12 @@ def explainer(
                 shared = {"args": args, "key": key, "batch_size": batch_size, **options}
                 return core(function, x, target, **shared)
             _check_inputs("x", x, args, key)
+            _check_options(method, options, at)
             if check_finite:
                 check_finite_numbers("x", x)
             args = tuple(args)
             explained = explained_input(fn, x, args, at)
+            _check_baseline(options, explained, check_finite)
             job = Job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
             return job.run(example, job.plan(example, None, batch_size, None))
@@ -206,6 +225,7 @@ def explainer(
             evaluations=evaluations,
             in_flight=in_flight or evaluations,
             per_example=per_example,
+            takes_at=takes_at,
             __signature__=_signature(core),
         )
         return cast(Core, method)
@@ -235,10 +255,43 @@ def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
     ]:
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
             raise TypeError(f"{what} must hold arrays, got {type(leaf).__name__} {leaf!r}")
+        if isinstance(leaf, np.ma.MaskedArray):
+            raise TypeError(f"{what} must hold plain arrays, got a masked one: fill it first")
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufcV":
             raise TypeError(f"{what} must hold numbers, got an array of dtype {leaf.dtype}")
     if key is not None and not _is_key(key):
         raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
+
+
+def _check_options(
+    method: Callable[..., Attribution], options: dict[str, Any], at: str | None
+) -> None:
+    """Refuses options that the method does not have, and names those that it has."""
+    if at is not None and not getattr(method, "takes_at", True):
+        raise ValueError(f"at={at!r} has no meaning for {method.__name__}, which cuts the input")
+    if not hasattr(method, "evaluations"):
+        return
+    own = inspect.signature(method).parameters
+    if "options" in own:
+        return
+    every = ("fn", "x", "target", "args", "at", "key", "batch_size", "check_finite")
+    for name in options:
+        if name not in own or name in every:
+            known = ", ".join(n for n in own if n not in every) or "none of its own"
+            hint = ": explain calls it targets" if name == "target" else ""
+            raise TypeError(
+                f"{method.__name__} has no option {name!r}{hint}; its options are {known}"
+            )
+
+
+def _check_baseline(options: dict[str, Any], explained: Any, check_finite: bool) -> None:
+    baseline = options.get("baseline")
+    if baseline is None or isinstance(baseline, str):
+        return
+    check_baseline(baseline, explained)
+    plain = isinstance(baseline, (int, float)) and math.isfinite(baseline)
+    if check_finite and not plain:
+        check_finite_numbers("baseline", baseline)
 
 
 def _is_key(key: Any) -> bool:
@@ -271,8 +324,13 @@ def _name(path: tuple[Any, ...]) -> str:
     return path[0].key + jax.tree_util.keystr(path[1:])
 
 
-def check_finite_numbers(name: str, xs: Inputs) -> None:
+def check_finite_numbers(name: str, xs: Any) -> None:
     """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
+    with jax.ensure_compile_time_eval():  # numbers may be known inside of a trace too
+        _refuse_nan(name, xs)
+
+
+def _refuse_nan(name: str, xs: Any) -> None:
     leaves = [x for x in jax.tree.leaves(xs) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
     if all(map(is_concrete, leaves)) and not _all_finite(leaves):
         count = sum(int((~jnp.isfinite(leaf)).sum()) for leaf in leaves)

@@ -101,13 +101,17 @@ class Job:
 
     def _with_traces(self, call: Callable[[], Any]) -> Any:
         """Calls until the programs have been traced for all that the method calls them with."""
+        asked: set[Hashable] = set()
         while True:
             try:
                 return call()
             except UntracedError as error:
-                if error.program not in (self._fn, self._target):
-                    raise
                 of_fn = error.program is self._fn
+                function = self._callables[0 if of_fn else 1]
+                if (of_fn, error.signature) in asked:  # it did not bind: its own error says why
+                    bind(function, [error.signature])
+                    raise
+                asked.add((of_fn, error.signature))
                 first = self._plain if of_fn else Signature.of((self.output,))
                 known = _signatures.get((self._memo, first), [])
                 _signatures[self._memo, first] = [*known, error.signature]
@@ -124,7 +128,10 @@ class Job:
                 "target must be None, an int, a tuple of ints, an integer array or a callable, "
                 f"got {target!r}"
             )
-        given = target if is_array(target) else np.asarray(target)
+        try:
+            given = target if is_array(target) else np.asarray(target)
+        except ValueError as error:
+            raise ValueError(f"target must be of one shape for all, got {target!r}") from error
         if batch is None:
             return batch_indices(given, shape, None)
         if given.ndim and not isinstance(target, tuple):
@@ -200,7 +207,7 @@ class Job:
 
     def run(self, examples: Any, plan: Plan) -> Attribution:
         """Runs the compiled program on as many examples as the plan says."""
-        if plan.mesh is not None:
+        if plan.mesh is not None and all(map(is_concrete, jax.tree.leaves(examples))):
             examples = jax.device_put(examples, _over(plan.mesh))
         answer: Attribution = self._with_traces(
             lambda: run(self.spec(plan), self._arrays(plan.mesh), examples)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxattn._batch import wide
+from jaxattn._static import is_concrete
 from jaxattn._types import Inputs
 
 
@@ -34,9 +36,10 @@ def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., I
     """
     leaves, treedef = jax.tree.flatten(x)
     floating = [leaf for leaf in leaves if is_floating(leaf)]
-    if not floating:
+    if not floating or any(jnp.iscomplexobj(leaf) for leaf in leaves):
         raise TypeError(
-            f"x must hold floating numbers for {purpose}, got {leaves[0].dtype}: explain a named "
+            f"x must hold floating numbers for {purpose}, got "
+            f"{', '.join(str(leaf.dtype) for leaf in leaves)}: explain a named "
             'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
         )
 
@@ -103,15 +106,36 @@ def _broadcast(baseline: Any, x: Any) -> Array:
     if not fits:
         raise ValueError(f"baseline has shape {value.shape}, which does not broadcast to {x.shape}")
     whole = isinstance(baseline, int) or (isinstance(baseline, float) and baseline.is_integer())
-    exact = jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool
+    exact = jnp.issubdtype(x.dtype, jnp.integer) or jnp.issubdtype(x.dtype, jnp.bool_)
     if exact and jnp.issubdtype(value.dtype, jnp.inexact) and not whole:
         raise TypeError(f"baseline has dtype {value.dtype}, x has {x.dtype}: give integers")
-    if whole and jnp.issubdtype(x.dtype, jnp.integer):
-        low, high = jnp.iinfo(x.dtype).min, jnp.iinfo(x.dtype).max
-        if not low <= baseline <= high:
-            raise ValueError(f"baseline {baseline} does not fit x's {x.dtype}, [{low}, {high}]")
+    if jnp.iscomplexobj(value) and not jnp.iscomplexobj(x):
+        raise TypeError(f"baseline has dtype {value.dtype}, x has {x.dtype}: give real numbers")
+    _check_range(baseline, x.dtype)
     value = value.astype(x.dtype)
     return jnp.broadcast_to(value.reshape((1,) * (x.ndim - value.ndim) + value.shape), x.shape)
+
+
+def check_baseline(baseline: PyTree[Any], x: Any) -> None:
+    """Refuses numbers that do not fit integers of `x`, which a cast would wrap in silence.
+
+    Args:
+        baseline: as for `broadcast_baseline`, not yet traced.
+        x: the input, abstract or not.
+    """
+    values = leaves_like(x, baseline, "baseline", lambda v: jax.tree_util.all_leaves([v]))
+    for value, leaf in zip(values, jax.tree.leaves(x), strict=True):
+        _check_range(value, leaf.dtype)
+
+
+def _check_range(baseline: Any, dtype: Any) -> None:
+    exact = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+    if not (exact and is_concrete(baseline) and np.size(baseline)):
+        return
+    limits = None if jnp.issubdtype(dtype, jnp.bool_) else jnp.iinfo(dtype)
+    low, high = (0, 1) if limits is None else (int(limits.min), int(limits.max))
+    if np.min(baseline) < low or np.max(baseline) > high:
+        raise ValueError(f"baseline {baseline} does not fit x's {dtype}, [{low}, {high}]")
 
 
 class Windows(NamedTuple):
@@ -144,7 +168,7 @@ class Windows(NamedTuple):
 
         Windows are products of intervals, so the sum over all that cover a cell factors over axes.
         """
-        total = scores.reshape([len(starts) for starts in self.starts])
+        total = scores.astype(wide(scores.dtype)).reshape([len(s) for s in self.starts])
         count = np.ones(())
         for starts, size, width in zip(self.starts, self.shape, self.window, strict=True):
             cells = np.arange(size)[:, None] - starts
@@ -153,7 +177,7 @@ class Windows(NamedTuple):
                 total, covers.astype(total.dtype), ((0,), (1,)), precision=jax.lax.Precision.HIGHEST
             )
             count = np.multiply.outer(count, covers.sum(1))
-        return total / count.astype(total.dtype)
+        return (total / count.astype(total.dtype)).astype(scores.dtype)
 
 
 def sliding_windows(

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Target
+from jaxattn.jaxpr.readout import ends_in_softmax
 
 MISSING_HINT = "if fn takes only batches, wrap it in jaxattn.unbatched"
 
@@ -26,10 +27,19 @@ def scored(
         softmax: whether the number is taken from the softmax of the output over its last axis.
 
     Raises:
-        ValueError: for a softmax over fewer than two numbers, which is constant.
+        ValueError: for a softmax over fewer than two numbers, which is constant, or over the answer
+            of another softmax.
     """
+    checked = not softmax
 
     def score(x: Any) -> tuple[Array, Any]:
+        nonlocal checked
+        if not checked and ends_in_softmax(fn, x, *args):
+            raise ValueError(
+                "softmax=True takes the softmax of fn's output, and fn ends in a softmax or a "
+                "sigmoid already: give softmax=False"
+            )
+        checked = True
         output = fn(x, *args)
         return select(_probabilities(output) if softmax else output, target), output
 
@@ -54,7 +64,12 @@ def select(output: Any, target: Target) -> Array:
         TypeError: if the scalar is not a real floating number.
     """
     if callable(target):
-        picked = jnp.asarray(target(output))
+        given = target(output)
+        if not hasattr(given, "shape") and not isinstance(given, (int, float)):
+            raise ValueError(
+                f"target must give one number of the output, got {type(given).__name__}"
+            )
+        picked = jnp.asarray(given)
         if picked.size != 1:
             raise ValueError(
                 f"target must give one number of the output, got an array of shape {picked.shape}"

@@ -19,7 +19,7 @@ Scalar: TypeAlias = Float[Array, ""]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Attribution:
     """What every method returns; under `jaxattn.explain` each leaf has a leading axis of examples.
 
@@ -33,6 +33,33 @@ class Attribution:
     values: PyTree[Shaped[Array, "..."]]
     output: PyTree[Shaped[Array, "..."]]
     info: dict[str, PyTree[Shaped[Array, "..."]]] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, index: Any) -> "Attribution":
+        """The attribution of one example, or of some, of a batch."""
+        picked: Attribution = jax.tree.map(lambda leaf: leaf[index], self)
+        return picked
+
+    def __repr__(self) -> str:
+        """Shapes and dtypes; the numbers are in the fields."""
+
+        def shown(tree: Any) -> str:
+            return str(jax.tree.map(_Shown, tree))
+
+        return (
+            f"Attribution(values={shown(self.values)}, output={shown(self.output)}, "
+            f"info={shown(self.info)})"
+        )
+
+
+class _Shown:
+    """Prints as a leaf's dtype and shape."""
+
+    def __init__(self, leaf: Any) -> None:
+        self.leaf = leaf
+
+    def __repr__(self) -> str:
+        shape = ",".join(map(str, getattr(self.leaf, "shape", ())))
+        return f"{getattr(self.leaf, 'dtype', type(self.leaf).__name__)}[{shape}]"
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:

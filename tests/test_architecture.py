@@ -16,7 +16,7 @@ FOUNDATION = "_types _static jaxpr _batch _callable _target _memory _compiled _j
 # What each part may import of jaxattn besides itself. A new part needs a row.
 MAY_IMPORT = {part: set(FOUNDATION[:i]) for i, part in enumerate(FOUNDATION)} | {
     "_static": set(),
-    "_explain": {*FOUNDATION} - {"_perturb"},
+    "_explain": {*FOUNDATION},
     "methods": {*FOUNDATION, "_explain"},
     "metrics": {*FOUNDATION, "_explain"},
     "_benchmark": {*FOUNDATION, "_explain"} - {"_perturb"},

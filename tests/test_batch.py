@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxattn as ja
 from jaxattn._batch import balanced, chunked_map, chunked_sum
 
 COUNT = 7
@@ -75,3 +76,19 @@ def test_half_precision_sums_do_not_stop_growing(batch_size):
     total = chunked_sum(lambda row: row, ones, batch_size)
     assert total.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(total, np.float32), 1024)
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_a_mean_in_half_precision_does_not_overflow(batch_size):
+    x = np.array([1, 2, 3, 4], np.float16)
+    slope = np.float16(3000)
+    found = ja.smooth_grad(
+        lambda x: (x * slope).sum(), x, key=jax.random.key(0), batch_size=batch_size
+    )
+    np.testing.assert_array_equal(found.values, np.full(4, slope))
+
+
+def test_overlapping_windows_in_half_precision():
+    x = np.ones((40, 40), np.float16)
+    found = ja.occlusion(lambda x: x.mean() * np.float16(5000), x, window=(16, 16)).values
+    np.testing.assert_allclose(found[8:-8, 8:-8], 800, rtol=5e-3)

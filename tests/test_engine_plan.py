@@ -121,3 +121,17 @@ def test_draws_depend_on_neither_chunks_nor_devices_nor_the_batch():
     np.testing.assert_allclose(few, whole[:3], atol=1e-6)
     other = ja.explain(ja.smooth_grad, fn, X, 0, key=jax.random.key(4), num_samples=4).values
     assert abs(other - whole).max() > 1e-3
+
+
+def test_a_mesh_as_jax_makes_it():
+    mesh = jax.make_mesh((8,), ("data",))
+    found = ja.explain(ja.occlusion, fn, X, 1, mesh=mesh)
+    np.testing.assert_allclose(found.values, ja.explain(ja.occlusion, fn, X, 1).values, atol=1e-6)
+
+
+def test_many_chunks():
+    xs = np.arange(300, dtype=np.float32).reshape(100, 3)
+    found = ja.explain(ja.gradient, lambda x: (x**2).sum(), xs, batch_size=1)
+    np.testing.assert_allclose(found.values, 2 * xs)
+    np.testing.assert_allclose(found[7].values, 2 * xs[7])
+    assert repr(found) == "Attribution(values=float32[100,3], output=float32[100], info={})"

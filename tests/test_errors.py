@@ -393,3 +393,84 @@ def test_noise_on_integers_alone_is_refused():
             key=KEY,
             method=ja.occlusion,
         )
+
+
+def test_a_function_of_one_length_fails_with_its_own_error():
+    def flat(x):
+        return x.reshape(T * D)[:3]
+
+    with pytest.raises(TypeError, match="reshape"):
+        ja.temporal_output_score(flat, X, 1)
+    with pytest.raises(TypeError, match="reshape"):
+        ja.temporal_output_score(
+            lambda x: x.cumsum(0), X, lambda out: out.reshape(T * D)[3], softmax=False
+        )
+
+
+def test_a_second_softmax_is_refused():
+    def ends(x):
+        return jax.nn.softmax(fn(x))
+
+    with refuses(ValueError, "softmax=False"):
+        ja.temporal_output_score(ends, X, 1)
+    with refuses(ValueError, "softmax=False"):
+        deletion(ends, XS, 1, XS)
+    scores = ja.temporal_output_score(ends, X, 1, softmax=False).values
+    np.testing.assert_allclose(scores, ja.temporal_output_score(fn, X, 1).values, rtol=1e-5)
+
+
+def test_options_that_a_method_has_not():
+    with refuses(TypeError, "n_steps", "num_steps"):
+        ja.explain(ja.integrated_gradients, fn, XS, 0, n_steps=3)
+    with refuses(TypeError, "target", "targets"):
+        ja.explain(ja.gradient, fn, XS, target=0)
+    with refuses(TypeError, "baselines", "none of its own"):
+        ja.gradient(fn, X, 0, baselines=0.0)
+    with refuses(ValueError, "at='a'", "temporal_output_score"):
+        ja.temporal_output_score(fn, X, 0, at="a")
+
+
+@pytest.mark.parametrize(
+    "baseline, dtype", [(np.int64(-1), "uint8"), (np.array([258] * T), "uint8"), (7, "bool")]
+)
+def test_numpy_baselines_must_fit_too(baseline, dtype):
+    x = np.ones(T, dtype)
+    with refuses(ValueError, "baseline", dtype):
+        ja.occlusion(lambda x: x.astype(jnp.float32).sum(), x, baseline=baseline)
+
+
+def test_complex_numbers_are_refused():
+    with refuses(TypeError, "baseline", "complex64"):
+        ja.integrated_gradients(fn, X, 0, baseline=1j)
+    with refuses(TypeError, "complex64"):
+        ja.gradient(lambda z: jnp.abs(z[0]).sum() + z[1].sum(), (np.ones(2, np.complex64), X))
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda: ja.temporal_output_score(fn, X, 0, steps=(True, False)), TypeError, "steps"),
+        (lambda: ja.learned_mask(fn, X, 0, optimizer="adam"), TypeError, "optimizer"),
+        (lambda: ja.gradient(fn, X, lambda out: None), ValueError, "target"),
+        (lambda: ja.jacobian(lambda x: None, X), ValueError, "fn"),
+        (lambda: ja.explain(ja.gradient, fn, XS, [(0,), (1, 2)]), ValueError, "target"),
+        (lambda: ja.gradient(fn, np.ma.masked_array(X), 0), TypeError, "masked"),
+        (lambda: ja.smooth_grad(fn, X, 0, key=KEY, noise=np.ones(3)), ValueError, "noise"),
+    ],
+)
+def test_plausible_mistakes(call, error, words):
+    with refuses(error, words):
+        call()
+
+
+def test_numbers_that_are_known_inside_of_a_trace():
+    expected = ja.gradient(fn, X, 1).values
+    traced = jax.jit(lambda i: ja.gradient(fn, X, i).values)(1)
+    np.testing.assert_allclose(traced, expected, rtol=1e-6)
+    values = jax.jit(lambda w: ja.explain(ja.gradient, lambda x: w * fn(x), XS, 1).values)(2.0)
+    np.testing.assert_allclose(values[0], 2 * expected, rtol=1e-6)
+
+
+def test_a_baseline_that_is_not_finite():
+    with refuses(ValueError, "baseline holds 1 NaN"):
+        ja.integrated_gradients(fn, X, 0, baseline=np.nan)

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import PyTree
+from jaxtyping import Array, Shaped
 
 from jaxattn.jaxpr.interpreter import evaluate, sub_jaxprs
 
 
-def tag(x: PyTree[Any], name: str) -> PyTree[Any]:
+def tag(x: Shaped[Array, "..."], name: str) -> Shaped[Array, "..."]:
     """Names an intermediate, so that methods can explain it with `at=name`; the value is unchanged.
 
     Args:
-        x: an array or a pytree of arrays.
+        x: an array. In a model that takes batches it keeps the batch axis, of length 1.
         name: what to call it.
 
     Returns:
@@ -91,7 +91,7 @@ def _check_name(closed: jex.ClosedJaxpr, name: str) -> None:
         known = sorted({tagged for tagged, _ in tags})
         raise ValueError(
             f"at={name!r} must name one intermediate, and {len(found)} have that name; "
-            f"fn has {known}"
+            f"fn has {known}: name one with jaxattn.tag"
         )
     inside = [primitive for primitive in found[0] if primitive != "jit"]
     if inside:

@@ -51,6 +51,15 @@ def before_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
     return logits
 
 
+def ends_in_softmax(fn: Callable[..., Any], *inputs: Any) -> bool:
+    """Whether the output of `fn` is that of a softmax or of a sigmoid."""
+    closed = jax.make_jaxpr(lambda *args: fn(*args))(*inputs)
+    flat = jax.make_jaxpr(lambda *args: evaluate(closed, args, _inline))(*jax.tree.leaves(inputs))
+    producers = {var: eqn for eqn in flat.jaxpr.eqns for var in eqn.outvars}
+    last = [_behind(var, producers, _LAYOUT) for var in flat.jaxpr.outvars]
+    return any(_logits_of(eqn, producers) is not None for eqn in last)
+
+
 def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
     custom = eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
     if eqn.primitive.name == "jit" or (custom and "softmax" in str(eqn.params.get("name", ""))):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxattn._batch import chunked_sum
+from jaxattn._batch import chunked_sum, wide
 from jaxattn._explain import explainer
 from jaxattn._job import count
 from jaxattn._perturb import floating_leaves, is_floating
@@ -144,7 +144,8 @@ def input_x_gradient(
 
 
 def _samples_times(what: str, x: Any, output: Any, options: dict[str, Any]) -> int:
-    inner = {n: v for n, v in options.items() if n not in ("method", "num_samples", "noise")}
+    own = ("method", "num_samples", "noise", "relative", "reduction")
+    inner = {name: value for name, value in options.items() if name not in own}
     method = options.get("method", gradient)
     return int(options.get("num_samples", 32)) * count(what, method, x, output, inner)
 
@@ -164,6 +165,7 @@ def smooth_grad(
     method: Callable[..., Attribution] = gradient,
     num_samples: int = 32,
     noise: float = 0.15,
+    relative: bool = True,
     reduction: Literal["mean", "mean_square", "variance"] = "mean",
     **options: Any,
 ) -> Attribution:
@@ -180,8 +182,9 @@ def smooth_grad(
         batch_size: how many evaluations of `fn` are in flight.
         method: whose values are averaged.
         num_samples: how many noisy copies.
-        noise: standard deviation of the Gaussian noise, as a fraction of the range (largest minus
-            smallest number) of each leaf of `x`.
+        noise: standard deviation of the Gaussian noise.
+        relative: whether `noise` is a fraction of the range (largest minus smallest number) of each
+            leaf of `x`, or in units of `x`.
         reduction: `"mean"`; `"mean_square"` for SmoothGrad-squared; `"variance"` for VarGrad.
         **options: the method's own.
 
@@ -202,7 +205,9 @@ def smooth_grad(
     check_count("num_samples", num_samples, least)
     if not callable(method):
         raise TypeError(f"method must be callable, got {type(method).__name__}")
-    if isinstance(noise, (int, float)) and noise < 0:
+    if jnp.ndim(noise) != 0:
+        raise ValueError(f"noise must be one number, got shape {jnp.shape(noise)}")
+    if isinstance(noise, (int, float)) and not noise >= 0:
         raise ValueError(f"noise must not be negative, got {noise}")
     if reduction not in ("mean", "mean_square", "variance"):
         raise ValueError(
@@ -216,7 +221,9 @@ def smooth_grad(
     def disturb(key: RandomKey, leaf: Any) -> Any:
         if not is_floating(leaf) or leaf.size == 0:
             return leaf
-        scale = jnp.asarray(noise, leaf.dtype) * (leaf.max() - leaf.min())
+        scale = jnp.asarray(noise, leaf.dtype)
+        if relative:
+            scale *= leaf.max() - leaf.min()
         return leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
 
     def sample(key: RandomKey) -> PyTree[Any]:
@@ -233,16 +240,21 @@ def smooth_grad(
     keys = jax.random.split(key, num_samples)
 
     def mean(f: Callable[[Any], Any]) -> PyTree[Any]:
-        total = chunked_sum(lambda key: jax.tree.map(f, sample(key)), keys, size)
-        return jax.tree.map(lambda leaf: leaf / num_samples, total)
+        return chunked_sum(lambda key: jax.tree.map(f, sample(key)), keys, size, num_samples)
 
-    if reduction == "mean_square":
-        return Attribution(mean(jnp.square), output)
-    means = mean(lambda values: values)
+    def square(leaf: Any) -> Any:
+        return jnp.square(leaf.astype(wide(leaf.dtype)))
+
     if reduction == "mean":
-        return Attribution(means, output)
-    # Two passes: in one, the difference of two large sums would lose a small variance.
-    squares = chunked_sum(
-        lambda key: jax.tree.map(lambda v, m: jnp.square(v - m), sample(key), means), keys, size
-    )
-    return Attribution(jax.tree.map(lambda leaf: leaf / (num_samples - 1), squares), output)
+        return Attribution(mean(lambda leaf: leaf), output)
+    if reduction == "mean_square":
+        values = mean(square)
+    else:  # in two passes: in one, the difference of two large sums would lose a small variance
+        means = mean(lambda leaf: leaf.astype(wide(leaf.dtype)))
+
+        def squares(key: RandomKey) -> PyTree[Any]:
+            return jax.tree.map(lambda v, m: square(v.astype(m.dtype) - m), sample(key), means)
+
+        values = chunked_sum(squares, keys, size, num_samples - 1)
+    shapes = jax.eval_shape(sample, key)
+    return Attribution(jax.tree.map(lambda v, s: v.astype(s.dtype), values, shapes), output)

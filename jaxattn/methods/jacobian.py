@@ -77,6 +77,8 @@ def jacobian(
         else:
             explained, output = scored(fn, target, args)(merge(leaves))
         numbers = jax.tree.leaves(explained)
+        if not numbers:
+            raise ValueError("fn must answer at least one array, got none")
         if not all(jnp.issubdtype(n.dtype, jnp.floating) for n in numbers):
             raise TypeError(f"fn must answer floating numbers, got {[n.dtype for n in numbers]}")
         dtype = jnp.result_type(*numbers)

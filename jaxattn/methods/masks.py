@@ -102,6 +102,10 @@ def learned_mask(
     floating, merge = floating_leaves(x, "a mask")
     replacements, _ = floating_leaves(broadcast_baseline(baseline, x, keep_integers=True), "a mask")
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer must be one of optax's, such as optax.adam(0.1), got {optimizer!r}"
+        )
 
     def fine(mask: Any, leaf: Any) -> Any:
         return jax.image.resize(mask, leaf.shape, "linear")

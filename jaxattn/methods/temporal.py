@@ -20,7 +20,9 @@ def _chosen(x: Any, steps: Any) -> list[int]:
         raise ValueError(f"x must hold series of one length on the first axis, got {lengths}")
     (total,) = lengths
     chosen = range(total) if steps is None else steps
-    if not isinstance(chosen, Sequence) or not all(isinstance(t, int | np.integer) for t in chosen):
+    if not isinstance(chosen, Sequence) or not all(
+        isinstance(t, int | np.integer) and not isinstance(t, bool) for t in chosen
+    ):
         raise TypeError(
             f"steps must be ints known before tracing, such as a tuple or a range, got {chosen!r}"
         )
@@ -38,7 +40,7 @@ def _in_flight(x: Any, output: Any, options: dict[str, Any]) -> int:
     return 1 if options.get("length_argnum") is None else _evaluations(x, output, options)
 
 
-@explainer(evaluations=_evaluations, in_flight=_in_flight, per_example=())
+@explainer(evaluations=_evaluations, in_flight=_in_flight, per_example=(), takes_at=False)
 def temporal_output_score(
     fn: Callable[..., Any],
     x: Inputs,
@@ -63,8 +65,9 @@ def temporal_output_score(
             its length.
         x: one example, time on the first axis of every leaf.
         target: which number of the output is followed; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        args: further inputs of `fn`, not explained. A length among them belongs to the whole
+            series, so say which it is with `length_argnum`.
+        at: must be left out: it is the input that is cut.
         check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
         key: not used.
         batch_size: how many evaluations of `fn` are in flight.
@@ -104,10 +107,12 @@ def temporal_output_score(
         cuts = [slice(None, t + 1) if direction == "forward" else slice(t, None) for t in chosen]
         parts = [jax.tree.map(lambda leaf, c=c: leaf[c], x) for c in cuts]
         return Attribution(jnp.stack([score(part, args) for part in parts]), output)
-    if not 0 <= length_argnum < len(args):
+    if not isinstance(length_argnum, int) or not 0 <= length_argnum < len(args):
         raise ValueError(f"length_argnum is {length_argnum}, but args holds {len(args)} inputs")
 
     given = jnp.asarray(args[length_argnum])
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"args[{length_argnum}] must be an integer length, got {given.dtype}")
     length = given.astype(jnp.int32)  # an unsigned or a short one would wrap around below
     first = 0 * length if padding == "right" else total - length
 

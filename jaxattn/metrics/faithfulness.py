@@ -133,7 +133,10 @@ def _values(attribution: Any, xs: Inputs) -> Any:
     values = attribution.values if isinstance(attribution, Attribution) else attribution
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (values, xs)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"attribution has shape {shapes[0]}, xs has {shapes[1]}")
+        raise ValueError(
+            f"attribution has shape {shapes[0]}, xs has {shapes[1]}; values of an intermediate "
+            "(at=) are to be summed over the axes that xs has not"
+        )
     check_finite_numbers("attribution", values)
     return values
 

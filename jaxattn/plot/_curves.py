@@ -100,7 +100,7 @@ def curve(
     Args:
         fractions: The fractions deleted or inserted, `(P,)`, increasing.
         scores: For each method's name the scores, `(P,)`, or of B examples, `(B, P)`, drawn as
-            their mean in a band of one standard error.
+            their mean in a band of one standard error; a `jaxattn.metrics.Curve` is taken too.
         ax: Where to draw; a new figure by default.
         title: The title.
         xlabel: What the fractions are.
@@ -119,7 +119,8 @@ def curve(
         raise ValueError(f"fractions must be (P,), P > 1, and increase, got {steps}")
     if not scores:
         raise ValueError("scores must hold at least one method's, got none")
-    found = {name: np.atleast_2d(style.real(f"scores[{name!r}]", s)) for name, s in scores.items()}
+    given = {name: getattr(s, "scores", s) for name, s in scores.items()}
+    found = {name: np.atleast_2d(style.real(f"scores[{name!r}]", s)) for name, s in given.items()}
     for name, s in found.items():
         if s.ndim != 2 or s.shape[1] != len(steps):
             raise ValueError(
