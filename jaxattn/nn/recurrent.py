@@ -1,5 +1,6 @@
 """Recurrent layers: the step functions scanned over time, in both directions, past any padding."""
 
+import abc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -218,8 +219,9 @@ class Recurrent(nnx.Module):
     def _initial(self, dtype: DTypeLike) -> Any:
         return jnp.zeros(self.hidden_features, dtype)
 
+    @abc.abstractmethod
     def _step(self) -> Callable[..., Any]:
-        raise NotImplementedError
+        """The pure step function that is scanned."""
 
 
 class LSTM(Recurrent):
