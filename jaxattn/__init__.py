@@ -9,8 +9,12 @@ from jaxattn import metrics as metrics, models as models, nn as nn, plot as plot
 from jaxattn._benchmark import Benchmark as Benchmark, benchmark as benchmark
 from jaxattn._callable import unbatched as unbatched, without_softmax as without_softmax
 from jaxattn._explain import explain as explain
+from jaxattn._intermediates import capture as capture, intervene as intervene
 from jaxattn._types import Attribution as Attribution
 from jaxattn.jaxpr.capture import tag as tag
+from jaxattn.jaxpr.layer_rules import Rule as Rule
+from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as guided_backprop
+from jaxattn.methods.deep_lift import deep_lift as deep_lift
 from jaxattn.methods.gradients import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,
@@ -19,21 +23,32 @@ from jaxattn.methods.gradients import (
 )
 from jaxattn.methods.integrated import integrated_gradients as integrated_gradients
 from jaxattn.methods.jacobian import jacobian as jacobian
+from jaxattn.methods.layers import grad_cam as grad_cam, layer_conductance as layer_conductance
 from jaxattn.methods.masks import learned_mask as learned_mask
 from jaxattn.methods.occlusion import occlusion as occlusion
+from jaxattn.methods.relevance import lrp as lrp
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
 
 __version__ = "0.1.0"
 __all__ = [
     "Attribution",
     "Benchmark",
+    "Rule",
     "benchmark",
+    "capture",
+    "deconvnet",
+    "deep_lift",
     "explain",
+    "grad_cam",
     "gradient",
+    "guided_backprop",
     "input_x_gradient",
     "integrated_gradients",
+    "intervene",
     "jacobian",
+    "layer_conductance",
     "learned_mask",
+    "lrp",
     "metrics",
     "models",
     "nn",

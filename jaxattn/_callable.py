@@ -64,8 +64,8 @@ def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(_call_keras, fn)
     if isinstance(fn, Unbatched) and _is_keras(fn.fn):
         return as_function(fn.fn)
-    if isinstance(fn, _Wrapper):
-        return type(fn)(as_function(fn.fn))
+    if isinstance(fn, Wrapper):
+        return type(fn)(as_function(fn.fn), fn.options)
     try:
         arrays, recipe = split(fn)
     except UnkeyableError:
@@ -91,10 +91,17 @@ def split(fn: Any) -> tuple[Arrays, Recipe]:
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {type(fn).__name__}")
-    if isinstance(fn, _Wrapper):
-        arrays, inner = split(fn.fn)
+    if isinstance(fn, Wrapper):
         wrapper = type(fn)
-        return arrays, Recipe((wrapper, inner), lambda a: wrapper(inner.rebuild(a)))
+        options, treedef = jax.tree.flatten(fn.options, is_leaf=callable)
+        parts = [split(part) if callable(part) else _split_tree(part) for part in options]
+        arrays, all_parts = _joined([split(fn.fn), *parts])
+
+        def rebuild(arrays: Sequence[Any]) -> Any:
+            inner, *options = all_parts.rebuild(arrays)
+            return wrapper(inner, jax.tree.unflatten(treedef, options))
+
+        return arrays, Recipe((wrapper, typed_key(treedef), all_parts), rebuild)
     if _is_keras(fn) or _is_plain(fn):
         raise UnkeyableError("a function may close over anything")
     return _split_tree(fn)
@@ -143,7 +150,10 @@ def _is_atomic(value: Any) -> bool:
 
 
 def _split_all(values: Sequence[Any]) -> tuple[Arrays, Recipe]:
-    splits = [_split_tree(value) for value in values]
+    return _joined([_split_tree(value) for value in values])
+
+
+def _joined(splits: Sequence[tuple[Arrays, Recipe]]) -> tuple[Arrays, Recipe]:
     sizes = [len(arrays) for arrays, _ in splits]
 
     def rebuild(arrays: Sequence[Any]) -> list[Any]:
@@ -203,19 +213,22 @@ def _call_keras_batch(model: Any, *inputs: Any) -> Any:
     return output
 
 
-class _Wrapper:
-    """A callable around another; split and traced together with it."""
+class Wrapper:
+    """A callable around another; split and traced together with it.
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    Its options are a pytree of arrays, callables and statics.
+    """
+
+    def __init__(self, fn: Callable[..., Any], options: Any = ()) -> None:
         if not callable(fn):
             raise TypeError(f"fn must be callable, got {type(fn).__name__}")
-        self.fn = fn
+        self.fn, self.options = fn, options
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.fn!r})"
 
 
-class Unbatched(_Wrapper):
+class Unbatched(Wrapper):
     """See `unbatched`."""
 
     def __call__(self, *inputs: Any) -> Any:
@@ -223,7 +236,7 @@ class Unbatched(_Wrapper):
         return jax.tree.map(lambda leaf: leaf[0], self.fn(*batched))
 
 
-class WithoutSoftmax(_Wrapper):
+class WithoutSoftmax(Wrapper):
     """See `without_softmax`."""
 
     def __call__(self, *inputs: Any) -> Any:

@@ -52,8 +52,9 @@ def explain(
             a tuple, one index for all examples; an array (B,) or (B, rank), one for each; or a
             callable from the output to a scalar.
         args: further inputs of `fn`, each leaf with a leading axis of length B; not explained.
-        at: the name of an intermediate, given by `jaxattn.tag`, that is explained instead of `xs`;
-            the values have its shape.
+        at: the name of an intermediate that is explained instead of `xs`: a tag or a layer's path,
+            found as by `jaxattn.capture`. The values have its shape, stacked over the steps of a
+            scan around it; what one step's value does through those of other steps is cut.
         key: a random key for methods that draw; example i draws with `fold_in(key, i)`, whatever
             the chunks and devices.
         batch_size: how many evaluations of `fn` are in flight on a device. `None` chooses from the
@@ -159,7 +160,8 @@ def prepare(
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
     _check_options(method_, options, at)
     x, one_args = _example_structs((xs, args))
-    explained = explained_input(fn, x, one_args, at)
+    keeps_input = getattr(method_, "keeps_input", False)
+    explained = explained_input(fn, x, one_args, None if keeps_input else at)
     _check_baseline(options, explained, check_finite)
     shared, batched = _split_batched(method_, options, explained, batch)
     one_batched = _example_structs(batched)
@@ -175,6 +177,8 @@ def explainer(
     in_flight: Callable[..., int] | None = None,
     per_example: tuple[str, ...] = ("baseline",),
     takes_at: bool = True,
+    needs_at: bool = False,
+    keeps_input: bool = False,
 ) -> Callable[[Core], Core]:
     """Makes a method of a pure function of one example.
 
@@ -186,6 +190,8 @@ def explainer(
             output, and the options.
         in_flight: how many of these may run at once, likewise; all of them by default.
         takes_at: whether an intermediate can be explained instead of the input.
+        needs_at: whether only an intermediate can.
+        keeps_input: whether the method is given the input and `at`, not the intermediate as `x`.
         per_example: options that `explain` accepts with a leading axis of examples.
     """
 
@@ -205,7 +211,9 @@ def explainer(
         ) -> Attribution:
             if in_engine.get():
                 function = as_function(fn)
-                if at is not None:
+                if keeps_input:
+                    options["at"] = at
+                elif at is not None:
                     x, function = split_at(function, (x, *args), at)
                     args = ()
                 shared = {"args": args, "key": key, "batch_size": batch_size, **options}
@@ -215,7 +223,7 @@ def explainer(
             if check_finite:
                 check_finite_numbers("x", x)
             args = tuple(args)
-            explained = explained_input(fn, x, args, at)
+            explained = explained_input(fn, x, args, None if keeps_input else at)
             _check_baseline(options, explained, check_finite)
             job = Job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
@@ -226,6 +234,8 @@ def explainer(
             in_flight=in_flight or evaluations,
             per_example=per_example,
             takes_at=takes_at,
+            needs_at=needs_at,
+            keeps_input=keeps_input,
             __signature__=_signature(core),
         )
         return cast(Core, method)
@@ -267,8 +277,15 @@ def _check_options(
     method: Callable[..., Attribution], options: dict[str, Any], at: str | None
 ) -> None:
     """Refuses options that the method does not have, and names those that it has."""
+    if not (at is None or isinstance(at, str)):
+        raise TypeError(f"at must be the name of an intermediate, got {at!r}")
     if at is not None and not getattr(method, "takes_at", True):
         raise ValueError(f"at={at!r} has no meaning for {method.__name__}, which cuts the input")
+    if at is None and getattr(method, "needs_at", False):
+        raise ValueError(
+            f"at is missing: {method.__name__} explains an intermediate, give its name; "
+            "see jaxattn.tag"
+        )
     if not hasattr(method, "evaluations"):
         return
     own = inspect.signature(method).parameters

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Each may import those before it.
-FOUNDATION = "_types _static jaxpr _batch _callable _target _memory _compiled _job _perturb".split()
+FOUNDATION = (
+    "_types _static jaxpr _batch _callable _intermediates _target _memory _compiled _job _perturb"
+).split()
 
 # What each part may import of jaxattn besides itself. A new part needs a row.
 MAY_IMPORT = {part: set(FOUNDATION[:i]) for i, part in enumerate(FOUNDATION)} | {

@@ -23,23 +23,30 @@ OPTIONS = {
     "jacobian": {"mode": "forward"},
     "occlusion": {"window": (3, 2), "stride": (2, 1), "baseline": 0.5},
     "temporal_output_score": {"steps": (0, 2, 4)},
+    "guided_backprop": {},
+    "deconvnet": {},
+    "lrp": {"conserve_bias": True, "epsilon": 0.1},
+    "deep_lift": {"baseline": -1.0},
+    "grad_cam": {"at": "rows", "relu": False},
+    "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
 }
-SHAPES = {"jacobian": (T, D), "temporal_output_score": (3,)}
+SHAPES = {"jacobian": (T, D), "temporal_output_score": (3,), "grad_cam": (T,)}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
-of_cells = pytest.mark.parametrize("name", [n for n in METHODS if n != "temporal_output_score"])
+not_of_cells = ("temporal_output_score", "grad_cam", "layer_conductance")
+of_cells = pytest.mark.parametrize("name", [n for n in METHODS if n not in not_of_cells])
 
 
 def network(weights, x, scale=None):
-    """A tanh network's logits; of a pytree it reads only the leaf `"series"`."""
-    rows = x if hasattr(x, "ndim") else x["series"]
+    """A tanh network's logits; of a pytree it reads only the leaf `"series"`, tagged `"rows"`."""
+    rows = ja.tag(x if hasattr(x, "ndim") else x["series"], "rows")
 
     def advance(h, row):
         return jnp.tanh(row @ weights["input"] + h @ weights["recurrent"]), None
 
     h, _ = jax.lax.scan(advance, jnp.zeros(H, rows.dtype), rows)
-    logits = h @ weights["readout"]
+    logits = (h + jax.nn.relu(h)) @ weights["readout"]
     return logits if scale is None else scale * logits
 
 

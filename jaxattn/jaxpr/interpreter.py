@@ -1,6 +1,7 @@
 """Walks a jaxpr and re-emits it as JAX code, with a chance to step in at every equation."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -8,6 +9,8 @@ import jax.extend.core as jex
 
 #: Answers an equation's outputs, or `None` for what the equation itself computes.
 Rule: TypeAlias = Callable[[jex.JaxprEqn, Sequence[Any]], Sequence[Any] | None]
+#: Sees the values by variable where a named scope ends: its path and its equations.
+Leave: TypeAlias = Callable[[tuple[str, ...], Sequence[jex.JaxprEqn], dict[Any, Any]], None]
 
 
 def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
@@ -22,21 +25,63 @@ def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
     return found
 
 
-def evaluate(closed: jex.ClosedJaxpr, args: Sequence[Any], rule: Rule) -> list[Any]:
-    """The outputs of a jaxpr, each equation's from `rule` where that has an answer."""
+def scopes(eqn: jex.JaxprEqn) -> list[tuple[str, int, int]]:
+    """The named scopes in which an equation was traced, each with what tells entries apart.
+
+    A scope is an object made on entry: two calls of one layer share its name, not its identity.
+    """
+    found, wrap = [], ""
+    for element in eqn.source_info.name_stack.stack:
+        if type(element).__name__ == "Transform":  # a vmapped layer is still that layer
+            wrap += "" if element.name == "vmap" else f"{element.name}("
+            continue
+        first, *rest = element.name.split("/")
+        labels = [wrap + first + ")" * wrap.count("("), *rest]
+        found += [(label, id(element), i) for i, label in enumerate(labels)]
+        wrap = ""
+    return found
+
+
+def by_scope(
+    eqns: Sequence[jex.JaxprEqn], depth: int
+) -> Iterator[tuple[str | None, list[jex.JaxprEqn]]]:
+    """Parts equations where their scope of that depth changes; its name, or `None` for no scope."""
+    for scope, part in itertools.groupby(eqns, lambda eqn: scopes(eqn)[depth : depth + 1]):
+        yield scope[0][0] if scope else None, list(part)
+
+
+def evaluate(
+    closed: jex.ClosedJaxpr,
+    args: Sequence[Any],
+    rule: Rule,
+    leave: Leave = lambda path, eqns, values: None,
+) -> list[Any]:
+    """The outputs of a jaxpr, each equation's from `rule` where that has an answer.
+
+    Named scopes are entered as they once were. `leave` may change the values that the equations
+    after a scope read.
+    """
     values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     values |= dict(zip(closed.jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, jex.Literal) else values[atom]
 
-    for eqn in closed.jaxpr.eqns:
-        with jax.named_scope(str(eqn.source_info.name_stack)):
-            inputs = [read(atom) for atom in eqn.invars]
-            outputs = rule(eqn, inputs)
-            if outputs is None:
-                outputs = bind(eqn, inputs)
-        values.update(zip(eqn.outvars, outputs, strict=True))
+    def run(eqns: Sequence[jex.JaxprEqn], path: tuple[str, ...]) -> None:
+        for name, part in by_scope(eqns, len(path)):
+            if name is not None:
+                with jax.named_scope(name):
+                    run(part, (*path, name))
+                    leave((*path, name), part, values)
+                continue
+            for eqn in part:
+                inputs = [read(atom) for atom in eqn.invars]
+                outputs = rule(eqn, inputs)
+                if outputs is None:
+                    outputs = bind(eqn, inputs)
+                values.update(zip(eqn.outvars, outputs, strict=True))
+
+    run(closed.jaxpr.eqns, ())
     return [read(atom) for atom in closed.jaxpr.outvars]
 
 
@@ -64,40 +109,67 @@ def descend(
     Returns:
         the outputs, or `None` where there is no inside, or one with a derivative rule of its own.
     """
+
+    def inside(closed: jex.ClosedJaxpr) -> Callable[..., tuple[Any, Any]]:
+        return lambda _, *args: (tuple(evaluate(prepare(closed), args, rule)), ())
+
+    found = reemit(eqn, inputs, inside)
+    return None if found is None else found[0]
+
+
+def reemit(
+    eqn: jex.JaxprEqn,
+    inputs: Sequence[Any],
+    inside: Callable[[jex.ClosedJaxpr], Callable[..., tuple[Any, Any]]],
+    more: Any = (),
+) -> tuple[Sequence[Any], Any] | None:
+    """Re-emits a call or a control-flow equation around functions of our own.
+
+    Args:
+        eqn: the equation.
+        inputs: its operands.
+        inside: makes of each inner jaxpr a function of `more` and of its operands, to its outputs
+            and anything else.
+        more: a pytree; in a scan each step gets its slice.
+
+    Returns:
+        the outputs, and what else came out: stacked from a scan, nothing from a while. Or `None`
+        where there is no inside, or one with a derivative rule of its own.
+    """
     params = eqn.params
-
-    def inside(closed: jex.ClosedJaxpr) -> Callable[..., tuple[Any, ...]]:
-        return lambda *args: tuple(evaluate(prepare(closed), args, rule))
-
     match eqn.primitive.name:
         case "jit":
-            return jax.jit(inside(params["jaxpr"]), inline=params["inline"])(*inputs)
+            return jax.jit(inside(params["jaxpr"]), inline=params["inline"])(more, *inputs)
         case "scan":
-            return _scan(params, inputs, inside(params["jaxpr"]))
+            return _scan(params, inputs, inside(params["jaxpr"]), more)
         case "while":
             n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
             for_cond, for_body = inputs[:n_cond], inputs[n_cond : n_cond + n_body]
             cond, body = inside(params["cond_jaxpr"]), inside(params["body_jaxpr"])
-            return jax.lax.while_loop(
-                lambda carry: cond(*for_cond, *carry)[0],
-                lambda carry: body(*for_body, *carry),
+            last = jax.lax.while_loop(
+                lambda carry: cond((), *for_cond, *carry)[0][0],
+                lambda carry: body((), *for_body, *carry)[0],
                 tuple(inputs[n_cond + n_body :]),
             )
+            return last, ()
         case "cond":
-            return jax.lax.switch(inputs[0], [inside(b) for b in params["branches"]], *inputs[1:])
+            branches = [inside(branch) for branch in params["branches"]]
+            return jax.lax.switch(inputs[0], branches, more, *inputs[1:])
         case "checkpoint" | "remat2" | "remat":
             body = inside(jex.ClosedJaxpr(params["jaxpr"], ()))
-            return jax.checkpoint(body, prevent_cse=params["prevent_cse"], policy=params["policy"])(
-                *inputs
-            )
+            options = {name: params[name] for name in ("prevent_cse", "policy")}
+            return jax.checkpoint(body, **options)(more, *inputs)
         case "closed_call" | "core_call":
-            return inside(params["call_jaxpr"])(*inputs)
+            return inside(params["call_jaxpr"])(more, *inputs)
     return None
 
 
 def _scan(
-    params: dict[str, Any], inputs: Sequence[Any], body: Callable[..., tuple[Any, ...]]
-) -> tuple[Any, ...]:
+    params: dict[str, Any],
+    inputs: Sequence[Any],
+    body: Callable[..., tuple[Any, Any]],
+    more: Any,
+) -> tuple[tuple[Any, ...], Any]:
     if "ft_in" in params:  # jax >= 0.12 counts operands by a tree
         of_consts, of_carry, _ = params["ft_in"].unpack()
         n_consts, n_carry = len(list(of_consts)), len(list(of_carry))
@@ -109,10 +181,10 @@ def _scan(
         tuple(inputs[n_consts + n_carry :]),
     )
 
-    def step(carry: tuple[Any, ...], x: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        outputs = body(*consts, *carry, *x)
-        return outputs[:n_carry], outputs[n_carry:]
+    def step(carry: tuple[Any, ...], x: tuple[Any, Any]) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
+        outputs, other = body(x[0], *consts, *carry, *x[1])
+        return outputs[:n_carry], (outputs[n_carry:], other)
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = jax.lax.scan(step, init, xs, **options)
-    return *carry, *ys
+    carry, (ys, other) = jax.lax.scan(step, init, (more, xs), **options)
+    return (*carry, *ys), other

@@ -26,8 +26,43 @@ def _quadrature(rule: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     raise ValueError(f'quadrature must be "midpoint" or "gauss_legendre", got {rule!r}')
 
 
-def _distance(leaf: Any, start: Any) -> Any:
-    return leaf - start if is_floating(leaf) else jnp.zeros_like(leaf)
+def path_integral(
+    f: Callable[[Any], Any], num_steps: int, quadrature: str, batch_size: int | None
+) -> Any:
+    """The integral over alpha from 0 to 1 of a pytree `f(alpha)`.
+
+    Raises:
+        ValueError: for fewer than one step or an unknown quadrature.
+    """
+
+    def part(node: tuple[Any, Any]) -> Any:
+        alpha, weight = node
+        return jax.tree.map(lambda value: weight.astype(value.dtype) * value, f(alpha))
+
+    nodes, weights = _quadrature(quadrature, num_steps)
+    return chunked_sum(part, (jnp.asarray(nodes), jnp.asarray(weights)), batch_size)
+
+
+def straight_line(start: Inputs, x: Inputs) -> tuple[Inputs, Callable[[Any], Inputs]]:
+    """The distance from `start` to `x`, and the point at each alpha; integers stay where they are.
+
+    Args:
+        start: a baseline, in the structure and shapes of `x`.
+        x: the input.
+    """
+
+    def difference(leaf: Any, first: Any) -> Any:
+        return leaf - first if is_floating(leaf) else jnp.zeros_like(leaf)
+
+    distance = jax.tree.map(difference, x, start)
+
+    def point(alpha: Any) -> Inputs:
+        def between(first: Any, step: Any) -> Any:
+            return first + alpha.astype(step.dtype) * step if is_floating(step) else first
+
+        return jax.tree.map(between, start, distance)
+
+    return distance, point
 
 
 @explainer(evaluations=lambda x, output, options: int(options.get("num_steps", 64)))
@@ -71,22 +106,13 @@ def integrated_gradients(
     Reference:
         Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365.
     """
-    nodes, weights = _quadrature(quadrature, num_steps)
     start = broadcast_baseline(baseline, x, keep_integers=True)
-    distance = jax.tree.map(_distance, x, start)
+    distance, point = straight_line(start, x)
 
-    def slope(node: tuple[Any, Any]) -> Inputs:
-        alpha, weight = node
+    def slope(alpha: Any) -> Inputs:
+        return value_and_gradient(fn, point(alpha), target, args)[2]
 
-        def between(first: Any, step: Any) -> Any:
-            return first + alpha.astype(step.dtype) * step if is_floating(step) else first
-
-        _, _, gradient = value_and_gradient(
-            fn, jax.tree.map(between, start, distance), target, args
-        )
-        return jax.tree.map(lambda g: weight.astype(g.dtype) * g, gradient)
-
-    mean = chunked_sum(slope, (jnp.asarray(nodes), jnp.asarray(weights)), batch_size)
+    mean = path_integral(slope, num_steps, quadrature, batch_size)
     values = jax.tree.map(lambda d, g: d.astype(g.dtype) * g, distance, mean)
     score, output = scored(fn, target, args)(x)
     score_start, _ = scored(fn, target, args)(start)

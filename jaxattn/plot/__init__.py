@@ -1,9 +1,9 @@
 """Figures of attributions, with matplotlib.
 
 Every function takes arrays, or an `Attribution`, of one example, and returns what it drew on: the
-Axes of a single panel, an array of Axes for several. `ax` takes the same, to draw into a figure of
-yours. Nothing is shown and no global setting changes. Colours diverge from zero: red speaks for
-the output, blue against it, in a map that colour-blind readers can tell apart.
+Axes of a single panel, an array of Axes for several; `text` returns HTML. `ax` takes the same, to
+draw into a figure of yours. Nothing is shown and no global setting changes. Colours diverge from
+zero: red speaks for the output, blue against it, in a map that colour-blind readers can tell apart.
 """
 
 from jaxattn.plot._comparison import comparison, comparison_grid
@@ -11,9 +11,11 @@ from jaxattn.plot._curves import curve, score_over_time
 from jaxattn.plot._image import image, images
 from jaxattn.plot._jacobian import jacobian, temporal_jacobian
 from jaxattn.plot._series import series
+from jaxattn.plot._text import Text, text
 from jaxattn.plot._window import window
 
 __all__ = [
+    "Text",
     "comparison",
     "comparison_grid",
     "curve",
@@ -23,5 +25,6 @@ __all__ = [
     "score_over_time",
     "series",
     "temporal_jacobian",
+    "text",
     "window",
 ]

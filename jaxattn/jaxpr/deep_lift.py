@@ -1,0 +1,206 @@
+"""DeepLIFT through any function: multipliers that turn differences into differences.
+
+The function runs at the input and at the baseline. A step's multipliers times the differences of
+its operands sum to the difference of its output, exactly, and multipliers chain like slopes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxattn.jaxpr import affine as maps
+from jaxattn.jaxpr.facts import CONTRACTING, SUMMING
+from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Step, Var, is_atomic
+from jaxattn.jaxpr.interpreter import bind
+from jaxattn.jaxpr.layer_rules import quotient
+from jaxattn.jaxpr.relevance import pull, refusal
+from jaxattn.jaxpr.reverse import Memory, Runs
+from jaxattn.jaxpr.structure import Structure
+
+Shares = list[tuple[Atom, Any]]
+
+_LARGEST = frozenset("cummax reduce_max reduce_window_max".split())
+_LEAST = frozenset("cummin reduce_min reduce_window_min".split())
+
+
+class DeepLift:
+    """The rules of one walk back: rescale, or reveal-cancel where a layer meets an activation."""
+
+    def __init__(self, reveal_cancel: bool, dtype: Any) -> None:
+        self.reveal_cancel, self.dtype = reveal_cancel, dtype
+
+    def start(self, score: Runs) -> Any:
+        """The score's own multiplier is 1."""
+        return jnp.ones((), self.dtype)
+
+    def absorb(self, given: Any) -> None:
+        """A constant makes no difference."""
+
+    def enter(self) -> None:
+        """Nothing is summed up."""
+
+    def leave(self) -> Any:
+        """Nothing was."""
+        return jnp.zeros((), self.dtype)
+
+    def __call__(
+        self, structure: Structure, step: Step, memory: Memory, given: list[Any]
+    ) -> Shares:
+        """The multipliers of a step's operands."""
+        if step.name == "convert_element_type":
+            return [(structure.actives(step)[0], given[0])]
+        if _is_linear(structure, step):
+            actives = structure.actives(step)
+            shares = pull(step, actives, lambda atom: memory[atom][0], given)
+            return list(zip(actives, shares, strict=True))
+        (multiplier,) = given
+        if step in structure.softmaxes:
+            return self._softmax(structure, step, memory, multiplier)
+        if step.name in _LARGEST | _LEAST:
+            return self._extreme(structure, step, memory, multiplier)
+        if step.name in CONTRACTING:
+            return self._contract(structure, step, memory, multiplier)
+        if step.name in ELEMENTWISE or is_atomic(step):
+            source = structure.activation(step)
+            if source is not None and source.shape == step.outputs[0].shape:
+                return self._activation(structure, step, source, memory, multiplier)
+            if len(step.inputs) == 2:
+                return self._pair(structure, step, memory, multiplier)
+        raise ValueError(refusal(step, "DeepLIFT"))
+
+    def _activation(
+        self, structure: Structure, step: Step, source: Var, memory: Memory, multiplier: Any
+    ) -> Shares:
+        (u, u0), (y, y0) = memory[source], memory[step.outputs[0]]
+        steps = structure.cells_between(source, step.outputs[0])
+
+        def apply(x: Any) -> Any:
+            env: dict[Any, Any] = {source: x}
+            for inside in steps:
+                operands = [env[a] if a in env else memory[a][0] for a in inside.inputs]
+                env.update(zip(inside.outputs, bind(inside.eqn, operands), strict=True))
+            return env[step.outputs[0]]
+
+        if not self.reveal_cancel or structure.level(source) != 1:
+            return [(source, multiplier * _secant(apply, u, u0, y, y0).astype(self.dtype))]
+        layer = structure.affine(source)
+        by_sign = maps.signed(structure, layer, lambda a: memory[a][0])
+        differences = [memory[v][0] - memory[v][1] for v in layer.inputs]
+        pairs = [(jnp.maximum(d, 0), jnp.minimum(d, 0)) for d in differences]
+        up, down = by_sign(*pairs)
+        with_up, with_down = apply(u0 + up), apply(u0 + down)
+        half = jnp.asarray(0.5, u.dtype)
+        y_up = half * ((with_up - y0) + (y - with_down))
+        y_down = half * ((with_down - y0) + (y - with_up))
+        slope = _slope(apply, half * (u + u0))
+        given = multiplier.astype(u.dtype)
+        slopes = maps.transposed(
+            by_sign, pairs, (given * _ratio(y_up, up, slope), given * _ratio(y_down, down, slope))
+        )
+        multipliers = [
+            jnp.where(d > 0, a, jnp.where(d < 0, b, half * (a + b)))
+            for d, (a, b) in zip(differences, slopes, strict=True)
+        ]
+        return list(zip(layer.inputs, multipliers, strict=True))
+
+    def _pair(self, structure: Structure, step: Step, memory: Memory, multiplier: Any) -> Shares:
+        """Each of two operands' part, the mean over the two orders in which they may change."""
+        (a, a0), (b, b0) = (memory[atom] for atom in step.inputs)
+
+        def apply(a: Any, b: Any) -> Any:
+            return bind(step.eqn, (a, b))[0]
+
+        both, neither, first, second = apply(a, b), apply(a0, b0), apply(a, b0), apply(a0, b)
+        half = jnp.asarray(0.5, both.dtype)
+        middle = half * (a + a0), half * (b + b0)
+        changes = (both - second) + (first - neither), (both - first) + (second - neither)
+        shares: Shares = []
+        for i, (difference, part) in enumerate(zip((a - a0, b - b0), changes, strict=True)):
+            if structure.is_active(step.inputs[i]):
+                changing = [jnp.zeros_like(x) for x in middle]
+                changing[i] = jnp.ones_like(middle[i])
+                _, slope = jax.jvp(apply, middle, tuple(changing))
+                ratio = _ratio(half * part, difference, slope)
+                shares.append((step.inputs[i], multiplier * ratio.astype(self.dtype)))
+        return shares
+
+    def _contract(
+        self, structure: Structure, step: Step, memory: Memory, multiplier: Any
+    ) -> Shares:
+        """Of a product of two active operands each weighs the other's change by its own mean."""
+        values = [memory[atom] for atom in step.inputs]
+        half = jnp.asarray(0.5, step.outputs[0].aval.dtype)
+        means = [half * (x + x0) for x, x0 in values]
+        _, transpose = jax.vjp(lambda a, b: bind(step.eqn, (a, b))[0], *means)
+        slopes = transpose(multiplier.astype(half.dtype))
+        return [
+            (atom, slope)
+            for atom, slope in zip(step.inputs, slopes, strict=True)
+            if structure.is_active(atom)
+        ]
+
+    def _softmax(self, structure: Structure, step: Step, memory: Memory, multiplier: Any) -> Shares:
+        """Exponentials, divided by their sum; the same maximum is subtracted in both runs."""
+        logits, axes = structure.softmaxes[step], structure.softmax_axes(step)
+        z, z0 = memory[logits]
+        s, s0 = memory[step.outputs[0]]
+        top = jnp.max(jnp.maximum(z, z0), axes, keepdims=True)
+        # A masked cell has no part in the sum, whatever its logit.
+        e, e0 = (jnp.where(w > 0, jnp.exp(x - top), 0) for x, w in ((z, s), (z0, s0)))
+        total, total0 = (jnp.sum(x, axes, keepdims=True) for x in (e, e0))
+        half = jnp.asarray(0.5, e.dtype)
+        given = multiplier.astype(e.dtype)
+        through_sum = jnp.sum(given * half * (e + e0), axes, keepdims=True) / (total * total0)
+        of_exponentials = given * half * (1 / total + 1 / total0) - through_sum
+        ratio = _ratio(e - e0, z - z0, half * (e + e0))
+        return [(logits, jnp.where(jnp.isfinite(ratio), ratio, 0) * of_exponentials)]
+
+    def _extreme(self, structure: Structure, step: Step, memory: Memory, multiplier: Any) -> Shares:
+        """A larger maximum is the doing of the cell that holds it; a smaller, of that which did."""
+        (source,) = structure.actives(step)
+        (x, x0), (y, y0) = memory[source], memory[step.outputs[0]]
+        now = (y >= y0) if step.name in _LARGEST else (y <= y0)
+        given = multiplier.astype(y.dtype)
+        shares = []
+        for run, here in enumerate((now, ~now)):
+
+            def read(atom: Atom, run: int = run) -> Any:
+                return memory[atom][run]
+
+            part = jnp.where(here, given, 0)
+            (moved,) = pull(step, [source], read, [part * (y - y0)])
+            (plain,) = pull(step, [source], read, [part])
+            shares.append((moved, plain))
+        (moved, plain), (moved0, plain0) = shares
+        return [(source, _ratio(moved + moved0, x - x0, plain + plain0))]
+
+
+def _is_linear(structure: Structure, step: Step) -> bool:
+    """Whether the step is linear in its active operands, and the same in both runs."""
+    if any(structure.fact(a).touched and not structure.is_active(a) for a in step.inputs):
+        return False
+    return (
+        structure.lays_out(step)
+        or structure.scales(step)
+        or structure.shifts(step)
+        or structure.adds(step)
+        or structure.contracts(step)
+        or step.name in SUMMING
+    )
+
+
+def _slope(apply: Callable[[Any], Any], x: Any) -> Any:
+    return jax.jvp(apply, (x,), (jnp.ones_like(x),))[1]
+
+
+def _secant(apply: Callable[[Any], Any], u: Any, u0: Any, y: Any, y0: Any) -> Any:
+    """The slope between two points of a function of single cells."""
+    return _ratio(y - y0, u - u0, _slope(apply, jnp.asarray(0.5, u.dtype) * (u + u0)))
+
+
+def _ratio(change: Any, difference: Any, slope: Any) -> Any:
+    """`change / difference`, or the slope in between where rounding would decide."""
+    least = jnp.sqrt(jnp.finfo(difference.dtype).eps).astype(difference.dtype)
+    return jnp.where(jnp.abs(difference) > least, quotient(change, difference), slope)

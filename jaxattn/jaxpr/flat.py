@@ -1,0 +1,150 @@
+"""A function as one flat list of steps: calls are opened, loops and branches keep their bodies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from jaxattn.jaxpr.interpreter import sub_jaxprs
+
+_PACKAGE = str(Path(__file__).parents[1])
+_CALLS = {"jit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+
+#: Primitives that treat every cell alike and alone.
+ELEMENTWISE = frozenset(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
+    "convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg not or pow "
+    "reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan "
+    "tanh".split()
+)
+
+
+class Var:
+    """A value that a step makes or reads; two calls of one function have different ones."""
+
+    def __init__(self, aval: Any) -> None:
+        self.aval = aval
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value."""
+        return tuple(self.aval.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether the value can carry relevance."""
+        return bool(jnp.issubdtype(self.aval.dtype, jnp.floating))
+
+
+class Number:
+    """A number that is written in the program."""
+
+    def __init__(self, literal: jex.Literal) -> None:
+        self.aval: Any = literal.aval
+        self.val = literal.val
+
+
+Atom: TypeAlias = Var | Number
+
+
+@dataclass(eq=False)
+class Step:
+    """One equation, with the variables of this very call of it."""
+
+    eqn: jex.JaxprEqn
+    inputs: list[Atom]
+    outputs: list[Var]
+    path: str
+    stack: str
+    bodies: list["Flat"] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What the step computes: the name of its primitive."""
+        return str(self.eqn.primitive.name)
+
+    @property
+    def variables(self) -> list[Var]:
+        """The operands that are no literals."""
+        return [atom for atom in self.inputs if isinstance(atom, Var)]
+
+    def __str__(self) -> str:
+        shapes = " and ".join(str(tuple(v.aval.shape)) for v in self.inputs)
+        return f"`{self.name}` of shapes {shapes}{_where(self)}"
+
+
+@dataclass(eq=False)
+class Flat:
+    """A function: what goes in, the steps in order, what comes out."""
+
+    inputs: list[Var]
+    constants: dict[Var, Any]
+    steps: list[Step]
+    outputs: list[Atom]
+
+
+def flatten(closed: jex.ClosedJaxpr, path: str = "") -> Flat:
+    """Opens all calls of a jaxpr; a custom derivative rule stays where its cells stand alone."""
+    flat = Flat([Var(v.aval) for v in closed.jaxpr.invars], {}, [], [])
+    flat.outputs = _open(closed, flat.inputs, flat, path, "")
+    return flat
+
+
+def _open(
+    closed: jex.ClosedJaxpr, args: Sequence[Atom], flat: Flat, path: str, stack: str
+) -> list[Atom]:
+    env: dict[Any, Atom] = dict(zip(closed.jaxpr.invars, args, strict=True))
+    for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+        env[var] = constant = Var(var.aval)
+        flat.constants[constant] = value
+
+    def read(atom: Any) -> Atom:
+        return Number(atom) if isinstance(atom, jex.Literal) else env[atom]
+
+    for eqn in closed.jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        own = str(eqn.source_info.name_stack)
+        here, inside = ("/".join(filter(None, (above, own))) for above in (path, stack))
+        if eqn.primitive.name in _CALLS or _is_opened(eqn):
+            (called,) = sub_jaxprs(eqn)[:1]
+            outputs = _open(called, inputs, flat, here, inside)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+            continue
+        step = Step(eqn, inputs, [Var(v.aval) for v in eqn.outvars], here, inside)
+        step.bodies = [flatten(inner, here) for inner in sub_jaxprs(eqn)]
+        flat.steps.append(step)
+        env.update(zip(eqn.outvars, step.outputs, strict=True))
+    return [read(atom) for atom in closed.jaxpr.outvars]
+
+
+def _is_opened(eqn: jex.JaxprEqn) -> bool:
+    """Whether a custom derivative rule hides more than a function of single cells."""
+    if not eqn.primitive.name.startswith(_CUSTOM):
+        return False
+    (called,) = sub_jaxprs(eqn)[:1]
+    inner = flatten(called)
+    around: list[Any] = [*eqn.invars, *eqn.outvars]
+    shapes = {v.aval.shape for v in around if v.aval.shape}
+    known = all(step.name in ELEMENTWISE or step.name == "broadcast_in_dim" for step in inner.steps)
+    return not (known and len(shapes) <= 1 and len(eqn.outvars) == 1)
+
+
+def is_atomic(step: Step) -> bool:
+    """Whether the step is a function of single cells with a derivative rule of its own."""
+    return step.name.startswith(_CUSTOM)
+
+
+def _where(step: Step) -> str:
+    """The place of a step in the user's own words: the layer's path and the line of code."""
+    place = f" in {step.path}" if step.path else ""
+    traceback = step.eqn.source_info.traceback
+    frames: list[Any] = [] if traceback is None else traceback.frames
+    for frame in frames:
+        if not any(part in frame.file_name for part in ("site-packages", _PACKAGE, "<")):
+            return f"{place} ({Path(frame.file_name).name}, line {frame.line_num})"
+    return place

@@ -1,0 +1,459 @@
+"""What a function is made of: layers, sums, activations, products, softmaxes, loops.
+
+A layer is not an equation. `x @ W + h @ U + b` is one affine map, in however many steps it was
+written, and relevance is shared out over the whole of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from jaxattn.jaxpr.facts import (
+    CONTRACTING,
+    LAYOUT,
+    SUMMING,
+    Fact,
+    join,
+    joined,
+    literal_fact,
+    transfer,
+    widened,
+)
+from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Flat, Step, Var, is_atomic
+
+#: What may lie between a softmax's logits and the maximum that it subtracts.
+_TO_MAXIMUM = LAYOUT | {"stop_gradient", "max"}
+
+
+@dataclass(eq=False)
+class Affine:
+    """An affine map: a layer, with one contraction on each way through it, or a mere sum.
+
+    Attributes:
+        output: what it answers.
+        inputs: the active values that it is a function of.
+        steps: the steps that compute it, in order.
+        is_layer: whether it contracts.
+        is_convolution: whether it convolves.
+        names: its tags, and the paths of its contractions.
+        depth: how many layers lie below it.
+    """
+
+    output: Var
+    inputs: list[Var]
+    steps: list[Step]
+    is_layer: bool
+    is_convolution: bool
+    names: list[str]
+    depth: int
+
+
+@dataclass(eq=False)
+class Structure:
+    """A function with what is known about it.
+
+    Attributes:
+        flat: the function.
+        facts: what is known about each value.
+        producers: the step that made a value.
+        users: the steps that read a value.
+        softmaxes: the logits of each softmax, by its last step.
+        inner: the insides of loops and branches.
+    """
+
+    flat: Flat
+    facts: dict[Var, Fact]
+    producers: dict[Var, Step]
+    users: dict[Var, list[Step]]
+    softmaxes: dict[Step, Var]
+    inner: dict[Step, list["Structure"]]
+
+    def fact(self, atom: Atom) -> Fact:
+        """What is known about an operand."""
+        return self.facts[atom] if isinstance(atom, Var) else literal_fact(atom)
+
+    def is_active(self, atom: Atom) -> bool:
+        """Whether relevance can go through an operand to the input."""
+        return isinstance(atom, Var) and self.facts[atom].active
+
+    def actives(self, step: Step) -> list[Var]:
+        """The operands of a step through which relevance can go, each once."""
+        return list(dict.fromkeys(v for v in step.variables if self.facts[v].active))
+
+    def scales(self, step: Step) -> bool:
+        """Whether the step multiplies one active operand by constants."""
+        if len(self._operands(step)) != 1:
+            return False
+        name = step.name
+        return name in ("mul", "neg") or (name == "div" and self.is_active(step.inputs[0]))
+
+    def shifts(self, step: Step) -> bool:
+        """Whether the step adds constants to one active operand."""
+        return step.name in ("add", "add_any", "sub") and len(self._operands(step)) == 1
+
+    def adds(self, step: Step) -> bool:
+        """Whether the step adds active operands up."""
+        return step.name in ("add", "add_any", "sub") and len(self._operands(step)) > 1
+
+    def lays_out(self, step: Step) -> bool:
+        """Whether the step only lays out active operands, by indices and choices that are given."""
+        return step.name in LAYOUT and not any(
+            self.fact(a).touched and not self.is_active(a) for a in step.inputs
+        )
+
+    def contracts(self, step: Step) -> bool:
+        """Whether the step sums an active operand's cells with weights."""
+        if step.name in CONTRACTING:
+            return len(self._operands(step)) == 1
+        if step.name != "reduce_sum":
+            return False
+        source = self._behind(step.inputs[0], LAYOUT)
+        if source is None or source.name != "mul" or not self.scales(source):
+            return False
+        (weight,) = (a for a in source.inputs if not self.is_active(a))
+        return isinstance(weight, Var) and self._varies(weight, step.eqn.params["axes"])
+
+    def _varies(self, weight: Var, axes: Sequence[int]) -> bool:
+        """Whether a factor is more than one number along the axes that are summed."""
+        maker = self.producers.get(weight)
+        while maker is not None and maker.name in ("broadcast_in_dim", "convert_element_type"):
+            if maker.name == "broadcast_in_dim":
+                kept = maker.eqn.params["broadcast_dimensions"]
+                sizes = dict(zip(kept, maker.inputs[0].aval.shape, strict=True))
+                if all(sizes.get(axis, 1) == 1 for axis in axes):
+                    return False
+            source = maker.inputs[0]
+            maker = self.producers.get(source) if isinstance(source, Var) else None
+        return True
+
+    def _operands(self, step: Step) -> list[Atom]:
+        return [atom for atom in step.inputs if self.is_active(atom)]
+
+    def level(self, var: Var) -> int:
+        """1 for what a contraction gives, however scaled, shifted, laid out and added; else 0."""
+        if var not in self._levels:
+            step = self.producers.get(var)
+            level = 0
+            if step is not None and self.facts[var].active:
+                if self.contracts(step):
+                    level = 1
+                elif self.normalised(step) is None and (
+                    self.scales(step) or self.shifts(step) or self.adds(step) or self.lays_out(step)
+                ):
+                    level = min((self.level(v) for v in self.actives(step)), default=0)
+            self._levels[var] = level
+        return self._levels[var]
+
+    def __post_init__(self) -> None:
+        self._levels: dict[Var, int] = {}
+        self._order = {step: i for i, step in enumerate(self.flat.steps)}
+
+    def affine(self, output: Var) -> Affine:
+        """The affine map that a value comes out of."""
+        is_layer = self.level(output) == 1
+        steps: set[Step] = set()
+        inputs: dict[Var, None] = {}
+        seen: set[Var] = set()
+
+        def expand(var: Var, goes_on: Callable[[Var, Step], bool]) -> None:
+            if var in seen:
+                return
+            seen.add(var)
+            step = self.producers.get(var)
+            if step is None or not goes_on(var, step):
+                inputs[var] = None
+                return
+            steps.add(step)
+            ends = self.contracts(step)
+            pools = step.name in SUMMING and not ends
+            for operand in self.actives(step):
+                if ends:
+                    expand(operand, self._before)
+                elif pools:
+                    expand(operand, lambda var, step: False)
+                else:
+                    expand(operand, goes_on)
+
+        # Deep networks of small steps would exhaust Python's stack only beyond any layer's size.
+        expand(output, self._after if is_layer else self._within_sum(output))
+        ordered = sorted(steps, key=self._order.__getitem__)
+        contractions = [step for step in ordered if self.contracts(step)]
+        tags = [str(step.eqn.params["name"]) for step in ordered if step.name == "name"]
+        paths = [step.path for step in (contractions or ordered) if step.path]
+        return Affine(
+            output,
+            list(inputs),
+            ordered,
+            is_layer,
+            any(step.name == "conv_general_dilated" for step in contractions),
+            list(dict.fromkeys(tags + paths)),
+            max(0, self.facts[output].depth - 1),
+        )
+
+    def _after(self, var: Var, step: Step) -> bool:
+        return self.level(var) == 1
+
+    def _before(self, var: Var, step: Step) -> bool:
+        """Below a contraction one value's scale and shift belong to it, as of a normalisation."""
+        if self.level(var) == 1 or len(self._operands(step)) != 1:
+            return False
+        if self.scales(step) or self.shifts(step):
+            return True
+        return self.lays_out(step) and self._leads_on(step, self._before)
+
+    def _within_sum(self, output: Var) -> Callable[[Var, Step], bool]:
+        def goes_on(var: Var, step: Step) -> bool:
+            if var is not output and self.level(var) == 1:
+                return False
+            if self.normalised(step) is not None:
+                return False
+            if self.scales(step) or self.shifts(step) or step.name in SUMMING:
+                return True
+            if self.adds(step):
+                return var is output or len(self.users[var]) == 1
+            return self.lays_out(step) and self._leads_on(step, goes_on)
+
+        return goes_on
+
+    def _leads_on(self, step: Step, goes_on: Callable[[Var, Step], bool]) -> bool:
+        """Whether behind a step that only lays out there is something to go on to."""
+        (operand, *more) = self.actives(step)
+        maker = self.producers.get(operand)
+        return not more and maker is not None and goes_on(operand, maker)
+
+    def normalised(self, step: Step) -> Var | None:
+        """The signal of a normalisation, where the other operand is a statistic over its cells."""
+        if step.name not in ("add", "sub") or len(self.actives(step)) != 2:
+            return None
+        for operand, other in (step.inputs, step.inputs[::-1]):
+            if not isinstance(operand, Var) or not isinstance(other, Var):
+                continue
+            if self._is_shift_of_norm(other) and not self._is_shift_of_norm(operand):
+                return operand
+        first, second = step.inputs
+        if step.name == "sub" and isinstance(first, Var) and isinstance(second, Var):
+            centred = self._is_mean_of(second, first)
+            if centred and any(self._meets_norm(v, set()) for v in step.outputs):
+                return first
+        return None
+
+    def _is_mean_of(self, var: Var, of: Var) -> bool:
+        step = self.producers.get(var)
+        while step is not None:
+            if step.name == "reduce_sum":
+                return self._source(step.inputs[0]) is self._source(of)
+            if not (self.scales(step) or self.lays_out(step)) or not self.actives(step):
+                return False
+            step = self.producers.get(self.actives(step)[0])
+        return False
+
+    def _source(self, atom: Atom) -> Atom:
+        """What a value is a cast of."""
+        while isinstance(atom, Var):
+            step = self.producers.get(atom)
+            if step is None or step.name not in ("convert_element_type", "copy", "name"):
+                break
+            atom = step.inputs[0]
+        return atom
+
+    def _meets_norm(self, var: Var, seen: set[Var]) -> bool:
+        """Whether a value is divided by a root, or multiplied by the inverse of one."""
+        for user in self.users[var]:
+            others = [v for v in self.actives(user) if v is not var]
+            if user.name in ("mul", "div") and any(self.facts[v].norm for v in others):
+                return True
+            out = user.outputs[0]
+            if (self.scales(user) or self.lays_out(user)) and out not in seen:
+                seen.add(out)
+                if self._meets_norm(out, seen):
+                    return True
+        return False
+
+    def _is_shift_of_norm(self, var: Var) -> bool:
+        """Whether a value is a mean times an inverse root, perhaps with a constant beside."""
+        step = self.producers.get(var)
+        while step is not None:
+            actives = self.actives(step)
+            if step.name == "mul" and len(actives) == 2:
+                facts = [self.facts[v] for v in actives]
+                return any(f.norm for f in facts) and all(f.norm or f.pooled for f in facts)
+            if len(actives) != 1 or not (
+                self.scales(step) or self.shifts(step) or self.lays_out(step)
+            ):
+                return False
+            step = self.producers.get(actives[0])
+        return False
+
+    def activation(self, step: Step) -> Var | None:
+        """The one value whose single cells the step's output is a function of, the nearest such."""
+        if is_atomic(step) or step.name in ELEMENTWISE:
+            operands = [a for a in step.inputs if self.fact(a).touched]
+            if len(operands) == 1:
+                return self.actives(step)[0] if self.actives(step) else None
+            return self._common_source([v for v in operands if isinstance(v, Var)])
+        return None
+
+    def cells_between(self, source: Var, output: Var) -> list[Step]:
+        """The steps on the way from a value to one whose cells are functions of its cells."""
+        found, queue, seen = set(), [output], {source, output}
+        while queue:
+            step = self.producers[queue.pop()]
+            found.add(step)
+            new = [v for v in step.variables if self.facts[v].touched and v not in seen]
+            seen.update(new)
+            queue.extend(new)
+        return sorted(found, key=self._order.__getitem__)
+
+    def softmax_axes(self, step: Step) -> tuple[int, ...]:
+        """The axes over which a softmax sums."""
+        total = self._behind(step.inputs[1], LAYOUT)
+        assert total is not None
+        return tuple(total.eqn.params["axes"])
+
+    def _common_source(self, operands: list[Var]) -> Var | None:
+        ancestors = [self._cells_behind(v) for v in operands]
+        common = set(ancestors[0]).intersection(*ancestors[1:])
+        for source in ancestors[0]:
+            candidate = source in common and self.facts[source].active
+            if candidate and all(self._passes(v, source) for v in operands):
+                return source
+        return None
+
+    def _cells_behind(self, var: Var) -> list[Var]:
+        """All values of whose cells the cells of a value are functions, later ones first."""
+        found, queue = {var}, [var]
+        while queue:
+            for operand in self._cellwise(queue.pop()) or ():
+                if operand not in found:
+                    found.add(operand)
+                    queue.append(operand)
+        made = {v: self._order.get(self.producers.get(v), -1) for v in found}  # type: ignore[arg-type]
+        return sorted(found, key=made.__getitem__, reverse=True)
+
+    def _passes(self, var: Var, source: Var) -> bool:
+        """Whether all ways from a value back to the input go through `source`, cell by cell."""
+        seen, queue = {var}, [var]
+        while queue:
+            here = queue.pop()
+            if here is source:
+                continue
+            operands = self._cellwise(here)
+            if operands is None:
+                return False
+            queue.extend(v for v in operands if v not in seen)
+            seen.update(operands)
+        return True
+
+    def _cellwise(self, var: Var) -> list[Var] | None:
+        """What the cells of a value are functions of, one by one; `None` if not so."""
+        step = self.producers.get(var)
+        if step is None or not (is_atomic(step) or step.name in ELEMENTWISE):
+            return None
+        return [v for v in step.variables if self.facts[v].touched]
+
+    def _behind(self, atom: Atom, through: frozenset[str] | set[str]) -> Step | None:
+        """The step that made a value's numbers, past those that are named in `through`."""
+        return _maker(atom, self.producers, through)
+
+
+def _maker(
+    atom: Atom, producers: dict[Var, Step], through: frozenset[str] | set[str]
+) -> Step | None:
+    while isinstance(atom, Var):
+        step = producers.get(atom)
+        if step is None or step.name not in through:
+            return step
+        data = [a for a in step.variables if a.aval.dtype == step.outputs[0].aval.dtype]
+        atom = (data or step.inputs)[0]
+    return None
+
+
+def _find_softmaxes(flat: Flat, producers: dict[Var, Step]) -> Iterator[tuple[Step, Var]]:
+    """Softmaxes have no primitive: a maximum, a difference, an exponential, a sum, a quotient."""
+    for step in flat.steps:
+        if step.name != "div":
+            continue
+        exponential = _maker(step.inputs[0], producers, LAYOUT)
+        total = _maker(step.inputs[1], producers, LAYOUT)
+        if exponential is None or exponential.name != "exp":
+            continue
+        if total is None or total.name != "reduce_sum":
+            continue
+        if _maker(total.inputs[0], producers, LAYOUT) is not exponential:
+            continue
+        logits = exponential.inputs[0]
+        shifted = _maker(logits, producers, LAYOUT)
+        if shifted is not None and shifted.name == "sub":
+            largest = _maker(shifted.inputs[1], producers, _TO_MAXIMUM)
+            if largest is not None and largest.name == "reduce_max":
+                logits = shifted.inputs[0]
+        if isinstance(logits, Var) and logits.shape == step.outputs[0].shape:
+            yield step, logits
+
+
+def analyse(flat: Flat, inputs: Sequence[Fact]) -> Structure:
+    """Finds out what a function is made of, from what is known about its inputs."""
+    producers = {var: step for step in flat.steps for var in step.outputs}
+    users: dict[Var, list[Step]] = {var: [] for var in (*flat.inputs, *flat.constants, *producers)}
+    for step in flat.steps:
+        for var in dict.fromkeys(step.variables):
+            users[var].append(step)
+    facts = dict(zip(flat.inputs, inputs, strict=True)) | {v: Fact() for v in flat.constants}
+    softmaxes = dict(_find_softmaxes(flat, producers))
+    found = Structure(flat, facts, producers, users, softmaxes, {})
+    for step in flat.steps:
+        given = [found.fact(atom) for atom in step.inputs]
+        if step.name == "scan":
+            outputs = _through_scan(found, step, given)
+        elif step.name == "cond":
+            outputs = _through_branches(found, step, given)
+        elif step.name == "while":
+            one = joined(given)
+            outputs = [Fact(one.active, one.touched)] * len(step.outputs)
+        elif step in softmaxes and found.is_active(softmaxes[step]):
+            depth = max(f.depth for f in given)
+            outputs = [Fact(True, True, 0.0, 1.0, True, True, depth=depth)]
+        elif is_atomic(step):
+            inner = analyse(step.bodies[0], given)
+            outputs = [inner.fact(atom) for atom in inner.flat.outputs]
+        else:
+            outputs = [transfer(step, given)] * len(step.outputs)
+        for var, fact in zip(step.outputs, outputs, strict=True):
+            facts[var] = fact._replace(active=fact.active and var.is_floating)
+    return found
+
+
+def _through_scan(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
+    n_consts, n_carry = scan_counts(step)
+    carried = slice(n_consts, n_consts + n_carry)
+    turns = 0
+    while True:
+        inner = analyse(step.bodies[0], given)
+        outputs = [inner.fact(atom) for atom in inner.flat.outputs]
+        carry = []
+        for before, after in zip(given[carried], outputs, strict=False):
+            # A loop does not add layers by going round.
+            both = join(before, after._replace(depth=before.depth))
+            carry.append(widened(before, both) if turns else both)
+        if carry == given[carried]:
+            found.inner[step] = [inner]
+            return outputs
+        given = [*given[: carried.start], *carry, *given[carried.stop :]]
+        turns += 1
+
+
+def _through_branches(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
+    found.inner[step] = branches = [analyse(body, given[1:]) for body in step.bodies]
+    outputs = []
+    for atoms in zip(*(branch.flat.outputs for branch in branches), strict=True):
+        fact = joined([b.fact(atom) for b, atom in zip(branches, atoms, strict=True)])
+        outputs.append(fact._replace(touched=fact.touched or given[0].touched))
+    return outputs
+
+
+def scan_counts(step: Step) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    params = step.eqn.params
+    if "ft_in" in params:  # jax >= 0.12 counts operands by a tree
+        of_consts, of_carry, _ = params["ft_in"].unpack()
+        return len(list(of_consts)), len(list(of_carry))
+    return params["num_consts"], params["num_carry"]
