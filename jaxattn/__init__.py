@@ -14,6 +14,9 @@ from jaxattn._types import Attribution as Attribution
 from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.jaxpr.layer_rules import Rule as Rule
 from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as guided_backprop
+from jaxattn.methods.decomposition import (
+    contextual_decomposition as contextual_decomposition,
+)
 from jaxattn.methods.deep_lift import deep_lift as deep_lift
 from jaxattn.methods.gradients import (
     gradient as gradient,
@@ -26,7 +29,7 @@ from jaxattn.methods.jacobian import jacobian as jacobian
 from jaxattn.methods.layers import grad_cam as grad_cam, layer_conductance as layer_conductance
 from jaxattn.methods.masks import learned_mask as learned_mask
 from jaxattn.methods.occlusion import occlusion as occlusion
-from jaxattn.methods.relevance import lrp as lrp
+from jaxattn.methods.relevance import deep_taylor as deep_taylor, lrp as lrp
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
 
 __version__ = "0.1.0"
@@ -36,8 +39,10 @@ __all__ = [
     "Rule",
     "benchmark",
     "capture",
+    "contextual_decomposition",
     "deconvnet",
     "deep_lift",
+    "deep_taylor",
     "explain",
     "grad_cam",
     "gradient",

@@ -25,16 +25,23 @@ OPTIONS = {
     "temporal_output_score": {"steps": (0, 2, 4)},
     "guided_backprop": {},
     "deconvnet": {},
+    "deep_taylor": {},
+    "contextual_decomposition": {},
     "lrp": {"conserve_bias": True, "epsilon": 0.1},
     "deep_lift": {"baseline": -1.0},
     "grad_cam": {"at": "rows", "relu": False},
     "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
 }
-SHAPES = {"jacobian": (T, D), "temporal_output_score": (3,), "grad_cam": (T,)}
+SHAPES = {"jacobian": (T, D), "contextual_decomposition": (T,), "temporal_output_score": (3,), "grad_cam": (T,)}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
-not_of_cells = ("temporal_output_score", "grad_cam", "layer_conductance")
+not_of_cells = (
+    "contextual_decomposition",
+    "temporal_output_score",
+    "grad_cam",
+    "layer_conductance",
+)
 of_cells = pytest.mark.parametrize("name", [n for n in METHODS if n not in not_of_cells])
 
 

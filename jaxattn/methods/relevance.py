@@ -143,6 +143,53 @@ def lrp(
     return Attribution(values, output, {"absorbed": absorbed})
 
 
+@explainer(per_example=("low", "high"))
+def deep_taylor(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    low: Any = None,
+    high: Any = None,
+) -> Attribution:
+    """Deep Taylor decomposition: relevance by positive contributions, and by weights at the input.
+
+    It is `jaxattn.lrp` with the rule `"z_plus"` in hidden layers and, in the first, `"bounded"`
+    where bounds are given and `"w_square"` where not.
+
+    Args:
+        fn: maps `x` to an output.
+        x: one example.
+        target: which number of the output is explained; see `jaxattn.explain`.
+        args: further inputs of `fn`, not explained.
+        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
+        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
+        key: not used.
+        batch_size: not used: one evaluation is needed.
+        low: the least value that an input may have; broadcasts to `x`.
+        high: the largest.
+
+    Returns:
+        values of the shape of `x`, in units of the output; `info["absorbed"]` as `jaxattn.lrp` has.
+
+    Raises:
+        TypeError: if `x` holds integers only.
+        ValueError: if only one bound is given, and as `jaxattn.lrp` does.
+
+    Reference:
+        Montavon et al. 2017, Explaining nonlinear classification decisions with deep Taylor
+        decomposition, arXiv:1512.02479.
+    """
+    if (low is None) != (high is None):
+        raise ValueError(f"low and high must both be given or both be left out, got {low}, {high}")
+    first = "w_square" if low is None else "bounded"
+    rule = (("input", first), ("*", "z_plus"))
+    return lrp(fn, x, target, args=args, rule=rule, low=low, high=high)
+
+
 def _rules(
     rule: str | Rule | Sequence[tuple[Where, str | Rule]], given: Rule
 ) -> list[tuple[Where, Rule]]:
