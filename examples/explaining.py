@@ -44,6 +44,8 @@ def every_method(
         "occlusion": method(ja.occlusion, window=window, stride=stride),
         "temporal score, forward": temporal("forward"),
         "temporal score, backward": temporal("backward"),
+        "LRP": method(ja.lrp),
+        "DeepLIFT": method(ja.deep_lift),
         "learned mask": method(ja.learned_mask, num_steps=mask_steps),
     }
 
@@ -164,7 +166,15 @@ def at_equal_area(
     return EqualArea(float(counts.mean()), score(xs), {n: after(v) for n, v in rankings.items()})
 
 
-RIVALS = ("saliency", "gradient", "input × gradient", "integrated gradients", "occlusion")
+RIVALS = (
+    "saliency",
+    "gradient",
+    "input × gradient",
+    "integrated gradients",
+    "LRP",
+    "DeepLIFT",
+    "occlusion",
+)
 
 
 class Judged(NamedTuple):

@@ -15,7 +15,8 @@ from examples import digits, heartbeats
 BUDGET = {"epochs": 1, "units": 8, "mask_steps": 10, "least_accuracy": 0.0}
 METHODS = (
     "gradient", "saliency", "input × gradient", "integrated gradients", "smooth grad", "Jacobian",
-    "occlusion", "temporal score, forward", "temporal score, backward", "learned mask", "random",
+    "occlusion", "temporal score, forward", "temporal score, backward", "LRP", "DeepLIFT", "learned mask",
+    "random",
 )  # fmt: skip
 FIGURES = {
     "digits": "comparison jacobian occlusion learned-mask temporal deletion mistake".split(),

@@ -49,7 +49,7 @@ class DeepLift:
         self, structure: Structure, step: Step, memory: Memory, given: list[Any]
     ) -> Shares:
         """The multipliers of a step's operands."""
-        if step.name == "convert_element_type":
+        if step.name in ("convert_element_type", "stop_gradient"):
             return [(structure.actives(step)[0], given[0])]
         if _is_linear(structure, step):
             actives = structure.actives(step)
@@ -114,17 +114,18 @@ class DeepLift:
 
         both, neither, first, second = apply(a, b), apply(a0, b0), apply(a, b0), apply(a0, b)
         half = jnp.asarray(0.5, both.dtype)
-        middle = half * (a + a0), half * (b + b0)
+        middle = [jnp.broadcast_to(half * (x + x0), both.shape) for x, x0 in ((a, a0), (b, b0))]
+        slopes = jax.vjp(apply, *middle)[1](jnp.ones_like(both))
         changes = (both - second) + (first - neither), (both - first) + (second - neither)
-        shares: Shares = []
-        for i, (difference, part) in enumerate(zip((a - a0, b - b0), changes, strict=True)):
-            if structure.is_active(step.inputs[i]):
-                changing = [jnp.zeros_like(x) for x in middle]
-                changing[i] = jnp.ones_like(middle[i])
-                _, slope = jax.jvp(apply, middle, tuple(changing))
-                ratio = _ratio(half * part, difference, slope)
-                shares.append((step.inputs[i], multiplier * ratio.astype(self.dtype)))
-        return shares
+        ratios = [
+            _ratio(half * change, jnp.broadcast_to(difference, both.shape), slope)
+            for change, difference, slope in zip(changes, (a - a0, b - b0), slopes, strict=True)
+        ]
+        return [
+            (atom, multiplier * ratio.astype(self.dtype))
+            for atom, ratio in zip(step.inputs, ratios, strict=True)
+            if structure.is_active(atom)
+        ]
 
     def _contract(
         self, structure: Structure, step: Step, memory: Memory, multiplier: Any
@@ -192,7 +193,9 @@ def _is_linear(structure: Structure, step: Step) -> bool:
 
 
 def _slope(apply: Callable[[Any], Any], x: Any) -> Any:
-    return jax.jvp(apply, (x,), (jnp.ones_like(x),))[1]
+    # Of a function of single cells the transpose gives the same, for custom rules of either kind.
+    y, transpose = jax.vjp(apply, x)
+    return transpose(jnp.ones_like(y))[0]
 
 
 def _secant(apply: Callable[[Any], Any], u: Any, u0: Any, y: Any, y0: Any) -> Any:

@@ -37,8 +37,8 @@ class Var:
 
     @property
     def is_floating(self) -> bool:
-        """Whether the value can carry relevance."""
-        return bool(jnp.issubdtype(self.aval.dtype, jnp.floating))
+        """Whether the value is no integer and no truth value."""
+        return bool(jnp.issubdtype(self.aval.dtype, jnp.inexact))
 
 
 class Number:
@@ -75,7 +75,18 @@ class Step:
 
     def __str__(self) -> str:
         shapes = " and ".join(str(tuple(v.aval.shape)) for v in self.inputs)
-        return f"`{self.name}` of shapes {shapes}{_where(self)}"
+        place = ", ".join(filter(None, (self.path, self.line)))
+        return f"`{self.name}` of shapes {shapes}" + (f" ({place})" if place else "")
+
+    @property
+    def line(self) -> str:
+        """The user's line of code that the step comes from, where that is known."""
+        traceback = self.eqn.source_info.traceback
+        frames: list[Any] = [] if traceback is None else traceback.frames
+        for frame in frames:
+            if not any(part in frame.file_name for part in ("site-packages", _PACKAGE, "<")):
+                return f"{Path(frame.file_name).name}, line {frame.line_num}"
+        return ""
 
 
 @dataclass(eq=False)
@@ -137,14 +148,3 @@ def _is_opened(eqn: jex.JaxprEqn) -> bool:
 def is_atomic(step: Step) -> bool:
     """Whether the step is a function of single cells with a derivative rule of its own."""
     return step.name.startswith(_CUSTOM)
-
-
-def _where(step: Step) -> str:
-    """The place of a step in the user's own words: the layer's path and the line of code."""
-    place = f" in {step.path}" if step.path else ""
-    traceback = step.eqn.source_info.traceback
-    frames: list[Any] = [] if traceback is None else traceback.frames
-    for frame in frames:
-        if not any(part in frame.file_name for part in ("site-packages", _PACKAGE, "<")):
-            return f"{place} ({Path(frame.file_name).name}, line {frame.line_num})"
-    return place

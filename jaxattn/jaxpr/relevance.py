@@ -286,7 +286,7 @@ def product_names(structure: Structure, step: Step) -> list[str]:
         for user in structure.users[var]
         if user.name == "name"
     ]
-    return [*tags, *filter(None, [step.path]), str(step)]
+    return [*tags, *filter(None, [step.path, step.line]), str(step)]
 
 
 def _shortest(structure: Structure, step: Step) -> str:

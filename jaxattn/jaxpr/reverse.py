@@ -106,7 +106,8 @@ def send_back(
             f"fn has side effects ({', '.join(sorted(map(str, closed.effects)))}), which cannot "
             "be sent back through: leave them out (jax.debug.print, io_callback)"
         )
-    structure = analyse(flatten(closed), [Fact(active=True, touched=True)] * len(runs[0]))
+    facts = [Fact(active=True, touched=True)] * len(runs[0])
+    structure = analyse(flatten(closed), facts, exact=len(runs) > 1)
     fact = structure.fact(structure.flat.outputs[0])
     if fact.touched and not fact.active:
         last = [s for s in structure.flat.steps if _ends(structure, s)]
@@ -422,9 +423,11 @@ def _leaves(inner: Structure, var: Var, at_hand: set[Var]) -> set[Var] | None:
 
 
 def _gathered(value: Any, shape: tuple[int, ...]) -> Any:
-    """Sums over the axes along which an operand of length 1 was used again and again."""
+    """Sums over the cells for which one cell of an operand was used again and again."""
     if value.shape == shape:
         return value
+    if not shape:
+        return jnp.sum(value)
     longer = tuple(i for i, (n, m) in enumerate(zip(value.shape, shape, strict=True)) if n != m)
     return jnp.sum(value, longer, keepdims=True)
 

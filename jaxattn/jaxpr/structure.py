@@ -58,6 +58,7 @@ class Structure:
         users: the steps that read a value.
         softmaxes: the logits of each softmax, by its last step.
         inner: the insides of loops and branches.
+        exact: whether the maximum that a softmax subtracts counts as a function of the input.
     """
 
     flat: Flat
@@ -66,6 +67,7 @@ class Structure:
     users: dict[Var, list[Step]]
     softmaxes: dict[Step, Var]
     inner: dict[Step, list["Structure"]]
+    exact: bool
 
     def fact(self, atom: Atom) -> Fact:
         """What is known about an operand."""
@@ -303,6 +305,11 @@ class Structure:
             queue.extend(new)
         return sorted(found, key=self._order.__getitem__)
 
+    def follows_maximum(self, step: Step) -> bool:
+        """Whether the step's operand is a maximum over cells."""
+        largest = self._behind(step.inputs[0], _TO_MAXIMUM)
+        return largest is not None and largest.name == "reduce_max"
+
     def softmax_axes(self, step: Step) -> tuple[int, ...]:
         """The axes over which a softmax sums."""
         total = self._behind(step.inputs[1], LAYOUT)
@@ -390,8 +397,15 @@ def _find_softmaxes(flat: Flat, producers: dict[Var, Step]) -> Iterator[tuple[St
             yield step, logits
 
 
-def analyse(flat: Flat, inputs: Sequence[Fact]) -> Structure:
-    """Finds out what a function is made of, from what is known about its inputs."""
+def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structure:
+    """Finds out what a function is made of, from what is known about its inputs.
+
+    Args:
+        flat: the function.
+        inputs: what is known about its inputs.
+        exact: whether the maximum that a softmax subtracts counts as a function of the input, as
+            for differences it must; slopes do not see it, with a `stop_gradient` around it.
+    """
     producers = {var: step for step in flat.steps for var in step.outputs}
     users: dict[Var, list[Step]] = {var: [] for var in (*flat.inputs, *flat.constants, *producers)}
     for step in flat.steps:
@@ -399,7 +413,7 @@ def analyse(flat: Flat, inputs: Sequence[Fact]) -> Structure:
             users[var].append(step)
     facts = dict(zip(flat.inputs, inputs, strict=True)) | {v: Fact() for v in flat.constants}
     softmaxes = dict(_find_softmaxes(flat, producers))
-    found = Structure(flat, facts, producers, users, softmaxes, {})
+    found = Structure(flat, facts, producers, users, softmaxes, {}, exact)
     for step in flat.steps:
         given = [found.fact(atom) for atom in step.inputs]
         if step.name == "scan":
@@ -413,8 +427,10 @@ def analyse(flat: Flat, inputs: Sequence[Fact]) -> Structure:
             depth = max(f.depth for f in given)
             outputs = [Fact(True, True, 0.0, 1.0, True, True, depth=depth)]
         elif is_atomic(step):
-            inner = analyse(step.bodies[0], given)
+            inner = analyse(step.bodies[0], given, exact)
             outputs = [inner.fact(atom) for atom in inner.flat.outputs]
+        elif step.name == "stop_gradient" and exact and found.follows_maximum(step):
+            outputs = given
         else:
             outputs = [transfer(step, given)] * len(step.outputs)
         for var, fact in zip(step.outputs, outputs, strict=True):
@@ -427,7 +443,7 @@ def _through_scan(found: Structure, step: Step, given: list[Fact]) -> list[Fact]
     carried = slice(n_consts, n_consts + n_carry)
     turns = 0
     while True:
-        inner = analyse(step.bodies[0], given)
+        inner = analyse(step.bodies[0], given, found.exact)
         outputs = [inner.fact(atom) for atom in inner.flat.outputs]
         carry = []
         for before, after in zip(given[carried], outputs, strict=False):
@@ -442,7 +458,7 @@ def _through_scan(found: Structure, step: Step, given: list[Fact]) -> list[Fact]
 
 
 def _through_branches(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
-    found.inner[step] = branches = [analyse(body, given[1:]) for body in step.bodies]
+    found.inner[step] = branches = [analyse(body, given[1:], found.exact) for body in step.bodies]
     outputs = []
     for atoms in zip(*(branch.flat.outputs for branch in branches), strict=True):
         fact = joined([b.fact(atom) for b, atom in zip(branches, atoms, strict=True)])

@@ -231,5 +231,5 @@ def _check_found(argument: str, wanted: list[Where], walk: Relevance) -> None:
         if not sort and where not in walk.matched:
             raise ValueError(
                 f"{argument} names {where!r}, which matches nothing that relevance comes to; "
-                f"there are {sorted(walk.names)}"
+                f"there are {sorted(walk.names)}: name more with jaxattn.tag"
             )
