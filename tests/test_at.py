@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 
@@ -61,17 +62,73 @@ def test_a_baseline_of_each_example_and_args():
     np.testing.assert_allclose(found.values[1], expected.values, atol=1e-6)
 
 
+def recurrent(x):
+    def step(carry, row):
+        state = ja.tag(jnp.tanh(carry + row @ HEAD), "state")
+        return state, ja.tag(state * row[:3], "gated")
+
+    return jax.lax.scan(step, jnp.zeros(3), x)[1].sum(0)
+
+
+ROWS = rng.normal(size=(2, 5, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", OPTIONS, ids=lambda method: method.__name__)
+def test_explains_every_step_of_a_state(method):
+    target = None if method is ja.jacobian else Y
+    states = jax.vmap(ja.capture(recurrent, "state"))(ROWS)[1]["state"]
+
+    def from_states(states, row):
+        return (states * row[:, :3]).sum(0)
+
+    options = {"args": (ROWS,), **OPTIONS[method]}
+    expected = ja.explain(method, from_states, states, target, **options)
+    found = ja.explain(method, recurrent, ROWS, target, at="state", **OPTIONS[method])
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    np.testing.assert_allclose(found.output, expected.output, atol=1e-6)
+
+
+def test_gradient_of_one_intermediate_with_respect_to_another():
+    def gated(x):
+        return ja.capture(recurrent, "gated")(x)[1]["gated"]
+
+    found = ja.jacobian(gated, ROWS[0], at="state").values
+    each = np.einsum("tk,ts,kj->tksj", ROWS[0][:, :3], np.eye(5), np.eye(3))
+    np.testing.assert_allclose(found, each, atol=1e-6)
+    last = ja.gradient(gated, ROWS[0], lambda out: out[-1, 0], at="gated").values
+    assert last[-1, 0] == 1 and last.sum() == 1
+
+
+def test_an_untagged_embedding_is_found_by_its_path():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Embedding(7, 4, name="embed"), keras.layers.LSTM(3, name="lstm")]
+        model = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
+        found = ja.explain(ja.gradient, model, IDS, Y, at="embed").values
+        table = layers[0](IDS)
+        for i in range(2):
+            score = jax.grad(lambda e, i=i: layers[1](e[None])[0, Y[i]])
+            np.testing.assert_allclose(found[i, 0], score(table[i]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["embedding", "embed", "emb*", "*ding"])
+def test_a_name_may_be_a_part_or_a_glob(name):
+    found = ja.saliency(classify, IDS[0], 0, at=name).values
+    expected = ja.saliency(from_embedding, TABLE[IDS[0]], 0).values
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_names_are_checked():
-    with pytest.raises(ValueError, match=r"at='embed' must name one .* fn has \['embedding'\]"):
-        ja.saliency(classify, IDS[0], 0, at="embed")
-    with pytest.raises(ValueError, match="2 have that name"):
+    with pytest.raises(ValueError, match=r"at: fn has no intermediate 'bed.*\['embedding'\]"):
+        ja.saliency(classify, IDS[0], 0, at="bedding*")
+    with pytest.raises(ValueError, match=r"at='a' must name one array, and names a .* a "):
         ja.saliency(lambda x: ja.tag(ja.tag(x, "a"), "a").sum(), np.ones(2), at="a")
-
-    def looped(x):
-        return jax.lax.scan(lambda c, r: (ja.tag(c + r, "state"), None), jnp.zeros(()), x)[0]
-
-    with pytest.raises(ValueError, match="inside of a `scan`"):
-        ja.saliency(looped, np.ones(3, np.float32), at="state")
+    with pytest.raises(ValueError, match=r"at='\*' .* names state \[\(5, 3\)\]; gated"):
+        ja.saliency(recurrent, ROWS[0], 0, at="*")
+    with pytest.raises(TypeError, match="at must be the name of an intermediate, got 3"):
+        ja.saliency(classify, IDS[0], 0, at=3)
+    with pytest.raises(ValueError, match="has no meaning for temporal_output_score"):
+        ja.temporal_output_score(recurrent, ROWS[0], 0, at="state")
 
 
 def test_ids_alone_are_refused_with_the_way_out():

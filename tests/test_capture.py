@@ -1,0 +1,372 @@
+"""Named intermediates of any JAX function are read and replaced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import io_callback
+from jax.tree_util import Partial
+
+import jaxattn as ja
+
+rng = np.random.default_rng(0)
+T, D = 4, 2
+X = rng.normal(size=(T, D)).astype(np.float32)
+ONES = np.ones((T, D), np.float32)
+SUMS = X.cumsum(0)
+TAILS = X[::-1].cumsum(0)[::-1]
+
+
+def equal(found, expected, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), found, expected)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+
+def seen(fn, *names, x=X):
+    return ja.capture(fn, *names)(x)[1]
+
+
+def plain(x):
+    doubled = ja.tag(2 * x, "doubled")
+    return ja.tag(jnp.sin(doubled), "sine").sum()
+
+
+def summed(x, reverse=False):
+    """The state is a running sum; what comes out at each step is twice that."""
+
+    def step(carry, row):
+        carry = ja.tag(carry + row, "state")
+        return carry, 2 * carry
+
+    return jax.lax.scan(step, jnp.zeros(D), x, reverse=reverse)[1]
+
+
+def nested(x):
+    """Row by row, the sums of its numbers."""
+
+    def row(carry, row):
+        return carry, jax.lax.scan(lambda c, n: (ja.tag(c + n, "sum"),) * 2, 0.0 * carry, row)[1]
+
+    return jax.lax.scan(row, jnp.zeros(()), x)[1]
+
+
+@jax.custom_jvp
+def straight(x):
+    return ja.tag(jnp.sign(x), "sign")
+
+
+straight.defjvp(lambda x, t: (straight(*x), t[0]))
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    return ja.tag(3 * x, "tripled")
+
+
+reversed_gradient.defvjp(lambda x: (reversed_gradient(x), None), lambda _, g: (-g,))
+
+
+def in_jit(x):
+    return jax.jit(lambda x: jax.jit(plain)(x) + 1)(x)
+
+
+def in_remat(x):
+    return jax.checkpoint(plain)(x)
+
+
+def in_vmap(x):
+    return jax.vmap(plain)(x).sum()
+
+
+def in_cond(x):
+    branches = [lambda x, i=i: ja.tag(i * x, "times") + 1 for i in (2, 3)]
+    return jax.lax.switch((x.sum() > -100).astype(jnp.int32), branches, x)
+
+
+def in_half_a_cond(x):
+    return jax.lax.cond(x.sum() > 0, lambda x: ja.tag(x, "half"), lambda x: -x, x)
+
+
+def in_while(x):
+    return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: ja.tag(x + 1, "grown"), x)
+
+
+def in_a_solver(x):
+    return jax.scipy.sparse.linalg.cg(lambda v: ja.tag(2 * v, "product"), x)[0]
+
+
+CASES = {
+    "plain": (plain, {"doubled": 2 * X, "sine": np.sin(2 * X)}),
+    "scan": (summed, {"state": SUMS}),
+    "reverse scan": (lambda x: summed(x, reverse=True), {"state": TAILS}),
+    "nested scans": (nested, {"sum": X.cumsum(1)}),
+    "jit": (in_jit, {"doubled": 2 * X, "sine": np.sin(2 * X)}),
+    "remat": (in_remat, {"doubled": 2 * X, "sine": np.sin(2 * X)}),
+    "vmap": (in_vmap, {"doubled": 2 * X, "sine": np.sin(2 * X)}),
+    "cond": (in_cond, {"times": 3 * X}),
+    "custom jvp": (straight, {"sign": np.sign(X)}),
+    "custom vjp": (reversed_gradient, {"tripled": 3 * X}),
+    "none": (jnp.sin, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_every_tag_is_found_wherever_it_lies(case, wrap):
+    fn, expected = CASES[case]
+    output, values = wrap(ja.capture(fn))(X)
+    equal(output, fn(X))
+    equal(values, expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_is_captured_under_vmap(case):
+    fn, expected = CASES[case]
+    output, values = jax.vmap(ja.capture(fn))(np.stack([X, X]))
+    equal(output, jnp.stack([fn(X), fn(X)]))
+    equal(values, {name: np.stack([value, value]) for name, value in expected.items()})
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("custom")])
+def test_the_gradient_is_that_of_the_function(case):
+    fn, _ = CASES[case]
+    found = jax.grad(lambda x: ja.capture(fn)(x)[0].sum())(X)
+    equal(found, jax.grad(lambda x: fn(x).sum())(X))
+
+
+def test_a_captured_value_can_be_differentiated():
+    equal(jax.jacobian(lambda x: seen(plain, "sine", x=x)["sine"].sum())(X), 2 * np.cos(2 * X))
+    found = jax.grad(lambda x: seen(summed, "state", x=x)["state"][-1].sum())(X)
+    equal(found, ONES)
+
+
+@pytest.mark.parametrize(
+    ("case", "replacement", "expected"),
+    [
+        (plain, {"doubled": X}, np.sin(X).sum()),
+        (plain, {"doubled": lambda v: v / 2}, np.sin(X).sum()),
+        (plain, {"doubled": X, "sine": lambda v: v + 1}, np.sin(X).sum() + T * D),
+        (plain, {"sine": np.ones((T, D), int)}, T * D),
+        (summed, {"state": X}, 2 * X),
+        (summed, {"state": X[0]}, 2 * np.stack([X[0]] * T)),
+        (summed, {"state": lambda v: v + 1}, 2 * (X + 1).cumsum(0)),
+        (lambda x: summed(x, reverse=True), {"state": X}, 2 * X),
+        (nested, {"sum": X}, X),
+        (nested, {"sum": X[0]}, np.stack([X[0]] * T)),
+        (nested, {"sum": np.float32(7)}, np.full((T, D), 7)),
+        (nested, {"sum": lambda v: v + 1}, (X + 1).cumsum(1)),
+        (in_jit, {"doubled": X}, np.sin(X).sum() + 1),
+        (in_remat, {"doubled": X}, np.sin(X).sum()),
+        (in_vmap, {"doubled": X}, np.sin(X).sum()),
+        (in_cond, {"times": X}, X + 1),
+        (straight, {"sign": X}, X),
+        (reversed_gradient, {"tripled": lambda v: v / 3}, X),
+        (plain, {}, np.sin(2 * X).sum()),
+        (summed, {"state": Partial(jnp.add, X[0])}, 2 * (X + X[0]).cumsum(0)),
+        (nested, {"sum": lambda v: 7.0}, np.full((T, D), 7)),
+    ],
+)
+def test_intermediates_are_replaced(case, replacement, expected):
+    changed = ja.intervene(case, replacement)
+    np.testing.assert_allclose(changed(X), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(changed)(X), expected, rtol=1e-5, atol=1e-6)
+    batch = jax.vmap(changed)(np.stack([X, X]))
+    np.testing.assert_allclose(batch, np.stack([expected] * 2), rtol=1e-5, atol=1e-6)
+
+
+def test_replacements_are_differentiated():
+    found = jax.grad(lambda r: ja.intervene(summed, {"state": r})(X).sum())(X)
+    equal(found, 2 * ONES)
+    equal(jax.grad(lambda x: ja.intervene(plain, {"doubled": X})(x))(X), 0 * X)
+    equal(jax.grad(lambda x: ja.intervene(plain, {"doubled": lambda v: v / 2})(x))(X), np.cos(X))
+
+
+def test_the_function_may_close_over_what_is_traced():
+    def captured(w):
+        return seen(lambda x: ja.tag(w * x, "scaled"))["scaled"]
+
+    equal(jax.jit(captured)(jnp.float32(3)), 3 * X)
+    equal(jax.jacobian(captured)(jnp.float32(3)), X)
+    with jax.disable_jit():
+        equal(captured(jnp.float32(3)), 3 * X)
+
+
+def test_custom_derivatives_survive_unless_a_name_lies_inside():
+    def fn(x):
+        return reversed_gradient(straight(ja.tag(x, "x"))).sum()
+
+    equal(jax.grad(lambda x: ja.capture(fn, "x")(x)[0])(X), -ONES)
+    equal(jax.grad(lambda x: ja.capture(fn, "sign")(x)[0])(X), 0 * X)
+    equal(jax.grad(lambda x: ja.capture(fn, "tripled")(x)[0])(X), 3 * ONES)
+
+
+def test_remat_stays_remat():
+    jaxpr = jax.make_jaxpr(ja.intervene(in_remat, {"doubled": X}))(X)
+    assert "remat" in str(jaxpr) or "checkpoint" in str(jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("fn", "name", "why"),
+    [
+        (in_while, "grown", "a `while`, which has no fixed number of steps"),
+        (in_half_a_cond, "half", "in every branch of a `cond`"),
+        (jax.jit(in_half_a_cond), "half", "in every branch of a `cond`"),
+        (in_a_solver, "product", "a `custom_linear_solve`, which is not opened"),
+    ],
+)
+def test_what_has_no_value_is_refused(fn, name, why):
+    for call in (ja.capture(fn), ja.capture(fn, name), ja.intervene(fn, {name: X})):
+        with pytest.raises(ValueError, match=f"'{name}' .*{why}"):
+            call(X)
+    with pytest.raises(ValueError, match=f"at: '{name}' .*{why}"):
+        ja.saliency(fn, X, at=name)
+
+
+def test_branches_must_agree_on_shapes():
+    def fn(x):
+        ends = [lambda x: ja.tag(x, "part").sum(), lambda x: ja.tag(x[0], "part").sum()]
+        return jax.lax.cond(x.sum() > 0, *ends, x) + ja.tag(x, "whole").sum()
+
+    with pytest.raises(ValueError, match="'part' does not occur equally often, with equal shapes"):
+        seen(fn)
+    equal(seen(fn, "whole"), {"whole": X})
+
+
+def many(x):
+    for _ in range(3):
+        x = ja.tag(x + 1, "again")
+    return ja.tag(x, "encoder/out") * ja.tag(x, "decoder/out")
+
+
+def test_a_name_that_occurs_more_than_once_is_a_list():
+    equal(seen(many, "again"), {"again": [X + 1, X + 2, X + 3]})
+    equal(ja.intervene(many, {"again": [X, lambda v: 2 * v, X + 5]})(X), (X + 5) ** 2, 1e-5)
+    equal(ja.intervene(many, {"again": lambda v: 2 * v})(X), (8 * X + 14) ** 2, 1e-3)
+    with pytest.raises(ValueError, match="'again' occurs 3 times, got a list of 2"):
+        ja.intervene(many, {"again": [X, X]})(X)
+    both = seen(lambda x: jax.jit(plain)(x) + jax.jit(plain)(2 * x), "sine")
+    equal(both, {"sine": [np.sin(2 * X), np.sin(4 * X)]})
+    looped = seen(lambda x: summed(summed(x)), "state")
+    equal(looped, {"state": [SUMS, (2 * SUMS).cumsum(0)]}, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("encoder/out", {"encoder/out"}),
+        ("out", {"encoder/out", "decoder/out"}),
+        ("coder", {"encoder/out", "decoder/out"}),
+        ("*coder*", {"encoder/out", "decoder/out"}),
+        ("[ae]*", {"again", "encoder/out"}),
+        ("?gain", {"again"}),
+        ("gai", {"again"}),
+    ],
+)
+def test_names_are_exact_globs_or_parts(pattern, names):
+    assert set(seen(many, pattern)) == names
+
+
+def test_unknown_names_list_those_there_are():
+    message = r"no intermediate 'nope'.*tags \['again', 'encoder/out', 'decoder/out'\]"
+    with pytest.raises(ValueError, match="capture: fn has " + message):
+        seen(many, "again", "nope")
+    with pytest.raises(ValueError, match="intervene: fn has " + message):
+        ja.intervene(many, {"nope": X})(X)
+    with pytest.raises(ValueError, match="no intermediate 'agai\\?\\?'"):
+        seen(many, "agai??")
+
+
+@pytest.mark.parametrize(
+    ("replacement", "error", "message"),
+    [
+        (X[:3], ValueError, r"shape \(3, 2\), wanted \(4, 2\) or, the same for all .* \(2,\)"),
+        (X[None], ValueError, r"shape \(1, 4, 2\), wanted"),
+        (X + 1j, TypeError, "array of complex64, wanted float32"),
+        ((X, X), ValueError, "gives out 1 arrays, .*got 2"),
+        (lambda v: v[None], ValueError, "must answer what it gets, float32.2., got float32.1, 2."),
+        (lambda v: v > 0, ValueError, "must answer what it gets, float32.2., got bool.2."),
+        (lambda v: (v, v), ValueError, "must answer what it gets"),
+    ],
+)
+def test_replacements_must_fit(replacement, error, message):
+    with pytest.raises(error, match=message):
+        ja.intervene(summed, {"state": replacement})(X)
+
+
+def test_arguments_of_a_wrong_kind():
+    with pytest.raises(TypeError, match="fn must be callable, got int"):
+        ja.capture(3)
+    with pytest.raises(TypeError, match="names must be strings, got 3"):
+        ja.capture(plain, 3)
+    with pytest.raises(TypeError, match="replacements must be a dict by name, got str"):
+        ja.intervene(plain, "doubled")
+    with pytest.raises(TypeError, match="must be arrays or functions, got str for 'doubled'"):
+        ja.intervene(plain, {"doubled": "zero"})
+    with pytest.raises(TypeError, match="replacements must have names for keys, got 0"):
+        ja.intervene(plain, {0: X})
+    with pytest.raises(ValueError, match="'doubled' is replaced twice"):
+        ja.intervene(plain, {"doubled": X, "doub": X})(X)
+
+
+def test_capture_of_capture_and_of_intervene():
+    equal(seen(ja.capture(plain, "sine"), "doubled"), {"doubled": 2 * X})
+    equal(seen(ja.capture(plain, "sine"), "sine"), {"sine": np.sin(2 * X)})
+    for name, fn in {"doubled": plain, "state": summed}.items():
+        equal(seen(ja.intervene(fn, {name: X}), name), {name: X})
+        nothing = ja.intervene(fn, {name: lambda v: 0 * v})
+        equal(seen(nothing, name), {name: 0 * X})
+        equal(seen(ja.intervene(nothing, {name: lambda v: v + 1}), name), {name: ONES})
+
+
+def test_further_inputs_and_pytrees():
+    def fn(x, scale):
+        return {"y": ja.tag(x["a"] * scale, "scaled") + x["b"]}
+
+    output, values = ja.capture(fn, "scaled")({"a": X, "b": X}, np.float32(3))
+    equal(output, {"y": 4 * X})
+    equal(values, {"scaled": 3 * X})
+
+
+def test_side_effects_still_happen():
+    heard = []
+
+    def hear(value):
+        heard.append(float(value))
+
+    def fn(x):
+        jax.debug.callback(hear, x.sum(), ordered=True)
+
+        def step(carry, row):
+            io_callback(hear, None, row[0], ordered=True)
+            return ja.tag(carry + row, "state"), None
+
+        doubled = jax.pure_callback(lambda x: 2 * np.asarray(x), jax.typeof(x), x)
+        return jax.lax.scan(step, jnp.zeros(D), doubled)[0]
+
+    for call in (ja.capture(fn, "state"), ja.intervene(fn, {"state": lambda v: v})):
+        output = call(X)
+        jax.effects_barrier()
+        np.testing.assert_allclose(heard, [X.sum(), *2 * X[:, 0]], rtol=1e-5)
+        heard.clear()
+    np.testing.assert_allclose(output, 2 * X.sum(0), rtol=1e-5)
+    printed = []
+    ja.capture(lambda x: (jax.debug.callback(printed.append, x[0, 0]), ja.tag(x, "a"))[1])(X)
+    jax.effects_barrier()
+    assert printed == [X[0, 0]]
+
+
+def test_a_captured_value_is_a_target():
+    found = ja.explain(
+        ja.gradient, ja.capture(plain, "sine"), X[None], lambda out: out[1]["sine"][0, 0]
+    )
+    expected = np.zeros((1, T, D), np.float32)
+    expected[0, 0, 0] = 2 * np.cos(2 * X[0, 0])
+    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+
+
+def test_without_softmax_goes_around_an_intervention():
+    def fn(x):
+        return jax.nn.softmax(ja.tag(x.sum(0), "logits"))
+
+    changed = ja.without_softmax(ja.intervene(fn, {"logits": lambda v: 3 * v}))
+    np.testing.assert_allclose(ja.gradient(changed, X, 0).values[:, 0], np.full(T, 3.0))
