@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 110  # where the output is no terminal that has one
+WIDTH = 120  # where the output is no terminal that has one
 
 
 def positive(text: str) -> int:

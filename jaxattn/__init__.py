@@ -29,6 +29,11 @@ from jaxattn.methods.jacobian import jacobian as jacobian
 from jaxattn.methods.layers import grad_cam as grad_cam, layer_conductance as layer_conductance
 from jaxattn.methods.masks import learned_mask as learned_mask
 from jaxattn.methods.occlusion import occlusion as occlusion
+from jaxattn.methods.patterns import (
+    fit_patterns as fit_patterns,
+    pattern_attribution as pattern_attribution,
+    pattern_net as pattern_net,
+)
 from jaxattn.methods.relevance import deep_taylor as deep_taylor, lrp as lrp
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
 
@@ -44,6 +49,7 @@ __all__ = [
     "deep_lift",
     "deep_taylor",
     "explain",
+    "fit_patterns",
     "grad_cam",
     "gradient",
     "guided_backprop",
@@ -58,6 +64,8 @@ __all__ = [
     "models",
     "nn",
     "occlusion",
+    "pattern_attribution",
+    "pattern_net",
     "plot",
     "saliency",
     "smooth_grad",

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.jaxpr.facts import CONTRACTING, SUMMING, Fact
-from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Flat, Step, Var, flatten, is_atomic
+from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Flat, Step, Var, is_atomic
+from jaxattn.jaxpr.hoisted import analyse_whole
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.relevance import refusal
-from jaxattn.jaxpr.structure import Structure, analyse, scan_counts
+from jaxattn.jaxpr.structure import Structure
 
 
 class Parts(NamedTuple):
@@ -54,7 +55,7 @@ def decompose(
             f"fn has side effects ({', '.join(sorted(map(str, closed.effects)))}), which cannot be "
             "decomposed: leave them out (jax.debug.print, io_callback)"
         )
-    structure = analyse(flatten(closed), [Fact(active=True, touched=True)])
+    structure = analyse_whole(closed, [Fact(active=True, touched=True)])
     zero = jnp.zeros_like(x)
     parts = Parts(jnp.where(mask, x, 0), jnp.where(mask, 0, x), zero, mask.astype(x.dtype) + zero)
     outputs = _Walk(structure, None).run([parts])
@@ -197,7 +198,7 @@ class _Walk:
 
     def _scan(self, step: Step, given: list[Any]) -> list[Any]:
         (inner,) = self.structure.inner[step]
-        n_consts, n_carry = scan_counts(step)
+        n_consts, n_carry = step.counts
         stop = n_consts + n_carry
         carried = inner.flat.inputs[n_consts:stop]
         init = [

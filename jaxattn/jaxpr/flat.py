@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.interpreter import sub_jaxprs
+from jaxattn.jaxpr.interpreter import scan_counts, sub_jaxprs
 
 _PACKAGE = str(Path(__file__).parents[1])
 _CALLS = {"jit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
@@ -54,13 +54,24 @@ Atom: TypeAlias = Var | Number
 
 @dataclass(eq=False)
 class Step:
-    """One equation, with the variables of this very call of it."""
+    """One equation, with the variables of this very call of it.
+
+    Attributes:
+        eqn: the equation.
+        inputs: its operands.
+        outputs: what it makes.
+        path: the path of its layer.
+        stack: the part of that path that the function itself gives.
+        counts: of a scan, how many operands are constants, and how many are carried.
+        bodies: the insides of a loop, a branch, a custom derivative rule.
+    """
 
     eqn: jex.JaxprEqn
     inputs: list[Atom]
     outputs: list[Var]
     path: str
     stack: str
+    counts: tuple[int, int] = (0, 0)
     bodies: list["Flat"] = field(default_factory=list)
 
     @property
@@ -127,6 +138,8 @@ def _open(
             env.update(zip(eqn.outvars, outputs, strict=True))
             continue
         step = Step(eqn, inputs, [Var(v.aval) for v in eqn.outvars], here, inside)
+        if step.name == "scan":
+            step.counts = scan_counts(eqn.params)
         step.bodies = [flatten(inner, here) for inner in sub_jaxprs(eqn)]
         flat.steps.append(step)
         env.update(zip(eqn.outvars, step.outputs, strict=True))

@@ -164,17 +164,21 @@ def reemit(
     return None
 
 
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    if "ft_in" in params:  # jax >= 0.12 counts operands by a tree
+        of_consts, of_carry, _ = params["ft_in"].unpack()
+        return len(list(of_consts)), len(list(of_carry))
+    return params["num_consts"], params["num_carry"]
+
+
 def _scan(
     params: dict[str, Any],
     inputs: Sequence[Any],
     body: Callable[..., tuple[Any, Any]],
     more: Any,
 ) -> tuple[tuple[Any, ...], Any]:
-    if "ft_in" in params:  # jax >= 0.12 counts operands by a tree
-        of_consts, of_carry, _ = params["ft_in"].unpack()
-        n_consts, n_carry = len(list(of_consts)), len(list(of_carry))
-    else:
-        n_consts, n_carry = params["num_consts"], params["num_carry"]
+    n_consts, n_carry = scan_counts(params)
     consts, init, xs = (
         tuple(inputs[:n_consts]),
         tuple(inputs[n_consts : n_consts + n_carry]),

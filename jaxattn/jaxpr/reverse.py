@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.jaxpr.facts import Fact
-from jaxattn.jaxpr.flat import Atom, Step, Var, flatten
+from jaxattn.jaxpr.flat import Atom, Step, Var
+from jaxattn.jaxpr.hoisted import analyse_whole
 from jaxattn.jaxpr.interpreter import bind
-from jaxattn.jaxpr.structure import Structure, analyse, scan_counts
+from jaxattn.jaxpr.structure import Structure
 
 #: What a value is in each run of the function: at the input, and perhaps at a baseline.
 Runs = tuple[Any, ...]
@@ -51,9 +52,6 @@ class Rules(Protocol):
 
     dtype: Any
 
-    def start(self, score: Runs) -> Any:
-        """What the score itself gets."""
-
     def __call__(
         self, structure: Structure, step: Step, memory: Memory, given: list[Any]
     ) -> Sequence[tuple[Atom, Any]]:
@@ -69,6 +67,13 @@ class Rules(Protocol):
         """Ends it, and answers the sum of what was absorbed there."""
 
 
+class ScoreRules(Rules, Protocol):
+    """Rules that begin at a score."""
+
+    def start(self, score: Runs) -> Any:
+        """What the score itself gets."""
+
+
 def _compute(step: Step, read: Any, memory: Memory) -> None:
     """Computes a step in all runs; once where they cannot differ."""
     given = [read[atom] for atom in step.inputs]
@@ -82,7 +87,9 @@ def _compute(step: Step, read: Any, memory: Memory) -> None:
 
 
 def send_back(
-    score: Callable[..., Any], runs: Sequence[Sequence[Any]], rules: Callable[[Structure], Rules]
+    score: Callable[..., Any],
+    runs: Sequence[Sequence[Any]],
+    rules: Callable[[Structure], ScoreRules],
 ) -> tuple[list[Any], Any, list[Any]]:
     """Sends a score back to what it is a function of.
 
@@ -99,22 +106,9 @@ def send_back(
         ValueError: if the score depends on the arguments through no differentiable path, or if the
             function has side effects in an order.
     """
-    fresh = jax.make_jaxpr(lambda *args: score(*args), return_shape=True)
-    closed, shape = fresh(*runs[0])
-    if closed.effects:
-        raise ValueError(
-            f"fn has side effects ({', '.join(sorted(map(str, closed.effects)))}), which cannot "
-            "be sent back through: leave them out (jax.debug.print, io_callback)"
-        )
     facts = [Fact(active=True, touched=True)] * len(runs[0])
-    structure = analyse(flatten(closed), facts, exact=len(runs) > 1)
-    fact = structure.fact(structure.flat.outputs[0])
-    if fact.touched and not fact.active:
-        last = [s for s in structure.flat.steps if _ends(structure, s)]
-        raise ValueError(
-            "fn has no differentiable path from x to the target: "
-            + (f"{last[0]} ends it" if last else "integers and stop_gradient carry no relevance")
-        )
+    structure, treedef = structure_of(score, runs[0], facts, exact=len(runs) > 1)
+    check_path(structure, structure.flat.outputs[:1])
     rule = rules(structure)
     inputs = [tuple(values) for values in zip(*runs, strict=True)]
 
@@ -122,7 +116,6 @@ def send_back(
         return [rule.start(outputs[0]), *[None] * (len(outputs) - 1)]
 
     outputs, got, absorbed = Reverse(rule)(structure, inputs, seed)
-    treedef = jax.tree.structure(shape)
     answers = [
         jax.tree.unflatten(treedef, [values[i] for values in outputs]) for i in range(len(runs))
     ]
@@ -131,6 +124,45 @@ def send_back(
         for g, x in zip(got, runs[0], strict=True)
     ]
     return shares, absorbed, answers
+
+
+def structure_of(
+    fn: Callable[..., Any], inputs: Sequence[Any], facts: Sequence[Fact], exact: bool = False
+) -> tuple[Structure, Any]:
+    """What a function is made of, and the structure of its answer.
+
+    Args:
+        fn: the function.
+        inputs: what it is called with, pytrees of arrays.
+        facts: what is known about each of these arrays.
+        exact: as for `analyse`.
+
+    Raises:
+        ValueError: if the function has side effects in an order.
+    """
+    fresh = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)
+    closed, shape = fresh(*inputs)
+    if closed.effects:
+        raise ValueError(
+            f"fn has side effects ({', '.join(sorted(map(str, closed.effects)))}), which cannot "
+            "be sent back through: leave them out (jax.debug.print, io_callback)"
+        )
+    return analyse_whole(closed, facts, exact), jax.tree.structure(shape)
+
+
+def check_path(structure: Structure, outputs: Sequence[Atom]) -> None:
+    """Refuses outputs that depend on the input through no differentiable path.
+
+    Raises:
+        ValueError: if they do.
+    """
+    facts = [structure.fact(atom) for atom in outputs]
+    if any(f.touched for f in facts) and not any(f.active for f in facts):
+        last = [s for s in structure.flat.steps if _ends(structure, s)]
+        raise ValueError(
+            "fn has no differentiable path from x to the target: "
+            + (f"{last[0]} ends it" if last else "integers and stop_gradient carry no relevance")
+        )
 
 
 def _ends(structure: Structure, step: Step) -> bool:
@@ -434,7 +466,7 @@ def _gathered(value: Any, shape: tuple[int, ...]) -> Any:
 
 def _operands(step: Step, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """Parts the operands of a scan: constants, carried, scanned over."""
-    n_consts, n_carry = scan_counts(step)
+    n_consts, n_carry = step.counts
     split = n_consts + n_carry
     return list(values[:n_consts]), list(values[n_consts:split]), list(values[split:])
 

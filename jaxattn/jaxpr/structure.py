@@ -4,7 +4,7 @@ A layer is not an equation. `x @ W + h @ U + b` is one affine map, in however ma
 written, and relevance is shared out over the whole of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxattn.jaxpr.facts import (
@@ -12,16 +12,12 @@ from jaxattn.jaxpr.facts import (
     LAYOUT,
     SUMMING,
     Fact,
-    join,
-    joined,
     literal_fact,
-    transfer,
-    widened,
 )
 from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Flat, Step, Var, is_atomic
 
 #: What may lie between a softmax's logits and the maximum that it subtracts.
-_TO_MAXIMUM = LAYOUT | {"stop_gradient", "max"}
+TO_MAXIMUM = LAYOUT | {"stop_gradient", "max"}
 
 
 @dataclass(eq=False)
@@ -307,7 +303,7 @@ class Structure:
 
     def follows_maximum(self, step: Step) -> bool:
         """Whether the step's operand is a maximum over cells."""
-        largest = self._behind(step.inputs[0], _TO_MAXIMUM)
+        largest = self._behind(step.inputs[0], TO_MAXIMUM)
         return largest is not None and largest.name == "reduce_max"
 
     def softmax_axes(self, step: Step) -> tuple[int, ...]:
@@ -359,12 +355,13 @@ class Structure:
 
     def _behind(self, atom: Atom, through: frozenset[str] | set[str]) -> Step | None:
         """The step that made a value's numbers, past those that are named in `through`."""
-        return _maker(atom, self.producers, through)
+        return maker_of(atom, self.producers, through)
 
 
-def _maker(
+def maker_of(
     atom: Atom, producers: dict[Var, Step], through: frozenset[str] | set[str]
 ) -> Step | None:
+    """The step that made a value's numbers, past those that are named in `through`."""
     while isinstance(atom, Var):
         step = producers.get(atom)
         if step is None or step.name not in through:
@@ -372,104 +369,3 @@ def _maker(
         data = [a for a in step.variables if a.aval.dtype == step.outputs[0].aval.dtype]
         atom = (data or step.inputs)[0]
     return None
-
-
-def _find_softmaxes(flat: Flat, producers: dict[Var, Step]) -> Iterator[tuple[Step, Var]]:
-    """Softmaxes have no primitive: a maximum, a difference, an exponential, a sum, a quotient."""
-    for step in flat.steps:
-        if step.name != "div":
-            continue
-        exponential = _maker(step.inputs[0], producers, LAYOUT)
-        total = _maker(step.inputs[1], producers, LAYOUT)
-        if exponential is None or exponential.name != "exp":
-            continue
-        if total is None or total.name != "reduce_sum":
-            continue
-        if _maker(total.inputs[0], producers, LAYOUT) is not exponential:
-            continue
-        logits = exponential.inputs[0]
-        shifted = _maker(logits, producers, LAYOUT)
-        if shifted is not None and shifted.name == "sub":
-            largest = _maker(shifted.inputs[1], producers, _TO_MAXIMUM)
-            if largest is not None and largest.name == "reduce_max":
-                logits = shifted.inputs[0]
-        if isinstance(logits, Var) and logits.shape == step.outputs[0].shape:
-            yield step, logits
-
-
-def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structure:
-    """Finds out what a function is made of, from what is known about its inputs.
-
-    Args:
-        flat: the function.
-        inputs: what is known about its inputs.
-        exact: whether the maximum that a softmax subtracts counts as a function of the input, as
-            for differences it must; slopes do not see it, with a `stop_gradient` around it.
-    """
-    producers = {var: step for step in flat.steps for var in step.outputs}
-    users: dict[Var, list[Step]] = {var: [] for var in (*flat.inputs, *flat.constants, *producers)}
-    for step in flat.steps:
-        for var in dict.fromkeys(step.variables):
-            users[var].append(step)
-    facts = dict(zip(flat.inputs, inputs, strict=True)) | {v: Fact() for v in flat.constants}
-    softmaxes = dict(_find_softmaxes(flat, producers))
-    found = Structure(flat, facts, producers, users, softmaxes, {}, exact)
-    for step in flat.steps:
-        given = [found.fact(atom) for atom in step.inputs]
-        if step.name == "scan":
-            outputs = _through_scan(found, step, given)
-        elif step.name == "cond":
-            outputs = _through_branches(found, step, given)
-        elif step.name == "while":
-            one = joined(given)
-            outputs = [Fact(one.active, one.touched)] * len(step.outputs)
-        elif step in softmaxes and found.is_active(softmaxes[step]):
-            depth = max(f.depth for f in given)
-            outputs = [Fact(True, True, 0.0, 1.0, True, True, depth=depth)]
-        elif is_atomic(step):
-            inner = analyse(step.bodies[0], given, exact)
-            outputs = [inner.fact(atom) for atom in inner.flat.outputs]
-        elif step.name == "stop_gradient" and exact and found.follows_maximum(step):
-            outputs = given
-        else:
-            outputs = [transfer(step, given)] * len(step.outputs)
-        for var, fact in zip(step.outputs, outputs, strict=True):
-            facts[var] = fact._replace(active=fact.active and var.is_floating)
-    return found
-
-
-def _through_scan(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
-    n_consts, n_carry = scan_counts(step)
-    carried = slice(n_consts, n_consts + n_carry)
-    turns = 0
-    while True:
-        inner = analyse(step.bodies[0], given, found.exact)
-        outputs = [inner.fact(atom) for atom in inner.flat.outputs]
-        carry = []
-        for before, after in zip(given[carried], outputs, strict=False):
-            # A loop does not add layers by going round.
-            both = join(before, after._replace(depth=before.depth))
-            carry.append(widened(before, both) if turns else both)
-        if carry == given[carried]:
-            found.inner[step] = [inner]
-            return outputs
-        given = [*given[: carried.start], *carry, *given[carried.stop :]]
-        turns += 1
-
-
-def _through_branches(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
-    found.inner[step] = branches = [analyse(body, given[1:], found.exact) for body in step.bodies]
-    outputs = []
-    for atoms in zip(*(branch.flat.outputs for branch in branches), strict=True):
-        fact = joined([b.fact(atom) for b, atom in zip(branches, atoms, strict=True)])
-        outputs.append(fact._replace(touched=fact.touched or given[0].touched))
-    return outputs
-
-
-def scan_counts(step: Step) -> tuple[int, int]:
-    """How many operands of a scan are constants, and how many are carried."""
-    params = step.eqn.params
-    if "ft_in" in params:  # jax >= 0.12 counts operands by a tree
-        of_consts, of_carry, _ = params["ft_in"].unpack()
-        return len(list(of_consts)), len(list(of_carry))
-    return params["num_consts"], params["num_carry"]

@@ -1,0 +1,99 @@
+"""Finds out what a function is made of: facts of its values, softmaxes, loops and branches."""
+
+from collections.abc import Iterator, Sequence
+
+from jaxattn.jaxpr.facts import LAYOUT, Fact, join, joined, transfer, widened
+from jaxattn.jaxpr.flat import Flat, Step, Var, is_atomic
+from jaxattn.jaxpr.structure import TO_MAXIMUM, Structure, maker_of
+
+
+def _find_softmaxes(flat: Flat, producers: dict[Var, Step]) -> Iterator[tuple[Step, Var]]:
+    """Softmaxes have no primitive: a maximum, a difference, an exponential, a sum, a quotient."""
+    for step in flat.steps:
+        if step.name != "div":
+            continue
+        exponential = maker_of(step.inputs[0], producers, LAYOUT)
+        total = maker_of(step.inputs[1], producers, LAYOUT)
+        if exponential is None or exponential.name != "exp":
+            continue
+        if total is None or total.name != "reduce_sum":
+            continue
+        if maker_of(total.inputs[0], producers, LAYOUT) is not exponential:
+            continue
+        logits = exponential.inputs[0]
+        shifted = maker_of(logits, producers, LAYOUT)
+        if shifted is not None and shifted.name == "sub":
+            largest = maker_of(shifted.inputs[1], producers, TO_MAXIMUM)
+            if largest is not None and largest.name == "reduce_max":
+                logits = shifted.inputs[0]
+        if isinstance(logits, Var) and logits.shape == step.outputs[0].shape:
+            yield step, logits
+
+
+def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structure:
+    """Finds out what a function is made of, from what is known about its inputs.
+
+    Args:
+        flat: the function.
+        inputs: what is known about its inputs.
+        exact: whether the maximum that a softmax subtracts counts as a function of the input, as
+            for differences it must; slopes do not see it, with a `stop_gradient` around it.
+    """
+    producers = {var: step for step in flat.steps for var in step.outputs}
+    users: dict[Var, list[Step]] = {var: [] for var in (*flat.inputs, *flat.constants, *producers)}
+    for step in flat.steps:
+        for var in dict.fromkeys(step.variables):
+            users[var].append(step)
+    facts = dict(zip(flat.inputs, inputs, strict=True)) | {v: Fact() for v in flat.constants}
+    softmaxes = dict(_find_softmaxes(flat, producers))
+    found = Structure(flat, facts, producers, users, softmaxes, {}, exact)
+    for step in flat.steps:
+        given = [found.fact(atom) for atom in step.inputs]
+        if step.name == "scan":
+            outputs = _through_scan(found, step, given)
+        elif step.name == "cond":
+            outputs = _through_branches(found, step, given)
+        elif step.name == "while":
+            one = joined(given)
+            outputs = [Fact(one.active, one.touched)] * len(step.outputs)
+        elif step in softmaxes and found.is_active(softmaxes[step]):
+            depth = max(f.depth for f in given)
+            outputs = [Fact(True, True, 0.0, 1.0, True, True, depth=depth)]
+        elif is_atomic(step):
+            inner = analyse(step.bodies[0], given, exact)
+            outputs = [inner.fact(atom) for atom in inner.flat.outputs]
+        elif step.name == "stop_gradient" and exact and found.follows_maximum(step):
+            outputs = given
+        else:
+            outputs = [transfer(step, given)] * len(step.outputs)
+        for var, fact in zip(step.outputs, outputs, strict=True):
+            facts[var] = fact._replace(active=fact.active and var.is_floating)
+    return found
+
+
+def _through_scan(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
+    n_consts, n_carry = step.counts
+    carried = slice(n_consts, n_consts + n_carry)
+    turns = 0
+    while True:
+        inner = analyse(step.bodies[0], given, found.exact)
+        outputs = [inner.fact(atom) for atom in inner.flat.outputs]
+        carry = []
+        for before, after in zip(given[carried], outputs, strict=False):
+            # A loop does not add layers by going round.
+            both = join(before, after._replace(depth=before.depth))
+            carry.append(widened(before, both) if turns else both)
+        if carry == given[carried]:
+            found.inner[step] = [inner]
+            return outputs
+        given = [*given[: carried.start], *carry, *given[carried.stop :]]
+        turns += 1
+
+
+def _through_branches(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
+    found.inner[step] = branches = [analyse(body, given[1:], found.exact) for body in step.bodies]
+    outputs = []
+    for atoms in zip(*(branch.flat.outputs for branch in branches), strict=True):
+        fact = joined([b.fact(atom) for b, atom in zip(branches, atoms, strict=True)])
+        outputs.append(fact._replace(touched=fact.touched or given[0].touched))
+    return outputs
