@@ -14,9 +14,8 @@ from jaxattn.jaxpr.facts import CONTRACTING
 from jaxattn.jaxpr.flat import Step
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.structure import Affine, Structure
+from jaxattn.jaxpr.windowed import Read, Windowed
 
-#: The value of an operand that is not part of the map: a weight, a bias, an index.
-Read: TypeAlias = Callable[[Any], Any]
 #: What to make of a coefficient, or of the weights of a contraction.
 Change: TypeAlias = Callable[[Any, bool], Any]
 
@@ -25,11 +24,7 @@ def plain(affine: Affine, read: Read) -> Callable[..., Any]:
     """The map as it is, biases included, as a function of its inputs."""
 
     def run(*inputs: Any) -> Any:
-        env = dict(zip(affine.inputs, inputs, strict=True))
-        for step in affine.steps:
-            given = [env[a] if a in env else read(a) for a in step.inputs]
-            env.update(zip(step.outputs, bind(step.eqn, given), strict=True))
-        return env[affine.output]
+        return Windowed(affine, read, inputs)(affine.output, None)
 
     return run
 

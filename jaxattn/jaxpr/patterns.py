@@ -122,16 +122,12 @@ def _find(structure: Structure, turns: dict[Var, bool]) -> Iterator[Weights]:
 def _inside(step: Step, inner: Structure, turns: dict[Var, bool]) -> dict[Var, bool]:
     """Which inputs of a loop's body, or of a branch, are constant."""
     atoms = step.inputs if step.name == "scan" else step.inputs[1:]
-    outer = list(zip(inner.flat.inputs, atoms, strict=True))
-    found = {v: turns[a] for v, a in outer if isinstance(a, Var) and a in turns}
-    if step.name == "scan":
-        n_consts, n_carry = step.counts
-        for i, (var, _) in enumerate(outer[n_consts:]):
-            if i >= n_carry:
-                found |= {var: True} if var in found else {}
-            elif inner.flat.outputs[i] is not var:
-                found.pop(var, None)
-    return found
+    n_consts, n_carry = step.counts if step.name == "scan" else (len(atoms), 0)
+    return {
+        var: turns[atom] or i >= n_consts
+        for i, (var, atom) in enumerate(zip(inner.flat.inputs, atoms, strict=True))
+        if atom in turns and not n_consts <= i < n_consts + n_carry
+    }
 
 
 def _units(step: Step, position: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -187,9 +183,10 @@ class Neurons(abc.ABC):
         rest = list(given)
         for i, (var, value) in enumerate(zip(step.outputs, given, strict=True)):
             if value is not None and structure.level(var):
-                layer = _neurons(structure, var)
+                layer = structure.affine(var)
                 steps = [s for s in layer.steps if structure.contracts(s)]
                 if all(s in self.index for s in steps):
+                    layer = _without_means(structure, layer, steps)
                     weights = [self.index[s] for s in steps]
                     found = self.layer(structure, layer, weights, read, value)
                     shares += zip(layer.inputs, found, strict=True)
@@ -224,12 +221,11 @@ def _with(patterns: Sequence[Any], attribution: bool = False) -> maps.Change:
     return change
 
 
-def _neurons(structure: Structure, output: Var) -> Affine:
-    """The affine map that a value comes out of; a mean before its weights is not a part of it."""
-    layer = structure.affine(output)
+def _without_means(structure: Structure, layer: Affine, contractions: list[Step]) -> Affine:
+    """The map without what turns a sum into a mean before its weights: a pool keeps its slope."""
     inputs: dict[Var, None] = {}
     apart: set[Step] = set()
-    for contraction in filter(structure.contracts, layer.steps):
+    for contraction in contractions:
         (operand,) = structure.actives(contraction)
         below, source = [], operand
         while source not in layer.inputs:
