@@ -3,31 +3,41 @@
 from collections.abc import Iterator, Sequence
 
 from jaxattn.jaxpr.facts import LAYOUT, Fact, join, joined, transfer, widened
-from jaxattn.jaxpr.flat import Flat, Step, Var, is_atomic
-from jaxattn.jaxpr.structure import TO_MAXIMUM, Structure, maker_of
+from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, is_atomic
+from jaxattn.jaxpr.structure import TO_MAXIMUM, Softmax, Structure, maker_of
 
 
-def _find_softmaxes(flat: Flat, producers: dict[Var, Step]) -> Iterator[tuple[Step, Var]]:
+def _find_softmaxes(flat: Flat, producers: dict[Var, Step]) -> Iterator[tuple[Step, Softmax]]:
     """Softmaxes have no primitive: a maximum, a difference, an exponential, a sum, a quotient."""
+
+    def behind(atom: Atom, name: str) -> Step | None:
+        maker = maker_of(atom, producers, LAYOUT)
+        return maker if maker is not None and maker.name == name else None
+
     for step in flat.steps:
-        if step.name != "div":
+        if step.name == "div":
+            exponential = behind(step.inputs[0], "exp")
+            total = behind(step.inputs[1], "reduce_sum")
+        elif step.name == "exp" and (difference := behind(step.inputs[0], "sub")):
+            # The exponential of a log-softmax: z - log(sum(exp(z))).
+            logarithm = behind(difference.inputs[1], "log")
+            total = None if logarithm is None else behind(logarithm.inputs[0], "reduce_sum")
+            exponential = None if total is None else behind(total.inputs[0], "exp")
+            if exponential is None or exponential.inputs[0] is not difference.inputs[0]:
+                continue
+        else:
             continue
-        exponential = maker_of(step.inputs[0], producers, LAYOUT)
-        total = maker_of(step.inputs[1], producers, LAYOUT)
-        if exponential is None or exponential.name != "exp":
+        if exponential is None or total is None:
             continue
-        if total is None or total.name != "reduce_sum":
-            continue
-        if maker_of(total.inputs[0], producers, LAYOUT) is not exponential:
+        if behind(total.inputs[0], "exp") is not exponential:
             continue
         logits = exponential.inputs[0]
-        shifted = maker_of(logits, producers, LAYOUT)
-        if shifted is not None and shifted.name == "sub":
+        if shifted := behind(logits, "sub"):
             largest = maker_of(shifted.inputs[1], producers, TO_MAXIMUM)
             if largest is not None and largest.name == "reduce_max":
                 logits = shifted.inputs[0]
         if isinstance(logits, Var) and logits.shape == step.outputs[0].shape:
-            yield step, logits
+            yield step, Softmax(logits, tuple(total.eqn.params["axes"]))
 
 
 def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structure:
@@ -56,18 +66,23 @@ def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structur
         elif step.name == "while":
             one = joined(given)
             outputs = [Fact(one.active, one.touched)] * len(step.outputs)
-        elif step in softmaxes and found.is_active(softmaxes[step]):
+        elif step in softmaxes and found.is_active(softmaxes[step].logits):
             depth = max(f.depth for f in given)
-            outputs = [Fact(True, True, 0.0, 1.0, True, True, depth=depth)]
+            outputs = [Fact(True, True, 0.0, 1.0, gate=True, soft=True, depth=depth)]
         elif is_atomic(step):
             inner = analyse(step.bodies[0], given, exact)
             outputs = [inner.fact(atom) for atom in inner.flat.outputs]
         elif step.name == "stop_gradient" and exact and found.follows_maximum(step):
             outputs = given
         else:
-            outputs = [transfer(step, given)] * len(step.outputs)
+            fact = transfer(step, given)
+            if step.name == "reduce_sum" and found.contracts(step):
+                fact = fact._replace(depth=fact.depth + 1)
+            outputs = [fact] * len(step.outputs)
         for var, fact in zip(step.outputs, outputs, strict=True):
             facts[var] = fact._replace(active=fact.active and var.is_floating)
+    for var in producers:  # in order, so that no level waits for many others
+        found.level(var)
     return found
 
 

@@ -55,6 +55,8 @@ class DeepLift:
             actives = structure.actives(step)
             shares = pull(step, actives, lambda atom: memory[atom][0], given)
             return list(zip(actives, shares, strict=True))
+        if len(given) != 1:
+            raise ValueError(refusal(step, "DeepLIFT"))
         (multiplier,) = given
         if step in structure.softmaxes:
             return self._softmax(structure, step, memory, multiplier)
@@ -83,7 +85,9 @@ class DeepLift:
                 env.update(zip(inside.outputs, bind(inside.eqn, operands), strict=True))
             return env[step.outputs[0]]
 
-        if not self.reveal_cancel or structure.level(source) != 1:
+        maker = structure.producers.get(source)
+        sums = maker is not None and (structure.adds(maker) or maker.name in SUMMING)
+        if not self.reveal_cancel or not (sums or structure.level(source) == 1):
             return [(source, multiplier * _secant(apply, u, u0, y, y0).astype(self.dtype))]
         layer = structure.affine(source)
         by_sign = maps.signed(structure, layer, lambda a: memory[a][0])
@@ -95,10 +99,10 @@ class DeepLift:
         y_up = half * ((with_up - y0) + (y - with_down))
         y_down = half * ((with_down - y0) + (y - with_up))
         slope = _slope(apply, half * (u + u0))
+        zero = jnp.zeros_like(up)
         given = multiplier.astype(u.dtype)
-        slopes = maps.transposed(
-            by_sign, pairs, (given * _ratio(y_up, up, slope), given * _ratio(y_down, down, slope))
-        )
+        ratios = _ratio(y_up, up, zero, slope), _ratio(y_down, down, zero, slope)
+        slopes = maps.transposed(by_sign, pairs, tuple(given * ratio for ratio in ratios))
         multipliers = [
             jnp.where(d > 0, a, jnp.where(d < 0, b, half * (a + b)))
             for d, (a, b) in zip(differences, slopes, strict=True)
@@ -117,9 +121,10 @@ class DeepLift:
         middle = [jnp.broadcast_to(half * (x + x0), both.shape) for x, x0 in ((a, a0), (b, b0))]
         slopes = jax.vjp(apply, *middle)[1](jnp.ones_like(both))
         changes = (both - second) + (first - neither), (both - first) + (second - neither)
+        ends = [[jnp.broadcast_to(x, both.shape) for x in pair] for pair in ((a, a0), (b, b0))]
         ratios = [
-            _ratio(half * change, jnp.broadcast_to(difference, both.shape), slope)
-            for change, difference, slope in zip(changes, (a - a0, b - b0), slopes, strict=True)
+            _ratio(half * change, x, x0, slope)
+            for change, (x, x0), slope in zip(changes, ends, slopes, strict=True)
         ]
         return [
             (atom, multiplier * ratio.astype(self.dtype))
@@ -144,7 +149,7 @@ class DeepLift:
 
     def _softmax(self, structure: Structure, step: Step, memory: Memory, multiplier: Any) -> Shares:
         """Exponentials, divided by their sum; the same maximum is subtracted in both runs."""
-        logits, axes = structure.softmaxes[step], structure.softmax_axes(step)
+        logits, axes = structure.softmaxes[step]
         z, z0 = memory[logits]
         s, s0 = memory[step.outputs[0]]
         top = jnp.max(jnp.maximum(z, z0), axes, keepdims=True)
@@ -155,7 +160,7 @@ class DeepLift:
         given = multiplier.astype(e.dtype)
         through_sum = jnp.sum(given * half * (e + e0), axes, keepdims=True) / (total * total0)
         of_exponentials = given * half * (1 / total + 1 / total0) - through_sum
-        ratio = _ratio(e - e0, z - z0, half * (e + e0))
+        ratio = _ratio(e - e0, z, z0, half * (e + e0))
         return [(logits, jnp.where(jnp.isfinite(ratio), ratio, 0) * of_exponentials)]
 
     def _extreme(self, structure: Structure, step: Step, memory: Memory, multiplier: Any) -> Shares:
@@ -175,7 +180,7 @@ class DeepLift:
             (plain,) = pull(step, [source], read, [part])
             shares.append((moved, plain))
         (moved, plain), (moved0, plain0) = shares
-        return [(source, _ratio(moved + moved0, x - x0, plain + plain0))]
+        return [(source, _ratio(moved + moved0, x, x0, plain + plain0))]
 
 
 def _is_linear(structure: Structure, step: Step) -> bool:
@@ -200,10 +205,14 @@ def _slope(apply: Callable[[Any], Any], x: Any) -> Any:
 
 def _secant(apply: Callable[[Any], Any], u: Any, u0: Any, y: Any, y0: Any) -> Any:
     """The slope between two points of a function of single cells."""
-    return _ratio(y - y0, u - u0, _slope(apply, jnp.asarray(0.5, u.dtype) * (u + u0)))
+    return _ratio(y - y0, u, u0, _slope(apply, jnp.asarray(0.5, u.dtype) * (u + u0)))
 
 
-def _ratio(change: Any, difference: Any, slope: Any) -> Any:
-    """`change / difference`, or the slope in between where rounding would decide."""
-    least = jnp.sqrt(jnp.finfo(difference.dtype).eps).astype(difference.dtype)
+def _ratio(change: Any, x: Any, x0: Any, slope: Any) -> Any:
+    """`change / (x - x0)`, or the slope in between where rounding would decide."""
+    difference, limits = x - x0, jnp.finfo(x.dtype)
+    size = jnp.maximum(jnp.abs(x), jnp.abs(x0))
+    # Beyond all bounds lies only what a mask put there.
+    size = jnp.where(jnp.isfinite(size), size, 0)
+    least = jnp.sqrt(limits.eps).astype(x.dtype) * size + jnp.asarray(limits.tiny, x.dtype)
     return jnp.where(jnp.abs(difference) > least, quotient(change, difference), slope)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxattn.jaxpr.flat import Atom, Number, Step
+from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Number, Step
 
 INF = math.inf
 
@@ -29,6 +29,8 @@ SELECTING = frozenset(
 )
 #: Steps that add up cells.
 SUMMING = frozenset("cumsum reduce_sum reduce_window_sum scatter-add scatter_add".split())
+#: Steps that make statistics of cells.
+POOLING = frozenset("reduce_max reduce_min reduce_sum".split())
 #: Steps that only scale one operand by the other.
 CONTRACTING = frozenset("conv_general_dilated dot_general".split())
 
@@ -41,10 +43,11 @@ class Fact(NamedTuple):
         touched: whether it depends on the input at all.
         low: no cell lies below.
         high: no cell lies above.
-        gate: whether it is a squashed value, perhaps scaled by constants.
+        squashed: whether its bounds are those of a squashing of something without bounds.
+        gate: whether it is a gate between 0 and 1, perhaps scaled by constants.
         soft: whether it came out of a softmax.
-        norm: whether it is a root, or its inverse: the scale of a normalisation.
-        pooled: whether it is a function of sums over cells.
+        norm: whether it is a root of a statistic, or its inverse: the scale of a normalisation.
+        pooled: whether it is a function of statistics: sums, or extremes, over cells.
         depth: how many layers lie between it and the input.
     """
 
@@ -52,6 +55,7 @@ class Fact(NamedTuple):
     touched: bool = False
     low: float = -INF
     high: float = INF
+    squashed: bool = False
     gate: bool = False
     soft: bool = False
     norm: bool = False
@@ -61,8 +65,13 @@ class Fact(NamedTuple):
     @property
     def is_gate(self) -> bool:
         """Whether a product with it gives its signal a weight."""
+        return self.active and (self.gate or (self.squashed and self.within_unit))
+
+    @property
+    def within_unit(self) -> bool:
+        """Whether all cells lie between 0 and 1."""
         # Six times a sixth is a little more than 1 in float32.
-        return self.active and (self.gate or (self.low >= 0 and self.high <= 1 + 1e-6))
+        return self.low >= 0 and self.high <= 1 + 1e-6
 
 
 def literal_fact(atom: Number) -> Fact:
@@ -86,6 +95,7 @@ def join(a: Fact, b: Fact) -> Fact:
         touched=a.touched or b.touched,
         low=min(a.low, b.low),
         high=max(a.high, b.high),
+        squashed=every("squashed"),
         gate=every("gate"),
         soft=every("soft"),
         norm=every("norm"),
@@ -161,16 +171,21 @@ def _bounds(step: Step, given: Sequence[Fact]) -> tuple[float, float]:
             return min(first.low, given[1].low), min(first.high, given[1].high)
         case "clamp":
             low, x, high = given
-            return min(max(x.low, low.low), high.high), max(min(x.high, high.high), low.low)
+            return (
+                min(max(x.low, low.low), high.low),
+                min(max(x.high, low.high), high.high),
+            )
         case "abs" | "square" | "rsqrt" | "reduce_sum" | "reduce_window_sum" | "cumsum" if (
             name in ("abs", "square", "rsqrt") or first.low >= 0
         ):
             return 0.0, INF
+        case "integer_pow" | "square" if first.within_unit:
+            return 0.0, 1.0
         case "integer_pow" if step.eqn.params["y"] % 2 == 0:
             return 0.0, INF
         case "select_n":
             return min(f.low for f in given[1:]), max(f.high for f in given[1:])
-    if name in SELECTING:
+    if name in SELECTING and len(step.inputs) == 1:
         return first.low, first.high
     if name in LAYOUT:
         data = [f for f, atom in zip(given, step.inputs, strict=True) if _is_data(step, atom)]
@@ -196,27 +211,49 @@ def transfer(step: Step, given: Sequence[Fact]) -> Fact:
     """What is known about the output of an ordinary step."""
     name = step.name
     depth = max((f.depth for f in given if f.touched), default=0)
-    touched = [f for f in given if f.touched]
-    if not touched:
-        low, high = _bounds(step, given) if given else (-INF, INF)
-        return Fact(low=low, high=high)
-    active = [f for f in given if f.active]
-    low, high = _bounds(step, given)
+    low, high = _bounds(step, given) if given else (-INF, INF)
     if math.isnan(low) or math.isnan(high):
         low, high = -INF, INF
+    touched = [f for f in given if f.touched]
+    if not touched:
+        return Fact(low=low, high=high)
+    active = [f for f in given if f.active]
     scaled = name in ("mul", "neg") or (name == "div" and given[0].active)
     through = name in LAYOUT or (scaled and len(active) == 1)
     shifted = name in ("add", "sub", "max") and len(active) == 1
     weight = name in CONTRACTING and len(active) == 1
+    bounded = Fact(low=low, high=high)
     return Fact(
         active=bool(active) and name != "stop_gradient",
         touched=True,
         low=low,
         high=high,
-        gate=bool(active) and through and all(f.is_gate for f in active),
+        squashed=_squashes(step, given, bounded)
+        or (
+            (through or shifted or name in ("mul", "square", "integer_pow"))
+            and all(f.squashed for f in touched)
+        ),
+        gate=bool(active)
+        and (
+            name == "logistic"
+            or (through and all(f.is_gate for f in active))
+            or (shifted and bounded.within_unit and all(f.gate for f in active))
+        ),
         soft=bool(active) and through and all(f.soft for f in active),
-        norm=name in ("rsqrt", "sqrt") or ((through or shifted) and all(f.norm for f in touched)),
-        pooled=(name in SUMMING or name in SELECTING)
-        or (name not in CONTRACTING and name not in SUMMING and all(f.pooled for f in touched)),
+        norm=(name in ("rsqrt", "sqrt") and all(f.pooled for f in touched))
+        or ((through or shifted) and all(f.norm for f in touched)),
+        pooled=name in POOLING or (name in LAYOUT | ELEMENTWISE and all(f.pooled for f in touched)),
         depth=depth + weight,
     )
+
+
+def _squashes(step: Step, given: Sequence[Fact], result: Fact) -> bool:
+    """Whether the step bounds what had no bounds, on both sides."""
+    if math.isinf(result.low) or math.isinf(result.high):
+        return False
+    if step.name in ("logistic", "tanh", "erf"):
+        return math.isinf(given[0].low) and math.isinf(given[0].high)
+    if step.name == "div":  # 1 / (1 + exp(-z))
+        return not given[0].touched
+    # Clipping squashes what a layer makes; of the input it only mends what is out of range.
+    return step.name in ("min", "max", "clamp") and max(f.depth for f in given) > 0

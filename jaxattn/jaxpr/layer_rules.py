@@ -108,7 +108,8 @@ def _proportional(
     s = given / denominator if positive else quotient(given, denominator)
     slopes = maps.transposed(maps.plain(affine, read), inputs, s)
     bias = maps.shift(structure, affine, read)
-    own = z if bias is None else z - bias
+    # A cell that a mask holds at minus infinity takes no part.
+    own = z if bias is None else jnp.where(jnp.isfinite(z), z - bias, 0)
     return [x * g for x, g in zip(inputs, slopes, strict=True)], given - s * own
 
 
@@ -190,6 +191,7 @@ def _gamma(
     total = own
     if bias is not None:
         total = own + bias + jnp.asarray(rule.gamma, own.dtype) * jnp.maximum(bias, 0)
+        own = jnp.where(jnp.isfinite(bias), own, 0)
     s = quotient(given, total)
     slopes = maps.transposed(weigh, inputs, s)
     return [x * g for x, g in zip(inputs, slopes, strict=True)], given - s * own

@@ -1,7 +1,8 @@
 """What each neuron of a layer listens for: its pattern, fitted from data, and the ways back by it.
 
 A neuron is one cell of a whole affine map: `x @ W + h @ U + b` has one output and patterns for both
-weights. What the map scales its inputs and its sums by is a part of the neuron, too.
+weights. What the map scales its inputs and its sums by is a part of the neuron, too: its whole
+coefficients are replaced.
 """
 
 import abc
@@ -18,7 +19,8 @@ from jaxattn.jaxpr.facts import CONTRACTING, SUMMING, Fact
 from jaxattn.jaxpr.flat import Atom, Step, Var
 from jaxattn.jaxpr.layer_rules import quotient
 from jaxattn.jaxpr.relevance import pull, refusal
-from jaxattn.jaxpr.reverse import Memory, Reverse, Rules, Runs, check_path, structure_of
+from jaxattn.jaxpr.reverse import Memory, Reverse, Rules, Runs
+from jaxattn.jaxpr.score import check_path, structure_of
 from jaxattn.jaxpr.structure import Affine, Structure
 
 Shares = list[tuple[Atom, Any]]

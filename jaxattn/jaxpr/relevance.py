@@ -83,6 +83,8 @@ class Relevance:
             return [(signal, given[0])]
         if structure.lays_out(step) or step.name in SELECTING:
             return self._route(structure, step, read, given)
+        if len(given) != 1:
+            raise ValueError(refusal(step, "relevance propagation"))
         (relevance,) = given
         if step in structure.softmaxes:
             return self._softmax(structure, step, read, relevance)
@@ -143,8 +145,7 @@ class Relevance:
 
     def _softmax(self, structure: Structure, step: Step, read: maps.Read, relevance: Any) -> Shares:
         """Its Taylor expansion (Achtibat et al. 2024)."""
-        logits = structure.softmaxes[step]
-        axes = structure.softmax_axes(step)
+        logits, axes = structure.softmaxes[step]
         z, weights = (read(v).astype(self.dtype) for v in (logits, step.outputs[0]))
         whole = jnp.sum(relevance, axes, keepdims=True)
         # A masked cell has weight 0 and a logit beyond all bounds.
@@ -155,13 +156,12 @@ class Relevance:
     # Products.
 
     def _product(self, structure: Structure, step: Step, read: maps.Read, relevance: Any) -> Shares:
-        if structure.activation(step) is not None and not self._chosen(structure, step):
-            gates = [structure.facts[v].is_gate for v in structure.actives(step)]
-            if sum(gates) != 1 or len(gates) != 2:
-                source = structure.activation(step)
-                assert source is not None
-                return [(source, relevance)]
-        choice = self._choice(structure, step)
+        gates = [structure.facts[v].is_gate for v in structure.actives(step)]
+        choice = self._chosen(structure, step)
+        source = None if choice or sum(gates) == 1 else structure.activation(step)
+        if source is not None:  # x * f(x), with no gate in it
+            return [(source, relevance)]
+        choice = choice or self._choice(structure, step)
         if step.name in CONTRACTING:
             return self._contract(structure, step, read, relevance, choice)
         first, second = step.inputs
@@ -190,16 +190,16 @@ class Relevance:
 
     def _choice(self, structure: Structure, step: Step) -> str:
         """Which operand of a product takes how much."""
-        chosen = self._chosen(structure, step)
-        if chosen is not None:
-            return chosen
         a, b = (structure.fact(atom) for atom in step.inputs)
-        if step.name == "div":
-            if b.norm or b.pooled:
+        first, second = step.inputs
+        assert isinstance(first, Var)
+        assert isinstance(second, Var)
+        if step.name == "div" or b.norm:
+            if structure.weighs_down(first, second):
                 return "first"
-        elif a.norm != b.norm:
-            return "second" if a.norm else "first"
-        attentive = self.options.attention == "attnlrp"
+        elif a.norm and structure.weighs_down(second, first):
+            return "second"
+        attentive = self.options.attention == "attnlrp" and step.name != "div"
         if attentive and (a.soft or b.soft):
             return "half"
         if a.is_gate != b.is_gate and step.name != "div":
@@ -294,7 +294,8 @@ def _shortest(structure: Structure, step: Step) -> str:
 
 
 def _names_match(pattern: str, name: str) -> bool:
-    return pattern in name or fnmatch.fnmatchcase(name, pattern)
+    """Whether a pattern is a name, a part of a path, or a glob of one."""
+    return f"/{pattern}/" in f"/{name}/" or fnmatch.fnmatchcase(name, pattern)
 
 
 def _matches(where: Where, layer: Affine, layers: int) -> bool:

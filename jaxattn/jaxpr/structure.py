@@ -6,10 +6,14 @@ written, and relevance is shared out over the whole of it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
 
 from jaxattn.jaxpr.facts import (
     CONTRACTING,
     LAYOUT,
+    POOLING,
     SUMMING,
     Fact,
     literal_fact,
@@ -43,6 +47,13 @@ class Affine:
     depth: int
 
 
+class Softmax(NamedTuple):
+    """What a softmax is taken of, and over which axes."""
+
+    logits: Var
+    axes: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class Structure:
     """A function with what is known about it.
@@ -52,7 +63,7 @@ class Structure:
         facts: what is known about each value.
         producers: the step that made a value.
         users: the steps that read a value.
-        softmaxes: the logits of each softmax, by its last step.
+        softmaxes: by their last steps.
         inner: the insides of loops and branches.
         exact: whether the maximum that a softmax subtracts counts as a function of the input.
     """
@@ -61,7 +72,7 @@ class Structure:
     facts: dict[Var, Fact]
     producers: dict[Var, Step]
     users: dict[Var, list[Step]]
-    softmaxes: dict[Step, Var]
+    softmaxes: dict[Step, Softmax]
     inner: dict[Step, list["Structure"]]
     exact: bool
 
@@ -108,18 +119,20 @@ class Structure:
         if source is None or source.name != "mul" or not self.scales(source):
             return False
         (weight,) = (a for a in source.inputs if not self.is_active(a))
-        return isinstance(weight, Var) and self._varies(weight, step.eqn.params["axes"])
+        return isinstance(weight, Var) and self._weighs(weight, step.eqn.params["axes"])
 
-    def _varies(self, weight: Var, axes: Sequence[int]) -> bool:
-        """Whether a factor is more than one number along the axes that are summed."""
+    def _weighs(self, weight: Var, axes: Sequence[int]) -> bool:
+        """Whether a factor is more than one number along summed axes, and more than a mask."""
         maker = self.producers.get(weight)
         while maker is not None and maker.name in ("broadcast_in_dim", "convert_element_type"):
+            source = maker.inputs[0]
+            if not jnp.issubdtype(source.aval.dtype, jnp.floating):
+                return False
             if maker.name == "broadcast_in_dim":
                 kept = maker.eqn.params["broadcast_dimensions"]
-                sizes = dict(zip(kept, maker.inputs[0].aval.shape, strict=True))
+                sizes = dict(zip(kept, source.aval.shape, strict=True))
                 if all(sizes.get(axis, 1) == 1 for axis in axes):
                     return False
-            source = maker.inputs[0]
             maker = self.producers.get(source) if isinstance(source, Var) else None
         return True
 
@@ -138,8 +151,13 @@ class Structure:
                     self.scales(step) or self.shifts(step) or self.adds(step) or self.lays_out(step)
                 ):
                     level = min((self.level(v) for v in self.actives(step)), default=0)
+                    if self.adds(step) and not all(map(self._ends_here, self.actives(step))):
+                        level = 0  # a residual stream goes on beside
             self._levels[var] = level
         return self._levels[var]
+
+    def _ends_here(self, var: Var) -> bool:
+        return len(self.users[var]) == 1 and var not in self.flat.outputs
 
     def __post_init__(self) -> None:
         self._levels: dict[Var, int] = {}
@@ -152,27 +170,23 @@ class Structure:
         inputs: dict[Var, None] = {}
         seen: set[Var] = set()
 
-        def expand(var: Var, goes_on: Callable[[Var, Step], bool]) -> None:
+        goes_on = self._after if is_layer else self._within_sum(output)
+        queue: list[tuple[Var, Callable[[Var, Step], bool]]] = [(output, goes_on)]
+        while queue:
+            var, goes_on = queue.pop()
             if var in seen:
-                return
+                continue
             seen.add(var)
             step = self.producers.get(var)
             if step is None or not goes_on(var, step):
                 inputs[var] = None
-                return
+                continue
             steps.add(step)
-            ends = self.contracts(step)
-            pools = step.name in SUMMING and not ends
-            for operand in self.actives(step):
-                if ends:
-                    expand(operand, self._before)
-                elif pools:
-                    expand(operand, lambda var, step: False)
-                else:
-                    expand(operand, goes_on)
-
-        # Deep networks of small steps would exhaust Python's stack only beyond any layer's size.
-        expand(output, self._after if is_layer else self._within_sum(output))
+            if self.contracts(step):
+                goes_on = self._before
+            elif step.name in SUMMING:
+                goes_on = _stops
+            queue += [(operand, goes_on) for operand in reversed(self.actives(step))]
         ordered = sorted(steps, key=self._order.__getitem__)
         contractions = [step for step in ordered if self.contracts(step)]
         tags = [str(step.eqn.params["name"]) for step in ordered if step.name == "name"]
@@ -207,7 +221,7 @@ class Structure:
             if self.scales(step) or self.shifts(step) or step.name in SUMMING:
                 return True
             if self.adds(step):
-                return var is output or len(self.users[var]) == 1
+                return var is output or self._ends_here(var)
             return self.lays_out(step) and self._leads_on(step, goes_on)
 
         return goes_on
@@ -222,17 +236,82 @@ class Structure:
         """The signal of a normalisation, where the other operand is a statistic over its cells."""
         if step.name not in ("add", "sub") or len(self.actives(step)) != 2:
             return None
-        for operand, other in (step.inputs, step.inputs[::-1]):
-            if not isinstance(operand, Var) or not isinstance(other, Var):
-                continue
-            if self._is_shift_of_norm(other) and not self._is_shift_of_norm(operand):
-                return operand
         first, second = step.inputs
-        if step.name == "sub" and isinstance(first, Var) and isinstance(second, Var):
-            centred = self._is_mean_of(second, first)
-            if centred and any(self._meets_norm(v, set()) for v in step.outputs):
-                return first
+        if not isinstance(first, Var) or not isinstance(second, Var):
+            return None
+        for operand, other in ((first, second), (second, first)):
+            scaled, shift = self._times_norm(operand), self._times_norm(other)
+            # x / std and mean / std: one norm, and the mean of the same x.
+            if scaled and shift and scaled[1] is shift[1] and self._is_mean_of(shift[0], scaled[0]):
+                return operand
+        if step.name == "sub" and self._is_mean_of(second, first):
+            return first if self._meets_norm(step.outputs[0], set()) else None
         return None
+
+    def weighs_down(self, signal: Var, scale: Var) -> bool:
+        """Whether a value is a statistic over the cells of the signal beside it."""
+        fact = self.facts[scale]
+        if not (fact.norm or fact.pooled):
+            return False
+        own = self._cells_around(signal)
+        return any(
+            own & self._cells_around(operand)
+            for step in self._statistics_behind(scale)
+            for operand in self.actives(step)
+        )
+
+    def _statistics_behind(self, var: Var) -> list[Step]:
+        """The sums and extremes over cells that a value is a function of."""
+        found, queue, seen = [], [var], {var}
+        while queue:
+            step = self.producers.get(queue.pop())
+            if step is None:
+                continue
+            if step.name in POOLING:
+                found.append(step)
+                continue
+            new = [v for v in step.variables if self.facts[v].touched and v not in seen]
+            seen.update(new)
+            queue.extend(new)
+        return found
+
+    def _cells_around(self, var: Var) -> set[Var]:
+        """The values whose cells a value's are functions of, wherever these are laid out."""
+        found, queue = {var}, [var]
+        while queue:
+            step = self.producers.get(queue.pop())
+            if step is None or not (self._is_cellwise(step) or step.name in LAYOUT):
+                continue
+            new = [v for v in step.variables if self.facts[v].active and v not in found]
+            found.update(new)
+            queue.extend(new)
+        return found
+
+    def _times_norm(self, var: Var) -> tuple[Var, Var] | None:
+        """A value's factor and norm, if it is such a product, perhaps with constants beside."""
+        step = self.producers.get(var)
+        while step is not None:
+            actives = self.actives(step)
+            if step.name == "mul" and len(actives) == 2:
+                norms = [v for v in actives if self.facts[v].norm]
+                if len(norms) != 1:
+                    return None
+                (factor,) = (v for v in actives if v is not norms[0])
+                return factor, self._root(norms[0])
+            if len(actives) != 1 or not (
+                self.scales(step) or self.shifts(step) or self.lays_out(step)
+            ):
+                return None
+            step = self.producers.get(actives[0])
+        return None
+
+    def _root(self, norm: Var) -> Var:
+        """The root that a norm is, before constants and layout."""
+        step = self.producers.get(norm)
+        while step is not None and (self.scales(step) or self.lays_out(step)):
+            (norm,) = self.actives(step)
+            step = self.producers.get(norm)
+        return norm
 
     def _is_mean_of(self, var: Var, of: Var) -> bool:
         step = self.producers.get(var)
@@ -266,24 +345,9 @@ class Structure:
                     return True
         return False
 
-    def _is_shift_of_norm(self, var: Var) -> bool:
-        """Whether a value is a mean times an inverse root, perhaps with a constant beside."""
-        step = self.producers.get(var)
-        while step is not None:
-            actives = self.actives(step)
-            if step.name == "mul" and len(actives) == 2:
-                facts = [self.facts[v] for v in actives]
-                return any(f.norm for f in facts) and all(f.norm or f.pooled for f in facts)
-            if len(actives) != 1 or not (
-                self.scales(step) or self.shifts(step) or self.lays_out(step)
-            ):
-                return False
-            step = self.producers.get(actives[0])
-        return False
-
     def activation(self, step: Step) -> Var | None:
         """The one value whose single cells the step's output is a function of, the nearest such."""
-        if is_atomic(step) or step.name in ELEMENTWISE:
+        if self._is_cellwise(step):
             operands = [a for a in step.inputs if self.fact(a).touched]
             if len(operands) == 1:
                 return self.actives(step)[0] if self.actives(step) else None
@@ -305,12 +369,6 @@ class Structure:
         """Whether the step's operand is a maximum over cells."""
         largest = self._behind(step.inputs[0], TO_MAXIMUM)
         return largest is not None and largest.name == "reduce_max"
-
-    def softmax_axes(self, step: Step) -> tuple[int, ...]:
-        """The axes over which a softmax sums."""
-        total = self._behind(step.inputs[1], LAYOUT)
-        assert total is not None
-        return tuple(total.eqn.params["axes"])
 
     def _common_source(self, operands: list[Var]) -> Var | None:
         ancestors = [self._cells_behind(v) for v in operands]
@@ -346,16 +404,23 @@ class Structure:
             seen.update(operands)
         return True
 
+    def _is_cellwise(self, step: Step) -> bool:
+        return is_atomic(step) or step.name in ELEMENTWISE
+
     def _cellwise(self, var: Var) -> list[Var] | None:
         """What the cells of a value are functions of, one by one; `None` if not so."""
         step = self.producers.get(var)
-        if step is None or not (is_atomic(step) or step.name in ELEMENTWISE):
+        if step is None or not self._is_cellwise(step):
             return None
         return [v for v in step.variables if self.facts[v].touched]
 
     def _behind(self, atom: Atom, through: frozenset[str] | set[str]) -> Step | None:
         """The step that made a value's numbers, past those that are named in `through`."""
         return maker_of(atom, self.producers, through)
+
+
+def _stops(var: Var, step: Step) -> bool:
+    return False
 
 
 def maker_of(
@@ -367,5 +432,15 @@ def maker_of(
         if step is None or step.name not in through:
             return step
         data = [a for a in step.variables if a.aval.dtype == step.outputs[0].aval.dtype]
-        atom = (data or step.inputs)[0]
+        atom = ([a for a in data if not _is_number(a, producers)] or data or step.inputs)[0]
     return None
+
+
+def _is_number(atom: Atom, producers: dict[Var, Step]) -> bool:
+    """Whether a value is one number of the program, however often."""
+    while isinstance(atom, Var):
+        step = producers.get(atom)
+        if step is None or step.name not in ("broadcast_in_dim", "convert_element_type"):
+            return False
+        atom = step.inputs[0]
+    return True

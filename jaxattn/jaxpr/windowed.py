@@ -36,7 +36,7 @@ class Windowed:
                 return self(step.inputs[0], _within(window, step.eqn.params["start_indices"]))
             if step.name == "split":
                 axis, sizes = step.eqn.params["axis"], step.eqn.params["sizes"]
-                first = sum(sizes[: step.outputs.index(atom)])
+                first = int(sum(sizes[: step.outputs.index(atom)]))
                 starts = [first if i == axis else 0 for i in range(len(window))]
                 return self(step.inputs[0], _within(window, starts))
             if step.name in ("add", "add_any", "sub", "mul", "div", "neg", "name", "copy"):

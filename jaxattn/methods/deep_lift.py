@@ -10,7 +10,7 @@ from jaxattn._perturb import broadcast_baseline, floating_leaves
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.jaxpr.deep_lift import DeepLift
-from jaxattn.jaxpr.reverse import send_back
+from jaxattn.jaxpr.score import send_back
 
 
 @explainer()

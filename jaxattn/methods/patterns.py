@@ -39,8 +39,9 @@ def fit_patterns(
         a = (E+[v y] - E+[v] E[y]) / (w E+[v y] - w E+[v] E[y]),
 
     and with the rule `"linear"` a = cov(v, y) / var(y). A neuron is a cell of a whole affine map,
-    in however many steps it was written; v is what the map is given. Only sums are kept of the
-    data, over which this goes twice: once for the means.
+    in however many steps it was written, and v is what the map is given: a normalisation with
+    running statistics before or after the weights is a part of the neuron, a pool is not. Only sums
+    are kept of the data, over which this goes twice: once for the means.
 
     Args:
         fn: maps one example to an output, as for `jaxattn.explain`.

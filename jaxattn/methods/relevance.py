@@ -11,25 +11,35 @@ from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.jaxpr.layer_rules import Kind, Rule
 from jaxattn.jaxpr.relevance import Options, Relevance, Where
-from jaxattn.jaxpr.reverse import send_back
+from jaxattn.jaxpr.score import send_back
 from jaxattn.jaxpr.structure import Structure
 
 Gates = Literal["all", "half", "proportional"]
 Attention = Literal["gate", "attnlrp"]
 Choice = Literal["first", "second", "half", "proportional"]
 
-#: Composites by name, as Zennit and iNNvestigate call them.
-PRESETS: dict[str, tuple[tuple[str, str], ...]] = {
-    "epsilon_plus": (("conv", "z_plus"), ("dense", "epsilon")),
-    "epsilon_plus_flat": (("input", "flat"), ("conv", "z_plus"), ("dense", "epsilon")),
-    "epsilon_alpha2_beta1": (("conv", "alpha_beta"), ("dense", "epsilon")),
-    "epsilon_alpha2_beta1_flat": (("input", "flat"), ("conv", "alpha_beta"), ("dense", "epsilon")),
+_PLUS = Rule("alpha_beta", alpha=1.0)
+_ALPHA2_BETA1 = Rule("alpha_beta", alpha=2.0)
+
+#: Composites by name, as Zennit and iNNvestigate call them. What is named alone takes its numbers
+#: from the call.
+PRESETS: dict[str, tuple[tuple[str, str | Rule], ...]] = {
+    "epsilon_plus": (("conv", _PLUS), ("dense", "epsilon")),
+    "epsilon_plus_flat": (("input", "flat"), ("conv", _PLUS), ("dense", "epsilon")),
+    "epsilon_alpha2_beta1": (("conv", _ALPHA2_BETA1), ("dense", "epsilon")),
+    "epsilon_alpha2_beta1_flat": (
+        ("input", "flat"),
+        ("conv", _ALPHA2_BETA1),
+        ("dense", "epsilon"),
+    ),
     "epsilon_gamma_box": (("input", "bounded"), ("conv", "gamma"), ("dense", "epsilon")),
     "alpha_beta_flat": (("input", "flat"), ("*", "alpha_beta")),
-    "sequential_preset_a": (("conv", "z_plus"), ("dense", "epsilon")),
-    "sequential_preset_b": (("conv", "alpha_beta"), ("dense", "epsilon")),
-    "sequential_preset_a_flat": (("input", "flat"), ("conv", "z_plus"), ("dense", "epsilon")),
-    "sequential_preset_b_flat": (("input", "flat"), ("conv", "alpha_beta"), ("dense", "epsilon")),
+}
+PRESETS |= {
+    "sequential_preset_a": PRESETS["epsilon_plus"],
+    "sequential_preset_a_flat": PRESETS["epsilon_plus_flat"],
+    "sequential_preset_b": PRESETS["epsilon_alpha2_beta1"],
+    "sequential_preset_b_flat": PRESETS["epsilon_alpha2_beta1_flat"],
 }
 
 
@@ -78,8 +88,9 @@ def lrp(
             whatever the inputs; `"bounded"`, for inputs between `low` and `high`. Or a
             `jaxattn.Rule`; or a preset, such as `"epsilon_plus_flat"`; or pairs `(where, rule)`, of
             which the first that matches a layer is taken: `"input"`, `"conv"`, `"dense"`, `"*"`, a
-            depth (0 for the first layer, -1 for the last), or a name of a layer or a tag, whole, in
-            part, or with wildcards. A layer that none matches gets `"epsilon"`.
+            depth (0 for the first layer, -1 for the last), or the name of a layer or a tag: whole,
+            a part of its path between slashes, or with wildcards. A layer that none matches gets
+            `"epsilon"`.
         epsilon: what is added to the size of a denominator, in units of a pre-activation.
         gamma: how much more `"gamma"` weighs positive weights.
         alpha: the share of positive contributions in `"alpha_beta"`; negative ones get `1 - alpha`.
@@ -95,7 +106,7 @@ def lrp(
             softmax by its Taylor expansion.
         products: who takes the relevance of a product of two signals, which is refused otherwise:
             `"first"`, `"second"`, `"half"` or `"proportional"`; or such for each product by its
-            name: its tag, its layer's path, its line of code; whole, in part, or with wildcards.
+            name: its tag, its layer's path, its line of code, as the refusal gives it.
 
     Returns:
         values of the shape of `x`, in units of the output. `info["absorbed"]` is the relevance that
@@ -115,6 +126,8 @@ def lrp(
         arXiv:2202.07304 (attention weights as gates).
     """
     floating, merge = floating_leaves(x, "relevance")
+    if isinstance(rule, str) and rule == "z":
+        epsilon = 0.0  # in sums and products too
     rules = _rules(rule, Rule("epsilon", epsilon, gamma, alpha, low, high, ignore_bias))
     _check("gates", gates, Gates)
     _check("attention", attention, Attention)
@@ -203,7 +216,7 @@ def _rules(
         raise TypeError(f"rule must be a name or a jaxattn.Rule, got {rule!r}")
 
     if isinstance(rule, str) and rule in PRESETS:
-        return [(where, one(kind)) for where, kind in PRESETS[rule]]
+        return [(where, one(preset)) for where, preset in PRESETS[rule]]
     if isinstance(rule, (str, Rule)):
         if isinstance(rule, str) and rule not in get_args(Kind):
             known = ", ".join(map(repr, (*get_args(Kind), *PRESETS)))
