@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxattn.jaxpr.cells import activation, function_between
 from jaxattn.jaxpr.facts import CONTRACTING, SUMMING, Fact
-from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Flat, Step, Var, is_atomic
+from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, is_cellwise
 from jaxattn.jaxpr.hoisted import analyse_whole
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.relevance import refusal
@@ -87,12 +88,16 @@ class _Walk:
     def _read(self, atom: Atom) -> Any:
         return self.env[atom] if isinstance(atom, Var) else atom.val
 
+    def _total(self, atom: Atom) -> Any:
+        value = self._read(atom)
+        return value.total if isinstance(value, Parts) else value
+
     def _step(self, step: Step, given: list[Any]) -> Sequence[Any]:
         structure = self.structure
         active = [i for i, value in enumerate(given) if isinstance(value, Parts)]
         if step.name == "scan" and active:
             return self._scan(step, given)
-        totals = [value.total if isinstance(value, Parts) else value for value in given]
+        totals = [self._total(atom) for atom in step.inputs]
         if not any(map(structure.is_active, step.outputs)):
             return bind(step.eqn, totals)
         if step.name in ("while", "cond"):
@@ -104,42 +109,58 @@ class _Walk:
                 operands[i] = value
             return bind(step.eqn, operands)
 
+        if self.structure.facts[step.outputs[0]].norm:  # the scale of a normalisation is held
+            (value,) = bind(step.eqn, totals)
+            zero = jnp.zeros_like(value)
+            return [Parts(zero, zero, value, self._inside(step, given, active))]
         parts: list[Parts] = [given[i] for i in active]
         inside = self._inside(step, given, active)
         linear = structure.lays_out(step) or structure.scales(step) or structure.contracts(step)
         sums = structure.shifts(step) or structure.adds(step) or step.name in SUMMING
         multiplies = step.name in ("mul", *CONTRACTING) and len(active) == 2
+        scaled = self._normalises(step)
         if linear or sums:
             split = _linearly(apply, parts)
+        elif scaled is not None:
+
+            def scale(value: Any) -> Sequence[Any]:
+                return bind(step.eqn, [*totals[:scaled], value, *totals[scaled + 1 :]])
+
+            split = _linearly(scale, [given[scaled]])
+        elif step in structure.softmaxes:
+            logits, axes = structure.softmaxes[step]
+            split = _jointly(lambda z: [jax.nn.softmax(z, axes)], [self.env[logits]])
         elif multiplies and not self._is_cellwise(step):
             split = [self._product(step, apply, parts, inside)]
         else:
-            source = structure.activation(step)
+            source = activation(structure, step)
             if source is not None and len(structure.actives(step)) > 1:
-                parts, apply = [self.env[source]], self._region(source, step)
-            split = _jointly(apply, parts)
-        return [Parts(*three, inside) for three in split]
+                whole = function_between(structure, source, step.outputs[0], self._total)
+                split = _jointly(lambda value: [whole(value)], [self.env[source]])
+            else:
+                split = _jointly(apply, parts)
+        return [
+            Parts(*three, inside) if structure.is_active(var) else value
+            for var, three, value in zip(step.outputs, split, bind(step.eqn, totals), strict=True)
+        ]
+
+    def _normalises(self, step: Step) -> int | None:
+        """Which operand of a product or quotient is scaled by a statistic over its own cells."""
+        first, second = (*step.inputs, None)[:2]
+        if step.name not in ("mul", "div") or not isinstance(first, Var):
+            return None
+        if not isinstance(second, Var) or len(self.structure.actives(step)) != 2:
+            return None
+        norm = self.structure.facts[second].norm or step.name == "div"
+        if norm and self.structure.weighs_down(first, second):
+            return 0
+        norm = self.structure.facts[first].norm and step.name == "mul"
+        return 1 if norm and self.structure.weighs_down(second, first) else None
 
     def _is_cellwise(self, step: Step) -> bool:
         """Whether both operands of a product are functions of the same single cells."""
         gates = [self.structure.facts[v].is_gate for v in self.structure.actives(step)]
-        return sum(gates) != 1 and self.structure.activation(step) is not None
-
-    def _region(self, source: Var, step: Step) -> Callable[..., Sequence[Any]]:
-        """The function from a value to one whose cells are functions of its cells."""
-        steps = self.structure.cells_between(source, step.outputs[0])
-
-        def apply(value: Any) -> Sequence[Any]:
-            env: dict[Any, Any] = {source: value}
-            for inside in steps:
-                operands = []
-                for atom in inside.inputs:
-                    here = env[atom] if atom in env else self._read(atom)
-                    operands.append(here.total if isinstance(here, Parts) else here)
-                env.update(zip(inside.outputs, bind(inside.eqn, operands), strict=True))
-            return [env[step.outputs[0]]]
-
-        return apply
+        return sum(gates) != 1 and activation(self.structure, step) is not None
 
     def _product(
         self, step: Step, apply: Callable[..., Sequence[Any]], parts: list[Parts], inside: Any
@@ -170,7 +191,7 @@ class _Walk:
             maker = self.structure.producers.get(atom) if isinstance(atom, Var) else None
             if maker is None or not other.is_gate or self.structure.fact(atom).is_gate:
                 continue
-            source = self.structure.activation(maker)
+            source = activation(self.structure, maker)
             if source is not None and self.structure.level(source) == 0:
                 return i
         return None
@@ -190,7 +211,7 @@ class _Walk:
                     fill = jnp.ones_like if self.structure.contracts(step) else jnp.zeros_like
                     operands[i] = fill(value)
             return jnp.minimum(bind(step.eqn, operands)[0], 1)
-        if step.name in ELEMENTWISE or is_atomic(step):
+        if is_cellwise(step):
             here = functools.reduce(jnp.maximum, flags)
             return jnp.broadcast_to(here, out.shape).astype(out.aval.dtype)
         anywhere = sum(jnp.max(f) for f in flags) > 0
@@ -257,13 +278,21 @@ def _linearly(
 
 
 def _jointly(apply: Callable[..., Sequence[Any]], parts: list[Parts]) -> list[tuple[Any, Any, Any]]:
-    """The mean over the two orders in which relevant and irrelevant part come to the bias."""
+    """The mean over the two orders in which relevant and irrelevant part come to the bias.
+
+    Where the function has no value at some of the parts, as a logarithm, all is irrelevant.
+    """
     bias = apply(*[p.bias for p in parts])
     with_relevant = apply(*[p.relevant + p.bias for p in parts])
     with_irrelevant = apply(*[p.irrelevant + p.bias for p in parts])
     whole = apply(*[p.total for p in parts])
     split = []
     for b, r, i, w in zip(bias, with_relevant, with_irrelevant, whole, strict=True):
-        half = jnp.asarray(0.5, b.dtype)
-        split.append((half * (r - b + w - i), half * (i - b + w - r), b))
+        if not jnp.issubdtype(w.dtype, jnp.inexact):
+            split.append((w, w, w))
+            continue
+        relevant = jnp.asarray(0.5, b.dtype) * (r - b + w - i)
+        known = jnp.isfinite(relevant) & jnp.isfinite(b)
+        relevant, b = jnp.where(known, relevant, 0), jnp.where(known, b, 0)
+        split.append((relevant, w - b - relevant, b))
     return split

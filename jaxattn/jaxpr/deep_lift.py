@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.jaxpr import affine as maps
+from jaxattn.jaxpr.cells import activation, function_between
 from jaxattn.jaxpr.facts import CONTRACTING, SUMMING
-from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Step, Var, is_atomic
+from jaxattn.jaxpr.flat import Atom, Step, Var, is_cellwise
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.layer_rules import quotient
 from jaxattn.jaxpr.relevance import pull, refusal
@@ -64,8 +65,8 @@ class DeepLift:
             return self._extreme(structure, step, memory, multiplier)
         if step.name in CONTRACTING:
             return self._contract(structure, step, memory, multiplier)
-        if step.name in ELEMENTWISE or is_atomic(step):
-            source = structure.activation(step)
+        if is_cellwise(step):
+            source = activation(structure, step)
             if source is not None and source.shape == step.outputs[0].shape:
                 return self._activation(structure, step, source, memory, multiplier)
             if len(step.inputs) == 2:
@@ -76,15 +77,7 @@ class DeepLift:
         self, structure: Structure, step: Step, source: Var, memory: Memory, multiplier: Any
     ) -> Shares:
         (u, u0), (y, y0) = memory[source], memory[step.outputs[0]]
-        steps = structure.cells_between(source, step.outputs[0])
-
-        def apply(x: Any) -> Any:
-            env: dict[Any, Any] = {source: x}
-            for inside in steps:
-                operands = [env[a] if a in env else memory[a][0] for a in inside.inputs]
-                env.update(zip(inside.outputs, bind(inside.eqn, operands), strict=True))
-            return env[step.outputs[0]]
-
+        apply = function_between(structure, source, step.outputs[0], lambda a: memory[a][0])
         maker = structure.producers.get(source)
         sums = maker is not None and (structure.adds(maker) or maker.name in SUMMING)
         if not self.reveal_cancel or not (sums or structure.level(source) == 1):
@@ -215,4 +208,6 @@ def _ratio(change: Any, x: Any, x0: Any, slope: Any) -> Any:
     # Beyond all bounds lies only what a mask put there.
     size = jnp.where(jnp.isfinite(size), size, 0)
     least = jnp.sqrt(limits.eps).astype(x.dtype) * size + jnp.asarray(limits.tiny, x.dtype)
+    # A root's slope at zero is infinite, and makes nothing of no difference.
+    slope = jnp.where(jnp.isfinite(slope), slope, 0)
     return jnp.where(jnp.abs(difference) > least, quotient(change, difference), slope)

@@ -158,6 +158,11 @@ def _is_opened(eqn: jex.JaxprEqn) -> bool:
     return not (known and len(shapes) <= 1 and len(eqn.outvars) == 1)
 
 
+def is_cellwise(step: Step) -> bool:
+    """Whether each cell of the output is a function of one cell of each operand."""
+    return is_atomic(step) or step.name in ELEMENTWISE
+
+
 def is_atomic(step: Step) -> bool:
     """Whether the step is a function of single cells with a derivative rule of its own."""
     return step.name.startswith(_CUSTOM)

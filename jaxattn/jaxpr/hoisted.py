@@ -97,6 +97,8 @@ def _projection(structure: Structure, atom: Atom) -> Affine | None:
     if not isinstance(atom, Var) or structure.level(atom) == 0:
         return None
     layer = structure.affine(atom)
+    if any(v.shape[:1] != atom.shape[:1] for v in layer.inputs):
+        return None
     for step in layer.steps:
         if step.name not in _STEPWISE:
             return None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxattn.jaxpr import affine as maps
 from jaxattn.jaxpr.structure import Affine, Structure
@@ -45,8 +46,14 @@ class Rule(NamedTuple):
             raise ValueError(f"rule must be one of {known}, got {self.kind!r}")
         for name, least in (("epsilon", 0), ("gamma", 0), ("alpha", 1)):
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if isinstance(value, (int, float)):
+                if not least <= value < float("inf"):
+                    raise ValueError(f"{name} must be at least {least} and finite, got {value}")
+            elif not hasattr(value, "dtype") or value.ndim:
+                raise TypeError(f"{name} must be one number, got {value!r}")
+        plain = all(isinstance(end, (int, float)) for end in (self.low, self.high))
+        if plain and self.low > self.high:
+            raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
         if self.kind == "bounded" and (self.low is None or self.high is None):
             raise ValueError(
                 'rule="bounded" wants low and high, the least and the largest value that an input '
@@ -103,7 +110,8 @@ def _proportional(
     epsilon: Any,
 ) -> tuple[list[Any], Any]:
     z = read(affine.output)
-    positive = isinstance(epsilon, (int, float)) and epsilon > 0
+    # In half precision a small number is none.
+    positive = isinstance(epsilon, (int, float)) and np.asarray(epsilon, z.dtype) > 0
     denominator = stabilised(z, epsilon)
     s = given / denominator if positive else quotient(given, denominator)
     slopes = maps.transposed(maps.plain(affine, read), inputs, s)

@@ -178,7 +178,7 @@ def _jaxpr_key(jaxpr: jex.Jaxpr, within: tuple[Hashable, ...]) -> Hashable:
 def _params_key(eqn: jex.JaxprEqn, within: tuple[Hashable, ...]) -> Hashable:
     if eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
         (called,) = sub_jaxprs(eqn)
-        key = eqn.primitive.name, _param_key(called, within)
+        key = eqn.primitive.name, _param_key(called, ())
         # A rule may call the very function that it belongs to, as relu's does.
         if key in within:
             return key, within.index(key)
@@ -210,13 +210,18 @@ def _derivative(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
             return jnp.ones(struct.shape, struct.dtype)
         return np.zeros(struct.shape, jax.dtypes.float0)
 
+    # What the function closes over has no derivative by the rule.
+    closed_over = eqn.params.get("num_consts", 0)
+
     def differentiated(*args: Any) -> Any:
+        constants, inputs = args[:closed_over], args[closed_over:]
+
         def call(*inputs: Any) -> Any:
-            return list(bind(eqn, inputs))
+            return list(bind(eqn, [*constants, *inputs]))
 
         if eqn.primitive.name.startswith("custom_jvp_call"):
-            return jax.jvp(call, args, tuple(map(ones, structs)))
-        outputs, pullback = jax.vjp(call, *args)
+            return jax.jvp(call, inputs, tuple(map(ones, structs[closed_over:])))
+        outputs, pullback = jax.vjp(call, *inputs)
         return outputs, [
             ct for ct in pullback(list(map(ones, outputs))) if ct.dtype != jax.dtypes.float0
         ]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.jaxpr import affine as maps
+from jaxattn.jaxpr.cells import activation
 from jaxattn.jaxpr.facts import CONTRACTING, SELECTING, SUMMING
 from jaxattn.jaxpr.flat import Atom, Step, Var
 from jaxattn.jaxpr.interpreter import bind
@@ -95,7 +96,7 @@ class Relevance:
         if structure.shifts(step) or structure.adds(step) or step.name in SUMMING:
             rule = Rule("epsilon", self.options.epsilon)
             return self._affine(structure, structure.affine(step.outputs[0]), read, relevance, rule)
-        source = structure.activation(step)
+        source = activation(structure, step)
         if source is not None and source.shape == step.outputs[0].shape:
             return [(source, relevance)]
         if step.name in ("max", "min", "select_n"):
@@ -104,11 +105,11 @@ class Relevance:
 
     def _rule(self, layer: Affine) -> Rule:
         self.names.update(layer.names)
-        for where, rule in self.options.rules:
-            if _matches(where, layer, self.options.layers):
-                self.matched.add(where)
-                return rule
-        return Rule("epsilon", self.options.epsilon)
+        chosen = [
+            pair for pair in self.options.rules if _matches(pair[0], layer, self.options.layers)
+        ]
+        self.matched.update(where for where, _ in chosen)
+        return chosen[0][1] if chosen else Rule("epsilon", self.options.epsilon)
 
     def _affine(
         self, structure: Structure, layer: Affine, read: maps.Read, relevance: Any, rule: Rule
@@ -158,7 +159,7 @@ class Relevance:
     def _product(self, structure: Structure, step: Step, read: maps.Read, relevance: Any) -> Shares:
         gates = [structure.facts[v].is_gate for v in structure.actives(step)]
         choice = self._chosen(structure, step)
-        source = None if choice or sum(gates) == 1 else structure.activation(step)
+        source = None if choice or sum(gates) == 1 else activation(structure, step)
         if source is not None:  # x * f(x), with no gate in it
             return [(source, relevance)]
         choice = choice or self._choice(structure, step)
@@ -221,7 +222,7 @@ class Relevance:
                 )
             return "half"
         raise ValueError(
-            f"{step} multiplies two signals, neither of them a gate between 0 and 1, and no rule "
+            f"{step} joins two signals, neither of them a gate between 0 and 1, and no rule "
             "says which one takes the relevance: choose one by "
             f'products={{{_shortest(structure, step)!r}: "first" | "second" | "half" | '
             '"proportional"}, or products="half" for all'

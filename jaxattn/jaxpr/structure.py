@@ -18,7 +18,7 @@ from jaxattn.jaxpr.facts import (
     Fact,
     literal_fact,
 )
-from jaxattn.jaxpr.flat import ELEMENTWISE, Atom, Flat, Step, Var, is_atomic
+from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, is_cellwise
 
 #: What may lie between a softmax's logits and the maximum that it subtracts.
 TO_MAXIMUM = LAYOUT | {"stop_gradient", "max"}
@@ -161,7 +161,7 @@ class Structure:
 
     def __post_init__(self) -> None:
         self._levels: dict[Var, int] = {}
-        self._order = {step: i for i, step in enumerate(self.flat.steps)}
+        self.order = {step: i for i, step in enumerate(self.flat.steps)}
 
     def affine(self, output: Var) -> Affine:
         """The affine map that a value comes out of."""
@@ -187,7 +187,7 @@ class Structure:
             elif step.name in SUMMING:
                 goes_on = _stops
             queue += [(operand, goes_on) for operand in reversed(self.actives(step))]
-        ordered = sorted(steps, key=self._order.__getitem__)
+        ordered = sorted(steps, key=self.order.__getitem__)
         contractions = [step for step in ordered if self.contracts(step)]
         tags = [str(step.eqn.params["name"]) for step in ordered if step.name == "name"]
         paths = [step.path for step in (contractions or ordered) if step.path]
@@ -208,8 +208,8 @@ class Structure:
         """Below a contraction one value's scale and shift belong to it, as of a normalisation."""
         if self.level(var) == 1 or len(self._operands(step)) != 1:
             return False
-        if self.scales(step) or self.shifts(step):
-            return True
+        if self.scales(step) or self.shifts(step) or step.name in ("pad", "concatenate"):
+            return True  # cells that are only padded on are no inputs
         return self.lays_out(step) and self._leads_on(step, self._before)
 
     def _within_sum(self, output: Var) -> Callable[[Var, Step], bool]:
@@ -254,11 +254,14 @@ class Structure:
         if not (fact.norm or fact.pooled):
             return False
         own = self._cells_around(signal)
-        return any(
-            own & self._cells_around(operand)
-            for step in self._statistics_behind(scale)
-            for operand in self.actives(step)
-        )
+        if self.facts[signal].pooled:
+            own |= self._measured(signal)
+        return bool(own & self._measured(scale))
+
+    def _measured(self, var: Var) -> set[Var]:
+        """The values whose cells a value is a statistic of."""
+        steps = self._statistics_behind(var)
+        return set().union(*(self._cells_around(v) for step in steps for v in self.actives(step)))
 
     def _statistics_behind(self, var: Var) -> list[Step]:
         """The sums and extremes over cells that a value is a function of."""
@@ -280,7 +283,7 @@ class Structure:
         found, queue = {var}, [var]
         while queue:
             step = self.producers.get(queue.pop())
-            if step is None or not (self._is_cellwise(step) or step.name in LAYOUT):
+            if step is None or not (is_cellwise(step) or step.name in LAYOUT):
                 continue
             new = [v for v in step.variables if self.facts[v].active and v not in found]
             found.update(new)
@@ -345,74 +348,10 @@ class Structure:
                     return True
         return False
 
-    def activation(self, step: Step) -> Var | None:
-        """The one value whose single cells the step's output is a function of, the nearest such."""
-        if self._is_cellwise(step):
-            operands = [a for a in step.inputs if self.fact(a).touched]
-            if len(operands) == 1:
-                return self.actives(step)[0] if self.actives(step) else None
-            return self._common_source([v for v in operands if isinstance(v, Var)])
-        return None
-
-    def cells_between(self, source: Var, output: Var) -> list[Step]:
-        """The steps on the way from a value to one whose cells are functions of its cells."""
-        found, queue, seen = set(), [output], {source, output}
-        while queue:
-            step = self.producers[queue.pop()]
-            found.add(step)
-            new = [v for v in step.variables if self.facts[v].touched and v not in seen]
-            seen.update(new)
-            queue.extend(new)
-        return sorted(found, key=self._order.__getitem__)
-
     def follows_maximum(self, step: Step) -> bool:
         """Whether the step's operand is a maximum over cells."""
         largest = self._behind(step.inputs[0], TO_MAXIMUM)
         return largest is not None and largest.name == "reduce_max"
-
-    def _common_source(self, operands: list[Var]) -> Var | None:
-        ancestors = [self._cells_behind(v) for v in operands]
-        common = set(ancestors[0]).intersection(*ancestors[1:])
-        for source in ancestors[0]:
-            candidate = source in common and self.facts[source].active
-            if candidate and all(self._passes(v, source) for v in operands):
-                return source
-        return None
-
-    def _cells_behind(self, var: Var) -> list[Var]:
-        """All values of whose cells the cells of a value are functions, later ones first."""
-        found, queue = {var}, [var]
-        while queue:
-            for operand in self._cellwise(queue.pop()) or ():
-                if operand not in found:
-                    found.add(operand)
-                    queue.append(operand)
-        made = {v: self._order.get(self.producers.get(v), -1) for v in found}  # type: ignore[arg-type]
-        return sorted(found, key=made.__getitem__, reverse=True)
-
-    def _passes(self, var: Var, source: Var) -> bool:
-        """Whether all ways from a value back to the input go through `source`, cell by cell."""
-        seen, queue = {var}, [var]
-        while queue:
-            here = queue.pop()
-            if here is source:
-                continue
-            operands = self._cellwise(here)
-            if operands is None:
-                return False
-            queue.extend(v for v in operands if v not in seen)
-            seen.update(operands)
-        return True
-
-    def _is_cellwise(self, step: Step) -> bool:
-        return is_atomic(step) or step.name in ELEMENTWISE
-
-    def _cellwise(self, var: Var) -> list[Var] | None:
-        """What the cells of a value are functions of, one by one; `None` if not so."""
-        step = self.producers.get(var)
-        if step is None or not self._is_cellwise(step):
-            return None
-        return [v for v in step.variables if self.facts[v].touched]
 
     def _behind(self, atom: Atom, through: frozenset[str] | set[str]) -> Step | None:
         """The step that made a value's numbers, past those that are named in `through`."""

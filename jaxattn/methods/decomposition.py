@@ -39,7 +39,7 @@ def contextual_decomposition(
 
     Args:
         fn: maps `x` to an output, such as logits.
-        x: one example, an array whose first axis is time, as word embeddings (T, D).
+        x: one example, an array whose first axis is time, as word embeddings (T, D); or (1, T, D).
         target: which number of the output is explained; see `jaxattn.explain`.
         args: further inputs of `fn`, not explained.
         at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
@@ -72,26 +72,35 @@ def contextual_decomposition(
             "x must be one array with a first axis of time for contextual_decomposition, got "
             f"shapes {[leaf.shape for leaf in floating]}"
         )
+    # An intermediate of a model that takes batches has a batch axis of 1 before that of time.
+    time = 1 if leaf.ndim == 3 and leaf.shape[0] == 1 else 0
+    if leaf.shape[time] == 0:
+        raise ValueError(f"x has no time steps: its shape is {leaf.shape}")
     score = scored(fn, target, args)
 
     def split(mask: Any) -> Any:
-        mask = mask.reshape(-1, *[1] * (leaf.ndim - 1))
+        mask = jnp.expand_dims(mask, [axis for axis in range(leaf.ndim) if axis != time])
         parts, _ = decompose(lambda value: score(merge([value])), leaf, mask)
         return parts
 
     _, output = score(x)
     if phrase is None:
-        masks = jnp.eye(leaf.shape[0], dtype=bool)
+        masks = jnp.eye(leaf.shape[time], dtype=bool)
         size = None if batch_size is None else max(1, batch_size // 4)
         relevant, irrelevant, bias = chunked_map(split, masks, size)
     else:
-        relevant, irrelevant, bias = split(_mask(phrase, leaf.shape[0]))
+        relevant, irrelevant, bias = split(_mask(phrase, leaf.shape[time]))
     return Attribution(relevant, output, {"irrelevant": irrelevant, "bias": bias})
 
 
 def _mask(phrase: Any, steps: int) -> Any:
     """The steps of a phrase as booleans (T,)."""
-    given = jnp.asarray(phrase)
+    try:
+        given = jnp.asarray(phrase)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"phrase must be (start, stop), two integers, or a mask ({steps},), got {phrase!r}"
+        ) from error
     if given.dtype == bool:
         if given.shape != (steps,):
             raise ValueError(f"phrase must be a mask of shape ({steps},), got shape {given.shape}")
@@ -100,7 +109,7 @@ def _mask(phrase: Any, steps: int) -> Any:
         raise ValueError(
             f"phrase must be (start, stop), two integers, or a mask ({steps},), got {phrase!r}"
         )
-    if isinstance(phrase, (tuple, list)):
+    if isinstance(phrase, (tuple, list)) and all(isinstance(end, int) for end in phrase):
         start, stop = phrase
         if not 0 <= start < stop <= steps:
             raise ValueError(

@@ -1,9 +1,11 @@
 """Layer-wise relevance propagation: the score itself, shared out layer by layer."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxattn._explain import explainer
 from jaxattn._perturb import floating_leaves
@@ -126,6 +128,8 @@ def lrp(
         arXiv:2202.07304 (attention weights as gates).
     """
     floating, merge = floating_leaves(x, "relevance")
+    if not isinstance(conserve_bias, (bool, np.bool_)):
+        raise TypeError(f"conserve_bias must be True or False, got {conserve_bias!r}")
     if isinstance(rule, str) and rule == "z":
         epsilon = 0.0  # in sums and products too
     rules = _rules(rule, Rule("epsilon", epsilon, gamma, alpha, low, high, ignore_bias))
@@ -224,8 +228,15 @@ def _rules(
                 f"rule must be one of {known}, or pairs of (where, rule); got {rule!r}"
             )
         return [("*", one(rule))]
+    if any(isinstance(part, (str, Rule)) for part in rule):
+        raise ValueError(
+            f"rule must hold pairs of (where, rule), such as ((where, rule),), got {rule}"
+        )
     try:
-        pairs = [(where, one(kind)) for where, kind in rule]
+        pairs = [
+            (where if isinstance(where, str) else operator.index(where), one(kind))
+            for where, kind in rule
+        ]
     except (TypeError, ValueError) as error:
         raise type(error)(f"rule must hold pairs of (where, rule): {error}") from error
     return pairs

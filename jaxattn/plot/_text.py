@@ -76,9 +76,11 @@ def text(
     return Text(f'<table style="{_TABLE}">\n' + "\n".join(lines) + "\n</table>")
 
 
-_TABLE = "border-collapse: collapse; background: #ffffff; color: #000000"
-_LABEL = "border: 0; padding: 2px 12px 2px 0; text-align: left; white-space: nowrap; color: #595959"
-_LINE = "border: 0; padding: 2px 0; text-align: left; line-height: 1.6"
+# All that a page or a notebook may have said about its tables is said again.
+_TABLE = "border-collapse: collapse; width: auto"
+_CELL = "border: 0; padding: 2px 8px; text-align: left; background: #ffffff"
+_LABEL = f"{_CELL}; white-space: nowrap; color: #595959"
+_LINE = f"{_CELL}; line-height: 1.6"
 _WORD = "border-radius: 3px; padding: 1px 2px; white-space: pre-wrap"
 
 
