@@ -104,7 +104,7 @@ def test_a_batch_of_sentences():
     close(found.values, [decompose(np.asarray(x), (0, 2))[0][TARGET] for x in xs])
 
 
-@pytest.mark.parametrize("name", ["gru", "bilstm", "stacked", "lstm, gru", "attention"])
+@pytest.mark.parametrize("name", ["gru", "bilstm", "attention"])
 def test_the_parts_sum_to_the_score(name):
     states = jnp.asarray(recurrent.H0), jnp.asarray(recurrent.C0)
     found = ja.contextual_decomposition(

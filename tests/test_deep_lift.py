@@ -44,7 +44,7 @@ def normalised(x):
 
 NETWORKS = {
     name: (lambda x, name=name: recurrent.MODELS[name](x, (jnp.asarray(H0), jnp.asarray(C0))), X)
-    for name in recurrent.MODELS
+    for name in ("lstm", "gru", "bilstm", "attention", "self-attention")
 }
 NETWORKS |= {
     "convolutional": (convolutional, Draw(6)(8, 8, 1)),

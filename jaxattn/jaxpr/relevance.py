@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxattn.jaxpr import affine as maps
 from jaxattn.jaxpr.cells import activation
-from jaxattn.jaxpr.facts import CONTRACTING, SELECTING, SUMMING
+from jaxattn.jaxpr.facts import CONTRACTING, SELECTING
 from jaxattn.jaxpr.flat import Atom, Step, Var
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.layer_rules import Rule, quotient, share, share_equally, stabilised
@@ -91,9 +91,10 @@ class Relevance:
             return self._softmax(structure, step, read, relevance)
         if step.name in ("mul", "div", *CONTRACTING) and _operands(structure, step) == 2:
             return self._product(structure, step, read, relevance)
-        if structure.scales(step):
+        mean = structure.is_mean(step.outputs[0])
+        if structure.scales(step) and not mean:
             return self._scale(structure, step, read, relevance)
-        if structure.shifts(step) or structure.adds(step) or step.name in SUMMING:
+        if structure.shifts(step) or structure.adds(step) or mean:
             rule = Rule("epsilon", self.options.epsilon)
             return self._affine(structure, structure.affine(step.outputs[0]), read, relevance, rule)
         source = activation(structure, step)
@@ -173,7 +174,11 @@ class Relevance:
             return [(first, half), (second, half)]
         a, b = (read(atom).astype(self.dtype) for atom in step.inputs)
         s = quotient(relevance, stabilised(a + b, self.options.epsilon))
-        self.absorb(relevance - s * (a + b))
+        lost = relevance - s * (a + b)
+        if self.options.conserve_bias:
+            each = lost * jnp.asarray(0.5, self.dtype)
+            return [(first, a * s + each), (second, b * s + each)]
+        self.absorb(lost)
         return [(first, a * s), (second, b * s)]
 
     def _chosen(self, structure: Structure, step: Step) -> str | None:

@@ -208,9 +208,20 @@ class Structure:
         """Below a contraction one value's scale and shift belong to it, as of a normalisation."""
         if self.level(var) == 1 or len(self._operands(step)) != 1:
             return False
-        if self.scales(step) or self.shifts(step) or step.name in ("pad", "concatenate"):
+        if self.scales(step) and self.is_mean(var):
+            return False
+        if self.scales(step) or self.shifts(step) or step.name == "pad":
             return True  # cells that are only padded on are no inputs
         return self.lays_out(step) and self._leads_on(step, self._before)
+
+    def is_mean(self, var: Var) -> bool:
+        """Whether a value is a sum over cells, but for constant factors."""
+        step = self.producers.get(var)
+        while step is not None and (self.scales(step) or self.lays_out(step)):
+            if len(self.actives(step)) != 1:
+                return False
+            step = self.producers.get(self.actives(step)[0])
+        return step is not None and step.name in SUMMING and not self.contracts(step)
 
     def _within_sum(self, output: Var) -> Callable[[Var, Step], bool]:
         def goes_on(var: Var, step: Step) -> bool:

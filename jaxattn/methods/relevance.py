@@ -228,11 +228,9 @@ def _rules(
                 f"rule must be one of {known}, or pairs of (where, rule); got {rule!r}"
             )
         return [("*", one(rule))]
-    if any(isinstance(part, (str, Rule)) for part in rule):
-        raise ValueError(
-            f"rule must hold pairs of (where, rule), such as ((where, rule),), got {rule}"
-        )
     try:
+        if any(isinstance(part, (str, Rule)) for part in rule):
+            raise ValueError(f"write (({rule!r}),) for one pair")
         pairs = [
             (where if isinstance(where, str) else operator.index(where), one(kind))
             for where, kind in rule
