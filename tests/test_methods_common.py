@@ -14,9 +14,7 @@ import jaxattn as ja
 
 T, D, H, K, B = 5, 3, 4, 3, 5
 METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "evaluations")}
-PATTERNS = [
-    np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]
-]
+PATTERNS = [np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]]
 OPTIONS = {
     "gradient": {},
     "saliency": {},
@@ -38,7 +36,12 @@ OPTIONS = {
     "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
 }
-SHAPES = {"jacobian": (T, D), "contextual_decomposition": (T,), "temporal_output_score": (3,), "grad_cam": (T,)}
+SHAPES = {
+    "jacobian": (T, D),
+    "contextual_decomposition": (T,),
+    "temporal_output_score": (3,),
+    "grad_cam": (T,),
+}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
 not_of_cells = (
