@@ -110,7 +110,9 @@ def test_linen_is_explained_at_a_layer(linen_model):
 def keras_model():
     keras.utils.set_random_seed(0)
     x = keras.Input((T, D))
-    h = keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True), name="both")(x)
+    h = keras.layers.Bidirectional(
+        keras.layers.LSTM(3, return_sequences=True, name="lstm"), name="both"
+    )(x)
     h, weights = keras.layers.MultiHeadAttention(1, 3, name="attention")(
         h, h, return_attention_scores=True
     )

@@ -79,6 +79,8 @@ class Relevance:
                     layer = structure.affine(var)
                     shares += self._affine(structure, layer, read, relevance, self._rule(layer))
             return shares
+        if structure.adds_nothing(step):
+            return [(structure.actives(step)[0], given[0])]
         signal = structure.normalised(step)
         if signal is not None:
             return [(signal, given[0])]

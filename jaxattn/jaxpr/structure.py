@@ -6,9 +6,10 @@ written, and relevance is shared out over the whole of it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxattn.jaxpr.facts import (
     CONTRACTING,
@@ -98,6 +99,10 @@ class Structure:
     def shifts(self, step: Step) -> bool:
         """Whether the step adds constants to one active operand."""
         return step.name in ("add", "add_any", "sub") and len(self._operands(step)) == 1
+
+    def adds_nothing(self, step: Step) -> bool:
+        """Whether the step adds or takes away zeros that are written in the program."""
+        return self.shifts(step) and any(_number(a, self.producers) == 0 for a in step.inputs)
 
     def adds(self, step: Step) -> bool:
         """Whether the step adds active operands up."""
@@ -382,15 +387,15 @@ def maker_of(
         if step is None or step.name not in through:
             return step
         data = [a for a in step.variables if a.aval.dtype == step.outputs[0].aval.dtype]
-        atom = ([a for a in data if not _is_number(a, producers)] or data or step.inputs)[0]
+        atom = ([a for a in data if _number(a, producers) is None] or data or step.inputs)[0]
     return None
 
 
-def _is_number(atom: Atom, producers: dict[Var, Step]) -> bool:
-    """Whether a value is one number of the program, however often."""
+def _number(atom: Atom, producers: dict[Var, Step]) -> Any:
+    """The number of the program that a value is, however often; `None` if it is none."""
     while isinstance(atom, Var):
         step = producers.get(atom)
-        if step is None or step.name not in ("broadcast_in_dim", "convert_element_type"):
-            return False
+        if step is None or step.name not in ("broadcast_in_dim", "convert_element_type", "reshape"):
+            return None
         atom = step.inputs[0]
-    return True
+    return atom.val if np.ndim(atom.val) == 0 else None
