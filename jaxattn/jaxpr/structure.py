@@ -120,7 +120,7 @@ class Structure:
             return len(self._operands(step)) == 1
         if step.name != "reduce_sum":
             return False
-        source = self._behind(step.inputs[0], LAYOUT)
+        source = maker_of(step.inputs[0], self.producers, LAYOUT)
         if source is None or source.name != "mul" or not self.scales(source):
             return False
         (weight,) = (a for a in source.inputs if not self.is_active(a))
@@ -366,12 +366,8 @@ class Structure:
 
     def follows_maximum(self, step: Step) -> bool:
         """Whether the step's operand is a maximum over cells."""
-        largest = self._behind(step.inputs[0], TO_MAXIMUM)
+        largest = maker_of(step.inputs[0], self.producers, TO_MAXIMUM)
         return largest is not None and largest.name == "reduce_max"
-
-    def _behind(self, atom: Atom, through: frozenset[str] | set[str]) -> Step | None:
-        """The step that made a value's numbers, past those that are named in `through`."""
-        return maker_of(atom, self.producers, through)
 
 
 def _stops(var: Var, step: Step) -> bool:
