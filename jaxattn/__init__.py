@@ -13,6 +13,11 @@ from jaxattn._intermediates import capture as capture, intervene as intervene
 from jaxattn._types import Attribution as Attribution
 from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.jaxpr.layer_rules import Rule as Rule
+from jaxattn.methods.attention import (
+    attention as attention,
+    gradient_x_attention as gradient_x_attention,
+    value_zeroing as value_zeroing,
+)
 from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as guided_backprop
 from jaxattn.methods.decomposition import (
     contextual_decomposition as contextual_decomposition,
@@ -35,6 +40,10 @@ from jaxattn.methods.patterns import (
     pattern_net as pattern_net,
 )
 from jaxattn.methods.relevance import deep_taylor as deep_taylor, lrp as lrp
+from jaxattn.methods.rollout import (
+    attention_flow as attention_flow,
+    attention_rollout as attention_rollout,
+)
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
 
 __version__ = "0.1.0"
@@ -42,6 +51,9 @@ __all__ = [
     "Attribution",
     "Benchmark",
     "Rule",
+    "attention",
+    "attention_flow",
+    "attention_rollout",
     "benchmark",
     "capture",
     "contextual_decomposition",
@@ -52,6 +64,7 @@ __all__ = [
     "fit_patterns",
     "grad_cam",
     "gradient",
+    "gradient_x_attention",
     "guided_backprop",
     "input_x_gradient",
     "integrated_gradients",
@@ -72,5 +85,6 @@ __all__ = [
     "tag",
     "temporal_output_score",
     "unbatched",
+    "value_zeroing",
     "without_softmax",
 ]

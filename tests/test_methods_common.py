@@ -33,6 +33,11 @@ OPTIONS = {
     "pattern_net": {"patterns": PATTERNS},
     "pattern_attribution": {"patterns": PATTERNS},
     "grad_cam": {"at": "rows", "relu": False},
+    "attention": {"name": "mixing"},
+    "attention_flow": {"name": "mixing"},
+    "attention_rollout": {"name": "mixing"},
+    "gradient_x_attention": {"name": "rows"},
+    "value_zeroing": {"name": "rows"},
     "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
 }
@@ -41,6 +46,10 @@ SHAPES = {
     "contextual_decomposition": (T,),
     "temporal_output_score": (3,),
     "grad_cam": (T,),
+    "attention": (T, T),
+    "attention_flow": (T, T),
+    "attention_rollout": (T, T),
+    "value_zeroing": (D,),
 }
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -49,13 +58,22 @@ not_of_cells = (
     "temporal_output_score",
     "grad_cam",
     "layer_conductance",
+    "attention",
+    "attention_flow",
+    "attention_rollout",
+    "gradient_x_attention",
+    "value_zeroing",
 )
 of_cells = pytest.mark.parametrize("name", [n for n in METHODS if n not in not_of_cells])
 
 
 def network(weights, x, scale=None):
-    """A tanh network's logits; of a pytree it reads only the leaf `"series"`, tagged `"rows"`."""
+    """A tanh network's logits; of a pytree it reads only the leaf `"series"`, tagged `"rows"`.
+
+    The weights that it tags `"mixing"` are read by nothing but the methods that read weights.
+    """
     rows = ja.tag(x if hasattr(x, "ndim") else x["series"], "rows")
+    ja.tag(jax.nn.softmax(rows @ weights["input"] @ weights["input"].T @ rows.T), "mixing")
 
     def advance(h, row):
         return jnp.tanh(row @ weights["input"] + h @ weights["recurrent"]), None

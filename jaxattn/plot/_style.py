@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize
 
-DIVERGING = "RdBu_r"
+DIVERGING, SEQUENTIAL = "RdBu_r", "Blues"
 INK, PALE, HIGHLIGHT = "0.25", "0.7", "#d62728"
 # Okabe and Ito's colours, which stay distinct for colour-blind readers; black goes last.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
