@@ -1,6 +1,26 @@
 """Recurrent and attention layers worth explaining: Flax NNX modules over pure functions."""
 
 from jaxattn.nn.attending import Attended as Attended, masked_softmax as masked_softmax
+from jaxattn.nn.attention import (
+    AdditiveAttention as AdditiveAttention,
+    CrossAttention as CrossAttention,
+    MultiplicativeAttention as MultiplicativeAttention,
+)
+from jaxattn.nn.decoder import (
+    AttentionDecoder as AttentionDecoder,
+    Decoded as Decoded,
+    DecoderState as DecoderState,
+    DecoderWeights as DecoderWeights,
+    attention_decoder_step as attention_decoder_step,
+)
+from jaxattn.nn.glimpse import (
+    GlimpseNetwork as GlimpseNetwork,
+    GlimpseSensor as GlimpseSensor,
+    Located as Located,
+    LocationNetwork as LocationNetwork,
+    glimpse as glimpse,
+    glimpse_boxes as glimpse_boxes,
+)
 from jaxattn.nn.pretrained import from_keras as from_keras, from_torch as from_torch
 from jaxattn.nn.recurrent import (
     GRU as GRU,
@@ -11,6 +31,24 @@ from jaxattn.nn.recurrent import (
     Recurrent as Recurrent,
     valid_steps as valid_steps,
 )
+from jaxattn.nn.self_attention import (
+    MultiHeadAttention as MultiHeadAttention,
+    ScaledDotProductAttention as ScaledDotProductAttention,
+    SeqSelfAttention as SeqSelfAttention,
+    SeqWeightedAttention as SeqWeightedAttention,
+    attention_regularizer as attention_regularizer,
+)
+from jaxattn.nn.spatial import (
+    Fixation as Fixation,
+    HardSpatialAttention as HardSpatialAttention,
+    SoftSpatialAttention as SoftSpatialAttention,
+    SpatialAttention as SpatialAttention,
+    SpatialWeights as SpatialWeights,
+    choose_position as choose_position,
+    doubly_stochastic_penalty as doubly_stochastic_penalty,
+    spatial_keys as spatial_keys,
+    spatial_scores as spatial_scores,
+)
 from jaxattn.nn.steps import (
     GRUWeights as GRUWeights,
     LSTMState as LSTMState,
@@ -20,3 +58,4 @@ from jaxattn.nn.steps import (
     lstm_step as lstm_step,
     rnn_step as rnn_step,
 )
+from jaxattn.nn.weighted import FeedForwardAttention as FeedForwardAttention

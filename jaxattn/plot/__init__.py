@@ -6,8 +6,11 @@ draw into a figure of yours. Nothing is shown and no global setting changes. Col
 zero: red speaks for the output, blue against it, in a map that colour-blind readers can tell apart.
 """
 
+from jaxattn.plot._attention import attention, attention_heads
 from jaxattn.plot._comparison import comparison, comparison_grid
 from jaxattn.plot._curves import curve, score_over_time
+from jaxattn.plot._features import features_0d, features_1d, features_2d, features_hist
+from jaxattn.plot._glimpses import glimpses
 from jaxattn.plot._image import image, images
 from jaxattn.plot._jacobian import jacobian, temporal_jacobian
 from jaxattn.plot._series import series
@@ -16,9 +19,16 @@ from jaxattn.plot._window import window
 
 __all__ = [
     "Text",
+    "attention",
+    "attention_heads",
     "comparison",
     "comparison_grid",
     "curve",
+    "features_0d",
+    "features_1d",
+    "features_2d",
+    "features_hist",
+    "glimpses",
     "image",
     "images",
     "jacobian",

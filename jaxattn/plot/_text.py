@@ -1,27 +1,56 @@
-"""Attributions of words, as HTML."""
+"""Words or characters on the colours of their values: as HTML, in a terminal, with matplotlib."""
 
 import dataclasses
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
 from jaxattn.plot import _style as style
+from jaxattn.plot._text_axes import draw
+from jaxattn.plot._typeset import Line, ends_line, starts, visible
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """Coloured words; a notebook shows them.
+    """Coloured words or characters; a notebook shows them, and `+` puts one under the other.
 
     Attributes:
-        html: an element that needs nothing else, to be put into a page.
+        lines: what is shown.
     """
 
-    html: str
+    lines: tuple[Line, ...]
+
+    def __add__(self, other: "Text") -> "Text":
+        return Text(self.lines + other.lines)
+
+    @property
+    def html(self) -> str:
+        """An element that needs nothing else, to be put into a page.
+
+        Every word is a `span` with its value for a title. Each line takes the direction of its
+        first letter.
+        """
+        rows = "\n".join(map(_row, self.lines))
+        return f'<table style="{_TABLE}">\n{rows}\n</table>'
+
+    @property
+    def ansi(self) -> str:
+        """The lines for a terminal that knows 24-bit colours, in the order in which they are read.
+
+        Whatever could steer the terminal is replaced by a sign.
+        """
+        labels = [visible(line.label or "") for line in self.lines]
+        indent = max(map(len, labels)) + 2 if any(labels) else 0
+        return "\n".join(
+            label.ljust(indent) + line.gap.join(map(_escaped, line.words, line.colours, line.inks))
+            for label, line in zip(labels, self.lines, strict=True)
+        )
 
     def _repr_html_(self) -> str:
         return self.html
@@ -31,34 +60,74 @@ class Text:
         page = '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>words</title>\n'
         Path(path).write_text(f"{page}{self.html}\n</html>\n", encoding="utf-8")
 
+    def draw(
+        self,
+        ax: Axes | None = None,
+        *,
+        columns: int = 80,
+        font: str | Sequence[str] = ("DejaVu Sans Mono", "DejaVu Sans"),
+    ) -> Axes:
+        """Draws the lines in the cells of a monospaced font.
+
+        Scripts that are written from right to left are laid out so, with Arabic letters joined.
+
+        Args:
+            ax: What to draw into, by default a new figure of the right size.
+            columns: How many cells a row has; longer lines are broken, between words if possible.
+            font: The first of these fonts that has a character draws it. Those that come with
+                matplotlib have no ideographs.
+
+        Returns:
+            The Axes, whose unit is a cell; rows lie at 0, 1, ... from above.
+
+        Raises:
+            ValueError: for `columns` below 1.
+        """
+        return draw(self.lines, ax, columns=columns, font=font)
+
 
 def text(
-    words: Sequence[str],
+    words: str | Sequence[str],
     values: Any,
     *,
+    kind: Literal["relevance", "attention"] = "relevance",
     limit: float | None = None,
-    cmap: str | Colormap = style.DIVERGING,
+    cmap: str | Colormap | None = None,
+    gap: str = " ",
 ) -> Text:
-    """Write words on a ground coloured by their attribution; pointing at a word shows its number.
+    """Put words or characters on a ground coloured by their values.
+
+    Characters that are drawn as one, as letters with accents and composed emoji are, share a cell,
+    in which their values add up.
 
     Args:
-        words: T words, or pieces of words.
-        values: Their attribution, `(T,)`; or several by name, `{name: (T,)}`: one line for each,
+        words: T words, or pieces of words; or a string of T characters, shown without gaps.
+        values: What they are worth, `(T,)`; or several by name, `{name: (T,)}`: one line for each,
             with its name before it. Values of embeddings are to be summed to one for each word.
-        limit: The colours run from `-limit` to `limit`; by default the largest magnitude of each
-            line.
-        cmap: A diverging colour map; its middle is moved to white.
+        kind: "relevance" has a sign: colours diverge from white at zero. "attention" has none:
+            colours run from white at 0 to red at `limit`, RGB (255, r, r) with
+            r = 255 - int(255 a) for a share a of the limit.
+        limit: The colours run to `limit`, and for relevance from `-limit`; by default the largest
+            magnitude of each line. A limit of 1 shows attention weights as they are, which over
+            long texts is nearly white.
+        cmap: Other colours: a diverging map for relevance, whose middle is moved to white; any for
+            attention.
+        gap: What stands between words.
 
     Returns:
-        A `Text`, whose `html` is self-contained.
+        A `Text`: `.html` and `.ansi` hold it, `.draw()` draws it, `.save(path)` writes a page.
 
     Raises:
-        ValueError: for a wrong rank, lengths that differ, or values that are not finite.
+        ValueError: for a wrong rank, lengths that differ, values that are not finite, attention
+            that is negative, an unknown `kind`.
         TypeError: for words that are not strings.
     """
     for word in words:
         if not isinstance(word, str):
             raise TypeError(f"words must be strings, got {word!r}")
+    if kind not in ("relevance", "attention"):
+        raise ValueError(f'kind must be "relevance" or "attention", got {kind!r}')
+    gap = "" if isinstance(words, str) else gap
     named = isinstance(values, Mapping)
     lines = []
     for name, given in (values if named else {"values": values}).items():
@@ -67,38 +136,76 @@ def text(
             raise ValueError(
                 f"{name} must have one value for each of {len(words)} words, got {heat.shape}"
             )
-        grounds = _grounds(style.symmetric(limit, heat)(heat), mpl.colormaps.get_cmap(cmap))
-        spans = " ".join(map(_span, words, heat, grounds))
-        label = f'<td style="{_LABEL}">{html.escape(str(name))}</td>' if named else ""
-        lines.append(f'<tr>{label}<td style="{_LINE}">{spans}</td></tr>')
+        if kind == "attention" and heat.min() < 0:
+            raise ValueError(f"{name} must not be negative to be attention, got {heat.min():.3g}")
+        cells, heat = (tuple(words), heat) if gap else _merged(words, heat)
+        scale = style.symmetric(limit, heat)
+        if kind == "relevance":
+            colours = _diverging(scale(heat), cmap or style.DIVERGING)
+        else:
+            colours = _sequential(np.minimum(heat / scale.vmax, 1), cmap)
+        lines.append(Line(str(name) if named else None, cells, heat, colours, gap))
     if not lines:
         raise ValueError("values must hold at least one line, got none")
-    return Text(f'<table style="{_TABLE}">\n' + "\n".join(lines) + "\n</table>")
+    return Text(tuple(lines))
 
 
-# All that a page or a notebook may have said about its tables is said again.
-_TABLE = "border-collapse: collapse; width: auto"
-_CELL = "border: 0; padding: 2px 8px; text-align: left; background: #ffffff"
-_LABEL = f"{_CELL}; white-space: nowrap; color: #595959"
-_LINE = f"{_CELL}; line-height: 1.6"
-_WORD = "border-radius: 3px; padding: 1px 2px; white-space: pre-wrap"
+def _merged(words: Sequence[str], values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Words without gaps, those that are drawn onto the one before them put together with it."""
+    cuts = starts(words)
+    cells = ("".join(words[a:b]) for a, b in zip(cuts, [*cuts[1:], len(words)], strict=True))
+    return tuple(cells), np.add.reduceat(values, cuts)
 
 
-def _grounds(positions: np.ndarray, cmap: Colormap) -> np.ndarray:
+def _diverging(positions: np.ndarray, cmap: str | Colormap) -> np.ndarray:
     """The map's colours (T, 3) at positions from 0 to 1, white in the middle, its own at the ends.
 
     The middle of most maps is a pale grey, which would mark words that have no say.
     """
+    colours = mpl.colormaps.get_cmap(cmap)
     positions = np.clip(positions, 0, 1)
     paleness = 1 - np.abs(2 * positions - 1)
-    to_white = 1 - np.asarray(cmap(0.5)[:3])
-    return np.clip(cmap(positions)[:, :3] + paleness[:, None] * to_white, 0, 1)
+    to_white = 1 - np.asarray(colours(0.5)[:3])
+    ground = np.clip(colours(positions)[:, :3] + paleness[:, None] * to_white, 0, 1)
+    return np.rint(255 * ground).astype(np.uint8)
 
 
-def _span(word: str, value: float, ground: np.ndarray) -> str:
-    # The relative luminance of WCAG 2: above 0.179 black stands out more than white.
-    linear = np.where(ground <= 0.04045, ground / 12.92, ((ground + 0.055) / 1.055) ** 2.4)
-    ink = "#000000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#ffffff"
-    paper = np.rint(255 * ground).astype(np.uint8).tobytes().hex()
-    look = f"{_WORD}; background: #{paper}; color: {ink}"
-    return f'<span style="{look}" title="{value:.3g}">{html.escape(word)}</span>'
+def _sequential(shares: np.ndarray, cmap: str | Colormap | None) -> np.ndarray:
+    if cmap is not None:
+        return mpl.colormaps.get_cmap(cmap)(shares, bytes=True)[:, :3]
+    rest = 255 - (255 * shares).astype(np.uint8)
+    return np.stack([np.full_like(rest, 255), rest, rest], axis=1)
+
+
+# All that a page or a notebook may have said about its tables is said again.
+_TABLE = "border-collapse: collapse; width: auto"
+_CELL = "border: 0; padding: 2px 8px; text-align: start; background: #ffffff"
+_LABEL = f"{_CELL}; white-space: nowrap; color: #595959"
+_LINE = f"{_CELL}; line-height: 1.6"
+# Without padding: letters of Arabic join over the border of a span only if nothing lies there.
+_CHARACTERS = f"{_LINE}; font-family: monospace; overflow-wrap: anywhere"
+_WORD = "border-radius: 3px; padding: 1px 2px; white-space: pre-wrap"
+_CHARACTER = "white-space: pre-wrap"
+
+
+def _row(line: Line) -> str:
+    spans = (
+        f'<span style="{_WORD if line.gap else _CHARACTER}; background: {_hex(ground)}; '
+        f'color: {_hex(ink)}" title="{value:.3g}">{html.escape(visible(word))}</span>'
+        f"{'<br>' if ends_line(word) else ''}"
+        for word, value, ground, ink in zip(*line[1:4], line.inks, strict=True)
+    )
+    label = "" if line.label is None else f'<td style="{_LABEL}">{html.escape(line.label)}</td>'
+    look = _LINE if line.gap else _CHARACTERS
+    return f'<tr>{label}<td dir="auto" style="{look}">{html.escape(line.gap).join(spans)}</td></tr>'
+
+
+def _hex(colour: np.ndarray) -> str:
+    return f"#{colour.astype(np.uint8).tobytes().hex()}"
+
+
+def _escaped(word: str, ground: np.ndarray, ink: np.ndarray) -> str:
+    """The word with the codes before it that set its colours, and the one after that ends them."""
+    back, front = (";".join(map(str, colour)) for colour in (ground, ink))
+    end = "\n" if ends_line(word) else ""
+    return f"\x1b[48;2;{back};38;2;{front}m{visible(word)}\x1b[0m{end}"

@@ -1,0 +1,370 @@
+"""A network that describes a picture word by word, looking at it (Xu et al. 2015)."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, Real
+
+from jaxattn import nn
+
+END = 0  # the word after the last one, and from there on; also what stands before the first
+
+
+class Reading(NamedTuple):
+    """What the network makes of a picture and a given caption.
+
+    Attributes:
+        logits: of each word, given those before it.
+        weights: how much of each place the network read to say it.
+        positions: the place that hard attention read; of soft attention the one it read most of.
+    """
+
+    logits: Float[Array, "*batch T V"]
+    weights: Float[Array, "*batch T L"]
+    positions: Integer[Array, "*batch T"]
+
+
+class CaptionLoss(NamedTuple):
+    """A loss, averaged over pictures, and its parts.
+
+    Attributes:
+        value: what to differentiate; of hard attention only its gradient has a meaning.
+        log_likelihood: of the whole caption.
+        penalty: see `nn.doubly_stochastic_penalty`.
+        entropy: of the weights, summed over the words.
+    """
+
+    value: Float[Array, ""]
+    log_likelihood: Float[Array, ""]
+    penalty: Float[Array, ""]
+    entropy: Float[Array, ""]
+
+
+class Memory(NamedTuple):
+    """What the decoder reads at every step: annotations (L, D), and their part of the scores."""
+
+    annotations: Array
+    keys: Array
+
+
+class Captioner(nnx.Module):
+    r"""Convolutions give an annotation of each place; an LSTM reads them, and says a word a step.
+
+    The initial state is $\tanh$ of two linear maps of the mean annotation. A step reads the
+    annotations into a context z, advances the LSTM on the word before and z, and scores the words
+    by $L_o \tanh(E y_{t-1} + L_h h_t + L_z z_t)$. An annotation is what the convolutions find plus
+    a learned vector of its place: without that, "above" could not be told from "left of".
+
+    Args:
+        image_shape: (height, width, channels) of the pictures.
+        vocabulary_size: V, number of words, `END` among them.
+        max_length: of a caption in words, `END` included.
+        attention: "soft" reads all places by their weights, "hard" one of them.
+        channels: of the convolutions, of which each but the last halves the picture; the last is D.
+        hidden_features: H, number of units of the LSTM.
+        embedding_features: size of a word's embedding.
+        attention_units: size of the layer that scores the places.
+        param_dtype: dtype of the weights, to which pictures are converted.
+        rngs: random streams; the weights are drawn from `params`.
+
+    Raises:
+        ValueError: an unknown `attention`, a size below 1.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        vocabulary_size: int,
+        max_length: int,
+        *,
+        attention: Literal["soft", "hard"] = "soft",
+        channels: tuple[int, ...] = (32, 64, 96, 96),
+        hidden_features: int = 128,
+        embedding_features: int = 64,
+        attention_units: int = 128,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if attention not in ("soft", "hard"):
+            raise ValueError(f"attention must be 'soft' or 'hard', got {attention!r}")
+        for name, sizes in {
+            "image_shape": image_shape,
+            "vocabulary_size": (vocabulary_size,),
+            "max_length": (max_length,),
+            "channels": channels,
+            "embedding_features": (embedding_features,),
+        }.items():
+            if not sizes or min(sizes) < 1:
+                raise ValueError(f"{name} must be at least 1, got {sizes}")
+        self.image_shape = tuple(image_shape)
+        self.vocabulary_size = vocabulary_size
+        self.max_length = max_length
+        self.hard = attention == "hard"
+        scale = 2 ** (len(channels) - 1)
+        self.grid = (-(-image_shape[0] // scale), -(-image_shape[1] // scale))
+        options: Any = {"param_dtype": param_dtype, "rngs": rngs}
+        widths = (image_shape[2], *channels)
+        self.convolutions = nnx.List([
+            nnx.Conv(
+                widths[i],
+                widths[i + 1],
+                kernel_size=(3, 3),
+                strides=1 if i == len(channels) - 1 else 2,
+                kernel_init=nnx.initializers.he_normal(),
+                **options,
+            )
+            for i in range(len(channels))
+        ])  # fmt: skip
+        small, features = nnx.initializers.normal(0.1), channels[-1]
+        size = self.grid[0] * self.grid[1], features
+        self.places = nnx.Param(small(rngs.params(), size, param_dtype))
+        self.hidden_head = nnx.Linear(features, hidden_features, **options)
+        self.cell_head = nnx.Linear(features, hidden_features, **options)
+        layer = nn.HardSpatialAttention if self.hard else nn.SoftSpatialAttention
+        self.attention = layer(features, hidden_features, attention_units, **options)
+        self.embedding = nnx.Embed(
+            vocabulary_size, embedding_features, embedding_init=small, **options
+        )
+        self.lstm = nn.LSTM(embedding_features + features, hidden_features, **options)
+        self.say_hidden = nnx.Linear(hidden_features, embedding_features, **options)
+        self.say_context = nnx.Linear(features, embedding_features, use_bias=False, **options)
+        self.say = nnx.Linear(embedding_features, vocabulary_size, **options)
+
+    def __call__(
+        self, image: Real[ArrayLike, "*batch H W C"], words: Integer[ArrayLike, "*batch T"]
+    ) -> Float[Array, "*batch T V"]:
+        """Return the logits of every word of a caption, given those before it.
+
+        Arguments and errors: see `read`.
+        """
+        return self.read(image, words).logits
+
+    def read(
+        self,
+        image: Real[ArrayLike, "*batch H W C"],
+        words: Integer[ArrayLike, "*batch T"],
+        *,
+        key: PRNGKeyArray | None = None,
+        positions: Integer[ArrayLike, "*batch T"] | None = None,
+        expected: Bool[ArrayLike, "*batch"] | None = None,
+    ) -> Reading:
+        """Read a picture and a caption (teacher forcing).
+
+        Args:
+            image: one picture (H, W, C) in [0, 1], or a batch (..., H, W, C).
+            words: the caption's ids (..., T), `END` after the last word and from there on.
+            key: hard attention draws its places with it. None: the most likely ones.
+            positions: the places (..., T) that hard attention reads, instead of drawn ones.
+            expected: where it is True, hard attention reads all places by their weights.
+
+        Returns:
+            The logits (..., T, V), weights (..., T, L) and places (..., T).
+
+        Raises:
+            ValueError: pictures of another shape, a caption longer than `max_length` or for another
+                batch, ids outside the vocabulary, unless they are traced.
+            TypeError: ids that are not integers.
+        """
+        image, batch = self.picture(image)
+        self._check_words(words, batch)
+        words = jnp.asarray(words, jnp.int32)
+
+        def read(image: Any, words: Any, key: Any, positions: Any, expected: Any) -> Reading:
+            memory, state = self.begin(image)
+            before = jnp.concatenate([jnp.full(1, END, jnp.int32), words[:-1]])
+            embedded = self.embedding(before)
+            keys = None if key is None else jax.random.split(key, len(words))
+
+            def step(state: nn.LSTMState, now: Any) -> tuple[nn.LSTMState, Any]:
+                embedded, key, position = now
+                state, *seen = self.advance(memory, state, embedded, key, position, expected)
+                return state, (state.hidden, *seen)
+
+            _, seen = jax.lax.scan(step, state, (embedded, keys, positions))
+            hidden, context, weights, position = seen
+            return Reading(self.logits(embedded, hidden, context), weights, position)
+
+        for _ in batch:
+            read = jax.vmap(read)
+        keys = None if key is None else jax.random.split(key, batch)
+        return read(image, words, keys, positions, expected)
+
+    def picture(self, image: ArrayLike) -> tuple[Array, tuple[int, ...]]:
+        """The picture in the dtype of the weights, and its leading axes."""
+        image = jnp.asarray(image)
+        if image.shape[-3:] != self.image_shape:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"image must have shape (..., {wanted}), got {image.shape}")
+        return image.astype(self.places[...].dtype), image.shape[:-3]
+
+    def _check_words(self, words: ArrayLike, batch: tuple[int, ...]) -> None:
+        shape, dtype = jnp.shape(words), jnp.result_type(words)
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(f"words must be integers, got dtype {dtype}")
+        if len(shape) != len(batch) + 1 or shape[:-1] != batch:
+            wanted = (*batch, "T")
+            raise ValueError(f"words must have shape {wanted} for these pictures, got {shape}")
+        if not 1 <= shape[-1] <= self.max_length:
+            raise ValueError(f"words must be 1 to {self.max_length} a caption, got {shape[-1]}")
+        try:
+            concrete = np.asarray(words)
+        except jax.errors.TracerArrayConversionError:
+            return  # traced ids have no values to check
+        if concrete.size and not 0 <= concrete.min() <= concrete.max() < self.vocabulary_size:
+            got = f"{concrete.min()} to {concrete.max()}"
+            raise ValueError(f"words must lie in [0, {self.vocabulary_size}), got {got}")
+
+    def begin(self, image: Array) -> tuple[Memory, nn.LSTMState]:
+        """Look at one picture: what the decoder reads at every step, and its first state."""
+        found = image
+        for convolution in self.convolutions:
+            found = jax.nn.relu(convolution(found))
+        annotations = found.reshape(-1, found.shape[-1]) + self.places[...]
+        mean = annotations.mean(0)
+        state = nn.LSTMState(jnp.tanh(self.hidden_head(mean)), jnp.tanh(self.cell_head(mean)))
+        return Memory(annotations, self.attention.keys(annotations)), state
+
+    def advance(
+        self,
+        memory: Memory,
+        state: nn.LSTMState,
+        embedded: Array,
+        key: Any = None,
+        position: Any = None,
+        expected: Any = None,
+    ) -> tuple[nn.LSTMState, Array, Array, Array]:
+        """One step: the next state, and the context, the weights and the place behind it."""
+        annotations = memory.annotations
+        weights = self.attention.attend(memory.keys, state.hidden)
+        if position is None:
+            position = nn.choose_position(weights, key)
+        if isinstance(self.attention, nn.SoftSpatialAttention):
+            context = self.attention.context(weights, annotations, state.hidden)
+        else:
+            context = annotations[position]
+            if expected is not None:
+                context = jnp.where(expected, weights @ annotations, context)
+        state = nn.lstm_step(self.lstm.weights(), state, jnp.concatenate([embedded, context]))
+        return state, context, weights, position
+
+    def logits(self, embedded: Array, hidden: Array, context: Array) -> Array:
+        """Score the words, by the word before, the state after the step, and its context."""
+        return self.say(jnp.tanh(embedded + self.say_hidden(hidden) + self.say_context(context)))
+
+
+def spoken(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
+    """Mark the steps of a caption up to its first `END`, that included."""
+    ends = jnp.asarray(words) == END
+    return jnp.cumsum(ends, axis=-1) - ends == 0
+
+
+def log_likelihood(
+    logits: Float[Array, "*batch T V"], words: Integer[ArrayLike, "*batch T"]
+) -> Float[Array, "*batch T"]:
+    """The log-probability of each word of a caption; zero after its end."""
+    words = jnp.asarray(words)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), words[..., None], -1)[..., 0]
+    return jnp.where(spoken(words), chosen, 0)
+
+
+def soft_caption_loss(
+    model: Captioner,
+    images: Real[ArrayLike, "B H W C"],
+    words: Integer[ArrayLike, "B T"],
+    *,
+    penalty: float = 1.0,
+) -> CaptionLoss:
+    r"""The loss of soft attention, $-\sum_t \log p_t + \lambda \sum_i (1 - \sum_t \alpha_{ti})^2$.
+
+    Args:
+        model: the network.
+        images: pictures.
+        words: their captions.
+        penalty: $\lambda$.
+
+    Returns:
+        The loss and its parts.
+
+    Raises:
+        ValueError: as `Captioner.read`.
+        TypeError: as `Captioner.read`.
+    """
+    reading = model.read(images, words)
+    likelihood, cost, _ = parts = _parts(reading, words)
+    return CaptionLoss((penalty * cost - likelihood).mean(), *map(jnp.mean, parts))
+
+
+def hard_caption_loss(
+    model: Captioner,
+    images: Real[ArrayLike, "B H W C"],
+    words: Integer[ArrayLike, "B T"],
+    *,
+    key: PRNGKeyArray,
+    baseline: ArrayLike = 0.0,
+    score_weight: float = 1.0,
+    entropy_weight: float = 0.002,
+    expected_share: float = 0.5,
+) -> CaptionLoss:
+    r"""A loss whose gradient estimates that of hard attention's expected log-likelihood.
+
+    With places s drawn, the estimate is $\nabla \log p(y|s) + \lambda_r (\log p(y|s) - b) \nabla
+    \log p(s) + \lambda_e \nabla H$, all negated. With $\lambda_r = 1$, $\lambda_e = 0$ and no share
+    of expected places it is unbiased for $\sum_s p(s) \log p(y|s)$, whatever the baseline.
+
+    Args:
+        model: a network with hard attention.
+        images: pictures.
+        words: their captions.
+        key: draws the places.
+        baseline: b, what to expect of the log-likelihood; see `moving_baseline`.
+        score_weight: $\lambda_r$.
+        entropy_weight: $\lambda_e$.
+        expected_share: the probability with which a picture's places are all read by their weights
+            instead, which lowers the variance.
+
+    Returns:
+        The loss and its parts.
+
+    Raises:
+        ValueError: as `Captioner.read`; a network with soft attention.
+        TypeError: as `Captioner.read`.
+    """
+    if not model.hard:
+        raise ValueError("model must have hard attention, got soft")
+    draw, choose = jax.random.split(key)
+    expected = jax.random.bernoulli(choose, expected_share, jnp.shape(images)[:-3])
+    reading = model.read(images, words, key=draw, expected=expected)
+    likelihood, _, entropy = parts = _parts(reading, words)
+    drawn = jnp.take_along_axis(reading.weights, reading.positions[..., None], -1)[..., 0]
+    log_places = jnp.where(spoken(words), _log(drawn), 0).sum(-1)
+    advantage = jax.lax.stop_gradient(likelihood - jnp.asarray(baseline, likelihood.dtype))
+    score = jnp.where(expected, 0, advantage * log_places)
+    value = likelihood + score_weight * score + entropy_weight * entropy
+    return CaptionLoss(-value.mean(), *map(jnp.mean, parts))
+
+
+def moving_baseline(
+    baseline: Float[ArrayLike, ""], log_likelihood: Float[ArrayLike, ""], decay: float = 0.9
+) -> Float[Array, ""]:
+    r"""The running mean of log-likelihoods, $b \leftarrow 0.9 b + 0.1 \log p$."""
+    return jnp.asarray(decay * baseline + (1 - decay) * jax.lax.stop_gradient(log_likelihood))
+
+
+def _parts(reading: Reading, words: ArrayLike) -> tuple[Array, Array, Array]:
+    """Each picture's log-likelihood, penalty, and entropy of the weights."""
+    mask = spoken(words)
+    entropy = -(reading.weights * _log(reading.weights)).sum(-1)
+    return (
+        log_likelihood(reading.logits, words).sum(-1),
+        nn.doubly_stochastic_penalty(reading.weights, mask),
+        jnp.where(mask, entropy, 0).sum(-1),
+    )
+
+
+def _log(weights: Array) -> Array:
+    # A softmax may underflow to zero, where the logarithm's slope times zero is NaN.
+    return jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))

@@ -1,0 +1,281 @@
+"""A recurrent decoder that looks back at what was read (Bahdanau et al. 2015)."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Shaped
+
+from jaxattn.jaxpr.capture import tag
+from jaxattn.nn.attending import checked_mask, masked_softmax
+
+
+class DecoderWeights(NamedTuple):
+    """Weights of an attention decoder.
+
+    They are for annotations of m features, n units and K labels. `W` reads the label before, `U`
+    the state before (`U_a` and `W_a` the other way round, as published), and `C` what is attended
+    to; r is the reset gate, z the update gate, p the proposed state, o the output.
+    """
+
+    W_a: Float[Array, "n n"]
+    U_a: Float[Array, "m n"]
+    b_a: Float[Array, " n"]
+    V_a: Float[Array, " n"]
+    W_r: Float[Array, "K n"]
+    U_r: Float[Array, "n n"]
+    C_r: Float[Array, "m n"]
+    b_r: Float[Array, " n"]
+    W_z: Float[Array, "K n"]
+    U_z: Float[Array, "n n"]
+    C_z: Float[Array, "m n"]
+    b_z: Float[Array, " n"]
+    W_p: Float[Array, "K n"]
+    U_p: Float[Array, "n n"]
+    C_p: Float[Array, "m n"]
+    b_p: Float[Array, " n"]
+    W_o: Float[Array, "K K"]
+    U_o: Float[Array, "n K"]
+    C_o: Float[Array, "m K"]
+    b_o: Float[Array, " K"]
+    W_s: Float[Array, "m n"]
+
+
+class DecoderState(NamedTuple):
+    """What an attention decoder knows before a step: its hidden state, and the label before."""
+
+    hidden: Float[Array, " n"]
+    label: Float[Array, " K"]
+
+
+class Decoded(NamedTuple):
+    """What an attention decoder returns.
+
+    Attributes:
+        logits: the scores of the labels at each output step, before the softmax.
+        weights: how much of each annotation every output step reads; its rows sum to 1.
+    """
+
+    logits: Float[Array, "*steps K"]
+    weights: Float[Array, "*steps T_in"]
+
+    @property
+    def probabilities(self) -> Float[Array, "*steps K"]:
+        """The softmax of the logits."""
+        return jax.nn.softmax(self.logits)
+
+
+def attention_decoder_step(
+    weights: DecoderWeights,
+    state: DecoderState,
+    annotations: Float[Array, "T_in m"],
+    *,
+    projected: Float[Array, "T_in n"] | None = None,
+    mask: Bool[Array, " T_in"] | None = None,
+    name: str = "attention",
+) -> tuple[DecoderState, Decoded]:
+    r"""Advance an attention decoder by one output step (Bahdanau et al. 2015).
+
+    $\alpha = \mathrm{softmax}_j\, V_a \cdot \tanh(s W_a + h_j U_a + b_a)$ and
+    $c = \sum_j \alpha_j h_j$;
+    $r, z = \sigma(y W + s U + c C + b)$, each with its own weights;
+    $\tilde s = \tanh(y W_p + (r \odot s) U_p + c C_p + b_p)$ and
+    $s' = (1 - z) \odot s + z \odot \tilde s$; the logits are $y W_o + s U_o + c C_o + b_o$ and
+    $y'$ is their softmax.
+
+    Args:
+        weights: of m, n and K features.
+        state: hidden (n,) and label (K,) of the step before.
+        annotations: what was read, (T_in, m), of one example; `jax.vmap` gives batches.
+        projected: `annotations @ weights.U_a`, which is the same at every step.
+        mask: True at annotations that may be read, (T_in,). None: at all.
+        name: the tag of the attention weights.
+
+    Returns:
+        The next state, and the logits (K,) with the attention weights (T_in,).
+    """
+    w, (s, y) = weights, state
+    if projected is None:
+        projected = annotations @ w.U_a
+    scores = jnp.tanh((s @ w.W_a + w.b_a)[None] + projected) @ w.V_a
+    attention = tag(masked_softmax(scores, mask), name)
+    c = attention @ annotations
+    r = jax.nn.sigmoid(y @ w.W_r + s @ w.U_r + c @ w.C_r + w.b_r)
+    z = jax.nn.sigmoid(y @ w.W_z + s @ w.U_z + c @ w.C_z + w.b_z)
+    proposed = jnp.tanh(y @ w.W_p + (r * s) @ w.U_p + c @ w.C_p + w.b_p)
+    logits = y @ w.W_o + s @ w.U_o + c @ w.C_o + w.b_o
+    following = DecoderState((1 - z) * s + z * proposed, jax.nn.softmax(logits))
+    return following, Decoded(logits, attention)
+
+
+class AttentionDecoder(nnx.Module):
+    r"""Writes one label after the other, and looks at all annotations before each.
+
+    It starts from $y_0 = 0$ and $s_0 = \tanh(h_1 W_s)$, with the first annotation that may be
+    read; the step is `attention_decoder_step`. What it is fed of the label before is its own soft
+    prediction. Matrices are drawn by Glorot's uniform rule, those from state to state are
+    orthogonal, and biases start at 0.
+
+    Args:
+        in_features: m, size of each annotation.
+        hidden_features: n, number of units.
+        num_classes: K, number of labels.
+        name: the tag of the attention weights, by which `jaxattn.capture` and `jaxattn.intervene`
+            find them.
+        param_dtype: dtype of the weights.
+        rngs: random streams; the weights are drawn from `params`.
+
+    Raises:
+        ValueError: a size below 1.
+        TypeError: a `param_dtype` that is not floating.
+
+    Reference:
+        Bahdanau, Cho and Bengio 2015, Neural machine translation by jointly learning to align and
+        translate, arXiv:1409.0473.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        num_classes: int,
+        *,
+        name: str = "attention",
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.num_classes = num_classes
+        self.name = name
+        for size in ("in_features", "hidden_features", "num_classes"):
+            if getattr(self, size) < 1:
+                raise ValueError(f"{size} must be at least 1, got {getattr(self, size)}")
+        if not jnp.issubdtype(param_dtype, jnp.floating):
+            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
+        # An orthogonal draw takes a QR decomposition, which half precision lacks.
+        dtype = jnp.float32 if jnp.finfo(param_dtype).bits < 32 else param_dtype
+        m, n, k = in_features, hidden_features, num_classes
+        rows = {"W": k, "U": n, "C": m}
+        glorot = initializers.glorot_uniform()
+        for field in DecoderWeights._fields:
+            kind, part = field.split("_")
+            columns = k if part == "o" else n
+            if kind == "b":
+                drawn = jnp.zeros(columns, dtype)
+            elif kind == "V":
+                drawn = glorot(rngs.params(), (n, 1), dtype)[:, 0]
+            else:
+                shape = ({"W_a": n, "U_a": m, "W_s": m}.get(field, rows[kind]), columns)
+                recurrent = kind == "U" and part in "rzp"
+                drawn = (initializers.orthogonal() if recurrent else glorot)(
+                    rngs.params(), shape, dtype
+                )
+            setattr(self, field, nnx.Param(drawn.astype(param_dtype)))
+
+    def weights(self) -> DecoderWeights:
+        """Return the weights, ready for the step function."""
+        return DecoderWeights(*(getattr(self, field)[...] for field in DecoderWeights._fields))
+
+    def __call__(
+        self,
+        annotations: Shaped[ArrayLike, "*batch T_in m"],
+        mask: Bool[ArrayLike, "..."] | None = None,
+        *,
+        output_length: int | None = None,
+        teacher: Shaped[ArrayLike, "*batch T_out K"] | None = None,
+    ) -> Decoded:
+        """Write the output.
+
+        What lies at masked annotations changes nothing, NaN included, and its gradient is exactly
+        zero; where none may be read, all weights and what is attended to are zero.
+
+        Args:
+            annotations: what was read, one example (T_in, m) or a batch (..., T_in, m); integers
+                are converted.
+            mask: True at annotations that may be read; broadcasts to (..., T_in). None: at all.
+            output_length: T_out; by default T_in, or the length of `teacher`.
+            teacher: the right labels (..., T_out, K), one-hot, which are fed back instead of the
+                decoder's own predictions (teacher forcing); the last one is not used.
+
+        Returns:
+            Logits (..., T_out, K), `probabilities` of the same shape, and attention weights
+            (..., T_out, T_in).
+
+        Raises:
+            ValueError: a wrong shape of `annotations`, `mask` or `teacher`, an `output_length`
+                below 1 or other than the length of `teacher`.
+            TypeError: a mask that is not boolean, other arrays that are not real numbers.
+        """
+        h = _real("annotations", annotations)
+        if h.ndim < 2 or h.shape[-1] != self.in_features or not h.shape[-2]:
+            raise ValueError(
+                f"annotations must have shape (..., T_in, {self.in_features}) with T_in at least "
+                f"1, got {h.shape}"
+            )
+        *batch, length, _ = h.shape
+        if mask is not None:
+            mask = checked_mask(mask, h.shape[:-1])
+        if teacher is not None:
+            teacher = _real("teacher", teacher)
+            steps = teacher.shape[-2] if teacher.ndim > 1 else 0
+            if teacher.shape != (*batch, output_length or steps, self.num_classes):
+                wanted = ", ".join(map(str, (*batch, output_length or "T_out", self.num_classes)))
+                raise ValueError(f"teacher must have shape ({wanted}), got {teacher.shape}")
+            length = steps
+        length = length if output_length is None else output_length
+        if length < 1:
+            raise ValueError(f"output_length must be at least 1, got {length}")
+        weights = self.weights()
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(h.dtype, weights.W_a.dtype)
+        weights = jax.tree.map(lambda w: w.astype(dtype), weights)
+        if teacher is not None:
+            teacher = teacher.astype(dtype)
+
+        def run(h: Array, mask: Array | None, teacher: Array | None) -> Decoded:
+            return _decode(weights, h, mask, teacher, length=length, name=self.name)
+
+        for _ in batch:
+            run = jax.vmap(run)
+        return run(h.astype(dtype), mask, teacher)
+
+
+def _real(name: str, given: ArrayLike) -> Array:
+    found = jnp.asarray(given)
+    if not (jnp.issubdtype(found.dtype, jnp.floating) or jnp.issubdtype(found.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be real numbers, got dtype {found.dtype}")
+    return found
+
+
+# A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
+@partial(jax.jit, static_argnames=("length", "name"))
+def _decode(
+    weights: DecoderWeights,
+    h: Array,
+    mask: Array | None,
+    teacher: Array | None,
+    *,
+    length: int,
+    name: str,
+) -> Decoded:
+    """Write the output for one example (T_in, m)."""
+    first = h[0]
+    if mask is not None:
+        h = jnp.where(mask[:, None], h, 0)
+        first = h[jnp.argmax(mask)]
+    projected = h @ weights.U_a
+
+    def advance(state: DecoderState, right: Array | None) -> tuple[DecoderState, Decoded]:
+        state, decoded = attention_decoder_step(
+            weights, state, h, projected=projected, mask=mask, name=name
+        )
+        return (state if right is None else state._replace(label=right)), decoded
+
+    label = jnp.zeros(weights.b_o.shape, h.dtype)
+    state = DecoderState(jnp.tanh(first @ weights.W_s), label)
+    return jax.lax.scan(advance, state, teacher, length=length)[1]

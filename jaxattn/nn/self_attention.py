@@ -1,0 +1,425 @@
+"""Attention of a sequence over itself, with the weights of keras-self-attention by their names."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Shaped
+
+from jaxattn.jaxpr.capture import tag
+from jaxattn.nn.attending import Attended, masked_softmax
+from jaxattn.nn.attention import (
+    AttentionLayer,
+    additive_scores,
+    as_sequence,
+    check_choice,
+    check_sizes,
+    queried,
+    read,
+)
+
+AttentionType = Literal["additive", "multiplicative"]
+Activation = Callable[[Array], Array]
+
+
+class SeqSelfAttention(AttentionLayer):
+    r"""Self-attention over a sequence, as keras-self-attention has it.
+
+    additive: $e_{ij} = \tanh(x_i W_t + x_j W_x + b_h) W_a + b_a$ (Zheng et al. 2018,
+    arXiv:1806.01264); multiplicative: $e_{ij} = x_i W_a x_j^\top + b_a$, not scaled. Then
+    `attention_activation`, the masks, and the softmax over $j$, which weighs the steps $x_j$.
+
+    A query reads the `attention_width` steps from $i - \lfloor w/2 \rfloor$ on, or with
+    `history_only` those up to its own. The original adds -10000 to the score of every other step,
+    which gives the same weights, to the last digit, as leaving it out. Its mask removes only pairs
+    of two padded steps, so that a valid step reads padding; ours removes padded steps from all
+    that is read. `compat=True` does as the original, -10000 and all.
+
+    The weights are `Wt` and `Wx` (D, units), `bh` (units,), `Wa` (units, 1) and `ba` (1,);
+    multiplicative `Wa` (D, D) and `ba` (1,).
+
+    Args:
+        features: D, size of each step.
+        units: size of the hidden layer of additive attention.
+        attention_width: how many steps a query reads; None for all.
+        attention_type: "additive" or "multiplicative".
+        history_only: read no later step than the query's own.
+        use_additive_bias: add `bh`.
+        use_attention_bias: add `ba`, which no softmax sees but an activation may.
+        attention_activation: applied to the scores; a function, or the name of one in `jax.nn`.
+        compat: mask padding as the original does.
+        param_dtype: dtype of the weights.
+        name: the tag of the attention weights.
+        rngs: random streams; the weights are drawn from `params`.
+
+    Raises:
+        ValueError: a size or a width below 1, an unknown type or activation.
+        TypeError: a size that is no integer, a `param_dtype` that is not floating.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        units: int = 32,
+        attention_width: int | None = None,
+        attention_type: AttentionType = "additive",
+        history_only: bool = False,
+        use_additive_bias: bool = True,
+        use_attention_bias: bool = True,
+        attention_activation: Activation | str | None = None,
+        compat: bool = False,
+        param_dtype: DTypeLike = jnp.float32,
+        name: str = "attention",
+        rngs: nnx.Rngs,
+    ):
+        check_sizes(features=features, units=units, attention_width=attention_width)
+        check_choice("attention_type", attention_type, get_args(AttentionType))
+        self.features = features
+        self.attention_width = attention_width
+        self.attention_type = attention_type
+        self.history_only = history_only
+        self.attention_activation = _activation("attention_activation", attention_activation)
+        self.compat = compat
+        shapes: dict[str, tuple[int, ...]] = {"Wa": (features, features)}
+        if attention_type == "additive":
+            shapes = {"Wt": (features, units), "Wx": (features, units), "Wa": (units, 1)}
+            shapes |= {"bh": (units,)} if use_additive_bias else {}
+        shapes |= {"ba": (1,)} if use_attention_bias else {}
+        super().__init__(shapes, param_dtype, name, rngs)
+
+    def __call__(
+        self,
+        x: Shaped[ArrayLike, "*batch T D"],
+        mask: Bool[ArrayLike, "..."] | None = None,
+    ) -> Attended:
+        """Let every step read the others.
+
+        What lies at masked steps changes nothing, NaN included, and gets no gradient, unless
+        `compat`. A step that may read none has weights and values of zero.
+
+        Args:
+            x: one example (T, D), or a batch (..., T, D).
+            mask: True at steps that may be read, (..., T). None: at all.
+
+        Returns:
+            Values (..., T, D) and weights (..., T, T), queries first.
+
+        Raises:
+            ValueError: an `x` or a mask of another shape.
+            TypeError: an `x` that is not real numbers, a mask that is not boolean.
+        """
+        x = as_sequence("x", x, self.features)
+        published = self.compat and mask is not None
+        one = self._published if published else self._one
+        return self._attend(one, (x,), (mask,), blank=not published)
+
+    def _scores(self, weights: dict[str, Array], x: Array) -> Array:
+        if self.attention_type == "additive":
+            scores = additive_scores(
+                x, x, weights["Wt"], weights["Wx"], weights.get("bh"), weights["Wa"]
+            )
+        else:
+            scores = x @ weights["Wa"] @ x.T
+        if "ba" in weights:
+            scores = scores + weights["ba"][0]
+        return scores if self.attention_activation is None else self.attention_activation(scores)
+
+    def _one(self, weights: dict[str, Array], x: Array, mask: Array | None) -> Attended:
+        allowed = _window(len(x), self.attention_width, self.history_only)
+        if mask is not None:
+            allowed = mask[None] if allowed is None else allowed & mask[None]
+        return read(self._scores(weights, x), x, allowed, self.name)
+
+    def _published(self, weights: dict[str, Array], x: Array, mask: Array) -> Attended:
+        scores = self._scores(weights, x)
+        window = _window(len(x), self.attention_width, self.history_only)
+        if window is not None:
+            scores = scores - jnp.where(window, 0, 1e4).astype(scores.dtype)
+        padded = ~mask[:, None] & ~mask[None]
+        scores = scores - jnp.where(padded, 1e4, 0).astype(scores.dtype)
+        return read(scores, x, None, self.name)
+
+
+def _window(steps: int, width: int | None, history_only: bool) -> Bool[Array, "T T"] | None:
+    """What each step may read; None where that is all."""
+    if width is None and not history_only:
+        return None
+    width = 2 * steps if width is None else min(width, 2 * steps)
+    lowest = width - 1 if history_only else width // 2
+    ahead = jnp.arange(steps)[None] - jnp.arange(steps)[:, None]
+    return (ahead >= -lowest) & (ahead < width - lowest)
+
+
+def _activation(argument: str, given: Activation | str | None) -> Activation | None:
+    """A function, or one of `jax.nn` by its name."""
+    if given is None or callable(given):
+        return given
+    found = getattr(jax.nn, given, None) if isinstance(given, str) else None
+    if not callable(found):
+        raise ValueError(f"{argument} must be a function, or the name of one in jax.nn: {given!r}")
+    return found
+
+
+def attention_regularizer(
+    weights: Float[Array, "*batch T T"], weight: ArrayLike = 1.0
+) -> Float[Array, ""]:
+    r"""How far queries read alike: $\lambda \sum (a a^\top - I)^2 / B$, to be added to a loss.
+
+    Args:
+        weights: of one example, (T, T), or of a batch, (..., T, T).
+        weight: $\lambda$.
+
+    Returns:
+        The penalty, a scalar.
+
+    Raises:
+        ValueError: weights that are not square.
+
+    Reference:
+        Lin et al. 2017, A structured self-attentive sentence embedding, arXiv:1703.03130.
+    """
+    if weights.ndim < 2 or weights.shape[-1] != weights.shape[-2]:
+        raise ValueError(f"weights must have shape (..., T, T), got {weights.shape}")
+    alike = weights @ jnp.swapaxes(weights, -1, -2)
+    batch = weights.size / weights.shape[-1] ** 2
+    rest = alike - jnp.broadcast_to(jnp.eye(weights.shape[-1], dtype=weights.dtype), alike.shape)
+    return jnp.asarray(weight, weights.dtype) * jnp.square(rest).sum() / batch
+
+
+class SeqWeightedAttention(AttentionLayer):
+    r"""One weighted sum over a sequence, as keras-self-attention has it.
+
+    The softmax of $x_j W + b$ over $j$ weighs the steps. The weights are `W` (D, 1) and `b` (1,);
+    `W` starts uniform in [-0.05, 0.05].
+
+    Args:
+        features: D, size of each step.
+        use_bias: add `b`, which no softmax sees.
+        param_dtype: dtype of the weights.
+        name: the tag of the attention weights.
+        rngs: random streams; the weights are drawn from `params`.
+
+    Raises:
+        ValueError: a size below 1.
+        TypeError: a `param_dtype` that is not floating.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        use_bias: bool = True,
+        param_dtype: DTypeLike = jnp.float32,
+        name: str = "attention",
+        rngs: nnx.Rngs,
+    ):
+        check_sizes(features=features)
+        self.features = features
+        shapes = {"W": (features, 1)} | ({"b": (1,)} if use_bias else {})
+        uniform = partial(jax.random.uniform, minval=-0.05, maxval=0.05)
+        super().__init__(shapes, param_dtype, name, rngs, kernel_init=uniform)
+
+    def __call__(
+        self,
+        x: Shaped[ArrayLike, "*batch T D"],
+        mask: Bool[ArrayLike, "..."] | None = None,
+    ) -> Attended:
+        """Sum the steps.
+
+        What lies at masked steps changes nothing, NaN included, and gets no gradient. Where all is
+        masked, weights and values are zero.
+
+        Args:
+            x: one example (T, D), or a batch (..., T, D).
+            mask: True at steps that may be read, (..., T). None: at all.
+
+        Returns:
+            Values (..., D) and weights (..., T).
+
+        Raises:
+            ValueError: an `x` or a mask of another shape.
+            TypeError: an `x` that is not real numbers, a mask that is not boolean.
+        """
+        return self._attend(self._one, (as_sequence("x", x, self.features),), (mask,))
+
+    def _one(self, weights: dict[str, Array], x: Array, mask: Array | None) -> Attended:
+        scores = (x @ weights["W"])[:, 0]
+        if "b" in weights:
+            scores = scores + weights["b"][0]
+        found = tag(masked_softmax(scores, mask), self.name)
+        return Attended(found @ x, found)
+
+
+class ScaledDotProductAttention(AttentionLayer):
+    r"""Scaled dot-product attention, $\mathrm{softmax}(Q K^\top / \sqrt{d}) V$, without weights.
+
+    Args:
+        history_only: let query $i$ read no key after the $i$-th.
+        name: the tag of the attention weights.
+
+    Reference:
+        Vaswani et al. 2017, arXiv:1706.03762.
+    """
+
+    def __init__(self, *, history_only: bool = False, name: str = "attention"):
+        super().__init__({}, jnp.float32, name)
+        self.history_only = history_only
+
+    def __call__(
+        self,
+        queries: Shaped[ArrayLike, "*batch T_q d"],
+        keys: Shaped[ArrayLike, "*batch T_k d"] | None = None,
+        values: Shaped[ArrayLike, "*batch T_k D"] | None = None,
+        *,
+        mask: Bool[ArrayLike, "..."] | None = None,
+    ) -> Attended:
+        """Let every query read the values.
+
+        What lies at masked keys and values changes nothing, NaN included, and gets no gradient. A
+        query that may read none has weights and values of zero.
+
+        Args:
+            queries: one example (T_q, d), or a batch (..., T_q, d).
+            keys: (..., T_k, d); the queries by default.
+            values: (..., T_k, D); the keys by default.
+            mask: True at keys that may be read, (..., T_k). None: at all.
+
+        Returns:
+            Values (..., T_q, D) and weights (..., T_q, T_k).
+
+        Raises:
+            ValueError: sequences or a mask of another shape.
+            TypeError: sequences that are not real numbers, a mask that is not boolean.
+        """
+        size = jnp.shape(queries)[-1] if jnp.ndim(queries) else None
+        return self._attend(self._one, *queried(queries, keys, values, (None, size, None), mask))
+
+    def _one(self, _: dict[str, Array], q: Array, k: Array, v: Array, *masks: Any) -> Attended:
+        allowed = _readable(len(q), len(k), self.history_only, masks[1])
+        return read(q @ k.T / jnp.sqrt(q.shape[-1]).astype(q.dtype), v, allowed, self.name)
+
+
+class MultiHeadAttention(AttentionLayer):
+    r"""Multi-head attention: several scaled dot products of parts of projected sequences.
+
+    With $Q = q W_q + b_q$, $K = k W_k + b_k$, $V = v W_v + b_v$, head $h$ reads the $h$-th part of
+    the columns of V by those of Q and K, and the heads' values side by side go through
+    $\cdot W_o + b_o$. Weights have the names and shapes of keras-multi-head: `Wq` (Q, D), `Wk`
+    (K, D), `Wv` and `Wo` (D, D), `bq`, `bk`, `bv` and `bo` (D,). Its `activation`, by default
+    "relu", is applied to all four products.
+
+    Args:
+        features: D, size of a value and of what is returned.
+        num_heads: how many heads; they divide D.
+        query_features: Q, size of a query; D by default.
+        key_features: K, size of a key; D by default.
+        activation: applied to the projections; a function, or the name of one in `jax.nn`.
+        use_bias: add biases.
+        history_only: let query $i$ read no key after the $i$-th.
+        param_dtype: dtype of the weights.
+        name: the tag of the attention weights.
+        rngs: random streams; the weights are drawn from `params`.
+
+    Raises:
+        ValueError: a size below 1, heads that do not divide `features`, an unknown activation.
+        TypeError: a size that is no integer, a `param_dtype` that is not floating.
+
+    Reference:
+        Vaswani et al. 2017, arXiv:1706.03762.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_heads: int,
+        *,
+        query_features: int | None = None,
+        key_features: int | None = None,
+        activation: Activation | str | None = None,
+        use_bias: bool = True,
+        history_only: bool = False,
+        param_dtype: DTypeLike = jnp.float32,
+        name: str = "attention",
+        rngs: nnx.Rngs,
+    ):
+        self.query_features = features if query_features is None else query_features
+        self.key_features = features if key_features is None else key_features
+        check_sizes(
+            features=features, num_heads=num_heads, query_features=self.query_features,
+            key_features=self.key_features,
+        )  # fmt: skip
+        if features % num_heads:
+            raise ValueError(f"num_heads must divide features={features}, got {num_heads}")
+        self.features, self.num_heads, self.history_only = features, num_heads, history_only
+        self.activation = _activation("activation", activation)
+        shapes: dict[str, tuple[int, ...]] = {
+            "Wq": (self.query_features, features),
+            "Wk": (self.key_features, features),
+            "Wv": (features, features),
+            "Wo": (features, features),
+        }
+        if use_bias:
+            shapes |= {f"b{part}": (features,) for part in "qkvo"}
+        super().__init__(shapes, param_dtype, name, rngs)
+
+    def __call__(
+        self,
+        queries: Shaped[ArrayLike, "*batch T_q Q"],
+        keys: Shaped[ArrayLike, "*batch T_k K"] | None = None,
+        values: Shaped[ArrayLike, "*batch T_k D"] | None = None,
+        *,
+        mask: Bool[ArrayLike, "..."] | None = None,
+    ) -> Attended:
+        """Let every query read the values, head by head.
+
+        What lies at masked keys and values changes nothing, NaN included, and gets no gradient. A
+        query that may read none has weights of zero, and the values of its heads are zero.
+
+        Args:
+            queries: one example (T_q, Q), or a batch (..., T_q, Q).
+            keys: (..., T_k, K); the queries by default.
+            values: (..., T_k, D); the keys by default.
+            mask: True at keys that may be read, (..., T_k). None: at all.
+
+        Returns:
+            Values (..., T_q, D) and weights (..., heads, T_q, T_k).
+
+        Raises:
+            ValueError: sequences or a mask of another shape.
+            TypeError: sequences that are not real numbers, a mask that is not boolean.
+        """
+        sizes = self.query_features, self.key_features, self.features
+        return self._attend(self._one, *queried(queries, keys, values, sizes, mask))
+
+    def _one(
+        self, weights: dict[str, Array], q: Array, k: Array, v: Array, *masks: Any
+    ) -> Attended:
+        def projected(x: Array, part: str) -> Array:
+            x = x @ weights[f"W{part}"]
+            x = x + weights[f"b{part}"][None] if f"b{part}" in weights else x
+            return x if self.activation is None else self.activation(x)
+
+        def heads(x: Array, part: str) -> Array:  # (heads, T, D / heads)
+            return projected(x, part).reshape(len(x), self.num_heads, -1).swapaxes(0, 1)
+
+        queries, keys = heads(q, "q"), heads(k, "k")
+        scores = queries @ keys.swapaxes(1, 2) / jnp.sqrt(keys.shape[-1]).astype(keys.dtype)
+        allowed = _readable(len(q), len(k), self.history_only, masks[1])
+        found = tag(masked_softmax(scores, allowed), self.name)
+        values = (found @ heads(v, "v")).swapaxes(0, 1).reshape(len(q), -1)
+        return Attended(projected(values, "o"), found)
+
+
+def _readable(
+    queries: int, keys: int, history_only: bool, mask: Array | None
+) -> Bool[Array, "..."] | None:
+    """What each query may read; None where that is all."""
+    if not history_only:
+        return mask
+    past = jnp.arange(keys)[None] <= jnp.arange(queries)[:, None]
+    return past if mask is None else past & mask[None]
