@@ -4,16 +4,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from examples import critic
+from examples import critic, training
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-import keras  # noqa: E402  # it reads its backend when it is imported
+import keras  # it reads its backend when it is imported
 
 PAD, UNKNOWN = 0, 1
+DROP = 0.03  # the share of characters that are unknown in training, so that they can be deleted
 # What editors of Windows wrote into texts of another encoding: dashes, quotation marks.
 WINDOWS = {code: bytes([code]).decode("cp1252", "replace") for code in range(0x80, 0xA0)}
 
@@ -57,7 +59,8 @@ def encode(texts: Sequence[str], vocabulary: Mapping[str, int], width: int) -> n
 
 
 def keras_network(characters: int, width: int, embedding: int, units: int) -> keras.Model:
-    """`jaxattn.models.CharacterClassifier` in Keras: what can be saved and shared by its users."""
+    """`jaxattn.models.CharacterClassifier` in Keras."""
+    keras.utils.set_random_seed(0)
     layers = keras.layers
     ids = keras.Input((width,), dtype="int32")
     embedded = layers.Embedding(characters, embedding, name="embedding")(ids)
@@ -66,3 +69,22 @@ def keras_network(characters: int, width: int, embedding: int, units: int) -> ke
     weights = layers.Activation("softmax", name="attention_vec")(layers.Flatten()(scores))
     summed = layers.Dot(axes=1, name="sum")([weights, states])
     return keras.Model(ids, layers.Dense(1, activation="sigmoid", name="answer")(summed))
+
+
+def fit_keras(model: keras.Model, batches: Sequence[Any], rate: float) -> None:
+    """Minimises the cross-entropy of batches of ids and labels, by Keras' own step."""
+    schedule = keras.optimizers.schedules.CosineDecay(rate, len(batches))
+    model.compile(keras.optimizers.Adam(schedule, global_clipnorm=1.0), "binary_crossentropy")
+    rng = np.random.default_rng(0)
+    with training.bar() as progress:
+        task = progress.add_task("training with Keras", total=len(batches), note="")
+        for ids, labels in batches:
+            drop = (rng.random(ids.shape) < DROP) & (ids != PAD)
+            loss = model.train_on_batch(np.where(drop, UNKNOWN, ids), labels)
+            progress.update(task, advance=1, note=f"mean loss {float(loss):.3f}")
+
+
+def reloaded(model: keras.Model, path: Path) -> keras.Model:
+    """What a file holds, once the model is saved to it."""
+    model.save(path)
+    return keras.models.load_model(path)

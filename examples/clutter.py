@@ -49,7 +49,7 @@ def _read(folder: Path, name: str) -> np.ndarray:
     paths = [folder / f"{stem}-ubyte{end}" for stem in stems for end in ("", ".gz")]
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
-        raise SystemExit(f"{folder} has no {name}-ubyte or {name}-ubyte.gz: put MNIST's files there")
+        raise SystemExit(f"{folder} has no {name}-ubyte, nor {name}-ubyte.gz: it is part of MNIST")
     raw = path.read_bytes()
     raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     rank = raw[3] if raw[:3] == b"\0\0\x08" else 0

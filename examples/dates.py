@@ -1,5 +1,8 @@
 """Dates as people write them, in many languages and formats, and what they are in ISO 8601."""
 
+import functools
+import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, NamedTuple
@@ -57,6 +60,13 @@ class Dated(NamedTuple):
         return self.format in LONG and self.locale.startswith("en")
 
 
+def every_locale() -> tuple[str, ...]:
+    """All that babel knows."""
+    from babel import localedata
+
+    return tuple(sorted(localedata.locale_identifiers()))
+
+
 def written(day: date, form: str, locale: str, case: Callable[[str], str] = str) -> tuple[str, str]:
     """A date's text, and what each of its characters belongs to."""
     from babel import dates
@@ -106,12 +116,10 @@ def load(
 ) -> tuple[list[Dated], list[Dated]]:
     """Dates to learn from, and others of other days, none of which reads as one of the first."""
     try:
-        import babel
+        import babel  # noqa: F401
         import faker  # noqa: F401
     except ImportError as error:
         raise SystemExit("dates are written by two packages: pip install babel faker") from error
-    if not locales:
-        locales = babel.localedata.locale_identifiers()
     learnt = draw(train, test=False, locales=locales, seed=0)
     known = {dated.text for dated in learnt}
     others = draw(test, test=True, locales=locales, seed=1)
@@ -172,3 +180,30 @@ def gold(dated: Dated) -> np.ndarray:
     """
     parts = np.array([*dated.parts, ""])
     return np.array([parts == says for says in SAYS]) & (np.array([*SAYS]) != ".")[:, None]
+
+
+@functools.cache
+def _numeric(locales: tuple[str, ...]) -> set[str]:
+    """The patterns that are written in numbers alone: so in any language."""
+    from babel import dates
+
+    patterns = {form for form in FORMATS if form not in STYLES}
+    patterns |= {dates.get_date_format(s, locale).pattern for s in STYLES for locale in locales}
+    return {p for p in patterns if not any(letters in p for letters in ("MMM", "LLL", "E", "c"))}
+
+
+def readings(text: str, locales: Sequence[str] = LOCALES) -> set[date]:
+    """All dates that somebody writes like this, if it is in numbers alone."""
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    found = set()
+    for year, month, day in set(itertools.permutations(numbers)) if len(numbers) == 3 else ():
+        if year < 100:
+            year += 2000 if year <= LAST.year % 100 else 1900
+        try:
+            read = date(year, month, day)
+        except ValueError:
+            continue
+        said = (written(read, pattern, "en")[0] for pattern in _numeric(tuple(locales)))
+        if FIRST <= read <= LAST and text.lower() in map(str.lower, said):
+            found.add(read)
+    return found

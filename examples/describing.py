@@ -1,14 +1,17 @@
 """Teaches a captioner, lets it speak, and measures where it looked."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import sacrebleu
 from flax import nnx
 
 import jaxattn as ja
+from examples.scenes import COLOURS, NAMES, Scenes, Vocabulary, cells
 from examples.training import bar
 
 
@@ -19,6 +22,11 @@ class Taught(NamedTuple):
     penalty: np.ndarray
     entropy: np.ndarray
     baseline: np.ndarray
+
+
+def ink(images: Any) -> jax.Array:
+    """Pictures as the network sees them, from integers: 0 where they are white, 1 where black."""
+    return 1 - jnp.asarray(images, jnp.float32) / 255
 
 
 def teach(
@@ -52,8 +60,7 @@ def teach(
 
     @jax.jit
     def step(state, moments, baseline, images, ids, key):
-        images = images.astype(jnp.float32) / 255
-        slope, loss = jax.grad(loss_of, has_aux=True)(state, images, ids, key, baseline)
+        slope, loss = jax.grad(loss_of, has_aux=True)(state, ink(images), ids, key, baseline)
         updates, moments = optimizer.update(slope, moments, state)
         baseline = ja.models.moving_baseline(baseline, loss.log_likelihood)
         return optax.apply_updates(state, updates), moments, baseline, loss
@@ -79,3 +86,101 @@ def teach(
                 progress.update(task, note=f"log p {recent:.2f}")
     nnx.update(model, state)
     return Taught(*np.array(history, np.float32).T)
+
+
+class Said(NamedTuple):
+    """Captions that a network says, and where it looked for every word (B, T, h, w)."""
+
+    captions: list[list[str]]
+    weights: np.ndarray
+
+
+def say(
+    model: ja.models.Captioner, images: np.ndarray, vocabulary: Vocabulary, *, width: int = 1
+) -> Said:
+    """The best caption of each picture, by a beam search."""
+
+    @nnx.jit
+    def best(model, images):
+        found = ja.models.beam_captions(model, ink(images), width=width)
+        return found.words[:, 0], found.weights[:, 0]
+
+    parts = [best(model, images[i : i + 100]) for i in range(0, len(images), 100)]
+    words, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Said(vocabulary.decode(words), weights.reshape(*weights.shape[:2], *model.grid))
+
+
+def look(model: ja.models.Captioner, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Where the network looks for every word of given captions, (B, T, h, w)."""
+    read = nnx.jit(lambda model, images, ids: model.read(ink(images), ids).weights)
+    weights = np.concatenate(
+        [read(model, images[i : i + 100], ids[i : i + 100]) for i in range(0, len(images), 100)]
+    )
+    return weights.reshape(*weights.shape[:2], *model.grid)
+
+
+def bleu(said: Sequence[Sequence[str]], truths: Sequence[Sequence[str]]) -> float:
+    """BLEU of captions against one reference each, from 0 to 100."""
+    return sacrebleu.corpus_bleu(list(map(" ".join, said)), [list(map(" ".join, truths))]).score
+
+
+def exact(said: Sequence[Sequence[str]], truths: Sequence[Sequence[str]]) -> float:
+    """The share of captions of which every word is right."""
+    return float(np.mean([a == b for a, b in zip(said, truths, strict=True)]))
+
+
+class Wrong(NamedTuple):
+    """A wrong word: of which picture, at which step, what it should name, and who misled it.
+
+    Attributes:
+        picture: its row.
+        step: which word of the caption.
+        word: what was said.
+        meant: the index of the thing that it should name.
+        masses: how much of each thing in the picture was read for it.
+    """
+
+    picture: int
+    step: int
+    word: str
+    meant: int
+    masses: list[float]
+
+
+def wrong_words(scenes: Scenes, said: Said) -> list[Wrong]:
+    """Words that name a thing, or its colour, and not the one that is in their turn."""
+    found = []
+    for i, (words, things) in enumerate(zip(said.captions, scenes.things, strict=True)):
+        count = sum(thing.colour in COLOURS for thing in things)
+        for kind, right in (NAMES, "name"), (COLOURS, "colour"):
+            steps = [t for t, word in enumerate(words) if word in kind]
+            for meant, t in enumerate(steps[:count]):
+                if words[t] != getattr(things[meant], right):
+                    masses = [float(said.weights[i, t][thing.cells].sum()) for thing in things]
+                    found.append(Wrong(i, t, words[t], meant, masses))
+    return found
+
+
+def pointing(
+    scenes: Scenes, weights: np.ndarray, rows: Sequence[int]
+) -> dict[str, tuple[float, float, float, int]]:
+    """How well the words of the captions by the rule point at what they name.
+
+    Returns:
+        for colours and for names: the mean share of the weights on the cells of the thing; the
+        share of these cells, which is chance; how often the largest weight is there; and the number
+        of words.
+    """
+    table = {}
+    for kind, words in {"colours": COLOURS, "names": NAMES}.items():
+        found = [
+            (w[here].sum(), here.mean(), here.flat[w.argmax()])
+            for i in rows
+            for word, here, w in zip(
+                scenes.truths[i], cells(scenes.things[i], scenes.truths[i]), weights[i],
+                strict=False,
+            )
+            if word in words and here is not None
+        ]  # fmt: skip
+        table[kind] = (*map(float, np.mean(found, axis=0)), len(found))
+    return table

@@ -4,7 +4,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -140,7 +139,6 @@ def test_the_published_sizes():
 
 def test_it_is_the_network_that_keras_builds(model):
     """One call gives Keras' prediction and its weights."""
-    keras.utils.set_random_seed(0)
     text = ids(T)
     with jax.numpy_rank_promotion("allow"):  # Keras' own
         theirs = keras_network(V, T, E, H)

@@ -1,8 +1,10 @@
 """Words stand on the colours of their values, readably, whatever they are."""
 
 import re
+import unicodedata
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -134,3 +136,197 @@ def test_bad_input_is_refused(words, values, error, message):
 def test_a_limit_must_be_positive(limit):
     with pytest.raises(ValueError, match="limit must be a positive number"):
         ja.plot.text(["x"], [1.0], limit=limit)
+
+
+def whites_to_reds(values, limit):
+    """SPEC: r = 255 - int(255 a), RGB (255, r, r)."""
+    return ["#ff{0:02x}{0:02x}".format(255 - int(255 * min(a / limit, 1))) for a in values]
+
+
+def test_attention_runs_from_white_to_red():
+    values = [0.0, 0.05, 0.2, 0.1]
+    [line] = grounds("abcd", values, kind="attention")
+    assert line == ["#ffffff", "#ffc0c0", "#ff0000", "#ff8080"] == whites_to_reds(values, 0.2)
+    [raw] = grounds("abcd", values, kind="attention", limit=1.0)
+    assert raw == ["#ffffff", "#fff3f3", "#ffcccc", "#ffe6e6"] == whites_to_reds(values, 1)
+    [beyond] = grounds("abcd", values, kind="attention", limit=0.1)
+    assert beyond[2] == "#ff0000"
+    assert grounds("ab", [0.0, 0.0], kind="attention") == [["#ffffff", "#ffffff"]]
+    assert grounds("ab", [0.0, 1.0], kind="attention", cmap="Reds") == [["#fff5f0", "#67000d"]]
+    every = np.random.default_rng(0).dirichlet(np.ones(400)).astype(np.float32)
+    assert grounds("x" * 400, every, kind="attention")[0] == whites_to_reds(
+        every.astype(float), float(every.max())
+    )
+
+
+def test_characters_stand_without_gaps_and_lines_add_up():
+    found = ja.plot.text("a bc", {"attention": [0.1, 0.2, 0.3, 0.4]}, kind="attention")
+    found += ja.plot.text("a bc", {"LRP": [1.0, -1.0, 0.5, 0.0]})
+    page = Words(found.html)
+    assert page.labels == ["attention", "LRP"]
+    assert [[word for word, *_ in line] for line in page.lines] == [list("a bc")] * 2
+    assert [line[1][1] for line in page.lines] == ["#ff8080", BLUE]
+    assert "</span><span" in found.html
+    assert "</span> <span" not in found.html
+    # Letters of Arabic join over the border of a span only if it has no padding.
+    assert "padding: 1px" not in found.html
+    pieces = ja.plot.text(["un", "read", "able"], np.ones(3), gap="")
+    assert "</span><span" in pieces.html
+
+
+def test_what_a_reader_sees_as_one_character_is_one_cell():
+    parts = [
+        "n",
+        "e\u0301",
+        "👩\u200d👩\u200d👧",
+        "👍🏽",
+        "🇨🇦",
+        "🇩🇪",
+        "शि",
+        "\u1112\u1161\u11ab",
+        "❤\ufe0f",
+        "é",
+    ]
+    whole = "".join(parts)
+    values = np.arange(1.0, len(whole) + 1)
+    [line] = Words(ja.plot.text(whole, values).html).lines
+    assert [word for word, *_ in line] == parts
+    ends = np.cumsum([len(part) for part in parts])
+    sums = np.diff(np.cumsum(values)[ends - 1], prepend=0)
+    assert [float(title) for *_, title in line] == list(sums)
+    assert ja.plot.text(whole, values).lines[0].values.sum() == values.sum()
+
+
+def test_what_cannot_be_seen_has_a_sign():
+    found = ja.plot.text("a\tb\nc\x1b[0m\u202e\ud800\x85", np.ones(12))
+    [line] = Words(found.html).lines
+    assert "".join(word for word, *_ in line) == "a⇥b↵c\ufffd[0m\ufffd\ufffd↵"
+    assert found.html.count("<br>") == 2  # and lines still end where they did
+    found.html.encode()
+    # Spaces are kept, and are cells.
+    [line] = Words(ja.plot.text("a  b", np.ones(4)).html).lines
+    assert [word for word, *_ in line] == ["a", " ", " ", "b"]
+    assert "pre-wrap" in ja.plot.text("a  b", np.ones(4)).html
+
+
+def test_a_terminal_gets_colours_and_no_other_code():
+    found = ja.plot.text("a\x1b\nb", {"one": [0.0, 0.5, 0.25, 1.0]}, kind="attention")
+    cells = [(255, "a"), (128, "\ufffd"), (192, "↵"), (0, "b")]
+    coded = [f"\x1b[48;2;255;{r};{r};38;2;0;0;0m{word}\x1b[0m" for r, word in cells]
+    assert found.ansi == "one  " + "".join(coded[:3]) + "\n" + coded[3]
+    words = ja.plot.text(["x", "y"], {"a": [1.0, -1.0], "long": [1.0, 0.0]}).ansi
+    first, second = words.splitlines()
+    white = "38;2;255;255;255m"
+    x, y = f"\x1b[48;2;103;0;31;{white}x\x1b[0m", f"\x1b[48;2;5;48;97;{white}y\x1b[0m"
+    assert first == f"a     {x} {y}"
+    assert second.startswith("long  \x1b")
+    assert "\x1b[48;2;255;255;255;38;2;0;0;0my" in second
+
+
+def seen(ax):
+    """The rows of a drawn text from above, each with what stands in it from left to right."""
+    rows = {}
+    for text in ax.texts:
+        if text.get_text():
+            x, y = text.get_position()
+            rows.setdefault(y, []).append((x, text.get_text()))
+    return ["".join(word for _, word in sorted(rows[y])) for y in sorted(rows)]
+
+
+def drawn(words, columns=40, **options):
+    ax = ja.plot.text(words, np.ones(len(words)), **options).draw(columns=columns)
+    plt.close(ax.figure)
+    return ax
+
+
+def test_a_figure_has_a_box_for_each_cell_with_its_colour():
+    values = np.array([0.1, 0.2, 0.3, 0.4])
+    found = ja.plot.text("a bc", {"attention": values}, kind="attention")
+    found += ja.plot.text(["good", "film"], {"LRP": [1.0, -1.0]})
+    _, ax = plt.subplots()
+    assert found.draw(ax, columns=20) is ax
+    [boxes] = ax.collections
+    colours = np.rint(255 * boxes.get_facecolors()[:, :3]).astype(int)
+    attention, relevance = found.lines
+    expected = [*attention.colours, *np.repeat(relevance.colours, 4, axis=0)]
+    np.testing.assert_array_equal(colours, expected)
+    left = [path.vertices[:, 0].min() for path in boxes.get_paths()]
+    start = len("attention") + 2
+    np.testing.assert_array_equal(left, start + np.array([0, 1, 2, 3, 0, 1, 2, 3, 5, 6, 7, 8]))
+    assert seen(ax) == ["attentionabc", "LRPgoodfilm"]
+    inks = {text.get_text(): text.get_color() for text in ax.texts}
+    np.testing.assert_array_equal(inks["g"], [1, 1, 1])
+    np.testing.assert_array_equal(inks["c"], [0, 0, 0])
+    plt.close(ax.figure)
+
+
+def test_a_letter_fits_into_its_cell():
+    ax = drawn("mmmm", columns=50)
+    width = np.ptp(ax.transData.transform([(0, 0), (1, 0)])[:, 0])
+    size = ax.texts[0].get_window_extent()
+    assert 0.75 * width < size.width <= width * 1.01
+    assert size.height <= 2 * width
+
+
+def test_long_lines_are_broken_between_words():
+    ax = drawn("one two three", columns=8)
+    assert seen(ax) == ["onetwo", "three"]
+    assert ax.get_ylim() == (4, 0)
+    assert seen(drawn(["one", "two", "three"], columns=7)) == ["onetwo", "three"]
+    assert seen(drawn("abcdefgh", columns=3)) == ["abc", "def", "gh"]
+    assert seen(drawn("ab\ncd")) == ["ab↵", "cd"]
+    assert [box.vertices[:, 1].min() for box in drawn("ab\nc").collections[0].get_paths()] == [
+        0, 0, 0, 2,
+    ]  # fmt: skip
+    assert seen(drawn("日本語", columns=4)) == ["日本", "語"]  # each takes two cells
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("שלום", "םולש"),
+        ("שלום (עולם)", "(םלוע)םולש"),  # brackets open to the other side
+        ("ב 3.5% או 1,250 abc 12!", "!abc121,250וא3.5%ב"),
+        ("the (שלום עולם) end", "the(םלועםולש)end"),
+        ("a שלום 12 b", "a12םולשb"),
+        ("سلام", "".join(unicodedata.lookup(f"ARABIC LETTER {name} FORM") for name in (
+            "MEEM ISOLATED", "ALEF FINAL", "LAM MEDIAL", "SEEN INITIAL"))),
+        ("پگ", "\ufb93\ufb58"),
+        ("ب\u064eت", "\ufe96\ufe91\u064e"),  # a mark stays with its letter
+        ("$x$ & a_1", "$x$&a_1"),
+    ],
+)  # fmt: skip
+def test_a_figure_shows_every_script_in_its_order(written, shown):
+    assert seen(drawn(written)) == [shown]
+
+
+def test_right_to_left_starts_on_the_right_and_whole_words_too():
+    ax = drawn(["שלום", "עולם"], columns=20)
+    assert seen(ax) == ["םלועםולש"]
+    left = [path.vertices[:, 0].min() for path in ax.collections[0].get_paths()]
+    assert max(left) == 19
+    assert min(left) == 11
+    page = ja.plot.text(["שלום", "עולם"], np.ones(2)).html
+    assert 'dir="auto"' in page
+    assert page.index("שלום") < page.index("עולם")  # a browser puts them in order itself
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "heat"}, 'kind must be "relevance" or "attention", got \'heat\''),
+        ({"kind": "attention"}, "values must not be negative to be attention, got -0.5"),
+    ],
+)
+def test_a_kind_must_fit(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ja.plot.text("ab", [1.0, -0.5], **options)
+
+
+def test_an_empty_text_and_no_columns_are_refused():
+    with pytest.raises(ValueError, match="values must not be empty"):
+        ja.plot.text("", [])
+    with pytest.raises(ValueError, match="values must have one value for each of 2 words"):
+        ja.plot.text("ab", [1.0])
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        ja.plot.text("ab", [1.0, 2.0]).draw(columns=0)

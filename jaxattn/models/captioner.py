@@ -96,7 +96,9 @@ class Captioner(nnx.Module):
             "vocabulary_size": (vocabulary_size,),
             "max_length": (max_length,),
             "channels": channels,
+            "hidden_features": (hidden_features,),
             "embedding_features": (embedding_features,),
+            "attention_units": (attention_units,),
         }.items():
             if not sizes or min(sizes) < 1:
                 raise ValueError(f"{name} must be at least 1, got {sizes}")
@@ -245,7 +247,7 @@ class Captioner(nnx.Module):
         if isinstance(self.attention, nn.SoftSpatialAttention):
             context = self.attention.context(weights, annotations, state.hidden)
         else:
-            context = annotations[position]
+            context = nn.read_position(annotations, position)
             if expected is not None:
                 context = jnp.where(expected, weights @ annotations, context)
         state = nn.lstm_step(self.lstm.weights(), state, jnp.concatenate([embedded, context]))
@@ -258,8 +260,8 @@ class Captioner(nnx.Module):
 
 def spoken(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
     """Mark the steps of a caption up to its first `END`, that included."""
-    ends = jnp.asarray(words) == END
-    return jnp.cumsum(ends, axis=-1) - ends == 0
+    ends = (jnp.asarray(words) == END).astype(jnp.int32)
+    return jnp.cumsum(ends, axis=-1) == ends
 
 
 def log_likelihood(

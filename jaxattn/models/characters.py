@@ -1,5 +1,7 @@
 """A character-level classifier with attention over its steps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,11 +45,11 @@ class CharacterClassifier(nnx.Module):
     ):
         if num_characters < 1:
             raise ValueError(f"num_characters must be at least 1, got {num_characters}")
-        dtype = {"param_dtype": param_dtype, "rngs": rngs}
-        self.gru = nn.GRU(embedding_features, hidden_features, **dtype)
-        self.embedding = nnx.Embed(num_characters, embedding_features, **dtype)
-        self.attention = nn.FeedForwardAttention(hidden_features, name="attention_vec", **dtype)
-        self.head = nnx.Linear(hidden_features, 1, **dtype)
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.gru = nn.GRU(embedding_features, hidden_features, **options)
+        self.embedding = nnx.Embed(num_characters, embedding_features, **options)
+        self.attention = nn.FeedForwardAttention(hidden_features, name="attention_vec", **options)
+        self.head = nnx.Linear(hidden_features, 1, **options)
 
     def __call__(
         self,

@@ -220,12 +220,12 @@ class GlimpseLoss(NamedTuple):
 
 def glimpse_loss(
     model: RecurrentAttention,
-    images: Real[Array, "B ..."],
-    labels: Integer[Array, " B"],
+    images: Real[ArrayLike, "B ..."],
+    labels: Integer[ArrayLike, "B"],
     *,
     key: Key[Array, ""],
     num_samples: int = 1,
-    locations: Float[Array, "M B n 2"] | None = None,
+    locations: Float[ArrayLike, "M B n 2"] | None = None,
 ) -> GlimpseLoss:
     r"""The hybrid loss of Mnih et al. (2014).
 
@@ -247,17 +247,20 @@ def glimpse_loss(
         The loss and its parts.
     """
 
+    labels = jnp.asarray(labels)
+
     def once(key: Array, locations: Array | None) -> tuple[Array, ...]:
         seen = model.look(images, key=key, locations=locations)
         log_p = jax.nn.log_softmax(seen.logits[:, -1])
-        correct = (log_p.argmax(-1) == labels).astype(log_p.dtype)
+        correct = (log_p.argmax(-1).astype(labels.dtype) == labels).astype(log_p.dtype)
         likely = jnp.take_along_axis(log_p, labels[:, None], -1)
         advantage = correct[:, None] - seen.baselines
         density = model.location.log_density(seen.samples, seen.means)
         push = jnp.sum(jax.lax.stop_gradient(advantage) * density, -1)
         return -likely.mean(), jnp.mean(advantage**2), -push.mean(), correct.mean()
 
-    parts = jax.vmap(once)(jax.random.split(key, num_samples), locations)
+    given = None if locations is None else jnp.asarray(locations)
+    parts = jax.vmap(once)(jax.random.split(key, num_samples), given)
     entropy, baseline, reinforce, reward = (part.mean() for part in parts)
     loss = entropy + baseline + reinforce if locations is None else entropy
     return GlimpseLoss(loss, entropy, baseline, reinforce, reward)

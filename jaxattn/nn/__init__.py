@@ -46,6 +46,7 @@ from jaxattn.nn.spatial import (
     SpatialWeights as SpatialWeights,
     choose_position as choose_position,
     doubly_stochastic_penalty as doubly_stochastic_penalty,
+    read_position as read_position,
     spatial_keys as spatial_keys,
     spatial_scores as spatial_scores,
 )

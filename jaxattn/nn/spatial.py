@@ -68,6 +68,15 @@ def choose_position(
     return jax.random.categorical(key, jnp.log(weights)).astype(jnp.int32)
 
 
+def read_position(
+    annotations: Float[Array, "L D"], position: Integer[Array, ""]
+) -> Float[Array, " D"]:
+    """The annotation of one place."""
+    # Relevance propagates through a choice, not through an index that depends on the input.
+    here = jnp.arange(len(annotations), dtype=position.dtype) == position
+    return jnp.where(here[:, None], annotations, 0).sum(0)
+
+
 def doubly_stochastic_penalty(
     weights: Float[ArrayLike, "*batch T L"], mask: Bool[ArrayLike, "..."] | None = None
 ) -> Float[Array, "*batch"]:
@@ -288,7 +297,7 @@ class HardSpatialAttention(SpatialAttention):
         def read(annotations: Array, hidden: Array, mask: Array | None, key: Any) -> Fixation:
             weights = self.attend(self.keys(annotations), hidden, mask)
             position = choose_position(weights, key)
-            return Fixation(annotations[position], weights, position)
+            return Fixation(read_position(annotations, position), weights, position)
 
         for _ in hidden.shape[:-1]:
             read = jax.vmap(read)

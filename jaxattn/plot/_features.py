@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from jaxattn.plot import _style as style
 
-Scale = Literal["auto"] | tuple[float, float] | None
+Scale = Literal["auto"] | Sequence[float | int] | None
 _ZERO: dict[str, Any] = {"color": style.HIGHLIGHT, "linewidth": 0.8, "zorder": 1}
 
 
@@ -194,8 +194,7 @@ def features_hist(
     limits = (min(p.min() for p in parts), max(p.max() for p in parts)) if equal_axes else None
     for panel, values in zip(axes, parts, strict=True):
         panel.hist(values, bins=bins, range=limits, color=style.PALETTE[0])
-        low, high = panel.get_xlim()
-        if zero_line and low <= 0 <= high:
+        if zero_line and values.min() <= 0 <= values.max():
             panel.axvline(0, **_ZERO)
     names = [""] if not several and channel_names is None else channel_names
     _finish(axes, bottom, names, xlabel, title, same_x=equal_axes, same_y=equal_axes)
@@ -257,8 +256,11 @@ def features_0d(
 def _channels(x: ArrayLike, axis: int, ranks: tuple[int, ...]) -> np.ndarray:
     """Checked values, the channels last; NaN may be among them, but no channel of NaN alone."""
     found = np.asarray(x)
-    missing = np.isnan(found) if found.dtype.kind == "f" else np.zeros(found.shape, bool)
-    found = np.where(missing, np.nan, style.real("x", np.where(missing, 0, found)))
+    if found.dtype.kind == "f":
+        gaps = np.isnan(found)
+        found = np.where(gaps, np.nan, style.real("x", np.where(gaps, 0, found)))
+    else:
+        found = style.real("x", x)
     if found.ndim not in ranks:
         shapes = {1: "(n,)", 2: "(T, C)", 3: "(N, T, C)"}
         wanted = " or ".join(shapes[rank] for rank in ranks)
@@ -324,7 +326,7 @@ def _finish(
         panel.tick_params(labelbottom=last or not same_x)
         panel.tick_params(labelleft=columns is None or not c % columns or not same_y)
     if title is not None:
-        if columns is None:
+        if columns is None or not small:
             axes[0].set_title(title)
         else:
             axes[0].figure.suptitle(title)

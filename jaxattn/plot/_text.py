@@ -166,15 +166,18 @@ def _diverging(positions: np.ndarray, cmap: str | Colormap) -> np.ndarray:
     positions = np.clip(positions, 0, 1)
     paleness = 1 - np.abs(2 * positions - 1)
     to_white = 1 - np.asarray(colours(0.5)[:3])
-    ground = np.clip(colours(positions)[:, :3] + paleness[:, None] * to_white, 0, 1)
-    return np.rint(255 * ground).astype(np.uint8)
+    return _rgb(colours(positions)[:, :3] + paleness[:, None] * to_white)
 
 
 def _sequential(shares: np.ndarray, cmap: str | Colormap | None) -> np.ndarray:
     if cmap is not None:
-        return mpl.colormaps.get_cmap(cmap)(shares, bytes=True)[:, :3]
+        return _rgb(mpl.colormaps.get_cmap(cmap)(shares))
     rest = 255 - (255 * shares).astype(np.uint8)
     return np.stack([np.full_like(rest, 255), rest, rest], axis=1)
+
+
+def _rgb(colours: np.ndarray) -> np.ndarray:
+    return np.rint(255 * np.clip(colours[:, :3], 0, 1)).astype(np.uint8)
 
 
 # All that a page or a notebook may have said about its tables is said again.

@@ -41,7 +41,9 @@ def draw(
         raise ValueError(f"columns must be at least 1, got {columns}")
     labels = [visible(line.label or "") for line in lines]
     indent = max(map(len, labels)) + 2 if any(labels) else 0
-    blocks = [list(_rows(_glyphs(line), columns)) for line in lines]
+    blocks: list[list[list[Glyph]]] = [
+        list(_rows(_glyphs(line), columns)) or [[]] for line in lines
+    ]
     shape = indent + columns, HEIGHT * sum(map(len, blocks))
     if ax is None:
         figure = plt.figure(figsize=(INCHES * shape[0], INCHES * shape[1]))
@@ -59,7 +61,9 @@ def draw(
     }
     top, boxes, colours = 0, [], []
     for line, label, block in zip(lines, labels, blocks, strict=True):
-        ax.text(0, top + HEIGHT / 2, label, color=style.INK, **look)
+        if label:
+            ax.text(0, top + HEIGHT / 2, label, color=style.INK, **look)
+        grounds, inks = line.colours / 255, line.inks / 255
         rtl = is_rtl([glyph.cluster for row in block for glyph in row])
         for row in block:
             depth = levels([glyph.cluster for glyph in row], rtl)
@@ -73,11 +77,10 @@ def draw(
                 if word is not None:
                     bottom = top + HEIGHT
                     boxes.append([(left, top), (right, top), (right, bottom), (left, bottom)])
-                    colours.append(line.colours[word] / 255)
+                    colours.append(grounds[word])
                     if not drawn[i].isspace():
                         middle = (left + right) / 2, top + HEIGHT / 2
-                        ink = line.inks[word] / 255
-                        ax.text(*middle, drawn[i], color=ink, ha="center", **look)
+                        ax.text(*middle, drawn[i], color=inks[word], ha="center", **look)
                 left = right
             top += HEIGHT
     ax.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors="none"), autolim=False)
@@ -93,7 +96,7 @@ def _glyphs(line: Line) -> list[Glyph]:
     return found
 
 
-def _rows(glyphs: Sequence[Glyph], columns: int) -> Iterator[Sequence[Glyph]]:
+def _rows(glyphs: Sequence[Glyph], columns: int) -> Iterator[list[Glyph]]:
     """The glyphs in rows that end with a line, after a space, or where the row is full."""
     row: list[Glyph] = []
     for glyph in glyphs:

@@ -1,0 +1,227 @@
+"""The example of coloured characters, whole, on a small budget, and what its data may hold."""
+
+import contextlib
+import io
+import re
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import jaxattn as ja
+from examples import character_sentiment as example, checkpoints, training
+from examples.characters import PAD, UNKNOWN, Labelled, encode, keras, load, vocabulary_of
+
+WIDTH, UNITS, EMBEDDING, EXAMPLES = 60, 8, 6, 12
+BUDGET = {
+    "audience": 200, "epochs": 1, "units": UNITS, "embedding": EMBEDDING, "width": WIDTH,
+    "examples": EXAMPLES, "methods": ("LRP", "occlusion"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Short sentences only, so that some fit."""
+    found = []
+    for part, step in zip(load(), (2, 400), strict=True):
+        kept = [i for i in range(0, len(part.texts), step) if len(part.texts[i]) <= WIDTH]
+        found.append(Labelled([part.texts[i] for i in kept], part.labels[kept]))
+    return tuple(found)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """The folder of the page, and what was printed."""
+    folder, printed = tmp_path_factory.mktemp("characters"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("COLUMNS", "100")
+        patch.setenv("FORCE_COLOR", "1")
+        patch.setattr(example, "load", lambda: data)
+        # A user runs it with JAX as it comes.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            path = example.main(folder, least_accuracy=0.0, **BUDGET)
+            assert path == folder / "index.html"
+            networks = {
+                "jaxattn": checkpoints.restore(
+                    ja.models.CharacterClassifier(
+                        len(vocabulary(data)) + 2, embedding_features=EMBEDDING,
+                        hidden_features=UNITS, rngs=nnx.Rngs(1),
+                    ),
+                    folder / "checkpoint",
+                ),
+                "Keras, loaded": keras.models.load_model(folder / "characters.keras"),
+            }  # fmt: skip
+            sentences = [data[0].texts[i] for i in split(data)[1]][:EXAMPLES]
+            ids = encode(sentences, vocabulary(data), WIDTH)
+            read = {name: example.attended(net, ids) for name, net in networks.items()}
+    return folder, printed.getvalue(), sentences, read
+
+
+def split(data):
+    return training.stratified_split(data[0].labels, 0.2, seed=0)
+
+
+def vocabulary(data):
+    critics, viewers = data
+    return vocabulary_of([critics.texts[i] for i in split(data)[0]] + viewers.texts, least=50)
+
+
+class Cells(HTMLParser):
+    """Collects the lines of characters on a page: a label, and each cell with its ground."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.lines, self.tags = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "tr":
+            self.label = ""
+        if tag == "td" and self.label:
+            self.lines.append((self.label, []))
+        if tag == "span":
+            ground = re.search(r"background: (#\w+)", dict(attrs)["style"])[1]
+            self.lines[-1][1].append(["", ground])
+
+    def handle_endtag(self, tag):
+        self.tags.append(None)
+
+    def handle_data(self, text):
+        if self.tags[-1:] == ["td"]:
+            self.label = text
+        elif self.tags[-1:] == ["span"]:
+            self.lines[-1][1][-1][0] += text
+
+
+def test_the_page_has_one_cell_for_each_character_with_exactly_its_colour(run):
+    folder, _, sentences, read = run
+    lines = [
+        (label, cells)
+        for label, cells in Cells((folder / "index.html").read_text(encoding="utf-8")).lines
+        if cells
+    ]
+    shown = example.SHOWN
+    kinds = ["attention", "raw attention", "LRP", "occlusion"]
+    assert [label for label, _ in lines] == kinds * shown * 2
+    for n, (_, weights) in enumerate(read.values()):
+        for i in range(shown):
+            attention, raw, *_ = lines[4 * (shown * n + i) :]
+            for label, cells in lines[4 * (shown * n + i) :][:4]:
+                assert "".join(text for text, _ in cells) == sentences[i], label
+            real = weights[i, -len(sentences[i]) :].astype(float)
+            for (_, cells), limit in ((attention, real.max()), (raw, 1.0)):
+                reds = [255 - int(255 * (value / limit)) for value in real]
+                assert [ground for _, ground in cells] == [f"#ff{r:02x}{r:02x}" for r in reds]
+            assert len({ground for _, ground in attention[1]}) > 3
+
+
+def test_weights_sum_to_one_and_one_call_answers_too(run):
+    _, _, _, read = run
+    for positive, weights in read.values():
+        assert weights.shape == (EXAMPLES, WIDTH)
+        np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+        assert ((positive > 0) & (positive < 1)).all()
+
+
+def test_tables_and_a_coloured_sentence_are_printed(run):
+    _, printed, sentences, _ = run
+    plain = re.sub(r"\x1b\[[\d;]*m", "", printed)
+    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in plain.splitlines()]
+    networks = {row[0]: row[1:] for row in cells if len(row) == 6}
+    assert set(networks) == {"jaxattn", "Keras, loaded"}
+    for accuracy, _, off, padding, _ in networks.values():
+        assert 0 < float(accuracy.rstrip("%")) < 100
+        assert float(off) < 1e-6
+        assert 0 < float(padding.rstrip("%")) < 100
+    methods = [row for row in cells if len(row) == 7]
+    assert sorted(row[0] for row in methods) == sorted(
+        ["attention", "LRP", "occlusion", "random"] * 2
+    )
+    first = {row[0]: float(row[1]) for row in methods[:4]}
+    assert first["occlusion"] == min(first.values())  # no other single character matters more
+    assert f"attention      {sentences[0]}" in plain
+    assert printed.count("\x1b[48;2;255;0;0") >= 1
+    assert str(run[0]) in plain.replace("\n", "")
+
+
+def test_the_figure_is_a_picture_and_the_page_holds_it(run):
+    folder, *_ = run
+    [picture] = folder.glob("*.png")
+    with Image.open(picture) as image:
+        assert min(image.size) > 100
+        assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 1
+    assert not re.search(r'(src|href)="(?!data:|#)|url\(', page)
+
+
+def test_a_bad_network_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "load", lambda: data)
+    monkeypatch.setattr(example, "fit", lambda *args: None)
+    monkeypatch.setattr(example, "fit_keras", lambda *args: None)
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        pytest.raises(SystemExit, match=r"reached \d+\.\d%, wanted 90%"),
+    ):
+        example.main(tmp_path, least_accuracy=0.9, **BUDGET)
+
+
+def test_a_notebook_shows_a_sentence():
+    values = {"attention": np.full((1, 4), 0.25), "LRP": np.array([[9.0, 1, -1, 0]])}
+    found = example.Explained(np.array([[PAD, 2, 3, 4]]), np.array([0.4]), values)
+    shown = example.coloured("abc", found, 0)
+    lines = Cells(shown._repr_html_()).lines
+    assert [label for label, _ in lines] == ["attention", "raw attention", "LRP"]
+    assert [ground for _, ground in lines[0][1]] == ["#ff0000"] * 3
+    assert [ground for _, ground in lines[1][1]] == ["#ffc0c0"] * 3  # 255 - int(255 / 4)
+    # What speaks for its answer, negative, is blue.
+    assert [ground for _, ground in lines[2][1]] == ["#053061", "#67001f", "#ffffff"]
+
+
+def test_texts_are_encoded_from_the_right():
+    vocabulary = vocabulary_of(["abba", "ab", "c"], least=2)
+    assert vocabulary == {"a": 2, "b": 3}
+    found = encode(["ab", "", "caé", "aabba"], vocabulary, 4)
+    a, b = 2, 3
+    assert found.tolist() == [
+        [PAD, PAD, a, b],
+        [PAD] * 4,
+        [PAD, UNKNOWN, a, UNKNOWN],
+        [a, b, b, a],  # the last characters of a text that is too long
+    ]
+
+
+def test_the_highest_real_characters_are_deleted():
+    model = ja.models.CharacterClassifier(
+        9, embedding_features=4, hidden_features=3, rngs=nnx.Rngs(0)
+    )
+    ids = np.array([[PAD, 2, 3, 4, 5, 6, 7, 8]], np.int32)
+    values = np.array([[9.0, 1.0, 7.0, 2.0, 6.0, 3.0, 5.0, 4.0]])
+    positive, _ = example.attended(model, ids)
+    found = example.Explained(ids, positive, {})
+    left = example.deletion(model, found, values)
+    for k, chance in zip(example.DELETED, left[0], strict=True):
+        fewer = ids.copy()
+        fewer[0, [2, 4, 6, 7, 5, 3, 1][:k]] = UNKNOWN
+        expected = float(model(fewer)[0, 0])
+        np.testing.assert_allclose(chance, expected if positive > 0.5 else 1 - expected, rtol=1e-5)
+
+
+def test_the_words_of_texts():
+    ids = np.array([[PAD, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7]])
+    attention = np.array([[9, 1, 1, 1, 2, 0], [1, 1, 1, 1, 1, 7]]) / 12
+    relevance = np.array([[9, 1, 2, 0, 4, 0], [2, 1, -1, 1, 0, 0.0]])
+    found = example.Explained(ids, np.array([0.9, 0.1]), {"attention": attention, "LRP": relevance})
+    words = example.by_word(["ab cd", "ab, ab"], found, least=1)
+    assert set(words) == {"ab", "cd"}
+    assert words["cd"] == (1, 1.0, 0.5)
+    count, weight, says = words["ab"]
+    assert count == 3
+    np.testing.assert_allclose(weight, (1 + 0.5 + 2) / 3)
+    np.testing.assert_allclose(says, (0.375 - 0.75 + 0) / 3)
+    assert not example.by_word(["ab cd", "ab, ab"], found, least=4)

@@ -1,0 +1,158 @@
+"""The glimpses, whole, on a small budget; and the scenes that they search."""
+
+import contextlib
+import gzip
+import io
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples import clutter, glimpses
+
+SMALL = glimpses.Plan(8, 1, 2, epochs=2, units=8), glimpses.Plan(12, 2, 2, epochs=2, units=8)
+FIGURES = {"mnist", "clutter", "training", "relevance", "mistakes"}
+RNG = np.random.default_rng(0)
+DIGITS = clutter.Digits(
+    RNG.uniform(0.5, 1, (20, 28, 28)).astype(np.float32), np.arange(20, dtype=np.int32) % 10
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The page, and what was printed."""
+    parts = clutter.load()
+    few = tuple(clutter.Digits(*(a[:250] for a in part)) for part in parts)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("COLUMNS", "120")
+        patch.setattr(clutter, "load", lambda folder: few)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            path = glimpses.main(
+                tmp_path_factory.mktemp("glimpses"), plans=SMALL, most_wrong=1, least_margin=None
+            )
+    return path, printed.getvalue()
+
+
+def test_every_figure_is_a_picture_and_says_how_to_read_it(run):
+    path, _ = run
+    assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
+    for file in path.parent.glob("*.png"):
+        with Image.open(file) as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
+    text = path.read_text(encoding="utf-8")
+    assert len(re.findall(r"<figcaption>.*How to read it", text)) == len(FIGURES)
+    assert len(re.findall(r'<img src="data:image/png;base64,', text)) == len(FIGURES)
+    assert len(re.findall("<table>", text)) == 4
+
+
+def test_it_prints_its_numbers(run):
+    path, printed = run
+    for name in ("MNIST 28 × 28", "learned glimpses", "random glimpses", "random less learned"):
+        assert re.search(rf"{name}.*\d\.\d\d% ± \d", printed)
+    for name in ("learned: on the digit", "anywhere: on the digit", "LRP", "saliency"):
+        assert re.search(rf"{name}\W+\d+", printed)
+    assert str(path) in printed.replace("\n", "")
+
+
+def test_the_networks_are_saved(run):
+    path, _ = run
+    model = glimpses.build(SMALL[1])
+    before = np.array(model.classifier.kernel[...])
+    glimpses.checkpoints.restore(model, path.parent / "checkpoints" / "learned")
+    assert np.any(before != model.classifier.kernel[...])
+
+
+def test_bad_networks_are_refused(tmp_path, monkeypatch):
+    few = clutter.Digits(DIGITS.images, DIGITS.labels)
+    monkeypatch.setattr(clutter, "load", lambda folder: (few, few))
+    plans = [plan._replace(epochs=1, batch=20) for plan in SMALL]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with pytest.raises(SystemExit, match=r"errs on .*, wanted 0%"):
+            glimpses.main(tmp_path, plans=tuple(plans), most_wrong=0)
+        with pytest.raises(SystemExit, match="learned glimpses beat random ones by"):
+            glimpses.main(tmp_path, plans=tuple(plans), most_wrong=1, least_margin=1)
+
+
+def test_scenes_hold_the_whole_digit_among_pieces_of_others():
+    scenes = clutter.scattered(DIGITS, np.random.default_rng(1), size=60, fragments=4, width=8)
+    assert scenes.images.shape == (20, 60, 60)
+    np.testing.assert_array_equal(scenes.labels, DIGITS.labels)
+    assert len(np.unique(scenes.corners, axis=0)) > 15
+    assert scenes.corners.min() >= 0 and scenes.corners.max() <= 32
+    for image, digit, (row, column) in zip(
+        scenes.images, DIGITS.images, scenes.corners, strict=True
+    ):
+        there = image[row : row + 28, column : column + 28]
+        assert np.all(there >= digit)  # pieces lie over it, never instead of it
+        assert np.mean(there == digit) > 0.6
+        outside = np.count_nonzero(image) - 28 * 28
+        assert 0 <= outside <= 4 * 64
+    alone = clutter.scattered(DIGITS, np.random.default_rng(1), fragments=0)
+    assert np.all(np.count_nonzero(alone.images, (1, 2)) == 28 * 28)
+
+
+def test_shifts_move_the_whole_digit_by_little():
+    shifted = clutter.shifted(DIGITS, np.random.default_rng(0), by=2)
+    found = set()
+    for image, digit in zip(shifted.images, DIGITS.images, strict=True):
+        canvas = np.pad(digit, 2)
+        fits = [
+            at for at in np.ndindex(5, 5)
+            if np.array_equal(canvas[at[0] : at[0] + 28, at[1] : at[1] + 28], image)
+        ]  # fmt: skip
+        assert len(fits) == 1
+        found |= set(fits)
+    assert len(found) > 8
+
+
+def write(folder, change=lambda name, raw: raw, end=""):
+    """Files as MNIST has them, of 3 and 2 digits."""
+    for part, count in (("train", 3), ("t10k", 2)):
+        images = np.arange(count * 784, dtype=np.uint8).reshape(count, 28, 28)
+        sizes = np.array([count, 28, 28], ">u4").tobytes()
+        for name, raw in (
+            (f"{part}-images-idx3", b"\0\0\x08\x03" + sizes + images.tobytes()),
+            (f"{part}-labels-idx1", b"\0\0\x08\x01" + sizes[:4] + bytes(range(count))),
+        ):
+            raw = change(name, raw)
+            if raw is not None:
+                packed = gzip.compress(raw) if end == ".gz" else raw
+                (folder / f"{name}-ubyte{end}").write_bytes(packed)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_the_files_of_mnist_are_read(tmp_path, end):
+    write(tmp_path, end=end)
+    train, test = clutter.load(tmp_path)
+    assert train.images.shape == (3, 28, 28) and test.images.shape == (2, 28, 28)
+    assert train.images.dtype == np.float32 and train.labels.dtype == np.int32
+    np.testing.assert_array_equal(train.labels, [0, 1, 2])
+    np.testing.assert_array_equal(train.images.reshape(-1)[:256] * 255, np.arange(256))
+
+
+BROKEN = {
+    "missing": (lambda name, raw: None if "t10k-labels" in name else raw, "has no t10k-labels"),
+    "cut": (lambda name, raw: raw[:-1], "no IDX file of bytes, or only a part"),
+    "something else": (lambda name, raw: b"PNG" + raw, "no IDX file of bytes"),
+    "empty": (lambda name, raw: b"", "no IDX file of bytes"),
+    "labels of other images": (
+        lambda name, raw: b"\0\0\x08\x01\0\0\0\x01\0" if "labels" in name else raw,
+        "do not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_files_are_refused(tmp_path, change, message):
+    write(tmp_path, change)
+    with pytest.raises(SystemExit, match=message):
+        clutter.load(tmp_path)
+
+
+def test_a_folder_without_files_says_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match="train-images-idx3-ubyte"):
+        clutter.load(tmp_path / "nowhere")

@@ -1,0 +1,197 @@
+"""The example of attention over series, whole, on a small budget."""
+
+import contextlib
+import io
+import re
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import jaxattn as ja
+from examples import checkpoints, self_attention_signals as signals, series, stepwise
+
+FIGURES = {
+    "channels", "channels-equal", "attention", "histograms", "series-JapaneseVowels",
+    "series-BasicMotions", "deletion-JapaneseVowels", "deletion-BasicMotions",
+}  # fmt: skip
+METHODS = ("attention", "LRP", "saliency", "integrated gradients", "occlusion", "random")
+
+
+def few(name):
+    """Every fifth series, and the first 30 steps."""
+    *parts, classes = series.load(name)
+    for part in parts:
+        x, lengths, labels = (array[::5] for array in part)
+        yield series.Series(x[:, :30], np.minimum(lengths, 30), labels)
+    yield classes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The page's path, and what was printed."""
+    data = {name: tuple(few(name)) for name in signals.ABOUT}
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(signals, "load", data.__getitem__)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            path = signals.main(
+                tmp_path_factory.mktemp("signals"), epochs=2, seeds=2, hidden_features=6, units=3,
+                least_accuracy=0.0,
+            )  # fmt: skip
+    return path, printed.getvalue(), data
+
+
+def rows(printed, columns):
+    """The rows of all printed tables of so many columns."""
+    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
+    return [row for row in cells if len(row) == columns]
+
+
+def test_every_figure_is_in_the_page_and_says_how_to_read_it(run):
+    path, printed, _ = run
+    assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
+    for file in path.parent.glob("*.png"):
+        with Image.open(file) as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
+    page = path.read_text(encoding="utf-8")
+    assert len(re.findall(r'<img src="data:image/png;base64,\S+" alt="[^"]{20,}">', page)) == 8
+    captions = re.findall(r"<figcaption>.*?How to read it\.</b> (\S.{60,}?\.)</figcaption>", page)
+    assert len(captions) == 8
+    assert str(path) in printed.replace("\n", "")
+
+
+def test_accuracies_and_shapes_are_printed(run):
+    table = {row[0]: row[1:] for row in rows(run[1], 6)}
+    for name, steps, train in (("JapaneseVowels", 29, "54"), ("BasicMotions", 30, "8")):
+        found = {kind: table[f"{name}, {layer}"] for kind, layer in signals.KINDS.items()}
+        assert found["self"][-1] == f"attended ({steps}, 6), attention ({steps}, {steps})"
+        assert found["weighted"][-1] == f"attended (6,), attention ({steps},)"
+        for learnt, _, accuracy, even, _ in found.values():
+            assert learnt == train
+            assert re.fullmatch(r"\d+\.\d% \(of 2: \d+\.\d% ± \d+\.\d%\)", accuracy)
+            assert 0 <= float(even.rstrip("%")) <= 100
+
+
+def test_every_method_is_judged_by_deletion(run):
+    _, printed, _ = run
+    _, *parts = printed.split("the answer without its first steps")
+    assert len(parts) == 2
+    for part in parts:
+        table = {row[0]: row[1:] for row in rows(part, 8)}
+        assert set(table) >= {f"{kind}: {name}" for kind in signals.KINDS for name in METHODS}
+        for name in METHODS:
+            *left, area, error, like, seconds = table[f"self: {name}"]
+            assert all(0 < float(p) < 1 for p in (*left, area))
+            assert float(error) > 0
+            assert (like == "") == (name == "attention")
+            assert (seconds == "") == (name == "random")
+
+
+def test_the_checkpoints_hold_the_networks(run):
+    path, _, data = run
+    train, _, classes = data["JapaneseVowels"]
+    model = ja.models.SignalClassifier(
+        12, 29, len(classes), hidden_features=6, units=3, rngs=nnx.Rngs(9)
+    )
+    before = np.asarray(model.head.kernel[...])
+    checkpoints.restore(model, path.parent / "checkpoints" / "JapaneseVowels-self")
+    assert np.abs(np.asarray(model.head.kernel[...]) - before).max() > 0.01
+    assert np.isfinite(stepwise.chances(model, train.x, train.lengths)).all()
+
+
+def test_a_bad_network_is_refused(monkeypatch, tmp_path):
+    data = {name: tuple(few(name)) for name in signals.ABOUT}
+    monkeypatch.setattr(signals, "load", data.__getitem__)
+    monkeypatch.setattr(signals, "fit", lambda *args, **options: None)
+    with pytest.raises(SystemExit, match=r"the self network reached \S+ on JapaneseVowels"):
+        signals.main(tmp_path, hidden_features=6, units=3)
+
+
+def small():
+    model = ja.models.SignalClassifier(2, 5, 3, hidden_features=4, units=3, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(2, 5, 2)).astype(np.float32)
+    data = series.Series(x, np.array([5, 4], np.int32), np.array([0, 1], np.int32))
+    x[1, 4] = 0
+    return model, data
+
+
+def test_the_attention_of_a_step_is_what_the_valid_ones_read_of_it():
+    model, data = small()
+    found = stepwise.explain(model, data)
+    _, weights = model.attention(
+        model.recurrent(data.x, data.lengths).outputs, np.arange(5) < data.lengths[:, None]
+    )
+    np.testing.assert_allclose(found.steps["attention"][0], weights[0].mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.steps["attention"][1], weights[1, :4].mean(0), atol=1e-6)
+    assert found.steps["attention"][1, 4] == 0
+    assert set(found.steps) == set(METHODS)
+    for values in found.values.values():
+        assert values.shape == (2, 5, 2)
+        assert not values[1, 4].any()
+
+
+def test_deleted_steps_are_the_first_and_no_padding():
+    model, data = small()
+    found = stepwise.explain(model, data)
+    steps = np.array([[0.0, 3, 1, 2, 4], [5, 1, 9, 2, 99]])
+    left = stepwise.deletion(found, data, steps)
+    said = found.chances.argmax(1)
+    orders = [[4, 1, 3, 2, 0], [2, 0, 3, 1]]
+    for i, order in enumerate(orders):
+        for k, share in enumerate(stepwise.POINTS):
+            x = data.x[i].copy()
+            x[order[: round(share * len(order))]] = 0
+            wanted = stepwise.chances(model, x[None], data.lengths[i : i + 1])[0, said[i]]
+            np.testing.assert_allclose(left[i, k], wanted, rtol=1e-5)
+
+
+def test_agreement_is_a_rank_correlation():
+    _, data = small()
+    up, down = np.tile(np.arange(5.0), (2, 1)), -np.tile(np.arange(5.0), (2, 1))
+    down[1, 4] = 99  # padding
+    found = SimpleNamespace(steps={"attention": up, "same": up**3, "opposite": down})
+    assert stepwise.agreement(found, data, "same") == pytest.approx(1)
+    assert stepwise.agreement(found, data, "opposite") == pytest.approx(-1)
+
+
+def test_attending_evenly():
+    weights = np.array([[0.7, 0.3, 0], [0, 0, 0]], np.float32)
+    np.testing.assert_array_equal(signals.evenly(weights), [[0.5, 0.5, 0], [0, 0, 0]])
+
+
+def test_series_are_read_as_they_are_written(tmp_path):
+    path = tmp_path / "S.ts"
+    path.write_text(
+        "# about\n@problemName S\n@classLabel true a b\n@data\n1,2,3:4,5,6:b\n7,8:9,10:a\n"
+    )
+    xs, labels, names = series.read(path)
+    np.testing.assert_array_equal(xs[0], [[1, 4], [2, 5], [3, 6]])
+    np.testing.assert_array_equal(xs[1], [[7, 9], [8, 10]])
+    assert (labels.tolist(), names) == ([1, 0], ["a", "b"])
+
+
+def test_the_archive():
+    train, test, classes = series.load("JapaneseVowels")
+    assert (train.x.shape, test.x.shape) == ((270, 29, 12), (370, 29, 12))
+    assert classes == [str(k) for k in range(1, 10)]
+    assert np.bincount(train.labels).tolist() == [30] * 9
+    assert (train.lengths.min(), max(train.lengths.max(), test.lengths.max())) == (7, 29)
+    valid = np.arange(29) < train.lengths[:, None]
+    np.testing.assert_allclose(train.x[valid].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(train.x[valid].std(0), 1, atol=1e-5)
+    assert not train.x[~valid].any()
+
+
+def test_missing_series_say_what_to_install(monkeypatch):
+    def missing(name):
+        raise series.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(series.metadata, "distribution", missing)
+    with pytest.raises(SystemExit, match="pip install --no-deps aeon"):
+        series.load("JapaneseVowels")
