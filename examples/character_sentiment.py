@@ -112,13 +112,17 @@ def accuracy(positive: np.ndarray, labels: np.ndarray) -> float:
     return float(((positive > 0.5) == labels).mean())
 
 
-def deletion(network: Network, found: Explained, values: np.ndarray) -> np.ndarray:
-    """The probability of the answer (B, 4) without the 0, 1, 5, 20 highest characters."""
-    ranks = np.argsort(np.argsort(-np.where(found.ids == PAD, -np.inf, values), axis=1), axis=1)
-    left = [np.where((ranks < k) & (found.ids != PAD), UNKNOWN, found.ids) for k in DELETED]
+def deletion(network: Network, found: Explained) -> dict[str, np.ndarray]:
+    """By method, the chance of the answer (B, 4) without the 0, 1, 5, 20 highest characters."""
+    real = found.ids != PAD
+    left = []
+    for values in found.values.values():
+        ranks = np.argsort(np.argsort(-np.where(real, values, -np.inf), axis=1), axis=1)
+        left += [np.where((ranks < k) & real, UNKNOWN, found.ids) for k in DELETED]
     positive, _ = attended(network, np.concatenate(left))
-    positive = positive.reshape(len(DELETED), -1).T
-    return np.where(found.said[:, None] == 1, positive, 1 - positive)
+    positive = positive.reshape(len(found.values), len(DELETED), -1).transpose(0, 2, 1)
+    answer = np.where(found.said[:, None] == 1, positive, 1 - positive)
+    return dict(zip(found.values, answer, strict=True))
 
 
 def agreement(found: Explained, name: str, other: str) -> float:
@@ -331,8 +335,7 @@ def on_deletion(
     page: Page, name: str, network: Network, found: Explained
 ) -> tuple[list[str], list[list[str]]]:
     """What is left of the answer without the characters that each method names."""
-    curves = {m: deletion(network, found, values) for m, values in found.values.items()}
-    curves = dict(sorted(curves.items(), key=lambda curve: curve[1].mean()))
+    curves = dict(sorted(deletion(network, found).items(), key=lambda curve: curve[1].mean()))
     rows = [
         [
             method, *(f"{p:.3f}" for p in curve.mean(0)[1:]),

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,18 +30,20 @@ class Plan(NamedTuple):
     size: int
     scales: int
     glimpses: int
-    epochs: int
-    units: int = 256
-    batch: int = 64
+    units: int
+    warm: int  # epochs in which the glimpses lie anywhere, so that there is something to choose
+    epochs: int  # in all
     rate: float = 1e-3
+    gaze_rate: float = 5e-5  # of the location network, whose gradient is mostly noise
+    batch: int = 64
 
     def __str__(self) -> str:
         patches = f"{self.scales} × {self.size} × {self.size} pixels, {self.glimpses} glimpses"
         return f"{patches}, {self.units} units, {self.epochs} epochs"
 
 
-QUICK = Plan(8, 1, 6, epochs=60), Plan(12, 3, 4, epochs=240)
-FULL = Plan(8, 1, 6, epochs=200), Plan(12, 3, 6, epochs=400)
+QUICK = Plan(8, 1, 6, 256, 5, 60), Plan(12, 3, 4, 128, 60, 220)
+FULL = Plan(8, 1, 6, 256, 10, 200), Plan(12, 3, 6, 256, 40, 400)
 
 
 def build(plan: Plan) -> RecurrentAttention:
@@ -70,16 +73,22 @@ def train(
     graph, state = nnx.split(model)
     rng, key = np.random.default_rng(0), jax.random.key(0)
     count = len(draw(np.random.default_rng(0)).labels) // plan.batch
-    optimizer = optax.adam(optax.cosine_decay_schedule(plan.rate, plan.epochs * count))
+    adams = {
+        part: optax.adam(optax.cosine_decay_schedule(rate, plan.epochs * count))
+        for part, rate in {"gaze": plan.gaze_rate, "rest": plan.rate}.items()
+    }
 
-    @jax.jit
-    def step(state, moments, key, images, labels):
+    def part(path, _):
+        return "gaze" if path[0].key == "location" else "rest"
+
+    optimizer = optax.multi_transform(adams, jax.tree_util.tree_map_with_path(part, state))
+
+    @partial(jax.jit, static_argnames="random")
+    def step(state, moments, key, images, labels, random):
         def loss(state):
-            shape = (1, len(labels), plan.glimpses)
-            found = glimpse_loss(
-                nnx.merge(graph, state), images, labels, key=key,
-                locations=anywhere(key, shape) if random else None,
-            )  # fmt: skip
+            places = anywhere(key, (1, len(labels), plan.glimpses)) if random else None
+            model = nnx.merge(graph, state)
+            found = glimpse_loss(model, images, labels, key=key, locations=places)
             return found.loss, found.reward
 
         slope, reward = jax.grad(loss, has_aux=True)(state)
@@ -94,7 +103,9 @@ def train(
             for i, rows in enumerate(np.split(rng.permutation(count * plan.batch), count)):
                 now = jax.random.fold_in(key, epoch * count + i)
                 images, labels = drawn.images[rows], drawn.labels[rows]
-                state, moments, share = step(state, moments, now, images, labels)
+                state, moments, share = step(
+                    state, moments, now, images, labels, random=random or epoch < plan.warm
+                )
                 wrong.append(share)
             errors.append(float(jnp.stack(wrong).mean()))
             progress.update(task, advance=1, note=f"error {errors[-1]:.1%}")

@@ -189,8 +189,7 @@ def relevance(
     }
 
     def share(heats, masks):
-        mass = np.abs(heats) * masks
-        return float(np.mean(mass.sum((1, 2)) / np.abs(heats).sum((1, 2))))
+        return float(np.abs(heats)[masks].sum() / np.abs(heats).sum())
 
     rows = [[name, *(f"{share(heat, masks):.1%}" for masks in regions.values())]
             for name, heat in values.items()]  # fmt: skip
@@ -222,7 +221,7 @@ def relevance(
     )  # fmt: skip
     page.table(
         "regions", "Where relevance lies", columns, rows,
-        f"The share of the attribution's magnitude in each region, a mean over {len(images)} test "
+        f"The share of the attribution's magnitude in each region, over all of {len(images)} test "
         "scenes, beside the share of the image that the region takes: relevance that were spread "
         "evenly would have the numbers of the last row.",
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """What a network's attention, and other methods, say of each time step of a series."""
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ class Explained(NamedTuple):
         steps: by method, what a step says for the network's answer, (B, T).
         values: by method, what a channel at a step says, (B, T, D), where the method tells.
         attention: the network's own weights, (B, T, T) or (B, T).
-        seconds: by method, how long that took, compilation included.
     """
 
     network: ja.models.SignalClassifier
@@ -32,7 +30,6 @@ class Explained(NamedTuple):
     steps: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
     attention: np.ndarray
-    seconds: dict[str, float]
 
 
 @nnx.jit
@@ -43,39 +40,28 @@ def chances(model: Callable[..., Any], x: np.ndarray, lengths: np.ndarray) -> ja
 
 def explain(model: ja.models.SignalClassifier, series: Series) -> Explained:
     """Explains the network's answers by its attention and by other methods."""
-    found = np.asarray(chances(model, series.x, series.lengths))
-    said = found.argmax(1).astype(np.int32)
-    channels = series.x.shape[-1]
-
-    def method(method, **options):
-        given = ja.explain(
-            method, model, series.x, said, args=(series.lengths,), **options
-        )  # fmt: skip
-        return np.asarray(given.values)
-
+    x, lengths, _ = series
+    answers = np.asarray(chances(model, x, lengths))
+    said = answers.argmax(1).astype(np.int32)
     methods = {
-        "LRP": (lambda: method(ja.lrp), np.sum),
-        "saliency": (lambda: method(ja.saliency), np.linalg.norm),
-        "integrated gradients": (lambda: method(ja.integrated_gradients, num_steps=32), np.sum),
-        "occlusion": (lambda: method(ja.occlusion, window=(1, channels)), np.mean),
+        "LRP": (ja.lrp, np.sum, {}),
+        "saliency": (ja.saliency, np.linalg.norm, {}),
+        # A window is a whole step, and all of its channels get the same value.
+        "occlusion": (ja.occlusion, np.mean, {"window": (1, x.shape[-1])}),
     }
-    steps, values, seconds = {}, {}, {}
-    start = time.perf_counter()
-    _, seen = ja.capture(model, "attention")(series.x, series.lengths)
+    _, seen = ja.capture(model, "attention")(x, lengths)
     attention = np.asarray(seen["attention"])
-    # How much the valid queries read of a step, on average.
-    valid = np.arange(series.x.shape[1]) < series.lengths[:, None]
-    steps["attention"] = attention
-    if attention.ndim == 3:
-        steps["attention"] = (attention * valid[..., None]).sum(1) / series.lengths[:, None]
-    seconds["attention"] = time.perf_counter() - start
-    for name, (run, reduce) in methods.items():
-        start = time.perf_counter()
-        values[name] = run()
-        seconds[name] = time.perf_counter() - start
+    valid = np.arange(x.shape[1]) < lengths[:, None]
+    steps = {"attention": attention}
+    if attention.ndim == 3:  # what the valid steps read of a step, on average
+        steps["attention"] = (attention * valid[..., None]).sum(1) / lengths[:, None]
+    values = {}
+    for name, (method, reduce, options) in methods.items():
+        found = ja.explain(method, model, x, said, args=(lengths,), **options)
+        values[name] = np.asarray(found.values)
         steps[name] = reduce(values[name], axis=-1)
     steps["random"] = np.random.default_rng(0).normal(size=valid.shape)
-    return Explained(model, found, steps, values, attention, seconds)
+    return Explained(model, answers, steps, values, attention)
 
 
 def deletion(explained: Explained, series: Series, steps: np.ndarray) -> np.ndarray:

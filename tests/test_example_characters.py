@@ -203,9 +203,10 @@ def test_the_highest_real_characters_are_deleted():
     ids = np.array([[PAD, 2, 3, 4, 5, 6, 7, 8]], np.int32)
     values = np.array([[9.0, 1.0, 7.0, 2.0, 6.0, 3.0, 5.0, 4.0]])
     positive, _ = example.attended(model, ids)
-    found = example.Explained(ids, positive, {})
-    left = example.deletion(model, found, values)
-    for k, chance in zip(example.DELETED, left[0], strict=True):
+    found = example.Explained(ids, positive, {"other": -values, "this": values})
+    left = example.deletion(model, found)
+    assert left["other"][0, 0] == left["this"][0, 0]
+    for k, chance in zip(example.DELETED, left["this"][0], strict=True):
         fewer = ids.copy()
         fewer[0, [2, 4, 6, 7, 5, 3, 1][:k]] = UNKNOWN
         expected = float(model(fewer)[0, 0])

@@ -135,8 +135,8 @@ class RecurrentAttention(nnx.Module):
         image = jnp.asarray(image)
         rank = 2 if self.channels is None else 3
         if image.ndim < rank or (self.channels and image.shape[-1] != self.channels):
-            wanted = "(..., H, W)" if rank == 2 else f"(..., H, W, {self.channels})"
-            raise ValueError(f"image must have shape {wanted}, got {image.shape}")
+            end = "" if rank == 2 else f", {self.channels}"
+            raise ValueError(f"image must have shape (..., H, W{end}), got {image.shape}")
         batch = image.shape[: image.ndim - rank]
         if locations is not None:
             locations = jnp.asarray(locations)
@@ -192,7 +192,7 @@ class RecurrentAttention(nnx.Module):
             logits=self.classifier(after),
             locations=found.location,
             boxes=nn.glimpse_boxes(
-                found.location, image.shape[:2], self.sensor.size, self.sensor.scales
+                found.location, image.shape, self.sensor.size, self.sensor.scales
             ),
             samples=found.sample,
             means=found.mean,
@@ -246,7 +246,6 @@ def glimpse_loss(
     Returns:
         The loss and its parts.
     """
-
     labels = jnp.asarray(labels)
 
     def once(key: Array, locations: Array | None) -> tuple[Array, ...]:

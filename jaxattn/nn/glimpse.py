@@ -42,7 +42,7 @@ def glimpse(
     _check_sizes(size, scales, image.shape)
     if image.ndim not in (2, 3):
         raise ValueError(f"image must have shape (H, W) or (H, W, C), got {image.shape}")
-    boxes = glimpse_boxes(location, image.shape[:2], size, scales)
+    boxes = glimpse_boxes(location, image.shape, size, scales)
     if not jnp.issubdtype(image.dtype, jnp.floating):
         image = image.astype(jnp.result_type(float))
     pools = 2 ** jnp.arange(scales, dtype=jnp.int32)[:, None, None]
@@ -61,13 +61,13 @@ def glimpse(
 
 
 def glimpse_boxes(
-    locations: Float[ArrayLike, "*batch 2"], shape: tuple[int, int], size: int, scales: int = 1
+    locations: Float[ArrayLike, "*batch 2"], shape: tuple[int, ...], size: int, scales: int = 1
 ) -> Int[Array, "*batch S 4"]:
     """Return the pixels that glimpses read.
 
     Args:
         locations: rows and columns of the centres, as in `glimpse`.
-        shape: H and W of the image.
+        shape: of the image, H and W first.
         size: g, width of the first patch in pixels.
         scales: S, number of patches.
 
