@@ -12,8 +12,11 @@ import jaxattn as ja
 from examples.dates import LABELS, SAYS, UNKNOWN, WRITTEN, Dated, Texts, encode, gold
 
 DIGITS = np.array([t for t, says in enumerate(SAYS) if says != "."])
-KINDS = {"year": "y", "month": "m", "day": "d"}
-DELETED = 4
+PLACES = (
+    *(f"year: {place}" for place in ("thousands", "hundreds", "tens", "ones")),
+    *(f"{part}: {place}" for part in ("month", "day") for place in ("tens", "ones")),
+)
+DELETED, SHOWN = 4, (1, 2, 4)  # how many characters at most, and of which the table tells
 Table = tuple[list[str], list[list[str]]]  # its columns and rows
 
 
@@ -77,43 +80,37 @@ def peaks_on(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.take_along_axis(where, values.argmax(-1)[..., None], -1)[..., 0]
 
 
-def widened(where: np.ndarray) -> np.ndarray:
-    """The cells with their neighbours on either side."""
-    near = where.copy()
-    near[..., 1:] |= where[..., :-1]
-    near[..., :-1] |= where[..., 1:]
-    return near
+def and_behind(where: np.ndarray, reach: int = 2) -> np.ndarray:
+    """The cells, and as many that follow: there the LSTM has just read the whole word."""
+    return np.any([np.pad(where, [(0, 0)] * (where.ndim - 1) + [(k, 0)])[..., : where.shape[-1]]
+                   for k in range(reach + 1)], axis=0)  # fmt: skip
 
 
 class Aligned(NamedTuple):
-    """How the attention of one kind of digit lies on the characters that say it; all are shares.
+    """How attention lies on the characters that say each of the 8 digits; all are shares, (B, 8).
 
     Attributes:
         on: attention on those characters.
         chance: those characters among all.
-        peak: digits whose largest weight lies there; the rest is the alignment error.
-        near: the same, or on a neighbour of these characters.
+        missed: whether the largest weight lies somewhere else: the mean is the alignment error.
+        missed_by_far: the same, unless it lies on one of the two characters behind.
     """
 
-    on: float
-    chance: float
-    peak: float
-    near: float
+    on: np.ndarray
+    chance: np.ndarray
+    missed: np.ndarray
+    missed_by_far: np.ndarray
 
 
-def aligned(found: Translated, dated: Sequence[Dated], lengths: np.ndarray) -> dict[str, Aligned]:
-    """How attention lies on year, month and day, and over all digits."""
-    where = spans(dated, found.attention.shape[-1])
-    looked = found.attention[:, :WRITTEN]
-    each = np.stack([
-        share_on(looked, where), where.sum(-1) / lengths[:, None],
-        peaks_on(looked, where), peaks_on(looked, widened(where)),
-    ])  # fmt: skip
-    rows = {
-        name: [t for t, says in enumerate(SAYS) if says == part] for name, part in KINDS.items()
-    }
-    rows["all digits"] = list(DIGITS)
-    return {name: Aligned(*each[:, :, row].mean((1, 2)).tolist()) for name, row in rows.items()}
+def aligned(found: Translated, dated: Sequence[Dated], lengths: np.ndarray) -> Aligned:
+    where = spans(dated, found.attention.shape[-1])[:, DIGITS]
+    looked = found.attention[:, DIGITS]
+    return Aligned(
+        share_on(looked, where),
+        where.sum(-1) / lengths[:, None],
+        ~peaks_on(looked, where),
+        ~peaks_on(looked, and_behind(where)),
+    )
 
 
 class Swap(NamedTuple):
@@ -246,26 +243,14 @@ def percent(shares: np.ndarray) -> str:
     return f"{np.mean(shares):.1%}" if np.size(shares) else ""
 
 
-def alignments(
-    found: Translated, test: Sequence[Dated], texts: Texts, right: np.ndarray
-) -> tuple[dict[str, Aligned], Table]:
-    """How attention lies on what says each digit, where the translation is right."""
-    groups = {
-        "English long forms": [dated.english_long for dated in test],
-        "all languages and formats": [True] * len(test),
-    }
-    rows, first = [], {}
-    for who, members in groups.items():
-        kept = np.flatnonzero(right & members)
-        part = Translated(*(array[kept] for array in found))
-        of_group = aligned(part, [test[i] for i in kept], texts.lengths[kept])
-        first = first or of_group
-        rows += [
-            [f"{name}, {who}", *(f"{x:.1%}" for x in (a.on, a.chance, 1 - a.peak, 1 - a.near))]
-            for name, a in of_group.items()
-        ]
-    columns = ["digits of", "attention on it", "chance", "alignment error", "beyond a neighbour"]
-    return first, (columns, rows)
+def alignment_table(english: Aligned, everything: Aligned) -> Table:
+    """How attention lies on what says each digit: in English long forms, and in all dates."""
+    rows = []
+    for name, k in [*zip(PLACES, range(8), strict=True), ("all digits", slice(None))]:
+        of = [percent(array[:, k]) for array in english]
+        rows.append([name, *of, percent(everything.on[:, k]), percent(everything.missed[:, k])])
+    columns = ["digit", "attention on it", "chance", "alignment error", "2 behind allowed"]
+    return [*columns, "all: attention on it", "all: alignment error"], rows
 
 
 def findings(
@@ -308,21 +293,20 @@ def judged(
     present = np.arange(where.shape[-1]) < np.repeat(lengths, len(DIGITS))[:, None]
     flat = {name: v.reshape(where.shape) for name, v in values.items()}
     sizes = {name: np.where(present, np.abs(v), 0) for name, v in flat.items()}
-    rows = [
-        [
-            name, percent(share_on(sizes[name], where)),
-            percent(peaks_on(np.where(present, v, -np.inf), where)),
-            *(
-                "" if name == other else
-                f"{rank_correlation(sizes[name], sizes[other], present).mean():.2f}"
-                for other in ("attention", "occlusion")
-            ),
-            *(f"{p:.3f}" for p in curves[name].mean(0)[1:]),
-        ]
-        for name, v in flat.items()
-    ]  # fmt: skip
-    columns = ["method", "on what says it", "peak there", "~ attention", "~ occlusion"]
-    return [*columns, *(f"without {k}" for k in range(1, DELETED + 1))], rows
+    month = np.tile(np.array([*SAYS])[DIGITS] == "m", len(lengths))
+    rows = []
+    for name, heat in flat.items():
+        peaks = peaks_on(np.where(present, heat, -np.inf), where)
+        ranks = [
+            "" if name == other
+            else f"{rank_correlation(sizes[name], sizes[other], present).mean():.2f}"
+            for other in ("attention", "occlusion")
+        ]  # fmt: skip
+        left = (f"{curves[name][:, k].mean():.3f}" for k in SHOWN)
+        on = percent(share_on(sizes[name], where))
+        rows.append([name, on, percent(peaks), percent(peaks[month]), *ranks, *left])
+    columns = ["method", "on what says it", "peak there", "of months", "~ attention", "~ occlusion"]
+    return [*columns, *(f"without {k}" for k in SHOWN)], rows
 
 
 def verdict(curves: Mapping[str, np.ndarray], others: Mapping[str, float]) -> str:
@@ -330,20 +314,21 @@ def verdict(curves: Mapping[str, np.ndarray], others: Mapping[str, float]) -> st
     start = curves["attention"][:, 0].mean()
     fall = {name: start - curve[:, 1:].mean() for name, curve in curves.items()}
     best = max((name for name in fall if name not in ("attention", "random")), key=fall.__getitem__)
-    floor = fall["random"]
-    reach = (fall["attention"] - floor) / (fall[best] - floor) if fall[best] > floor else 0.0
-    how = "as well as" if reach >= 0.95 else "nearly as well as" if reach >= 0.75 else "worse than"
-    needed = others["its own"] - others["all characters alike"]
-    return (
-        f"Attention names what the network needs {how} the best of the other methods, {best}: "
-        f"without the one to {DELETED} characters that it names first, the probability of a digit "
-        f"falls by {fall['attention']:.2f} on average, by {fall[best]:.2f} for {best}, and by "
-        f"{floor:.2f} for random ones. The network "
-        f"{'does need' if needed > 0.5 else 'hardly needs'} to look where it looks: with attention "
-        f"spread evenly {others['all characters alike']:.0%} of these dates are still translated "
-        f"rightly, with only the largest weight {others['only the largest weight']:.0%}, and when "
-        "each digit looks only at what says it, "
-        f"{others['only what says the digit']:.0%}. So here attention "
-        + ("explains" if reach >= 0.75 and needed > 0.5 else "explains only in part")
-        + " what is written."
+    gain = fall[best] - fall["random"]
+    reach = (fall["attention"] - fall["random"]) / gain if gain > 0 else 0.0
+    how = (
+        "as well as" if reach >= 0.95 else "nearly as well as" if reach >= 0.8 else "less well than"
     )
+    needed = others["its own"] - others["all characters alike"] > 0.5
+    falls = ", ".join(f"{drop:.2f} by {name}" for name, drop in fall.items())
+    return (
+        f"Attention names what the network needs {how} {best}: without the one to {DELETED} "
+        "characters that a method names first, the probability of the digit falls on average so "
+        f"far: {falls}. The network {'needs' if needed else 'does not need'} to look where it "
+        f"looks: with attention spread evenly {others['all characters alike']:.0%} of these dates "
+        "are still translated rightly, with the largest weight alone "
+        f"{others['only the largest weight']:.0%}; and when each digit may look only at what says "
+        f"it, {others['only what says the digit']:.0%}. So attention explains what is written"
+        + ("." if reach >= 0.8 and needed else " only in part: it weighs states of the LSTM, which "
+           "know of other characters than their own, and what was looked at before is remembered.")
+    )  # fmt: skip

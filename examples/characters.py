@@ -63,7 +63,9 @@ def keras_network(characters: int, width: int, embedding: int, units: int) -> ke
     keras.utils.set_random_seed(0)
     layers = keras.layers
     ids = keras.Input((width,), dtype="int32")
-    embedded = layers.Embedding(characters, embedding, name="embedding")(ids)
+    # As in jaxattn's: with Keras' own, six times smaller, learning starts some 700 steps later.
+    wide = keras.initializers.RandomNormal(stddev=embedding**-0.5)
+    embedded = layers.Embedding(characters, embedding, wide, name="embedding")(ids)
     states = layers.GRU(units, return_sequences=True, name="gru")(embedded)
     scores = layers.Dense(1, activation="tanh", name="score")(states)
     weights = layers.Activation("softmax", name="attention_vec")(layers.Flatten()(scores))

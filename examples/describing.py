@@ -20,9 +20,9 @@ KINDS = ("soft", "hard")
 # Of a place that is not read. With 1, as published for long captions of photographs, all places
 # would be read alike: a caption of 3 to 8 words leaves most of 64 places unread.
 PENALTY = 0.01
-QUICK = {"channels": (16, 32, 64, 64), "hidden_features": 128, "attention_units": 64}
+QUICK = {"channels": (16, 32, 96, 96), "hidden_features": 128, "attention_units": 64}
 FULL = {
-    "channels": (64, 128, 256, 512), "hidden_features": 512, "embedding_features": 256,
+    "channels": (64, 128, 512, 512), "hidden_features": 512, "embedding_features": 256,
     "attention_units": 512,
 }  # fmt: skip
 Rows = tuple[list[str], list[list[str]], str]  # a table: its columns, rows, and how to read it
@@ -167,7 +167,7 @@ def teach_both(
             images.shape[1:], len(vocabulary.words), vocabulary.max_length,
             attention=kind, rngs=nnx.Rngs(0), **sizes,
         )  # fmt: skip
-        loss = teach(model, images, ids, steps=steps, learning_rate=2e-3, penalty=PENALTY)
+        loss = teach(model, images, ids, steps=steps, learning_rate=3e-3, penalty=PENALTY)
         checkpoints.save(model, Path(out) / kind)
         taught[kind] = Taught(model, say(model, tests, vocabulary), loss)
     return taught

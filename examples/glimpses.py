@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     warm: int  # epochs in which the glimpses lie anywhere, so that there is something to choose
     epochs: int  # in all
     rate: float = 1e-3
-    gaze_rate: float = 5e-5  # of the location network, whose gradient is mostly noise
+    gaze_rate: float = 2e-5  # of the location network, whose gradient is mostly noise
     batch: int = 64
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
         return f"{patches}, {self.units} units, {self.epochs} epochs"
 
 
-QUICK = Plan(8, 1, 6, 256, 5, 60), Plan(12, 3, 4, 128, 60, 220)
+QUICK = Plan(8, 1, 6, 256, 5, 60), Plan(12, 3, 4, 128, 50, 250)
 FULL = Plan(8, 1, 6, 256, 10, 200), Plan(12, 3, 6, 256, 40, 400)
 
 

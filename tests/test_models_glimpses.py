@@ -129,7 +129,7 @@ def test_each_part_of_the_loss_trains_its_own_part(x64):
     assert moved(slopes(model, "reinforce")) == {"location"}
     assert moved(slopes(model, "loss")) == SEEING | {"baseline", "location"}
     given = np.zeros((1, 4, N, 2))
-    assert moved(slopes(model, "loss", locations=given)) == SEEING
+    assert moved(slopes(model, "loss", locations=given)) == SEEING | {"baseline"}
 
 
 def test_the_gradient_is_that_of_reinforce(x64):

@@ -234,7 +234,8 @@ def test_where_all_is_masked_all_is_zero(kind):
         found = run(kind, layer, queries, keys, np.zeros(T_IN, bool))
         return jnp.sin(found.values).sum(), found
 
-    slope, found = jax.grad(loss, argnums=(0, 1), has_aux=True)(queries, keys * np.nan)
+    backward = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    slope, found = backward(queries, keys * np.nan)
     for array in jax.tree.leaves((slope, found)):
         np.testing.assert_array_equal(array, 0)
 
@@ -244,12 +245,13 @@ def test_leading_axes_are_batches(kind):
     layer = LAYERS[kind]("float32")
     queries, keys = sequences(kind, 2, 3)
     mask = np.random.default_rng(0).random((2, 3, T_IN)) < 0.7
-    found = nnx.jit(lambda layer, *given: run(kind, layer, *given))(layer, queries, keys, mask)
+    call = nnx.jit(lambda layer, *given: run(kind, layer, *given))
+    found = call(layer, queries, keys, mask)
     for i, j in np.ndindex(2, 3):
-        alone = run(kind, layer, queries[i, j], keys[i, j], mask[i, j])
+        alone = call(layer, queries[i, j], keys[i, j], mask[i, j])
         for many, one in zip(found, alone, strict=True):
             np.testing.assert_allclose(many[i, j], one, rtol=0, atol=2e-6)
-    same = run(kind, layer, queries, keys, mask[0, 0])  # a mask broadcasts
+    same = call(layer, queries, keys, mask[0, 0])  # a mask broadcasts
     np.testing.assert_allclose(same.weights[0, 0], found.weights[0, 0], rtol=0, atol=2e-6)
 
 
@@ -283,9 +285,10 @@ def test_dtype_is_that_of_weights_and_inputs_promoted(kind, param_dtype, x_dtype
     layer = LAYERS[kind](param_dtype)
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(param_dtype)}
     queries, keys = (jnp.asarray(x, x_dtype) for x in sequences(kind))
-    values, weights = run(kind, layer, queries, keys, MASK)
+    call = nnx.jit(lambda layer, queries, keys: run(kind, layer, queries, keys, MASK))
+    values, weights = call(layer, queries, keys)
     assert values.dtype == weights.dtype == expected
-    exact = run(kind, layer, queries.astype("float64"), keys.astype("float64"), MASK).weights
+    exact = call(layer, queries.astype("float64"), keys.astype("float64")).weights
     tolerance = {"bfloat16": 0.1, "float32": 2e-6, "float64": 0}[expected]
     np.testing.assert_allclose(weights.astype("float64"), exact, rtol=0, atol=tolerance)
 

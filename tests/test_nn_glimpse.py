@@ -120,7 +120,11 @@ def test_the_glimpse_network_is_its_formula():
 
 @pytest.fixture
 def network():
-    return nn.LocationNetwork(3, std=0.5, rngs=nnx.Rngs(0))
+    network = nn.LocationNetwork(3, std=0.5, rngs=nnx.Rngs(0))
+    assert not np.any(network(HIDDEN).mean)  # the gaze starts at the centre
+    network.linear.kernel[...] = np.array([[0.5, -0.3], [0.2, 0.9], [-0.7, 0.1]], np.float32)
+    network.linear.bias[...] = np.array([0.1, -0.2], np.float32)
+    return network
 
 
 HIDDEN = np.random.default_rng(2).normal(size=(400, 3)).astype(np.float32)

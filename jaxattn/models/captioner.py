@@ -64,7 +64,8 @@ class Captioner(nnx.Module):
         vocabulary_size: V, number of words, `END` among them.
         max_length: of a caption in words, `END` included.
         attention: "soft" reads all places by their weights, "hard" one of them.
-        channels: of the convolutions, of which each but the last halves the picture; the last is D.
+        channels: of the convolutions, of which each but the last halves the picture, and the last,
+            of single places, gives the D numbers of an annotation.
         hidden_features: H, number of units of the LSTM.
         embedding_features: size of a word's embedding.
         attention_units: size of the layer that scores the places.
@@ -82,7 +83,7 @@ class Captioner(nnx.Module):
         max_length: int,
         *,
         attention: Literal["soft", "hard"] = "soft",
-        channels: tuple[int, ...] = (32, 64, 96, 96),
+        channels: tuple[int, ...] = (32, 64, 128, 128),
         hidden_features: int = 128,
         embedding_features: int = 64,
         attention_units: int = 128,
@@ -110,20 +111,22 @@ class Captioner(nnx.Module):
         self.grid = (-(-image_shape[0] // scale), -(-image_shape[1] // scale))
         options: Any = {"param_dtype": param_dtype, "rngs": rngs}
         widths = (image_shape[2], *channels)
+        # Of 4 x 4 pixels, so that what an annotation sees has the middle of its cell for a centre.
+        shapes = [(4, 2)] * (len(channels) - 1) + [(1, 1)]
         self.convolutions = nnx.List([
             nnx.Conv(
                 widths[i],
                 widths[i + 1],
-                kernel_size=(3, 3),
-                strides=1 if i == len(channels) - 1 else 2,
+                kernel_size=(size, size),
+                strides=stride,
                 kernel_init=nnx.initializers.he_normal(),
                 **options,
             )
-            for i in range(len(channels))
+            for i, (size, stride) in enumerate(shapes)
         ])  # fmt: skip
         small, features = nnx.initializers.normal(0.1), channels[-1]
-        size = self.grid[0] * self.grid[1], features
-        self.places = nnx.Param(small(rngs.params(), size, param_dtype))
+        places = self.grid[0] * self.grid[1], features
+        self.places = nnx.Param(small(rngs.params(), places, param_dtype))
         self.hidden_head = nnx.Linear(features, hidden_features, **options)
         self.cell_head = nnx.Linear(features, hidden_features, **options)
         layer = nn.HardSpatialAttention if self.hard else nn.SoftSpatialAttention

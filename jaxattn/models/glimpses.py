@@ -204,7 +204,7 @@ class GlimpseLoss(NamedTuple):
     """The loss and its parts, each a mean over images and paths.
 
     Attributes:
-        loss: the sum of the three parts below, to be minimised.
+        loss: the sum of the next three, to be minimised; of two for locations that are given.
         cross_entropy: of the answer; trains the classifier, the core and the glimpse network.
         baseline: the squared error of the expected reward; trains the baseline.
         reinforce: its gradient is minus REINFORCE's estimate; trains the location network.
@@ -240,8 +240,8 @@ def glimpse_loss(
         labels: their classes (B,).
         key: draws the locations.
         num_samples: M, how many paths to draw for each image.
-        locations: where to look instead (M, B, n, 2); `loss` is then the cross-entropy alone, and
-            `reinforce` takes them for draws.
+        locations: where to look instead (M, B, n, 2); `loss` then has no third term, though
+            `reinforce` takes these locations for draws.
 
     Returns:
         The loss and its parts.
@@ -261,7 +261,7 @@ def glimpse_loss(
     given = None if locations is None else jnp.asarray(locations)
     parts = jax.vmap(once)(jax.random.split(key, num_samples), given)
     entropy, baseline, reinforce, reward = (part.mean() for part in parts)
-    loss = entropy + baseline + reinforce if locations is None else entropy
+    loss = entropy + baseline + (reinforce if locations is None else 0)
     return GlimpseLoss(loss, entropy, baseline, reinforce, reward)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn import initializers
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Key, Real
 
@@ -222,7 +223,8 @@ class LocationNetwork(nnx.Module):
     r"""Choose where to look: $l \sim N(\tanh(h W + b), \sigma^2)$, clamped to [-1, 1].
 
     The hidden state is read without a gradient (Mnih et al. 2014), so that a loss of the locations
-    trains these weights alone.
+    trains these weights alone. They start at zero: the gaze starts at the centre, whatever the size
+    of the hidden state, rather than where a random projection has it stare.
 
     Args:
         in_features: H, size of the hidden state.
@@ -250,7 +252,9 @@ class LocationNetwork(nnx.Module):
             raise ValueError(f"std must be positive, got {std}")
         self.std = std
         self.name = name
-        self.linear = nnx.Linear(in_features, 2, param_dtype=param_dtype, rngs=rngs)
+        self.linear = nnx.Linear(
+            in_features, 2, kernel_init=initializers.zeros, param_dtype=param_dtype, rngs=rngs
+        )
 
     def __call__(
         self,

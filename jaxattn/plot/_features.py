@@ -292,7 +292,9 @@ def _grid(
     rows = math.ceil(count / columns) if rows is None else rows
     if rows * columns < count:
         raise ValueError(f"rows and columns must hold {count} {things}, got {rows} x {columns}")
-    figsize = (size[0] * columns + 0.5, size[1] * rows + 0.5)
+    # A page has room for 11 inches; small letters must not shrink with the panels.
+    scale = min(1.0, max(0.6, 10.5 / (size[0] * columns)))
+    figsize = (scale * size[0] * columns + 0.5, scale * size[1] * rows + 0.5)
     axes = style.panels(ax, (count,), rows, columns, figsize=figsize, layout="constrained")
     return axes, columns if ax is None else None
 

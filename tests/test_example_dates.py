@@ -1,0 +1,303 @@
+"""Dates and their alignment are what babel says; the example runs whole on a small budget."""
+
+import contextlib
+import io
+import re
+import sys
+from datetime import date
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import jaxattn as ja
+from examples import alignment, checkpoints, date_translation, dates
+
+DAY = date(2016, 5, 3)
+
+
+@pytest.mark.parametrize("locale", dates.LOCALES)
+def test_every_character_belongs_to_what_babel_writes_there(locale):
+    from babel import dates as babel
+
+    for form in dict.fromkeys(dates.FORMATS):
+        text, parts = dates.written(DAY, form, locale)
+        assert text == babel.format_date(DAY, form, locale)
+        of = {
+            part: "".join(c for c, p in zip(text, parts, strict=True) if p == part)
+            for part in "ymdw."
+        }
+        assert of["y"] in ("2016", "16")
+        assert int(of["d"]) == 3
+        assert not set("0123456789") & set(of["."] + of["w"])
+        if "m" in parts and of["m"].isdigit():
+            assert int(of["m"]) == 5
+        else:
+            assert of["m"]
+        assert (form == "full") == bool(of["w"])
+
+
+def test_the_parts_of_a_known_date():
+    assert dates.written(DAY, "full", "en_US", str.upper) == (
+        "TUESDAY, MAY 3, 2016", "wwwwwww..mmm.d..yyyy",
+    )  # fmt: skip
+    assert dates.written(DAY, "dd, MMM YYY", "de") == ("03, Mai 2016", "dd..mmm.yyyy")
+    assert dates.written(DAY, "long", "ja") == ("2016年5月3日", "yyyy.m.d.")
+
+
+def test_dates_are_of_other_days_and_the_same_every_time():
+    learnt, others = dates.load(300, 100)
+    assert learnt == dates.draw(300, test=False, locales=dates.LOCALES, seed=0)
+    assert not {d.day for d in learnt} & {d.day for d in others}
+    assert not {d.text for d in learnt} & {d.text for d in others}
+    assert {d.format for d in learnt} == set(dates.FORMATS)
+    assert {d.locale for d in learnt} == set(dates.LOCALES)
+    capitals = np.mean([d.text.isupper() for d in learnt])
+    assert 0.15 < capitals < 0.6
+    for dated in [*learnt, *others]:
+        year = "".join(c for c, part in zip(dated.text, dated.parts, strict=True) if part == "y")
+        assert dated.day.isoformat()[:4].endswith(year)
+        assert len(dated.parts) == len(dated.text) < dates.LONGEST
+
+
+def test_the_year_of_the_week_is_no_year():
+    # That Monday belongs to the first week of 2019.
+    assert dates.written(date(2018, 12, 31), "d MMM YYY", "en_US")[0] == "31 Dec 2019"
+    drawn = dates.draw(400, test=False, locales=["en_US"], seed=3)
+    assert all(str(d.day.year)[2:] in d.text for d in drawn)
+
+
+def test_texts_are_numbers_with_an_end():
+    vocabulary = dates.vocabulary_of(["3 May", "a"])
+    ids, lengths = dates.encode(["May", "3xy a"], vocabulary)
+    assert ids.shape == (2, 50) and lengths.tolist() == [4, 6]
+    known = {c: vocabulary[c] for c in "May3 a"}
+    assert ids[0, :5].tolist() == [known["M"], known["a"], known["y"], dates.END, dates.PAD]
+    # A character that is not in the vocabulary is one number of its own.
+    assert ids[1, :7].tolist() == [
+        known["3"], dates.UNKNOWN, known["y"], known[" "], known["a"], dates.END, dates.PAD,
+    ]  # fmt: skip
+    assert min(vocabulary.values()) > dates.UNKNOWN
+    longest = dates.encode(["a" * 49], vocabulary)
+    assert longest.lengths.tolist() == [50]
+
+
+@pytest.mark.parametrize("text", ["", "a" * 50])
+def test_texts_that_are_empty_or_too_long_are_refused(text):
+    with pytest.raises(ValueError, match=rf"1 to 49 characters, got {len(text)}: '{text}'"):
+        dates.encode(["a", text], {"a": 3})
+
+
+def test_what_is_written_is_read_again():
+    labels = dates.labels_of([DAY], 14)
+    assert labels.shape == (1, 14)
+    assert dates.read(labels[0]) == "2016-05-03"
+    assert dates.read(np.array([dates.LABELS.index("7"), 1, 5, 5])) == "7"
+    assert labels[0, 10:].tolist() == [dates.END, dates.PAD, dates.PAD, dates.PAD]
+
+
+def test_the_gold_alignment_of_a_known_date():
+    text, parts = dates.written(DAY, "full", "en_US")
+    where = dates.gold(dates.Dated(text, parts, DAY, "full", "en_US"))
+    assert where.shape == (11, len(text) + 1)
+    said = ["".join(c for c, here in zip(text, row[:-1], strict=True) if here) for row in where]
+    assert said == ["2016"] * 4 + ["", "May", "May", "", "3", "3", ""]
+
+
+def test_dates_in_numbers_may_be_read_in_several_ways():
+    assert dates.readings("3/5/16") == {date(2016, 5, 3), date(2016, 3, 5)}
+    assert dates.readings("3/15/16") == {date(2016, 3, 15)}
+    assert dates.readings("3/5/16", ("en_US",)) == {date(2016, 3, 5)}
+    assert dates.readings("May 3, 2016") == set()
+
+
+ENGLISH = [
+    dates.Dated(*dates.written(DAY, "full", "en_US", str.upper), DAY, "full", "en_US"),
+    dates.Dated(*dates.written(DAY, "long", "en_GB"), DAY, "long", "en_GB"),
+]
+
+
+def test_swaps_change_one_part_and_what_it_means():
+    made = alignment.swaps(ENGLISH)
+    assert [len(made[kind]) for kind in ("weekday", "month", "year", "day")] == [6, 2, 2, 2]
+    for row, text, iso in made["weekday"]:
+        assert row == 0 and iso == "2016-05-03"
+        assert re.fullmatch(r"[A-Z]+DAY, MAY 3, 2016", text) and "TUESDAY" not in text
+    row, text, iso = made["month"][1]
+    assert row == 1 and re.fullmatch(r"3 [A-Z][a-z]+ 2016", text) and "May" not in text
+    assert dates.written(date.fromisoformat(iso), "long", "en_GB")[0] == text
+    row, text, iso = made["year"][0]
+    assert text == f"TUESDAY, MAY 3, {iso[:4]}" and iso[4:] == "-05-03"
+    row, text, iso = made["day"][1]
+    assert text == f"{int(iso[8:])} May 2016" and iso[:8] == "2016-05-"
+
+
+def test_attention_on_the_right_place_is_known():
+    # "3 May 2016" and its end are 11 characters; one is padding.
+    looked = np.zeros((1, 13, 12))
+    looked[0, :2, 6] = 1  # the year's first two digits look at its first
+    looked[0, 2] = 1 / 11  # the third looks everywhere, so first at the start
+    looked[0, 2, 11] = 0
+    looked[0, 3, [5, 9]] = 0.75, 0.25  # the fourth at the space before the year
+    looked[0, 5, [2, 5]] = 0.25, 0.75  # the month at the space behind it
+    looked[0, 6, 7] = 1  # and at the year, 3 characters behind it
+    looked[0, 8, 0] = looked[0, 9, 1] = 1  # the day at itself, and at the space behind it
+    found = alignment.aligned(alignment.Translated(None, None, looked), ENGLISH[1:], np.array([11]))
+    np.testing.assert_allclose(found.on, [[1, 1, 4 / 11, 0.25, 0.25, 0, 1, 0]])
+    np.testing.assert_allclose(found.chance * 11, [[4, 4, 4, 4, 3, 3, 1, 1]])
+    assert found.missed.astype(int).tolist() == [[0, 0, 1, 1, 1, 1, 0, 1]]
+    assert found.missed_by_far.astype(int).tolist() == [[0, 0, 1, 1, 0, 1, 0, 0]]
+
+
+def test_rank_correlation_is_spearmans():
+    from scipy.stats import spearmanr
+
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 7))
+    present = np.arange(7) < np.array([7, 5, 4])[:, None]
+    got = alignment.rank_correlation(a, b, present)
+    for i, n in enumerate((7, 5, 4)):
+        assert got[i] == pytest.approx(spearmanr(a[i, :n], b[i, :n]).statistic)
+
+
+@pytest.fixture(scope="module")
+def small():
+    vocabulary = dates.vocabulary_of(d.text for d in ENGLISH)
+    model = ja.models.Translator(
+        len(vocabulary) + 3, 4, len(dates.LABELS), output_length=11, rngs=nnx.Rngs(0)
+    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        texts = dates.encode([d.text for d in ENGLISH], vocabulary).take(np.arange(2))
+        yield model, texts, alignment.translate(model, texts)
+
+
+@pytest.fixture
+def as_a_user_runs_it():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_translations_and_attention_are_those_of_the_network(small, as_a_user_runs_it):
+    model, texts, found = small
+    x = alignment.one_hot(model, texts.ids)
+    np.testing.assert_allclose(
+        found.chances, jax.nn.softmax(model(x, texts.lengths)), rtol=0, atol=1e-6
+    )
+    _, seen = ja.capture(model, "attention")(x[1], texts.lengths[1])
+    np.testing.assert_allclose(found.attention[1], seen["attention"], rtol=0, atol=1e-6)
+    # In the place of its own attention it takes others.
+    again = alignment.translate(model, texts, found.attention)
+    np.testing.assert_allclose(again.chances, found.chances, rtol=0, atol=1e-6)
+    other = alignment.other_attention(found, ENGLISH)
+    for name, weights in other.items():
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=0, atol=1e-6, err_msg=name)
+    swapped = alignment.translate(model, texts, other["all characters alike"])
+    np.testing.assert_array_equal(swapped.attention, other["all characters alike"])
+
+
+def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
+    model, texts, found = small
+    values = np.random.default_rng(0).normal(size=(2, 8, texts.ids.shape[1]))
+    curves = alignment.deletion(model, texts, found, {"any": values}, most=2)["any"]
+    assert curves.shape == (16, 3)
+    row, digit = 1, 5
+    t = alignment.DIGITS[digit]
+    first = np.argsort(-values[row, digit, : texts.lengths[row] - 1])[:2]  # the end stays
+    ids = texts.ids[row].copy()
+    ids[first] = dates.UNKNOWN
+    logits = model(alignment.one_hot(model, ids), texts.lengths[row])
+    expected = jax.nn.softmax(logits)[t, found.labels[row, t]]
+    np.testing.assert_allclose(curves[8 + digit, 2], expected, rtol=1e-5)
+
+
+def test_explanations_are_of_each_digit(small, as_a_user_runs_it):
+    model, texts, found = small
+    values = alignment.explain_all(model, texts, found)
+    row, digit = 0, 6
+    t = alignment.DIGITS[digit]
+    label = found.labels[row, t]
+    x = alignment.one_hot(model, texts.ids[row])
+    slope = jax.grad(lambda x: model(x, texts.lengths[row])[t, label])(x)
+    np.testing.assert_allclose(
+        values["saliency"][row, digit], jnp.linalg.norm(slope, axis=-1), rtol=1e-4, atol=1e-7
+    )
+    without = x.at[2].set(jax.nn.one_hot(dates.UNKNOWN, x.shape[1]))
+    score, changed = (model(given, texts.lengths[row])[t, label] for given in (x, without))
+    np.testing.assert_allclose(values["occlusion"][row, digit, 2], score - changed, atol=1e-5)
+    np.testing.assert_array_equal(values["attention"][row, digit], found.attention[row, t])
+
+
+# The example, whole.
+
+FIGURES = {"attention", "odd", "methods", "deletion"}
+SECTIONS = (*FIGURES, "accuracy", "alignment", "findings", "unusual", "judged", "elsewhere")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The page, and what was printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("COLUMNS", "160")
+        patch.setattr(dates, "WIDTHS", (dates.LONGEST,))  # each width is compiled
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            # A network this small gets no date right, so all are taken as right.
+            patch.setattr(date_translation, "exact", lambda found, isos: np.ones(len(isos), bool))
+            path = date_translation.main(
+                tmp_path_factory.mktemp("dates"), learnt=256, tested=150, epochs=1, units=4,
+                explained=4,
+            )  # fmt: skip
+    return path, printed.getvalue()
+
+
+def test_the_page_shows_every_figure_and_table(run):
+    path, _ = run
+    assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
+    for file in path.parent.glob("*.png"):
+        with Image.open(file) as picture:
+            assert min(picture.size) > 200
+    text = path.read_text(encoding="utf-8")
+    for section in SECTIONS:
+        assert f'<section id="{section}">' in text
+    assert (
+        len(re.findall(r'<img src="data:image/png;base64,[^"]{99,}" alt="[^"]{20,}">', text)) == 4
+    )
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+
+
+def test_the_numbers_are_printed(run):
+    path, printed = run
+    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
+    first = [row[0] for row in cells if row]
+    assert set(dates.FORMATS) <= set(first)
+    assert {"weekday", "month", "year", "day"} <= set(first)
+    assert {"attention", "saliency", "LRP", "occlusion", "random"} <= set(first)
+    assert set(date_translation.UNUSUAL) <= set(first)
+    assert "“January 2016 5” is translated" in printed
+    assert "So attention explains what is written" in printed
+    assert str(path) in printed.replace("\n", "")
+
+
+def test_the_checkpoint_holds_the_network(run):
+    path, _ = run
+    learnt, _ = dates.load(256, 1)
+    count = len(dates.vocabulary_of(d.text for d in learnt)) + 3
+    model = ja.models.Translator(count, 4, len(dates.LABELS), output_length=11, rngs=nnx.Rngs(1))
+    before = np.asarray(model.decoder.W_s[...])
+    checkpoints.restore(model, path.parent / "checkpoint")
+    assert not np.array_equal(model.decoder.W_s[...], before)
+
+
+def test_a_bad_network_is_refused(tmp_path, monkeypatch, as_a_user_runs_it):
+    monkeypatch.setattr(date_translation, "fit", lambda *args, **options: None)
+    with pytest.raises(SystemExit, match=r"the network reached 0.0%, wanted 97%"):
+        date_translation.main(tmp_path, learnt=64, tested=60, epochs=1, units=2)
+
+
+@pytest.mark.parametrize("name", ["babel", "faker"])
+def test_missing_packages_are_named(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit, match="pip install babel faker"):
+        dates.load(1, 1)
