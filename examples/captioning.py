@@ -153,32 +153,30 @@ def pointing_rows(
 
 
 def panels(
-    rows: Sequence[tuple[int, Sequence[int] | None]],
-    said: Said,
-    test: Scenes,
-    titles: Sequence[str],
+    rows: Sequence[int], said: Said, test: Scenes, wrong: Sequence[Wrong] = ()
 ) -> np.ndarray:
-    """A row of panels for each picture and its wrong steps, or the cells of right words."""
-    width = 1 + max(len(said.captions[i]) for i, _ in rows)
+    """A row of panels for each picture: around what the words name, or what misled wrong ones."""
+    width = 1 + max(len(said.captions[i]) for i in rows)
     _, axes = plt.subplots(
         len(rows), width, figsize=(1.35 * width, 1.75 * len(rows)), layout="compressed",
         squeeze=False,
     )  # fmt: skip
-    for (i, wrong), line, title in zip(rows, axes, titles, strict=True):
-        words = said.captions[i]
+    for i, line in zip(rows, axes, strict=True):
+        words, things = said.captions[i], test.things[i]
         for spare in line[len(words) + 1 :]:
             spare.remove()
-        marked = cells(test.things[i], test.truths[i]) if words == test.truths[i] else None
-        if wrong is not None:
-            marked = [None] * len(words)
-            for t in wrong:
-                marked[t] = test.things[i][-1].cells if test.misled[i] else None
+        misled = {w.step: things[np.argmax(w.masses)].cells for w in wrong if w.picture == i}
         plot.captions(
-            test.images[i], words, said.weights[i, : len(words)], cells=marked, title=title,
-            wrong=None if wrong is None else [t in wrong for t in range(len(words))],
-            ax=line[: len(words) + 1],
+            test.images[i], words, said.weights[i, : len(words)],
+            cells=[*map(misled.get, range(len(words)))] if misled else cells(things, words),
+            wrong=[t in misled for t in range(len(words))], ax=line[: len(words) + 1],
         )  # fmt: skip
     return axes
+
+
+def first(wrong: Sequence[Wrong]) -> list[int]:
+    """The first pictures with wrong words."""
+    return list(dict.fromkeys(w.picture for w in wrong))[:4]
 
 
 def examples(page: Gallery, taught: Mapping[str, Taught], test: Scenes, clean: np.ndarray) -> None:
@@ -192,7 +190,7 @@ def examples(page: Gallery, taught: Mapping[str, Taught], test: Scenes, clean: n
         if both:
             page.figure(
                 f"captions-{kind}", f"{kind.capitalize()} attention, word by word",
-                panels([(i, None) for i in both], said, test, [""] * len(both)),
+                panels(both, said, test),
                 "A row is a test scene, a panel a word of the caption that the network said of "
                 "it, all of them right. What it read for this word is in full light, the rest in "
                 "shadow; each panel has a scale of its own. The orange line is around the cells "
@@ -226,14 +224,13 @@ def misled(
                 np.mean(black),
                 np.mean(peaks),
             ]
-            first = list({w.picture: w for w in planted}.values())[:4]
             page.figure(
                 f"misled-{kind}", f"What misled it: planted wrong words, {kind} attention",
-                panels([(w.picture, [w.step]) for w in first], said, test, [""] * len(first)),
+                panels(first(planted), said, test, wrong),
                 "The first test scenes in which the network gives the second thing the name of "
                 "the black one, as it was taught; by the rule that word, in red, is wrong. Its "
                 "panel shows where the network looked when it said it; the orange line is around "
-                "the black thing.",
+                "the thing that it read most of, which misled it.",
                 alt="Scenes with wrong captions, lit where the network looked at each word.",
             )  # fmt: skip
         shares = [f"{number:.1%}" for number in numbers]
@@ -263,20 +260,15 @@ def mistakes(
                 else "elsewhere"
             ] += 1  # fmt: skip
         table.append([kind, str(len(found)), *map(str, groups.values())])
-        first = list({w.picture: w for w in found}.values())[:4]
-        if not first:
+        if not found:
             continue
-        steps = [[w.step for w in found if w.picture == f.picture] for f in first]
-        titles = [" ".join(test.truths[w.picture]) for w in first]
-        drawn = panels(
-            [(w.picture, t) for w, t in zip(first, steps, strict=True)], taught[kind].said, test,
-            [""] * len(first),
-        )  # fmt: skip
+        truths = "; ".join(" ".join(test.truths[i]) for i in first(found))
         page.figure(
-            f"mistakes-{kind}", f"Its own mistakes: {kind} attention", drawn,
-            "The first test scenes with wrong words that nobody planted, in red. By the rule they "
-            f"are: {'; '.join(titles)}. Light on the thing that is meant says that the network "
-            "misread it; light on another, that it took one for the other.",
+            f"mistakes-{kind}", f"Its own mistakes: {kind} attention",
+            panels(first(found), taught[kind].said, test, found),
+            "The first test scenes with wrong words that nobody planted, in red, and in orange "
+            "the thing that the network read most of when it said them. If it is the one meant, "
+            f"it was misread; if another, it was taken for it. By the rule they are: {truths}.",
             alt="Scenes with wrong captions, lit where the network looked at each word.",
         )  # fmt: skip
     return (

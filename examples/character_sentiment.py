@@ -271,6 +271,7 @@ def main(
     tables = {}
     for name, network in networks.items():
         explained = explain(network, ids[chosen], methods)
+        explained.values["|LRP|"] = np.abs(explained.values["LRP"])
         explained.values["random"] = np.random.default_rng(0).normal(size=(len(chosen), width))
         on_characters(page, name, sentences, labels[chosen], explained)
         tables[name] = on_deletion(page, name, network, explained)
@@ -352,8 +353,10 @@ def on_deletion(
         f"{curves['random'][:, 0].mean():.3f} with all characters, without the 1 to 20 that a "
         "method ranks highest, and the standard error of the last: the lower, the better the "
         "method knows what the network needs. A deleted character is one that is not in the "
-        f"vocabulary, as {DROP:.0%} of all are in training. The last columns are mean rank "
-        "correlations, within a sentence, with how much attention and occlusion make of each "
+        f"vocabulary, as {DROP:.0%} of all are in training; occlusion ranks by just that, which "
+        "favours it. Attention, saliency and |LRP| have no sign, so they also name characters that "
+        "speak against the answer: compare attention with those two. The last columns are mean "
+        "rank correlations, within a sentence, with how much attention and occlusion make of each "
         "character, whatever its sign.",
         strong="attention",
     )  # fmt: skip
@@ -374,9 +377,9 @@ def on_words(page: Page, texts: Sequence[str], found: Explained) -> None:
         page.table(
             name.replace(" ", "-"), f"The words {name}", columns, rows,
             f"Means over the characters and occurrences of a word in {len(texts):,} test "
-            "sentences, of words that occur often enough. An attention of 1 is what a character "
-            "of that sentence gets on average; a relevance of 1 is that of the character that "
-            "speaks loudest.",
+            "sentences, by jaxattn's network, of words that occur often enough. An attention of 1 "
+            "is what a character of that sentence gets on average; a relevance of 1 is that of the "
+            "character that speaks loudest.",
         )  # fmt: skip
 
 

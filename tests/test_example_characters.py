@@ -139,9 +139,9 @@ def test_tables_and_a_coloured_sentence_are_printed(run):
         assert 0 < float(padding.rstrip("%")) < 100
     methods = [row for row in cells if len(row) == 7]
     assert sorted(row[0] for row in methods) == sorted(
-        ["attention", "LRP", "occlusion", "random"] * 2
+        ["attention", "LRP", "|LRP|", "occlusion", "random"] * 2
     )
-    first = {row[0]: float(row[1]) for row in methods[:4]}
+    first = {row[0]: float(row[1]) for row in methods[:5]}
     assert first["occlusion"] == min(first.values())  # no other single character matters more
     assert f"attention      {sentences[0]}" in plain
     assert printed.count("\x1b[48;2;255;0;0") >= 1

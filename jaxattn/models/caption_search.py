@@ -1,9 +1,11 @@
 """What a captioner says by itself: greedily, and by beam search."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Real
 
@@ -64,7 +66,13 @@ def beam_captions(
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    image, batch = model.picture(image)
+    image, _ = model.picture(image)
+    return _search(*nnx.split(model), image, width)
+
+
+@partial(jax.jit, static_argnames=("graph", "width"))
+def _search(graph: Any, weights: Any, image: Array, width: int) -> Caption:
+    model = nnx.merge(graph, weights)
 
     def search(image: Array) -> Caption:
         memory, state = model.begin(image)
@@ -103,6 +111,6 @@ def beam_captions(
         (*_, found), _ = jax.lax.scan(step, (start, *first, none), jnp.arange(length))
         return found
 
-    for _ in batch:
+    for _ in image.shape[:-3]:
         search = jax.vmap(search)
     return search(image)

@@ -1,5 +1,6 @@
 """A network that describes a picture word by word, looking at it (Xu et al. 2015)."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -178,25 +179,8 @@ class Captioner(nnx.Module):
         self._check_words(words, batch)
         words = jnp.asarray(words, jnp.int32)
 
-        def read(image: Any, words: Any, key: Any, positions: Any, expected: Any) -> Reading:
-            memory, state = self.begin(image)
-            before = jnp.concatenate([jnp.full(1, END, jnp.int32), words[:-1]])
-            embedded = self.embedding(before)
-            keys = None if key is None else jax.random.split(key, len(words))
-
-            def step(state: nn.LSTMState, now: Any) -> tuple[nn.LSTMState, Any]:
-                embedded, key, position = now
-                state, *seen = self.advance(memory, state, embedded, key, position, expected)
-                return state, (state.hidden, *seen)
-
-            _, seen = jax.lax.scan(step, state, (embedded, keys, positions))
-            hidden, context, weights, position = seen
-            return Reading(self.logits(embedded, hidden, context), weights, position)
-
-        for _ in batch:
-            read = jax.vmap(read)
         keys = None if key is None else jax.random.split(key, batch)
-        return read(image, words, keys, positions, expected)
+        return _read(*nnx.split(self), image, words, keys, positions, expected)
 
     def picture(self, image: ArrayLike) -> tuple[Array, tuple[int, ...]]:
         """The picture in the dtype of the weights, and its leading axes."""
@@ -259,6 +243,31 @@ class Captioner(nnx.Module):
     def logits(self, embedded: Array, hidden: Array, context: Array) -> Array:
         """Score the words, by the word before, the state after the step, and its context."""
         return self.say(jnp.tanh(embedded + self.say_hidden(hidden) + self.say_context(context)))
+
+
+# A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
+@partial(jax.jit, static_argnames="graph")
+def _read(graph: Any, weights: Any, image: Array, *given: Any) -> Reading:
+    model = nnx.merge(graph, weights)
+
+    def read(image: Array, words: Array, key: Any, positions: Any, expected: Any) -> Reading:
+        memory, state = model.begin(image)
+        before = jnp.concatenate([jnp.full(1, END, jnp.int32), words[:-1]])
+        embedded = model.embedding(before)
+        keys = None if key is None else jax.random.split(key, len(words))
+
+        def step(state: nn.LSTMState, now: Any) -> tuple[nn.LSTMState, Any]:
+            embedded, key, position = now
+            state, *seen = model.advance(memory, state, embedded, key, position, expected)
+            return state, (state.hidden, *seen)
+
+        _, seen = jax.lax.scan(step, state, (embedded, keys, positions))
+        hidden, context, weights, position = seen
+        return Reading(model.logits(embedded, hidden, context), weights, position)
+
+    for _ in image.shape[:-3]:
+        read = jax.vmap(read)
+    return read(image, *given)
 
 
 def spoken(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
