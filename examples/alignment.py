@@ -329,6 +329,7 @@ def verdict(curves: Mapping[str, np.ndarray], others: Mapping[str, float]) -> st
         "are still translated rightly, with the largest weight alone "
         f"{others['only the largest weight']:.0%}; and when each digit may look only at what says "
         f"it, {others['only what says the digit']:.0%}. So attention explains what is written"
-        + ("." if reach >= 0.8 and needed else " only in part: it weighs states of the LSTM, which "
-           "know of other characters than their own, and what was looked at before is remembered.")
+        + ("" if reach >= 0.8 and needed else " only in part")
+        + (": it weighs states of the LSTM, which tell of other characters than their own."
+           if reach < 0.8 and others["only what says the digit"] < 0.5 else ".")
     )  # fmt: skip

@@ -51,8 +51,9 @@ def teach(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     penalty: float = 1.0,
-    score_weight: float = 1.0,
+    score_weight: float = 0.1,
     entropy_weight: float = 0.002,
+    hidden_dropout: float = 0.5,
     seed: int = 0,
 ) -> Loss:
     """Learns captions of pictures, integers up to 255, by Adam; updates the model in place."""
@@ -66,9 +67,12 @@ def teach(
             loss = ja.models.hard_caption_loss(
                 model, images, ids, key=key, baseline=baseline,
                 score_weight=score_weight, entropy_weight=entropy_weight,
+                hidden_dropout=hidden_dropout,
             )  # fmt: skip
         else:
-            loss = ja.models.soft_caption_loss(model, images, ids, penalty=penalty)
+            loss = ja.models.soft_caption_loss(
+                model, images, ids, penalty=penalty, key=key, hidden_dropout=hidden_dropout
+            )
         return loss.value, loss
 
     @jax.jit

@@ -132,16 +132,17 @@ def curves(page: Gallery, trained: Mapping[str, np.ndarray], errors: Mapping[str
         steps = np.arange(1, len(mean) + 1)
         right.errorbar(steps, mean, error, color=colour, marker="o", markersize=4, capsize=2)
     left.set(xlabel="epoch", ylabel="error in %", title="training, one path an image", ylim=(0, 95))
-    right.set(xlabel="glimpse", title="test, mean of drawn paths")
+    right.set(xlabel="glimpse", title="test, one path an image")
     left.legend(frameon=False)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="0.92", linewidth=0.6)
     page.figure(
         "training", "Learning, and what each glimpse adds", left,
-        "Left: the share of wrong answers in training, each from one path drawn with noise, so it "
-        "stays above that of the test. Right: the error on test images if the network must answer "
-        "after so many glimpses, with standard errors; it was trained to answer after the last.",
+        "Left: the share of wrong answers in training; in its first epochs the network for learned "
+        "glimpses looks anywhere too, so that it can read at any place before it chooses one. "
+        "Right: the error on test images if the network must answer after so many glimpses, with "
+        "standard errors; it was trained to answer after the last.",
         alt="Training curves, and the test error after each glimpse, for three networks.",
     )  # fmt: skip
 

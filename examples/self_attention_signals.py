@@ -36,6 +36,7 @@ ABOUT = {
 }
 # In standard deviations over all series; those of somebody who stands still are far less.
 NOISE = {"JapaneseVowels": 0.5, "BasicMotions": 0.1}
+LEAST_ACCURACY = {"JapaneseVowels": 0.95, "BasicMotions": 0.9}  # of 370 and of 40 test series
 
 
 def fit(
@@ -88,9 +89,8 @@ class Trained(NamedTuple):
 
 
 def trained(
-    name: str, out: Path, *, epochs: int, seeds: int, hidden_features: int, units: int,
-    least_accuracy: float,
-) -> Trained:  # fmt: skip
+    name: str, out: Path, *, epochs: int, seeds: int, hidden_features: int, units: int
+) -> Trained:
     """Trains networks of both kinds, and keeps the first of each, in the folder too."""
     train, test, classes = load(name)
     found = Trained(name, classes, test, {}, {}, {}, len(train.labels))
@@ -105,9 +105,10 @@ def trained(
             said = np.asarray(chances(model, test.x, test.lengths)).argmax(1)
             scores.append(float((said == test.labels).mean()))
             found.networks.setdefault(kind, model)
-        if scores[0] < least_accuracy:
+        if scores[0] < LEAST_ACCURACY[name]:
             raise SystemExit(
-                f"the {kind} network reached {scores[0]:.1%} on {name}, wanted {least_accuracy:.0%}"
+                f"the {kind} network reached {scores[0]:.1%} on {name}, "
+                f"wanted {LEAST_ACCURACY[name]:.0%}"
             )
         checkpoints.save(found.networks[kind], out / "checkpoints" / f"{name}-{kind}")
         even = ja.intervene(found.networks[kind], {"attention": evenly})(test.x, test.lengths)
@@ -122,7 +123,6 @@ def main(
     seeds: int = 1,
     hidden_features: int = 60,
     units: int = 32,
-    least_accuracy: float = 0.95,
 ) -> Path:
     """Trains, explains every test series, and writes the page."""
     matplotlib.use("Agg")
@@ -147,7 +147,7 @@ def main(
     sets = [
         trained(
             name, page.folder, epochs=epochs, seeds=seeds, hidden_features=hidden_features,
-            units=units, least_accuracy=least_accuracy,
+            units=units,
         )
         for name in ABOUT
     ]  # fmt: skip

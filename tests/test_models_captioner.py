@@ -11,7 +11,7 @@ from flax import nnx
 
 import jaxattn as ja
 from jaxattn import models
-from jaxattn.models.captioner import spoken
+from jaxattn.models.caption_loss import spoken
 
 IMAGE, V, T = (6, 5, 2), 3, 3
 GRID = (2, 2)
@@ -88,6 +88,25 @@ def test_reading_equals_the_equations(attention, positions, x64):
     np.testing.assert_allclose(found.weights.sum(-1), 1, rtol=1e-12)
     np.testing.assert_array_equal(model(image, WORDS), model.read(image, WORDS).logits)
     assert np.ptp(weights) > 0.2  # it prefers some places
+
+
+def test_words_are_scored_without_the_state_as_often_as_told(x64):
+    model, image = make(dtype=jnp.float64), pictures(dtype=np.float64)
+    whole = model.read(image, WORDS)
+    forgetful = nnx.clone(model)
+    forgetful.say_hidden.kernel[...] *= 0
+    forgetful.say_hidden.bias[...] *= 0
+    without = forgetful.read(image, WORDS).logits
+    assert np.abs(whole.logits - without).max(1).min() > 1e-3
+    dropped = []
+    for key in jax.random.split(jax.random.key(0), 40):
+        found = model.read(image, WORDS, key=key, hidden_dropout=0.25)
+        np.testing.assert_array_equal(found.weights, whole.weights)
+        match = [np.abs(found.logits - logits).max(1) < 1e-12 for logits in (whole.logits, without)]
+        assert (match[0] ^ match[1]).all()
+        dropped.append(match[1])
+    assert abs(np.mean(dropped) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 120)
+    np.testing.assert_array_equal(model.read(image, WORDS, hidden_dropout=1.0).logits, whole.logits)
 
 
 def test_annotations_see_around_the_middle_of_their_cells():

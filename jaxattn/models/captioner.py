@@ -29,22 +29,6 @@ class Reading(NamedTuple):
     positions: Integer[Array, "*batch T"]
 
 
-class CaptionLoss(NamedTuple):
-    """A loss, averaged over pictures, and its parts.
-
-    Attributes:
-        value: what to differentiate; of hard attention only its gradient has a meaning.
-        log_likelihood: of the whole caption.
-        penalty: see `nn.doubly_stochastic_penalty`.
-        entropy: of the weights, summed over the words.
-    """
-
-    value: Float[Array, ""]
-    log_likelihood: Float[Array, ""]
-    penalty: Float[Array, ""]
-    entropy: Float[Array, ""]
-
-
 class Memory(NamedTuple):
     """What the decoder reads at every step: annotations (L, D), and their part of the scores."""
 
@@ -157,15 +141,20 @@ class Captioner(nnx.Module):
         key: PRNGKeyArray | None = None,
         positions: Integer[ArrayLike, "*batch T"] | None = None,
         expected: Bool[ArrayLike, "*batch"] | None = None,
+        hidden_dropout: float = 0.0,
     ) -> Reading:
         """Read a picture and a caption (teacher forcing).
 
         Args:
             image: one picture (H, W, C) in [0, 1], or a batch (..., H, W, C).
             words: the caption's ids (..., T), `END` after the last word and from there on.
-            key: hard attention draws its places with it. None: the most likely ones.
+            key: draws the places of hard attention, and what is dropped. Without it hard attention
+                reads the most likely places, and nothing is dropped.
             positions: the places (..., T) that hard attention reads, instead of drawn ones.
             expected: where it is True, hard attention reads all places by their weights.
+            hidden_dropout: the probability with which a word is scored without the state $h_t$, by
+                what is read for it. Else the LSTM may say what it saw a word before, and look
+                elsewhere.
 
         Returns:
             The logits (..., T, V), weights (..., T, L) and places (..., T).
@@ -180,7 +169,8 @@ class Captioner(nnx.Module):
         words = jnp.asarray(words, jnp.int32)
 
         keys = None if key is None else jax.random.split(key, batch)
-        return _read(*nnx.split(self), image, words, keys, positions, expected)
+        drop = 0.0 if key is None else hidden_dropout
+        return _read(*nnx.split(self), drop, image, words, keys, positions, expected)
 
     def picture(self, image: ArrayLike) -> tuple[Array, tuple[int, ...]]:
         """The picture in the dtype of the weights, and its leading axes."""
@@ -240,14 +230,19 @@ class Captioner(nnx.Module):
         state = nn.lstm_step(self.lstm.weights(), state, jnp.concatenate([embedded, context]))
         return state, context, weights, position
 
-    def logits(self, embedded: Array, hidden: Array, context: Array) -> Array:
-        """Score the words, by the word before, the state after the step, and its context."""
-        return self.say(jnp.tanh(embedded + self.say_hidden(hidden) + self.say_context(context)))
+    def logits(
+        self, embedded: Array, hidden: Array, context: Array, kept: Array | None = None
+    ) -> Array:
+        """Score the words, by the word before, the state after the step, if kept, and context."""
+        remembered = self.say_hidden(hidden)
+        if kept is not None:
+            remembered = jnp.where(kept, remembered, 0)
+        return self.say(jnp.tanh(embedded + remembered + self.say_context(context)))
 
 
 # A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
-@partial(jax.jit, static_argnames="graph")
-def _read(graph: Any, weights: Any, image: Array, *given: Any) -> Reading:
+@partial(jax.jit, static_argnames=("graph", "drop"))
+def _read(graph: Any, weights: Any, drop: float, image: Array, *given: Any) -> Reading:
     model = nnx.merge(graph, weights)
 
     def read(image: Array, words: Array, key: Any, positions: Any, expected: Any) -> Reading:
@@ -263,122 +258,11 @@ def _read(graph: Any, weights: Any, image: Array, *given: Any) -> Reading:
 
         _, seen = jax.lax.scan(step, state, (embedded, keys, positions))
         hidden, context, weights, position = seen
+        if drop:
+            kept = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - drop, (len(words), 1))
+            return Reading(model.logits(embedded, hidden, context, kept), weights, position)
         return Reading(model.logits(embedded, hidden, context), weights, position)
 
     for _ in image.shape[:-3]:
         read = jax.vmap(read)
     return read(image, *given)
-
-
-def spoken(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
-    """Mark the steps of a caption up to its first `END`, that included."""
-    ends = (jnp.asarray(words) == END).astype(jnp.int32)
-    return jnp.cumsum(ends, axis=-1) == ends
-
-
-def log_likelihood(
-    logits: Float[Array, "*batch T V"], words: Integer[ArrayLike, "*batch T"]
-) -> Float[Array, "*batch T"]:
-    """The log-probability of each word of a caption; zero after its end."""
-    words = jnp.asarray(words)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), words[..., None], -1)[..., 0]
-    return jnp.where(spoken(words), chosen, 0)
-
-
-def soft_caption_loss(
-    model: Captioner,
-    images: Real[ArrayLike, "B H W C"],
-    words: Integer[ArrayLike, "B T"],
-    *,
-    penalty: float = 1.0,
-) -> CaptionLoss:
-    r"""The loss of soft attention, $-\sum_t \log p_t + \lambda \sum_i (1 - \sum_t \alpha_{ti})^2$.
-
-    Args:
-        model: the network.
-        images: pictures.
-        words: their captions.
-        penalty: $\lambda$.
-
-    Returns:
-        The loss and its parts.
-
-    Raises:
-        ValueError: as `Captioner.read`.
-        TypeError: as `Captioner.read`.
-    """
-    reading = model.read(images, words)
-    likelihood, cost, _ = parts = _parts(reading, words)
-    return CaptionLoss((penalty * cost - likelihood).mean(), *map(jnp.mean, parts))
-
-
-def hard_caption_loss(
-    model: Captioner,
-    images: Real[ArrayLike, "B H W C"],
-    words: Integer[ArrayLike, "B T"],
-    *,
-    key: PRNGKeyArray,
-    baseline: ArrayLike = 0.0,
-    score_weight: float = 1.0,
-    entropy_weight: float = 0.002,
-    expected_share: float = 0.5,
-) -> CaptionLoss:
-    r"""A loss whose gradient estimates that of hard attention's expected log-likelihood.
-
-    With places s drawn, the estimate is $\nabla \log p(y|s) + \lambda_r (\log p(y|s) - b) \nabla
-    \log p(s) + \lambda_e \nabla H$, all negated. With $\lambda_r = 1$, $\lambda_e = 0$ and no share
-    of expected places it is unbiased for $\sum_s p(s) \log p(y|s)$, whatever the baseline.
-
-    Args:
-        model: a network with hard attention.
-        images: pictures.
-        words: their captions.
-        key: draws the places.
-        baseline: b, what to expect of the log-likelihood; see `moving_baseline`.
-        score_weight: $\lambda_r$.
-        entropy_weight: $\lambda_e$.
-        expected_share: the probability with which a picture's places are all read by their weights
-            instead, which lowers the variance.
-
-    Returns:
-        The loss and its parts.
-
-    Raises:
-        ValueError: as `Captioner.read`; a network with soft attention.
-        TypeError: as `Captioner.read`.
-    """
-    if not model.hard:
-        raise ValueError("model must have hard attention, got soft")
-    draw, choose = jax.random.split(key)
-    expected = jax.random.bernoulli(choose, expected_share, jnp.shape(images)[:-3])
-    reading = model.read(images, words, key=draw, expected=expected)
-    likelihood, _, entropy = parts = _parts(reading, words)
-    drawn = jnp.take_along_axis(reading.weights, reading.positions[..., None], -1)[..., 0]
-    log_places = jnp.where(spoken(words), _log(drawn), 0).sum(-1)
-    advantage = jax.lax.stop_gradient(likelihood - jnp.asarray(baseline, likelihood.dtype))
-    score = jnp.where(expected, 0, advantage * log_places)
-    value = likelihood + score_weight * score + entropy_weight * entropy
-    return CaptionLoss(-value.mean(), *map(jnp.mean, parts))
-
-
-def moving_baseline(
-    baseline: Float[ArrayLike, ""], log_likelihood: Float[ArrayLike, ""], decay: float = 0.9
-) -> Float[Array, ""]:
-    r"""The running mean of log-likelihoods, $b \leftarrow 0.9 b + 0.1 \log p$."""
-    return jnp.asarray(decay * baseline + (1 - decay) * jax.lax.stop_gradient(log_likelihood))
-
-
-def _parts(reading: Reading, words: ArrayLike) -> tuple[Array, Array, Array]:
-    """Each picture's log-likelihood, penalty, and entropy of the weights."""
-    mask = spoken(words)
-    entropy = -(reading.weights * _log(reading.weights)).sum(-1)
-    return (
-        log_likelihood(reading.logits, words).sum(-1),
-        nn.doubly_stochastic_penalty(reading.weights, mask),
-        jnp.where(mask, entropy, 0).sum(-1),
-    )
-
-
-def _log(weights: Array) -> Array:
-    # A softmax may underflow to zero, where the logarithm's slope times zero is NaN.
-    return jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))

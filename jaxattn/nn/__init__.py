@@ -13,6 +13,10 @@ from jaxattn.nn.decoder import (
     DecoderWeights as DecoderWeights,
     attention_decoder_step as attention_decoder_step,
 )
+from jaxattn.nn.dot_product import (
+    MultiHeadAttention as MultiHeadAttention,
+    ScaledDotProductAttention as ScaledDotProductAttention,
+)
 from jaxattn.nn.glimpse import (
     GlimpseNetwork as GlimpseNetwork,
     GlimpseSensor as GlimpseSensor,
@@ -32,8 +36,6 @@ from jaxattn.nn.recurrent import (
     valid_steps as valid_steps,
 )
 from jaxattn.nn.self_attention import (
-    MultiHeadAttention as MultiHeadAttention,
-    ScaledDotProductAttention as ScaledDotProductAttention,
     SeqSelfAttention as SeqSelfAttention,
     SeqWeightedAttention as SeqWeightedAttention,
     attention_regularizer as attention_regularizer,

@@ -274,17 +274,18 @@ class LocationNetwork(nnx.Module):
             The location, the draw and its mean, each (..., 2).
         """
         mean = jnp.tanh(self.linear(jax.lax.stop_gradient(jnp.asarray(hidden))))
-        sample = mean if at is None else jnp.asarray(at, mean.dtype)
-        if key is not None and at is None:
-            sample = mean + self.std * jax.random.normal(key, mean.shape, mean.dtype)
-        sample = jax.lax.stop_gradient(sample)
-        return Located(tag(sample if at is not None else jnp.clip(sample, -1, 1), self.name),
-                       sample, mean)  # fmt: skip
+        if at is not None:
+            sample = location = jnp.asarray(at, mean.dtype)
+        else:
+            noise = 0 if key is None else jax.random.normal(key, mean.shape, mean.dtype)
+            sample = jax.lax.stop_gradient(mean + self.std * noise)
+            location = jnp.clip(sample, -1, 1)
+        return Located(tag(location, self.name), sample, mean)
 
     def log_density(
         self, sample: Float[ArrayLike, "*batch 2"], mean: Float[ArrayLike, "*batch 2"]
     ) -> Float[Array, "*batch"]:
-        """Return the log density of draws, up to a constant: that of a fixed normal's scale.
+        """Return the log density of draws, but for the constant of a normal density.
 
         Args:
             sample: draws before they were clamped (..., 2).

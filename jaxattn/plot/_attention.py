@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.ticker import MaxNLocator
 
 from jaxattn.plot import _lettering as lettering, _style as style
 
@@ -59,7 +60,7 @@ def attention(
     down, across = table.shape
     cell = 0.45 if values else 0.26
     size = (np.clip(cell * across, 3, 16) + 1.6, np.clip(cell * down, 0.6, 12) + 1)
-    axes = style.panels(ax, (), 1, 1, figsize=tuple(size), layout="constrained")[()]
+    axes: Axes = style.panels(ax, (), 1, 1, figsize=tuple(size), layout="constrained").item()
     chosen = cmap or (style.DIVERGING if norm.vmin else style.SEQUENTIAL)
     picture = axes.imshow(table, norm=norm, cmap=chosen, aspect="auto")
     _name_ticks(axes, columns, rows, table.shape)
@@ -67,7 +68,7 @@ def attention(
     if title is not None:
         axes.set_title(title, fontsize="medium", parse_math=False)
     edges = {"colors": style.HIGHLIGHT, "linewidths": 1.2, "clip_on": False}
-    lines = LineCollection(_borders(outlined), zorder=3, **edges)
+    lines = LineCollection(list(_borders(outlined)), zorder=3, **edges)
     axes.add_collection(lines, autolim=False)
     if values:
         _write_values(axes, table, picture)
@@ -174,7 +175,7 @@ def _name_ticks(
         ("columns", columns, axes.xaxis, shape[1]),
     ):
         if tokens is None:
-            axis.get_major_locator().set_params(integer=True)
+            axis.set_major_locator(MaxNLocator(integer=True))
             continue
         style.same_length(name, tokens, count, "inputs" if name == "columns" else "outputs")
         if wrong := [token for token in tokens if not isinstance(token, str)]:
