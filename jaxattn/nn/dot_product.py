@@ -74,8 +74,8 @@ class MultiHeadAttention(AttentionLayer):
     With $Q = q W_q + b_q$, $K = k W_k + b_k$, $V = v W_v + b_v$, head $h$ reads the $h$-th part of
     the columns of V by those of Q and K, and the heads' values side by side go through
     $\cdot W_o + b_o$. Weights have the names and shapes of keras-multi-head: `Wq` (Q, D), `Wk`
-    (K, D), `Wv` and `Wo` (D, D), `bq`, `bk`, `bv` and `bo` (D,). Its `activation`, by default
-    "relu", is applied to all four products.
+    (K, D), `Wv` and `Wo` (D, D), `bq`, `bk`, `bv` and `bo` (D,). An
+    `activation` is applied to all four products; it is "relu" there by default, and none here.
 
     Args:
         features: D, size of a value and of what is returned.
