@@ -205,3 +205,17 @@ def test_two_gates_share_and_a_warning_says_so():
         values = relevance(both)
     assert abs(values[:3]).max() > 0.1
     assert abs(values[3:]).max() > 0.1
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "flat", "w_square", "alpha_beta", "gamma"])
+def test_a_constant_that_gives_a_layer_its_size(rule):
+    """Scores (4, 4) of which the input's part has shape (4, 1)."""
+    rng = np.random.default_rng(3)
+    x, w = rng.normal(size=(4, 3)), rng.normal(size=(3, 1))
+
+    def network(x):
+        away = jnp.arange(4.0)[None] - x @ w
+        return (jax.nn.softmax(away) @ x).sum()
+
+    found = ja.lrp(network, x, rule=rule, attention="attnlrp", conserve_bias=True)
+    np.testing.assert_allclose(found.values.sum() + found.info["absorbed"], found.output, rtol=1e-8)

@@ -117,7 +117,10 @@ def _evaluate(
             parts = [env[step.inputs[i]] for i in own]
             if step.name == "sub" and 1 in own:
                 parts[-1] = minus(parts[-1])
-            env[step.outputs[0]] = parts[0] if len(parts) == 1 else plus(*parts)
+            whole = parts[0] if len(parts) == 1 else plus(*parts)
+            # A constant that is left out may have been what gave the sum its size.
+            shape = step.outputs[0].aval.shape
+            env[step.outputs[0]] = jax.tree.map(lambda x, s=shape: jnp.broadcast_to(x, s), whole)
         elif structure.scales(step) or step.name in CONTRACTING:
             (position,) = own
             env[step.outputs[0]] = _weighed(step, position, env, read, weigh)
