@@ -49,7 +49,7 @@ def main(
     *,
     scenes: int = 12_000,
     tests: int = 600,
-    steps: int = 3_000,
+    steps: int = 6_000,
     sizes: Mapping[str, Any] = QUICK,
     least_exact: float = 0.5,
 ) -> Path:

@@ -1,6 +1,7 @@
 """Teaches a captioner, lets it speak, and measures where it looked."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,15 +54,20 @@ def teach(
     penalty: float = 1.0,
     score_weight: float = 0.1,
     entropy_weight: float = 0.002,
-    hidden_dropout: float = 0.5,
+    look_first: float = 0.4,
     seed: int = 0,
 ) -> Loss:
-    """Learns captions of pictures, integers up to 255, by Adam; updates the model in place."""
+    """Learns captions of pictures, integers up to 255, by Adam; updates the model in place.
+
+    For the share `look_first` of the steps words are scored by what is read for them alone, and
+    then every other word is. Else the LSTM learns to read a thing's name along with its colour, and
+    to look elsewhere when it says it.
+    """
     graph, state = nnx.split(model)
     schedule = optax.warmup_cosine_decay_schedule(0, learning_rate, steps // 20, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
-    def loss_of(state, images, ids, key, baseline):
+    def loss_of(state, images, ids, key, baseline, hidden_dropout):
         model = nnx.merge(graph, state)
         if model.hard:
             loss = ja.models.hard_caption_loss(
@@ -75,9 +81,9 @@ def teach(
             )
         return loss.value, loss
 
-    @jax.jit
-    def step(state, moments, baseline, images, ids, key):
-        slope, loss = jax.grad(loss_of, has_aux=True)(state, ink(images), ids, key, baseline)
+    @partial(jax.jit, static_argnums=6)
+    def step(state, moments, baseline, images, ids, key, drop):
+        slope, loss = jax.grad(loss_of, has_aux=True)(state, ink(images), ids, key, baseline, drop)
         updates, moments = optimizer.update(slope, moments, state)
         baseline = ja.models.moving_baseline(baseline, loss.log_likelihood)
         return optax.apply_updates(state, updates), moments, baseline, loss
@@ -94,7 +100,13 @@ def teach(
             rows = order[i * batch_size : (i + 1) * batch_size]
             key = jax.random.fold_in(jax.random.key(seed), i)
             state, moments, baseline, loss = step(
-                state, moments, baseline, images[rows], ids[rows], key
+                state,
+                moments,
+                baseline,
+                images[rows],
+                ids[rows],
+                key,
+                1.0 if i < look_first * steps else 0.5,
             )
             history.append((*loss[1:], baseline))
             progress.advance(task)
@@ -163,15 +175,29 @@ def teach_both(
     steps: int,
     sizes: Mapping[str, Any],
 ) -> dict[str, Taught]:
-    """A network of each kind of attention, its weights saved, and what it says of the test."""
+    """A network of each kind of attention, its weights saved, and what it says of the test.
+
+    Hard attention goes on, for half as many steps, from what soft attention has learnt.
+    """
     ids = vocabulary.encode(captions)
-    taught = {}
+    taught: dict[str, Taught] = {}
     for kind in KINDS:
         model = ja.models.Captioner(
             images.shape[1:], len(vocabulary.words), vocabulary.max_length,
             attention=kind, rngs=nnx.Rngs(0), **sizes,
         )  # fmt: skip
-        loss = teach(model, images, ids, steps=steps, learning_rate=3e-3, penalty=PENALTY)
+        if taught:
+            learnt = nnx.to_pure_dict(nnx.state(taught["soft"].model))
+            learnt["attention"] = {
+                name: weight for name, weight in learnt["attention"].items() if "gate" not in name
+            }
+            state = nnx.state(model)
+            nnx.replace_by_pure_dict(state, learnt)
+            nnx.update(model, state)
+        loss = teach(
+            model, images, ids, penalty=PENALTY, steps=-(-steps // 2) if taught else steps,
+            look_first=0.0 if taught else 0.4, learning_rate=1e-3 if taught else 3e-3,
+        )  # fmt: skip
         checkpoints.save(model, Path(out) / kind)
         taught[kind] = Taught(model, say(model, tests, vocabulary), loss)
     return taught

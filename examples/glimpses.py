@@ -21,7 +21,7 @@ CLASSES, SIDE = 10, 60
 PATHS = 10  # drawn for a test image; its probabilities are their mean
 PLACES = 5  # in how many scenes each test digit stands
 PUBLISHED = {"MNIST": "1.12% (7 glimpses: 1.07%)", "learned": "4.04%"}
-GAIN = 4.0  # thin strokes on black are dim, and dim images are slow to learn from
+GAIN = 4.0  # of scenes: thin strokes on much black are dim, and slow to learn from
 
 
 class Plan(NamedTuple):
@@ -185,16 +185,16 @@ def main(
     matplotlib.use("Agg")
     console = Console()
     plain, wide = plans or (FULL if full else QUICK)
-    digits, held = (
-        part._replace(images=part.images * np.float32(GAIN)) for part in clutter.load(data)
-    )
-    every = np.tile(np.arange(len(held.labels)), PLACES)
-    scenes = clutter.scattered(
-        clutter.Digits(held.images[every], held.labels[every]), np.random.default_rng(1)
-    )
+    digits, held = clutter.load(data)
 
-    def scatter(rng):
-        return clutter.scattered(digits, rng)
+    def scatter(rng, found=digits):
+        scenes = clutter.scattered(found, rng)
+        return scenes._replace(images=scenes.images * np.float32(GAIN))
+
+    every = np.tile(np.arange(len(held.labels)), PLACES)
+    scenes = scatter(
+        np.random.default_rng(1), clutter.Digits(held.images[every], held.labels[every])
+    )
 
     networks = {"MNIST": build(plain), "learned": build(wide), "random": build(wide)}
     curves = {

@@ -118,7 +118,7 @@ def compose(count: int, *, test: bool = False, seed: int = 0) -> Scenes:
     things, truths, captions = [], [], []
     for image in images:
         named = 1 if rng.random() < 0.3 else 2
-        other = rng.choice([None, "grey", "black"], p=[0.5, 0.3, 0.2])
+        other = rng.choice([None, "grey", "black"], p=[0.5, 0.25, 0.25])
         corners = places(rng, named, named + (other is not None))
         colours = [*rng.choice(list(COLOURS), named), *([other] if other is not None else [])]
         scene = [

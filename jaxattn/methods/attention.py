@@ -180,13 +180,15 @@ def value_zeroing(
         the cosine distance between each representation and what becomes of it, from 0 to 2.
 
     Raises:
-        TypeError: if what is found is no floating array.
+        TypeError: if what is found is no floating array, or `of` is no string.
         ValueError: if nothing has that name, weights differ in T_in, the target does not fit the
             output, or `of` is no array of vectors.
 
     Reference:
         Mohebbi et al. 2023, Quantifying context mixing in transformers, arXiv:2301.12971.
     """
+    if of is not None and not isinstance(of, str):
+        raise TypeError(f"of must be the name of representations, got {of!r}")
     inputs = (x, *args)
     _, seen = named_weights(fn, inputs, name)
     lengths = {leaf.shape[-1] for leaf in jax.tree.leaves(seen)}
@@ -225,12 +227,22 @@ def _vectors(found: dict[str, Any], of: str) -> Array:
     if len(leaves) != 1 or len(shapes[0]) < 2 or any(size != 1 for size in shapes[0][:-2]):
         raise ValueError(f"of={of!r} must name one array of vectors (T_out, D), got {shapes}")
     vectors: Array = leaves[0]
+    if not jnp.issubdtype(vectors.dtype, jnp.floating):
+        raise TypeError(f"of={of!r} must name floating vectors, got {vectors.dtype}")
     return vectors.reshape(vectors.shape[-2:])
 
 
 def _cosine_distance(a: Float[Array, "T D"], b: Float[Array, "T D"]) -> Float[Array, " T"]:
     """1 less the cosine of each pair of rows; of two zeros 0, of a zero and another vector 1."""
-    squares = (a * a).sum(-1) * (b * b).sum(-1)
-    alike = (a == b).all(-1)
-    cosine = (a * b).sum(-1) / jnp.sqrt(jnp.where(squares > 0, squares, 1))
-    return jnp.where(alike, 0, 1 - cosine)
+
+    def unit(vectors: Array) -> Array:
+        # Squares of what is not near 1 would leave the range, that of half precision above all.
+        vectors = vectors.astype(jnp.float32 if jnp.finfo(a.dtype).bits < 32 else a.dtype)
+        largest = jax.lax.stop_gradient(jnp.abs(vectors).max(-1, keepdims=True))
+        vectors = vectors / jnp.where(largest > 0, largest, 1)
+        squares = (vectors * vectors).sum(-1, keepdims=True)
+        return vectors / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+
+    cosine = (unit(a) * unit(b)).sum(-1)
+    distance = jnp.where((a == b).all(-1), 0, 1 - cosine)
+    return jnp.clip(distance, 0, 2).astype(a.dtype)

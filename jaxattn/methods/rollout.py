@@ -1,6 +1,7 @@
 """Attention through several layers: what each output token reads of the input in the end."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from jaxattn._explain import explainer
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
-from jaxattn.methods.attention import named_weights
+from jaxattn.jaxpr.names import choose, places
+from jaxattn.methods.attention import named_weights, names_of
 
 Heads = Literal["mean", "max", "min"]
 
@@ -28,14 +30,21 @@ def _layers(
     """The output, and each layer's mixing: heads made one, the residual path added, rows sum to 1.
 
     Raises:
-        ValueError: for weights that are not (..., T, T) with one T, or an unknown `heads`.
+        TypeError: for a `residual` that is no number.
+        ValueError: for weights that are not (..., T, T) with one T, an unknown `heads`, or a
+            negative `residual`.
     """
     if heads not in ("mean", "max", "min"):
         raise ValueError(f'heads must be "mean", "max" or "min", got {heads!r}')
+    if not isinstance(residual, (int, float, np.generic, np.ndarray, jax.Array)):
+        raise TypeError(f"residual must be a number, got {residual!r}")
+    if isinstance(residual, (int, float)) and not 0 <= residual < math.inf:
+        raise ValueError(f"residual must be finite and not negative, got {residual}")
     output, seen = named_weights(fn, inputs, name)
-    layers = [leaf for found in seen.values() for leaf in jax.tree.leaves(found)]
+    layers = _by_call(fn, inputs, name, seen)
     shapes = [layer.shape for layer in layers]
-    if any(len(s) < 2 or s[-2:] != (shapes[0][-1],) * 2 for s in shapes):
+    square = all(len(s) > 1 and s[-2:] == (shapes[0][-1],) * 2 and 0 not in s for s in shapes)
+    if not square:
         raise ValueError(f"name must find weights (..., T, T) with one T in all, got {shapes}")
     mixing = jnp.stack([
         getattr(jnp, heads)(layer.reshape(-1, *layer.shape[-2:]), axis=0) for layer in layers
@@ -44,6 +53,34 @@ def _layers(
     mixing = mixing + jnp.asarray(residual, mixing.dtype) * itself
     total = mixing.sum(-1, keepdims=True)
     return output, mixing / jnp.where(total > 0, total, 1)  # a row that reads nothing stays zero
+
+
+def _by_call(
+    fn: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    name: str | Sequence[str],
+    seen: dict[str, Any],
+) -> list[Array]:
+    """What was found in the order of the calls; the steps of a scan over matrices are calls.
+
+    Raises:
+        ValueError: if several matrices come out of scans, whose steps would have to be interleaved.
+    """
+    found = places(jax.make_jaxpr(lambda *args: fn(*args))(*inputs))
+    kinds = choose(names_of(name), found, "capture")
+    rest = {key: iter(each if isinstance(each, list) else [each]) for key, each in seen.items()}
+    layers: list[Array] = []
+    stacks = 0
+    for place in found:
+        if kinds.get(place.name) is place.is_tag:
+            for leaf in jax.tree.leaves(next(rest[place.name])):
+                # Rows of one matrix that a scan makes are no layers.
+                axes = max(0, min(place.steps, leaf.ndim - 2))
+                layers += list(leaf.reshape(-1, *leaf.shape[axes:])) if axes else [leaf]
+                stacks += axes > 0
+    if stacks > 1:
+        raise ValueError(f"name must find one tag at most inside of a scan, got {list(seen)}")
+    return layers
 
 
 @explainer(per_example=())
@@ -74,7 +111,8 @@ def attention_rollout(
         key: not used.
         batch_size: not used: one evaluation is needed.
         name: the tag or layer whose value each layer's weights (..., T, T) are, as for
-            `jaxattn.attention`. Layers count in the order in which they are called.
+            `jaxattn.attention`. Layers count in the order in which they are called; of a scan
+            over layers each step is one, in the order in which they are stacked.
         heads: how the heads of a layer become one.
         residual: what the residual path weighs beside the attention; 0 leaves it out.
 
@@ -85,7 +123,8 @@ def attention_rollout(
 
     Raises:
         TypeError: if what is found is no floating array.
-        ValueError: if nothing has that name, or weights are not square and of one size.
+        ValueError: if nothing has that name, weights are not square and of one size, or `residual`
+            is negative.
 
     Reference:
         Abnar and Zuidema 2020, Quantifying attention flow in transformers, arXiv:2005.00928.
@@ -128,12 +167,14 @@ def attention_flow(
         residual: what the residual path weighs beside the attention; 0 leaves it out.
 
     Returns:
-        values (T, T), from token of the output to token of the input, each between 0 and 1.
+        values (T, T), from token of the output to token of the input, each between 0 and 1;
+        NaN where a weight is negative or NaN.
         `info["layers"]` holds the capacities (L, T, T).
 
     Raises:
         TypeError: if what is found is no floating array.
-        ValueError: if nothing has that name, or weights are not square and of one size.
+        ValueError: if nothing has that name, weights are not square and of one size, or `residual`
+            is negative.
 
     Reference:
         Abnar and Zuidema 2020, Quantifying attention flow in transformers, arXiv:2005.00928.
@@ -185,6 +226,8 @@ def _cuts(capacity: np.ndarray) -> Any:
     them with all digits.
     """
     depth, width, _ = capacity.shape
+    if not (capacity >= 0).all():  # NaN among them
+        return np.broadcast_to(np.nan, (width, width, *capacity.shape))
     # Token j below layer l is node l T + j; an edge goes from above a layer to below it.
     above, below = np.indices((width, width)).reshape(2, -1)
     level = np.repeat(np.arange(depth), width * width)

@@ -41,14 +41,21 @@ def masked_softmax(
     """
     if mask is None:
         return jax.nn.softmax(scores)
-    mask = checked_mask(mask, scores.shape)
+    mask = _broadcast(mask, scores.shape)
     # The least finite number, not -inf: the softmax of a row of -inf is NaN.
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min))
     return jnp.where(mask, weights, 0)
 
 
 def checked_mask(mask: ArrayLike, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """The mask, broadcast to a shape, or an error that says what it should have been."""
+    """The mask of sequences: over leading axes it is broadcast, but each step has its own entry."""
+    found = _broadcast(mask, shape)
+    if jnp.shape(mask)[-1:] != shape[-1:]:
+        raise ValueError(f"mask must have shape {shape}, an entry a step, got {jnp.shape(mask)}")
+    return found
+
+
+def _broadcast(mask: ArrayLike, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     mask = jnp.asarray(mask)
     if mask.dtype != bool:
         raise TypeError(f"mask must be boolean, True at what may be read; got dtype {mask.dtype}")

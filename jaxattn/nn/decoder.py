@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxattn.jaxpr.capture import tag
 from jaxattn.nn.attending import checked_mask, masked_softmax
+from jaxattn.nn.attention_layer import check_sizes
 
 
 class DecoderWeights(NamedTuple):
@@ -131,7 +132,7 @@ class AttentionDecoder(nnx.Module):
 
     Raises:
         ValueError: a size below 1.
-        TypeError: a `param_dtype` that is not floating.
+        TypeError: a size that is no integer, a `param_dtype` that is not floating.
 
     Reference:
         Bahdanau, Cho and Bengio 2015, Neural machine translation by jointly learning to align and
@@ -152,9 +153,9 @@ class AttentionDecoder(nnx.Module):
         self.hidden_features = hidden_features
         self.num_classes = num_classes
         self.name = name
-        for size in ("in_features", "hidden_features", "num_classes"):
-            if getattr(self, size) < 1:
-                raise ValueError(f"{size} must be at least 1, got {getattr(self, size)}")
+        check_sizes(
+            in_features=in_features, hidden_features=hidden_features, num_classes=num_classes
+        )
         if not jnp.issubdtype(param_dtype, jnp.floating):
             raise TypeError(f"param_dtype must be floating, got {param_dtype}")
         # An orthogonal draw takes a QR decomposition, which half precision lacks.
@@ -197,7 +198,8 @@ class AttentionDecoder(nnx.Module):
         Args:
             annotations: what was read, one example (T_in, m) or a batch (..., T_in, m); integers
                 are converted.
-            mask: True at annotations that may be read; broadcasts to (..., T_in). None: at all.
+            mask: True at annotations that may be read, (..., T_in); leading axes may be 1 or
+                missing. None: at all.
             output_length: T_out; by default T_in, or the length of `teacher`.
             teacher: the right labels (..., T_out, K), one-hot, which are fed back instead of the
                 decoder's own predictions (teacher forcing); the last one is not used.
@@ -228,8 +230,7 @@ class AttentionDecoder(nnx.Module):
                 raise ValueError(f"teacher must have shape ({wanted}), got {teacher.shape}")
             length = steps
         length = length if output_length is None else output_length
-        if length < 1:
-            raise ValueError(f"output_length must be at least 1, got {length}")
+        check_sizes(output_length=length)
         weights = self.weights()
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.promote_types(h.dtype, weights.W_a.dtype)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from jaxattn.jaxpr.capture import tag
 from jaxattn.nn.attending import Attended, checked_mask, masked_softmax
+from jaxattn.nn.attention_layer import check_sizes
 
 
 class FeedForwardAttention(nnx.Module):
@@ -26,7 +27,7 @@ class FeedForwardAttention(nnx.Module):
 
     Raises:
         ValueError: an `in_features` below 1.
-        TypeError: a `param_dtype` that is not floating.
+        TypeError: a size that is no integer, a `param_dtype` that is not floating.
     """
 
     def __init__(
@@ -37,8 +38,7 @@ class FeedForwardAttention(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if in_features < 1:
-            raise ValueError(f"in_features must be at least 1, got {in_features}")
+        check_sizes(in_features=in_features)
         if not jnp.issubdtype(param_dtype, jnp.floating):
             raise TypeError(f"param_dtype must be floating, got {param_dtype}")
         self.in_features = in_features
@@ -59,7 +59,8 @@ class FeedForwardAttention(nnx.Module):
 
         Args:
             x: one example (T, D), or a batch of any rank (..., T, D); integers are converted.
-            mask: True at steps that may be read, (..., T) or what broadcasts to it. None: at all.
+            mask: True at steps that may be read, (..., T); leading axes may be 1 or missing.
+                None: at all.
 
         Returns:
             The sum (..., D) and the weights (..., T), both zero where no step may be read.

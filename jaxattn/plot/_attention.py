@@ -129,7 +129,8 @@ def attention_heads(
         panel.imshow(tables[index], norm=norm, cmap=chosen, aspect="auto")
         _name_ticks(panel, columns, rows, (down, across))
         named = f"layer {index[0]}, head {index[1]}" if len(index) == 2 else f"head {index[0]}"
-        panel.set_title(named if titles is None else titles[place], fontsize="medium")
+        title = named if titles is None else titles[place]
+        panel.set_title(title, fontsize="medium", parse_math=False)
         # Tokens are named once at each side.
         panel.tick_params(labelbottom=place + width >= axes.size, labelleft=place % width == 0)
     style.colorbar(axes, norm, [tables], label, chosen, aspect=30, pad=0.02)
@@ -177,6 +178,8 @@ def _name_ticks(
         if tokens is None:
             axis.set_major_locator(MaxNLocator(integer=True))
             continue
+        if not hasattr(tokens, "__len__"):
+            raise TypeError(f"{name} must be a sequence of strings, got {tokens!r}")
         style.same_length(name, tokens, count, "inputs" if name == "columns" else "outputs")
         if wrong := [token for token in tokens if not isinstance(token, str)]:
             raise TypeError(f"{name} must be strings, got {wrong[0]!r}")

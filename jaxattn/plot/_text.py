@@ -2,7 +2,7 @@
 
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +122,9 @@ def text(
             that is negative, an unknown `kind`.
         TypeError: for words that are not strings.
     """
+    if isinstance(words, Set) or not isinstance(words, Iterable):
+        raise TypeError(f"words must be a string or a sequence of strings, got {words!r}")
+    words = words if isinstance(words, str) else tuple(words)
     for word in words:
         if not isinstance(word, str):
             raise TypeError(f"words must be strings, got {word!r}")
@@ -198,7 +201,7 @@ def _row(line: Line) -> str:
         f"{'<br>' if ends_line(word) else ''}"
         for word, value, ground, ink in zip(*line[1:4], line.inks, strict=True)
     )
-    label = "" if line.label is None else f'<td style="{_LABEL}">{html.escape(line.label)}</td>'
+    label = "" if line.label is None else f'<td style="{_LABEL}">{html.escape(visible(line.label))}</td>'
     look = _LINE if line.gap else _CHARACTERS
     return f'<tr>{label}<td dir="auto" style="{look}">{html.escape(line.gap).join(spans)}</td></tr>'
 
