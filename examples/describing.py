@@ -1,7 +1,6 @@
 """Teaches a captioner, lets it speak, and measures where it looked."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ def teach(
             )
         return loss.value, loss
 
-    @partial(jax.jit, static_argnums=6)
+    @jax.jit
     def step(state, moments, baseline, images, ids, key, drop):
         slope, loss = jax.grad(loss_of, has_aux=True)(state, ink(images), ids, key, baseline, drop)
         updates, moments = optimizer.update(slope, moments, state)
@@ -99,14 +98,9 @@ def teach(
         for i in range(steps):
             rows = order[i * batch_size : (i + 1) * batch_size]
             key = jax.random.fold_in(jax.random.key(seed), i)
+            drop = 1.0 if i < look_first * steps else 0.5
             state, moments, baseline, loss = step(
-                state,
-                moments,
-                baseline,
-                images[rows],
-                ids[rows],
-                key,
-                1.0 if i < look_first * steps else 0.5,
+                state, moments, baseline, images[rows], ids[rows], key, drop
             )
             history.append((*loss[1:], baseline))
             progress.advance(task)

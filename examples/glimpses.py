@@ -272,8 +272,8 @@ def main(
     page.table(
         "redirected", "The same network, made to look elsewhere", *gazes,
         "The gaze of the network that learned where to look is put elsewhere, as "
-        "ja.intervene(model, {“locations”: ...}) does; its weights stay. All paths are one path an "
-        "image.",
+        "ja.intervene(model, {“locations”: ...}) does; its weights stay. Each row is of one path "
+        "an image.",
     )  # fmt: skip
     looking.mistakes(page, networks["learned"], scenes, said[1]["learned"])
     path = page.write()

@@ -93,7 +93,7 @@ def main(
             ]
             rows.append([
                 f"{kind}, {name}", f"{bleu(answers, truths):.1f}", f"{exact(answers, truths):.1%}",
-                f"{np.mean(pairs):.1%}", f"{len(part)}",
+                f"{np.mean(pairs):.1%}" if pairs else "–", f"{len(part)}",
             ])  # fmt: skip
     tables = {
         "The loss": loss_rows(taught),

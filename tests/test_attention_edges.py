@@ -204,7 +204,8 @@ LAYER = {
 def test_a_mask_has_an_entry_for_each_step(kind, shape, x):
     """(T, 1) fits a batch of T sequences of T steps by accident, and would mask whole sequences."""
     batch = jnp.stack([x] * T)
-    with pytest.raises(ValueError, match=re.escape(f"must have shape (3, 3), an entry a step, got {shape}")):
+    wanted = f"mask must have shape (3, 3), an entry a step, got {shape}"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
         LAYER[kind]()(batch, np.ones(shape, bool))
     one_for_all = LAYER[kind]()(batch, np.array([[True, True, False]])).weights
     each = LAYER[kind]()(batch, np.array([[True, True, False]] * T)).weights
@@ -229,6 +230,18 @@ def test_an_output_length_is_an_integer(x):
         LAYER["decoder"]()(x, output_length=2.5)
 
 
+@pytest.mark.parametrize("place", [-1, 4])
+def test_a_traced_character_that_does_not_exist_gives_nan(place):
+    """Only methods and `jit` trace the ids; -1, a common padding, is not the last character."""
+    model = ja.models.CharacterClassifier(
+        4, embedding_features=2, hidden_features=3, rngs=nnx.Rngs(0)
+    )
+    ids = np.array([[place, 1, 2]])
+    assert np.isnan(ja.explain(ja.saliency, model, ids, at="embedding").output).all()
+    hidden = ja.explain(ja.attention, model, ids, args=(np.array([2]),), name="attention_vec")
+    np.testing.assert_allclose(hidden.output[0], model(np.array([1, 2])), rtol=1e-6)
+
+
 def test_titles_of_heads_are_no_formulas():
     title = r"costs $5 and $\6"
     (axes,) = ja.plot.attention_heads(LAYERS[:1], titles=[title])
@@ -242,7 +255,6 @@ def test_tokens_are_a_sequence():
 
 
 def test_words_have_an_order():
-    assert ja.plot.text(iter("ab"), [1, 2]).lines[0].words == ("a", "b")
     for words in ({"a", "b"}, 5, None):
         with pytest.raises(TypeError, match="words must be a string or a sequence of strings"):
             ja.plot.text(words, [1, 2])

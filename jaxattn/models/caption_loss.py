@@ -49,7 +49,7 @@ def soft_caption_loss(
     *,
     penalty: float = 1.0,
     key: PRNGKeyArray | None = None,
-    hidden_dropout: float = 0.0,
+    hidden_dropout: Float[ArrayLike, ""] = 0.0,
 ) -> CaptionLoss:
     r"""The loss of soft attention, $-\sum_t \log p_t + \lambda \sum_i (1 - \sum_t \alpha_{ti})^2$.
 
@@ -83,7 +83,7 @@ def hard_caption_loss(
     score_weight: float = 1.0,
     entropy_weight: float = 0.002,
     expected_share: float = 0.5,
-    hidden_dropout: float = 0.0,
+    hidden_dropout: Float[ArrayLike, ""] = 0.0,
 ) -> CaptionLoss:
     r"""A loss whose gradient estimates that of hard attention's expected log-likelihood.
 

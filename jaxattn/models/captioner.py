@@ -141,7 +141,7 @@ class Captioner(nnx.Module):
         key: PRNGKeyArray | None = None,
         positions: Integer[ArrayLike, "*batch T"] | None = None,
         expected: Bool[ArrayLike, "*batch"] | None = None,
-        hidden_dropout: float = 0.0,
+        hidden_dropout: Float[ArrayLike, ""] = 0.0,
     ) -> Reading:
         """Read a picture and a caption (teacher forcing).
 
@@ -169,8 +169,7 @@ class Captioner(nnx.Module):
         words = jnp.asarray(words, jnp.int32)
 
         keys = None if key is None else jax.random.split(key, batch)
-        drop = 0.0 if key is None else hidden_dropout
-        return _read(*nnx.split(self), drop, image, words, keys, positions, expected)
+        return _read(*nnx.split(self), hidden_dropout, image, words, keys, positions, expected)
 
     def picture(self, image: ArrayLike) -> tuple[Array, tuple[int, ...]]:
         """The picture in the dtype of the weights, and its leading axes."""
@@ -241,8 +240,8 @@ class Captioner(nnx.Module):
 
 
 # A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
-@partial(jax.jit, static_argnames=("graph", "drop"))
-def _read(graph: Any, weights: Any, drop: float, image: Array, *given: Any) -> Reading:
+@partial(jax.jit, static_argnames="graph")
+def _read(graph: Any, weights: Any, drop: Any, image: Array, *given: Any) -> Reading:
     model = nnx.merge(graph, weights)
 
     def read(image: Array, words: Array, key: Any, positions: Any, expected: Any) -> Reading:
@@ -258,10 +257,10 @@ def _read(graph: Any, weights: Any, drop: float, image: Array, *given: Any) -> R
 
         _, seen = jax.lax.scan(step, state, (embedded, keys, positions))
         hidden, context, weights, position = seen
-        if drop:
+        kept = None
+        if key is not None:
             kept = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - drop, (len(words), 1))
-            return Reading(model.logits(embedded, hidden, context, kept), weights, position)
-        return Reading(model.logits(embedded, hidden, context), weights, position)
+        return Reading(model.logits(embedded, hidden, context, kept), weights, position)
 
     for _ in image.shape[:-3]:
         read = jax.vmap(read)

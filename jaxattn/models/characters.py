@@ -93,6 +93,9 @@ class CharacterClassifier(nnx.Module):
             if ((concrete < 0) | (concrete >= size)).any():
                 span = f"{concrete.min()} to {concrete.max()}"
                 raise ValueError(f"ids must lie in [0, {size}), got {span}")
+        # JAX would count traced negative ids from the end; now they give NaN, as those past it do.
+        ids = ids.astype(jnp.int32)
+        ids = jnp.where(ids < 0, size, ids)
         embedded = checkpoint_name(self.embedding(ids), "embedding")  # as `jaxattn.tag` does
         outputs = self.gru(embedded, lengths, padding="left").outputs
         mask = None if lengths is None else nn.valid_steps(lengths, ids.shape[-1], "left")

@@ -201,7 +201,8 @@ def _row(line: Line) -> str:
         f"{'<br>' if ends_line(word) else ''}"
         for word, value, ground, ink in zip(*line[1:4], line.inks, strict=True)
     )
-    label = "" if line.label is None else f'<td style="{_LABEL}">{html.escape(visible(line.label))}</td>'
+    name = html.escape(visible(line.label or ""))
+    label = "" if line.label is None else f'<td style="{_LABEL}">{name}</td>'
     look = _LINE if line.gap else _CHARACTERS
     return f'<tr>{label}<td dir="auto" style="{look}">{html.escape(line.gap).join(spans)}</td></tr>'
 
