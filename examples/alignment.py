@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from scipy.stats import spearmanr
 
 import jaxattn as ja
 from examples.dates import LABELS, SAYS, UNKNOWN, WRITTEN, Dated, Texts, encode, gold
@@ -180,12 +181,9 @@ def explain_all(
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Spearman's, over the present cells of the last axis."""
-    of_each = []
-    for one, other, here in zip(a, b, np.broadcast_to(present, a.shape), strict=True):
-        ranks = [np.argsort(np.argsort(v[here], kind="stable")) for v in (one, other)]
-        of_each.append(np.corrcoef(*ranks)[0, 1])
-    return np.array(of_each)
+    """Spearman's, over the present cells of the last axis; NaN where all values are equal."""
+    rows = zip(a, b, np.broadcast_to(present, a.shape), strict=True)
+    return np.array([spearmanr(one[here], other[here]).statistic for one, other, here in rows])
 
 
 def deletion(
@@ -218,10 +216,16 @@ def deletion(
     return curves
 
 
-def other_attention(found: Translated, dated: Sequence[Dated]) -> dict[str, Any]:
+def other_attention(
+    found: Translated, dated: Sequence[Dated], lengths: np.ndarray
+) -> dict[str, Any]:
     """What the network could look at instead, by name: weights of the shape of its own."""
     own = found.attention
-    readable = (own > 0).astype(own.dtype)
+    readable = (np.arange(own.shape[-1]) < lengths[:, None, None]).astype(own.dtype)
+    alike = np.broadcast_to(readable / readable.sum(-1, keepdims=True), own.shape)
+    # A longer text's weights may lie where this one has ended.
+    another = np.roll(own, 1, axis=0) * readable
+    total = another.sum(-1, keepdims=True)
     where = np.zeros(own.shape, own.dtype)
     where[:, :WRITTEN] = spans(dated, own.shape[-1])
     count = where.sum(-1, keepdims=True)
@@ -229,8 +233,8 @@ def other_attention(found: Translated, dated: Sequence[Dated]) -> dict[str, Any]
         "its own": own,
         "only the largest weight": np.eye(own.shape[-1], dtype=own.dtype)[own.argmax(-1)],
         "only what says the digit": np.where(count, where / np.maximum(count, 1), own),
-        "all characters alike": readable / readable.sum(-1, keepdims=True),
-        "that of another date": np.roll(own, 1, axis=0),
+        "all characters alike": alike,
+        "that of another date": np.where(total, another / np.where(total, total, 1), alike),
     }
 
 
@@ -299,7 +303,7 @@ def judged(
         peaks = peaks_on(np.where(present, heat, -np.inf), where)
         ranks = [
             "" if name == other
-            else f"{rank_correlation(sizes[name], sizes[other], present).mean():.2f}"
+            else f"{np.nanmean(rank_correlation(sizes[name], sizes[other], present)):.2f}"
             for other in ("attention", "occlusion")
         ]  # fmt: skip
         left = (f"{curves[name][:, k].mean():.3f}" for k in SHOWN)
@@ -315,21 +319,27 @@ def verdict(curves: Mapping[str, np.ndarray], others: Mapping[str, float]) -> st
     fall = {name: start - curve[:, 1:].mean() for name, curve in curves.items()}
     best = max((name for name in fall if name not in ("attention", "random")), key=fall.__getitem__)
     gain = fall[best] - fall["random"]
-    reach = (fall["attention"] - fall["random"]) / gain if gain > 0 else 0.0
+    own = fall["attention"] - fall["random"]
+    reach = own / gain if gain > 0 else float(own > 0)
     how = (
-        "as well as" if reach >= 0.95 else "nearly as well as" if reach >= 0.8 else "less well than"
-    )
+        f"as well as {best}" if reach >= 0.95
+        else f"nearly as well as {best}" if reach >= 0.8
+        else f"less well than {best}" if reach > 0
+        else "no better than characters drawn at random"
+    )  # fmt: skip
     needed = others["its own"] - others["all characters alike"] > 0.5
     falls = ", ".join(f"{drop:.2f} by {name}" for name, drop in fall.items())
     return (
-        f"Attention names what the network needs {how} {best}: without the one to {DELETED} "
+        f"Attention names what the network needs {how}: without the one to {DELETED} "
         "characters that a method names first, the probability of the digit falls on average so "
-        f"far: {falls}. The network {'needs' if needed else 'does not need'} to look where it "
-        f"looks: with attention spread evenly {others['all characters alike']:.0%} of these dates "
-        "are still translated rightly, with the largest weight alone "
-        f"{others['only the largest weight']:.0%}; and when each digit may look only at what says "
-        f"it, {others['only what says the digit']:.0%}. So attention explains what is written"
-        + ("" if reach >= 0.8 and needed else " only in part")
+        f"far: {falls}. Occlusion ranks by just this deletion, which favours it. The network "
+        f"{'needs' if needed else 'does not need'} to look where it looks: with attention spread "
+        f"evenly {others['all characters alike']:.0%} of these dates are still translated rightly, "
+        f"with the largest weight alone {others['only the largest weight']:.0%}; and when each "
+        f"digit may look only at what says it, {others['only what says the digit']:.0%}. So "
+        "attention "
+        + ("does not explain what is written" if reach <= 0 or (reach < 0.8 and not needed)
+           else "explains what is written" + ("" if reach >= 0.8 and needed else " only in part"))
         + (": it weighs states of the LSTM, which tell of other characters than their own."
            if reach < 0.8 and others["only what says the digit"] < 0.5 else ".")
     )  # fmt: skip

@@ -349,15 +349,15 @@ def on_deletion(
     columns = ["method", *map(str, DELETED[1:]), "± err.", "r(attn)", "r(occl)"]
     page.table(
         f"deletion-{name.split(',')[0]}", f"Does attention explain {name}?", columns, rows,
-        f"The mean probability of the answer to {len(found.ids)} test sentences, "
-        f"{curves['random'][:, 0].mean():.3f} with all characters, without the 1 to 20 that a "
-        "method ranks highest, and the standard error of the last: the lower, the better the "
-        "method knows what the network needs. A deleted character is one that is not in the "
-        f"vocabulary, as {DROP:.0%} of all are in training; occlusion ranks by just that, which "
-        "favours it. Attention, saliency and |LRP| have no sign, so they also name characters that "
-        "speak against the answer: compare attention with those two. The last columns are mean "
-        "rank correlations, within a sentence, with how much attention and occlusion make of each "
-        "character, whatever its sign.",
+        f"The mean probability of the answer to {len(found.ids)} test sentences that the network "
+        f"reads whole, {curves['random'][:, 0].mean():.3f} with all characters, without the 1 to "
+        "20 that a method ranks highest, and the standard error of the last: the lower, the "
+        "better the method knows what the network needs. A deleted character is one that is not "
+        f"in the vocabulary, as {DROP:.0%} of all are in training; occlusion ranks by just that, "
+        "which favours it. Attention, saliency and |LRP| have no sign, so they also name "
+        "characters that speak against the answer: compare attention with those two. The last "
+        "columns are mean rank correlations, within a sentence, with how much attention and "
+        "occlusion make of each character, whatever its sign.",
         strong="attention",
     )  # fmt: skip
     return columns, rows
@@ -376,10 +376,10 @@ def on_words(page: Page, texts: Sequence[str], found: Explained) -> None:
         rows = [[w, str(words[w][0]), f"{words[w][1]:.2f}", f"{words[w][2]:+.2f}"] for w in order]
         page.table(
             name.replace(" ", "-"), f"The words {name}", columns, rows,
-            f"Means over the characters and occurrences of a word in {len(texts):,} test "
-            "sentences, by jaxattn's network, of words that occur often enough. An attention of 1 "
-            "is what a character of that sentence gets on average; a relevance of 1 is that of the "
-            "character that speaks loudest.",
+            f"Means over the characters and occurrences of a word in the {len(texts):,} test "
+            "sentences that the network reads whole, by jaxattn's network, of words that occur "
+            "often enough. An attention of 1 is what a character of that sentence gets on "
+            "average; a relevance of 1 is that of the character that speaks loudest.",
         )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ UNUSUAL = {
     "the 12 of August, 1996": date(1996, 8, 12),
 }
 SHOWN = (("en_US", "full"), ("en_GB", "d MMMM YYY"), ("fr", "full"), ("ru", "long"))
+JUDGED = 200  # of how many dates of a format it is asked whether they are ambiguous
 
 
 def fit(
@@ -94,7 +95,7 @@ def accuracies(test: Sequence[Dated], right: np.ndarray, locales: Sequence[str])
     rows = []
     for form in dict.fromkeys(dates.FORMATS):
         these = np.array([dated.format == form for dated in test])
-        some = [test[i].text for i in np.flatnonzero(these)[:200]]
+        some = [test[i].text for i in np.flatnonzero(these)[:JUDGED]]
         ambiguous = np.array([len(dates.readings(text, locales)) > 1 for text in some])
         rows.append([
             form, dates.written(date(2016, 5, 3), form, "en_US")[0],
@@ -190,9 +191,10 @@ def main(
         "accuracy", "How often is it right?", *tables["Exact matches on other days"],
         f"The share of {len(test):,} dates, of days it did not learn from, whose 11 characters are "
         "all right. Short dates in numbers mean different days in different places: the last "
-        "column is the share of texts that somebody else writes for another day. No network can "
-        "know which is meant. One format counts twice among the 15, as published; the few dates "
-        "around New Year are left out for which YYY, the year of the week, says another year.",
+        f"column is the share, among the first {JUDGED} of a format in all languages, of texts "
+        "that somebody else writes for another day. No network can know which is meant. One "
+        "format counts twice among the 15, as published; the few dates around New Year are left "
+        "out for which YYY, the year of the week, says another year.",
         strong="English long forms",
     )  # fmt: skip
     of_english, of_all = (
@@ -289,9 +291,9 @@ def on_unusual(
     )  # fmt: skip
     page.table(
         "unusual", "More of them", *table,
-        "Words such as “20th” and orders such as year, month, day are not in what it learnt from "
-        "in English. The last column holds, for each written digit, the character at which it "
-        "looks most; ␣ is a space and ⏎ the end.",
+        "In English, words such as “20th”, and the year before a month's name in Latin letters, "
+        "are not in what it learnt from. The last column holds, for each written digit, the "
+        "character at which it looks most; ␣ is a space and ⏎ the end.",
     )  # fmt: skip
 
 
@@ -304,7 +306,7 @@ def on_methods(
     isos = dates.labels_of([dated.day for dated in kept])
     others = {
         name: float(exact(alignment.translate(model, texts, given), isos).mean())
-        for name, given in alignment.other_attention(found, kept).items()
+        for name, given in alignment.other_attention(found, kept, texts.lengths).items()
     }
     values = alignment.explain_all(model, texts, found)
     curves = alignment.deletion(model, texts, found, values)
@@ -356,8 +358,9 @@ def on_methods(
     page.table(
         "elsewhere", "What if it looked elsewhere?", *tables["Looking elsewhere"],
         "The attention weights are replaced, and nothing else: how many of these dates are still "
-        "right? The dashes and the end keep their own weights where each digit looks only at what "
-        "says it.",
+        "right? Weights of another date that lie behind the text are cut off, and the others "
+        "scaled to a sum of 1. The dashes and the end keep their own weights where each digit "
+        "looks only at what says it.",
     )  # fmt: skip
 
 

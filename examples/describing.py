@@ -25,6 +25,7 @@ FULL = {
     "channels": (64, 128, 512, 512), "hidden_features": 512, "embedding_features": 256,
     "attention_units": 512,
 }  # fmt: skip
+Pointing = dict[str, tuple[float, float, float, int]]
 Rows = tuple[list[str], list[list[str]], str]  # a table: its columns, rows, and how to read it
 
 
@@ -208,10 +209,10 @@ def loss_rows(taught: Mapping[str, Taught]) -> Rows:
         ["attention, steps", "log p", "penalty", "entropy", "baseline"],
         rows,
         "Means of a caption in nats, over the first and the last tenth of the steps: its "
-        "log-likelihood; the doubly stochastic penalty, 64 if nothing is read, of which the loss "
-        f"of soft attention adds {PENALTY:g}; the entropy of the weights, of which that of hard "
-        "attention subtracts 0.002; and the baseline, by which hard attention tells luck from "
-        "merit.",
+        "log-likelihood; the doubly stochastic penalty, which is the number of places if nothing "
+        f"is read, and of which the loss of soft attention has {PENALTY:g} times; the entropy of "
+        "the weights, which hard attention is paid 0.002 times to keep; and the baseline, by which "
+        "hard attention tells luck from merit.",
     )
 
 
@@ -247,9 +248,7 @@ def wrong_words(scenes: Scenes, said: Said) -> list[Wrong]:
     return found
 
 
-def pointing(
-    scenes: Scenes, weights: np.ndarray, rows: Sequence[int]
-) -> dict[str, tuple[float, float, float, int]]:
+def pointing(scenes: Scenes, weights: np.ndarray, rows: Sequence[int]) -> Pointing:
     """How well the words of the captions by the rule point at what they name.
 
     Returns:

@@ -17,6 +17,7 @@ from jaxattn.models import Glimpses, RecurrentAttention
 
 LABEL, RIVAL, LEARNED, RANDOM, PALE = "#0072b2", "#d55e00", "#0072b2", "#d55e00", "0.8"
 WIDTH = 28  # of a digit
+CHOSEN = "Images that it answers rightly along the path drawn are preferred."
 
 
 def look(model: RecurrentAttention, images: np.ndarray, **options: Any) -> Glimpses:
@@ -62,50 +63,51 @@ def panels(rows: int, columns: int, height: float, ratios: Sequence[float]) -> n
 
 
 def with_opinions(
-    axes: np.ndarray, model: RecurrentAttention, images: np.ndarray, labels: np.ndarray
-) -> None:
-    """Draws paths along the means, and beneath them what the network thinks after each glimpse."""
-    seen = look(model, images)
-    for i, (picture, below) in enumerate(zip(*axes, strict=True)):
-        path(model, images[i], seen, i, picture)
-        opinion(below, softmax(seen.logits[i]), int(labels[i]))
-        if i:
+    axes: np.ndarray, model: RecurrentAttention, found: Digits | Scenes, seen: Glimpses,
+    chosen: np.ndarray,
+) -> None:  # fmt: skip
+    """Draws paths, and beneath them what the network thinks after each glimpse."""
+    for i, picture, below in zip(chosen, *axes, strict=True):
+        path(model, found.images[i], seen, i, picture)
+        opinion(below, softmax(seen.logits[i]), int(found.labels[i]))
+        if below is not axes[1, 0]:
             below.set_yticklabels([])
     axes[1, 0].set(xlabel="glimpse", ylabel="probability")
 
 
-def paths(page: Gallery, model: RecurrentAttention, found: Digits, chances: np.ndarray) -> None:
-    right = chances[:, -1].argmax(-1) == found.labels
+def paths(page: Gallery, model: RecurrentAttention, found: Digits) -> None:
+    seen = look(model, found.images)
+    right = seen.logits[:, -1].argmax(-1) == found.labels
     chosen = pick(found.labels, right, (0, 2, 4, 5, 8))
     axes = panels(2, len(chosen), 3.9, (1.5, 1))
-    with_opinions(axes, model, found.images[chosen], found.labels[chosen])
+    with_opinions(axes, model, found, seen, chosen)
     page.figure(
         "mnist", "Reading a digit through a keyhole", axes,
         f"Each numbered box of {model.sensor.size} × {model.sensor.size} pixels is all that the "
         f"network sees at that moment, dark the first and bright the last. Beneath each digit, the "
         "probability of its label (blue) and of the strongest other answers (orange) after each "
         "glimpse: the network does not know what it has not yet seen. The paths follow the means, "
-        "without chance.",
+        f"without chance. {CHOSEN}",
         alt="Digits with the path of small boxes over them, and probabilities after each glimpse.",
     )  # fmt: skip
 
 
 def clutter(
-    page: Gallery, model: RecurrentAttention, scenes: Scenes, chances: np.ndarray,
+    page: Gallery, model: RecurrentAttention, scenes: Scenes, seen: Glimpses,
     blind: RecurrentAttention,
 ) -> None:  # fmt: skip
-    right = chances[:, -1].argmax(-1) == scenes.labels
+    right = seen.logits[:, -1].argmax(-1) == scenes.labels
     chosen = pick(scenes.labels, right, (1, 3, 5, 7, 9))
     images, labels = scenes.images[chosen], scenes.labels[chosen]
     axes = panels(3, len(chosen), 6.1, (1.5, 1, 1.5))
-    with_opinions(axes[:2], model, images, labels)
+    with_opinions(axes[:2], model, scenes, seen, chosen)
     shape = (len(chosen), blind.num_glimpses, 2)
     places = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-    seen = look(blind, images, locations=places)
+    groped = look(blind, images, locations=places)
     for i, ax in enumerate(axes[2]):
-        path(blind, images[i], seen, i, ax)
-        answer = int(seen.logits[i, -1].argmax())
-        chance = softmax(seen.logits[i, -1])[answer]
+        path(blind, images[i], groped, i, ax)
+        answer = int(groped.logits[i, -1].argmax())
+        chance = softmax(groped.logits[i, -1])[answer]
         ax.set_xlabel(f"“{answer}”, {chance:.2f}", color=LABEL if answer == labels[i] else RIVAL)
     axes[0, 0].set_ylabel("learned glimpses")
     axes[2, 0].set_ylabel("random glimpses")
@@ -113,10 +115,13 @@ def clutter(
     page.figure(
         "clutter", "Finding a digit among fragments of others", axes,
         f"Above, the learned gaze: solid boxes are the sharp patches, dotted ones the blurred "
-        f"patches {widths} pixels wide around them, cut at the edge. It begins amid the image, "
-        "finds the digit in the corner of its eye and jumps there. In the middle, the probability "
-        "of the label (blue) and of the strongest other answers after each glimpse. Below, the "
-        "same network trained with random glimpses: its answer, blue where it is right.",
+        f"patches {widths} pixels wide around them, cut at the edge. The paths follow the means; "
+        "they begin at one place in all images, since nothing has been seen yet, and “Does it "
+        "look at the digit?” counts how often they reach it. In the middle, the probability of the "
+        "label (blue) and of the strongest other answers after each glimpse. At the bottom, the "
+        "same network trained with random glimpses, on one random path: its answer, blue where it "
+        "is right. Images that the learned gaze answers rightly are preferred, which favours it: "
+        "the two are compared in “How often it is wrong”.",
         alt="Cluttered digits with learned paths, probabilities, and random paths.",
     )  # fmt: skip
 
@@ -217,7 +222,7 @@ def relevance(
         "Beneath each path, the pixels that speak for (red) and against (blue) the answer, by LRP, "
         "and those that it is sensitive to, by saliency; the sharp patches are framed. Beyond the "
         f"widest patches both are exactly zero: the largest value there, in {len(images)} scenes, "
-        f"is {most:.0f}. What lies under no patch cannot have said anything.",
+        f"is {most:.0f}. What lies under no patch cannot have said anything. {CHOSEN}",
         alt="Paths over cluttered digits, and under them relevance and saliency.",
     )  # fmt: skip
     page.table(
@@ -231,9 +236,9 @@ def relevance(
     return columns, rows
 
 
-def mistakes(page: Gallery, model: RecurrentAttention, scenes: Scenes, chances: np.ndarray) -> None:
+def mistakes(page: Gallery, model: RecurrentAttention, scenes: Scenes, seen: Glimpses) -> None:
     """Those scenes that the network is surest of and gets wrong, one of each label."""
-    final = chances[:, -1]
+    final = softmax(seen.logits[:, -1])
     sureness = np.where(final.argmax(-1) == scenes.labels, 0, final.max(-1))
     order = np.argsort(-sureness)
     order = order[sureness[order] > 0]
@@ -242,13 +247,13 @@ def mistakes(page: Gallery, model: RecurrentAttention, scenes: Scenes, chances: 
     if not len(chosen):
         return
     axes = panels(2, len(chosen), 4.2, (1.5, 1))
-    with_opinions(axes, model, scenes.images[chosen], scenes.labels[chosen])
+    with_opinions(axes, model, scenes, seen, chosen)
     for ax, i in zip(axes[0], chosen, strict=True):
         ax.set_title(f"a {scenes.labels[i]}, taken for a {final[i].argmax()}", fontsize="medium")
     page.figure(
         "mistakes", "Mistakes, and where it looked", axes,
-        "The scenes that the network answers wrongly though it is sure, one for each label. Either "
-        "it looked past the digit, drawn away by a fragment, or it looked at the digit and misread "
-        "it: the path tells which. Beneath, the label is blue.",
+        "The scenes that it answers wrongly and is surest of, one for each label, at most five. "
+        "The paths follow the means, and the answers are those at their ends. A path tells whether "
+        "the network looked past the digit, or at it and misread it. Beneath, the label is blue.",
         alt="Cluttered digits that were misread, with the paths and the probabilities.",
     )  # fmt: skip

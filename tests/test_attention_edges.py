@@ -221,7 +221,7 @@ def test_a_mask_has_an_entry_for_each_step(kind, shape, x):
 )
 @pytest.mark.parametrize("size", [2.5, "2"])
 def test_sizes_are_integers(make, size):
-    with pytest.raises(TypeError, match="in_features must be an integer, got"):
+    with pytest.raises(TypeError, match="features must be an integer, got"):
         make(size)
 
 
@@ -263,3 +263,13 @@ def test_words_have_an_order():
 def test_a_label_that_cannot_be_encoded_has_a_sign(tmp_path):
     ja.plot.text("ab", {"\ud800": [1, 2]}).save(tmp_path / "page.html")
     assert "\ufffd" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_half_precision_counts_far():
+    """bfloat16 has no whole numbers between 256 and 258."""
+    layer = nn.MultiplicativeAttention(
+        2, score="dot", local="monotonic", window=1, param_dtype="bfloat16", rngs=nnx.Rngs(0)
+    )
+    read = layer(jnp.zeros((600, 2), jnp.bfloat16), jnp.zeros((600, 2), jnp.bfloat16)).weights > 0
+    near = np.abs(np.arange(600)[:, None] - np.arange(600)) <= 1
+    np.testing.assert_array_equal(read, near)

@@ -122,7 +122,9 @@ def test_pointing_and_wrong_words_by_hand():
 @pytest.fixture
 def printed(few, as_it_comes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(captioning, "load", lambda *_: few)
-    path = captioning.main(tmp_path, steps=3, sizes=SIZES, least_exact=0.0)
+    path = captioning.main(
+        tmp_path, steps=3, sizes=SIZES, least=dict.fromkeys(captioning.LEAST, 0.0)
+    )
     return path, capsys.readouterr().out
 
 

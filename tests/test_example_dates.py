@@ -152,14 +152,13 @@ def test_attention_on_the_right_place_is_known():
     assert found.missed_by_far.astype(int).tolist() == [[0, 0, 1, 1, 0, 1, 0, 0]]
 
 
-def test_rank_correlation_is_spearmans():
-    from scipy.stats import spearmanr
-
-    a, b = np.random.default_rng(0).normal(size=(2, 3, 7))
-    present = np.arange(7) < np.array([7, 5, 4])[:, None]
+def test_rank_correlation_is_spearmans_and_equal_values_share_a_rank():
+    a = np.array([[5.0, 5, 7, 9, 0], [3, 1, 2, 9, 9]])
+    b = np.array([[1.0, 2, 3, 4, 0], [1, 2, 3, 9, -9]])
+    present = np.arange(5) < np.array([4, 3])[:, None]
+    # The ranks of the first are 1.5, 1.5, 3, 4 beside 1, 2, 3, 4.
     got = alignment.rank_correlation(a, b, present)
-    for i, n in enumerate((7, 5, 4)):
-        assert got[i] == pytest.approx(spearmanr(a[i, :n], b[i, :n]).statistic)
+    np.testing.assert_allclose(got, [4.5 / np.sqrt(4.5 * 5), -0.5], rtol=1e-12)
 
 
 def test_the_verdict_follows_the_numbers():
@@ -182,11 +181,30 @@ def test_the_verdict_follows_the_numbers():
                          "10% of these dates are still translated rightly, with the largest weight "
                          "alone 90%; and when each digit may look only at what says it, 80%. So "
                          "attention explains what is written.")  # fmt: skip
-    assert "explains what is written only in part" in alignment.verdict(
-        curves | {"attention": falling(0.9, 0.8, 0.7, 0.6)}, others
-    )
-    idle = alignment.verdict(curves, others | {"all characters alike": 0.9})
-    assert "does not need" in idle and "only in part" in idle
+    assert "Occlusion ranks by just this deletion, which favours it." in said
+    weak = curves | {"attention": falling(0.9, 0.8, 0.7, 0.6)}
+    weaker = alignment.verdict(weak, others)
+    assert "less well than occlusion" in weaker
+    assert "explains what is written only in part" in weaker
+    unused = others | {"all characters alike": 0.9}
+    idle = alignment.verdict(curves, unused)
+    assert "does not need" in idle and "explains what is written only in part" in idle
+    assert "attention does not explain what is written" in alignment.verdict(weak, unused)
+
+
+@pytest.mark.parametrize("evenly", [0.1, 0.95])
+def test_attention_that_names_nothing_explains_nothing(evenly):
+    curves = {
+        name: np.array([[1.0] + [1 - fall] * 4] * 2)
+        for name, fall in {"attention": 0.0, "LRP": 0.73, "random": 0.1}.items()
+    }
+    others = {
+        "its own": 1.0, "only the largest weight": 0.9, "only what says the digit": 0.8,
+        "all characters alike": evenly,
+    }  # fmt: skip
+    said = alignment.verdict(curves, others)
+    assert "no better than characters drawn at random" in said
+    assert said.endswith("So attention does not explain what is written.")
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +235,26 @@ def test_translations_and_attention_are_those_of_the_network(small, as_a_user_ru
     # In the place of its own attention it takes others.
     again = alignment.translate(model, texts, found.attention)
     np.testing.assert_allclose(again.chances, found.chances, rtol=0, atol=1e-6)
-    other = alignment.other_attention(found, ENGLISH)
+    other = alignment.other_attention(found, ENGLISH, texts.lengths)
     for name, weights in other.items():
         np.testing.assert_allclose(weights.sum(-1), 1, rtol=0, atol=1e-6, err_msg=name)
+        assert not weights[1, :, 11:].any(), name
     swapped = alignment.translate(model, texts, other["all characters alike"])
     np.testing.assert_array_equal(swapped.attention, other["all characters alike"])
+
+
+def test_other_attention_reads_no_padding_and_all_of_a_text():
+    own = np.zeros((2, 11, 22), np.float32)
+    own[0][:, [4, 6, 15]] = 0.2, 0.2, 0.6  # the second text has ended by 15
+    own[0, 0] = np.eye(22)[20]
+    own[1, :, 3] = 1
+    found = alignment.Translated(None, None, own)
+    other = alignment.other_attention(found, ENGLISH, np.array([21, 11]))
+    another, alike = (other[k] for k in ("that of another date", "all characters alike"))
+    np.testing.assert_array_equal(another[0], own[1])
+    np.testing.assert_allclose(another[1, 1:][:, [4, 6]], 0.5)
+    np.testing.assert_allclose(alike[:, 5], (np.arange(22) < [[21], [11]]) / [[21], [11]])
+    np.testing.assert_array_equal(another[1, 0], alike[1, 0])  # nothing of it is left
 
 
 def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
@@ -303,7 +336,7 @@ def test_the_numbers_are_printed(run):
     assert {"attention", "saliency", "LRP", "occlusion", "random"} <= set(first)
     assert set(date_translation.UNUSUAL) <= set(first)
     assert "“January 2016 5” is translated" in printed
-    assert "So attention explains what is written" in printed
+    assert re.search("So attention (explains|does not explain) what is written", printed)
     assert str(path) in printed.replace("\n", "")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples import clutter, glimpses
+from examples import clutter, glimpses, looking
 
 SMALL = glimpses.Plan(8, 1, 2, 8, 0, 2), glimpses.Plan(12, 2, 2, 8, 1, 2)
 FIGURES = {"mnist", "clutter", "training", "relevance", "mistakes"}
@@ -78,6 +78,36 @@ def test_bad_networks_are_refused(tmp_path, monkeypatch, wanted, message):
     monkeypatch.setattr(glimpses, "train", lambda model, draw, plan, **_: np.ones(plan.epochs))
     with jax.numpy_dtype_promotion("standard"), pytest.raises(SystemExit, match=message):
         glimpses.main(tmp_path, plans=SMALL, **wanted)
+
+
+def test_every_batch_draws_its_own_paths():
+    model = glimpses.build(SMALL[0])
+    for weights in (model.location.linear, model.classifier):
+        weights.kernel[...] = jax.random.normal(jax.random.key(0), weights.kernel.shape)
+    images = np.tile(DIGITS.images[:4], (2, 1, 1))
+    for random in (True, False):
+        first, second = np.split(glimpses.chances(model, images, 1, random=random, batch=4), 2)
+        assert np.all(np.any(first != second, (1, 2)))
+
+
+def test_mistakes_are_those_of_the_paths_that_are_drawn():
+    model = glimpses.build(SMALL[0])
+    seen = looking.look(model, DIGITS.images)
+    answers = seen.logits[:, -1].argmax(-1)
+    axes = []
+
+    class Page:
+        def figure(self, name, title, drawn, *_, **__):
+            axes.append(drawn)
+
+    looking.mistakes(Page(), model, DIGITS, seen)
+    titles = [ax.get_title() for ax in axes[0][0]]
+    wrong = {
+        f"a {label}, taken for a {answer}"
+        for label, answer in zip(DIGITS.labels, answers, strict=True)
+        if label != answer
+    }
+    assert len(set(titles)) == 5 and set(titles) <= wrong
 
 
 def test_scenes_hold_the_whole_digit_among_pieces_of_others():

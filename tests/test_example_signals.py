@@ -148,8 +148,17 @@ def test_agreement_is_a_rank_correlation():
 
 
 def test_attending_evenly():
-    weights = np.array([[0.7, 0.3, 0], [0, 0, 0]], np.float32)
-    np.testing.assert_array_equal(signals.evenly(weights), [[0.5, 0.5, 0], [0, 0, 0]])
+    lengths, alike = np.array([2, 3]), np.array([[1 / 2, 1 / 2, 0], [1 / 3] * 3], np.float32)
+    weights = np.array([[1, 0, 0], [0.7, 0.3, 0]], np.float32)  # a softmax may be 0 where it reads
+    np.testing.assert_array_equal(signals.evenly(weights, lengths), alike)
+    square = np.stack([weights] * 3, 1)
+    np.testing.assert_array_equal(signals.evenly(square, lengths), np.stack([alike] * 3, 1))
+
+
+def test_the_page_tells_its_task_from_the_published_one(run):
+    page = run[0].read_text(encoding="utf-8")
+    assert "240 steps of 4 channels" in page and "one output with a sigmoid" in page
+    assert "JapaneseVowels 29 steps of 12 channels and 9 classes" in page
 
 
 def test_series_are_read_as_they_are_written(tmp_path):

@@ -105,9 +105,9 @@ def test_weights_are_found_and_replaced_by_name():
 @pytest.mark.parametrize(
     ("x", "mask", "error", "message"),
     [
-        (inputs(T, D + 1), None, ValueError, "x must have shape (..., T, 3), got (6, 4)"),
-        (inputs(D), None, ValueError, "x must have shape (..., T, 3), got (3,)"),
-        (inputs(0, D), None, ValueError, "x must have shape (..., T, 3), got (0, 3)"),
+        (inputs(T, D + 1), None, ValueError, "x must have shape (..., T, 3), T > 0, got (6, 4)"),
+        (inputs(D), None, ValueError, "x must have shape (..., T, 3), T > 0, got (3,)"),
+        (inputs(0, D), None, ValueError, "x must have shape (..., T, 3), T > 0, got (0, 3)"),
         (inputs(T, D) > 0, None, TypeError, "x must be real numbers, got dtype bool"),
         (inputs(T, D), np.ones(T), TypeError, "mask must be boolean"),
         (inputs(T, D), np.ones(T + 1, bool), ValueError, "mask must broadcast to shape (6,)"),
@@ -119,7 +119,7 @@ def test_attention_refuses_bad_input(layer, x, mask, error, message):
 
 
 def test_sizes_must_be_positive():
-    with pytest.raises(ValueError, match="in_features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="features must be at least 1, got 0"):
         nn.FeedForwardAttention(0, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="param_dtype must be floating"):
         nn.FeedForwardAttention(2, param_dtype=jnp.int32, rngs=nnx.Rngs(0))

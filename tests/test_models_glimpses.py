@@ -293,6 +293,13 @@ def test_the_gaze_is_read_and_redirected_by_name(x64):
 
 # Bad input.
 
+
+def loss(labels=LABELS, **options):
+    return glimpse_loss(
+        make(jnp.float32), IMAGES.astype(np.float32), labels, key=KEY, **options
+    )  # fmt: skip
+
+
 WRONG = {
     "an image smaller than the glimpse": (
         lambda: make(jnp.float32)(np.zeros((12, 2), np.float32)),
@@ -316,20 +323,44 @@ WRONG = {
     "no size": (lambda: make(size=0), "size must be at least 1, got 0"),
     "no scales": (lambda: make(scales=0), "scales must be at least 1, got 0"),
     "no channels": (lambda: make(channels=0), "channels must be at least 1, got 0"),
-    "no units": (lambda: make(hidden_features=0), "features must be at least"),
+    "no units": (lambda: make(hidden_features=0), "hidden_features must be at least 1, got 0"),
+    "one unit": (lambda: make(hidden_features=1), "hidden_features must be at least 2, got 1"),
+    "a label past the classes": (
+        lambda: loss(labels=LABELS + 1), r"labels must lie in \[0, 3\), got 1 to 3",
+    ),
+    "a label below 0": (
+        lambda: loss(labels=LABELS - 1), r"labels must lie in \[0, 3\), got -1 to 1",
+    ),
+    "a loss of no paths": (lambda: loss(num_samples=0), "num_samples must be at least 1, got 0"),
+    "other paths than asked for": (
+        lambda: loss(num_samples=2, locations=np.zeros((1, 4, N, 2), np.float32)),
+        r"locations must have shape \(2, 4, 3, 2\), got \(1, 4, 3, 2\)",
+    ),
     "no paths": (
         lambda: make(jnp.float32).probabilities(
             np.zeros((12, 10), np.float32), key=KEY, num_samples=0
         ),
         "num_samples must be at least 1, got 0",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_numbers_of_things_are_integers():
+    with pytest.raises(TypeError, match=r"num_glimpses must be an integer, got 2\.5"):
+        make(num_glimpses=2.5)
+    with pytest.raises(TypeError, match=r"num_samples must be an integer, got 1\.5"):
+        loss(num_samples=1.5)
+
+
+def test_traced_labels_are_not_checked():
+    found = jax.jit(lambda labels: loss(labels).loss)
+    assert np.isfinite(found(LABELS)) and np.isnan(found(LABELS + 1))
 
 
 def test_locations_beyond_the_edge_see_zeros(x64):

@@ -107,6 +107,13 @@ def test_wrong_settings(message, options):
         SignalClassifier(**given | options)
 
 
+@pytest.mark.parametrize("name", ["in_features", "num_steps", "num_classes", "hidden_features"])
+def test_sizes_are_integers(name):
+    given = {"in_features": D, "num_steps": T, "num_classes": K, "rngs": nnx.Rngs(0)}
+    with pytest.raises(TypeError, match=rf"^{name} must be an integer, got 5\.5"):
+        SignalClassifier(**given | {name: 5.5})
+
+
 @pytest.mark.parametrize("shape", [(T - 1, D), (D,), (2, T, D + 1)])
 def test_wrong_series(shape):
     with pytest.raises(ValueError, match="x must have shape"):

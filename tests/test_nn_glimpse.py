@@ -221,6 +221,18 @@ def test_what_is_wrong_is_named(call, message):
         call()
 
 
+@pytest.mark.parametrize("size", [8.5, "8"])
+def test_sizes_are_integers(size):
+    for name, call in {
+        "size": lambda: nn.GlimpseSensor(size),
+        "scales": lambda: nn.GlimpseSensor(8, size),
+        "features": lambda: nn.GlimpseNetwork(5, size, rngs=nnx.Rngs(0)),
+        "in_features": lambda: nn.LocationNetwork(size, rngs=nnx.Rngs(0)),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} must be an integer, got {size!r}"):
+            call()
+
+
 def test_nan_in_the_image_is_passed_on():
     broken = SQUARE.copy()
     broken[0, 0] = np.nan

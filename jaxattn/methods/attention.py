@@ -193,7 +193,10 @@ def value_zeroing(
     _, seen = named_weights(fn, inputs, name)
     lengths = {leaf.shape[-1] for leaf in jax.tree.leaves(seen)}
     if len(lengths) > 1:
-        raise ValueError(f"name must find weights over equally many positions, got {lengths}")
+        shapes = {path: [w.shape for w in jax.tree.leaves(found)] for path, found in seen.items()}
+        raise ValueError(
+            f"name must find weights over equally many positions, got {shapes}; name one of them"
+        )
     (length,) = lengths
 
     def silenced(function: Callable[..., Any], position: Any) -> Any:

@@ -11,7 +11,7 @@ from jaxattn.models.caption_search import (
     beam_captions as beam_captions,
     greedy_caption as greedy_caption,
 )
-from jaxattn.models.captioner import Captioner as Captioner, Reading as Reading
+from jaxattn.models.captioner import END as END, Captioner as Captioner, Reading as Reading
 from jaxattn.models.characters import CharacterClassifier as CharacterClassifier
 from jaxattn.models.glimpses import (
     GlimpseLoss as GlimpseLoss,

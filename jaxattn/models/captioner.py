@@ -248,7 +248,12 @@ def _read(graph: Any, weights: Any, drop: Any, image: Array, *given: Any) -> Rea
         memory, state = model.begin(image)
         before = jnp.concatenate([jnp.full(1, END, jnp.int32), words[:-1]])
         embedded = model.embedding(before)
-        keys = None if key is None else jax.random.split(key, len(words))
+        keys = kept = None
+        if key is not None:
+            drawn, dropped = jax.random.split(key)
+            kept = jax.random.bernoulli(dropped, 1 - drop, (len(words), 1))
+            if model.hard:
+                keys = jax.random.split(drawn, len(words))
 
         def step(state: nn.LSTMState, now: Any) -> tuple[nn.LSTMState, Any]:
             embedded, key, position = now
@@ -257,9 +262,6 @@ def _read(graph: Any, weights: Any, drop: Any, image: Array, *given: Any) -> Rea
 
         _, seen = jax.lax.scan(step, state, (embedded, keys, positions))
         hidden, context, weights, position = seen
-        kept = None
-        if key is not None:
-            kept = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - drop, (len(words), 1))
         return Reading(model.logits(embedded, hidden, context, kept), weights, position)
 
     for _ in image.shape[:-3]:

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Integer, Key, Real
 
 from jaxattn import nn
+from jaxattn.nn.attention_layer import check_sizes
 
 
 class Glimpses(NamedTuple):
@@ -53,7 +55,9 @@ class RecurrentAttention(nnx.Module):
         rngs: random streams; the weights are drawn from `params`.
 
     Raises:
-        ValueError: a size or number below 1, or a `std` that is not positive.
+        ValueError: a size or number below 1, fewer than 2 `hidden_features`, or a `std` that is
+            not positive.
+        TypeError: a size or number that is not an integer.
     """
 
     def __init__(
@@ -69,10 +73,14 @@ class RecurrentAttention(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        sizes = {"num_classes": num_classes, "num_glimpses": num_glimpses, "channels": channels}
-        for name, number in (sizes | {"hidden_features": hidden_features // 2}).items():
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        check_sizes(
+            num_classes=num_classes,
+            num_glimpses=num_glimpses,
+            channels=channels,
+            hidden_features=hidden_features,
+        )
+        if hidden_features < 2:
+            raise ValueError(f"hidden_features must be at least 2, got {hidden_features}")
         self.num_glimpses = num_glimpses
         self.channels = channels
 
@@ -164,9 +172,9 @@ class RecurrentAttention(nnx.Module):
 
         Raises:
             ValueError: as `look`, or a number of samples below 1.
+            TypeError: a number of samples that is not an integer.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_sizes(num_samples=num_samples)
 
         def once(key: Array) -> Array:
             return jax.nn.softmax(self.look(image, key=key).logits[..., -1, :])
@@ -237,7 +245,8 @@ def glimpse_loss(
     Args:
         model: the network.
         images: B images, shaped as the network takes them.
-        labels: their classes (B,).
+        labels: their classes (B,) in [0, K). Traced ones are not checked: of a label past K the
+            loss is NaN.
         key: draws the locations.
         num_samples: M, how many paths to draw for each image.
         locations: where to look instead (M, B, n, 2); `loss` then has no third term, though
@@ -245,8 +254,19 @@ def glimpse_loss(
 
     Returns:
         The loss and its parts.
+
+    Raises:
+        ValueError: labels outside [0, K), a number of samples below 1, locations of another shape,
+            images that the network refuses.
+        TypeError: a number of samples that is not an integer.
     """
+    check_sizes(num_samples=num_samples)
+    _check_labels(labels, model.classifier.out_features)
     labels = jnp.asarray(labels)
+    given = None if locations is None else jnp.asarray(locations)
+    wanted = (num_samples, len(labels), model.num_glimpses, 2)
+    if given is not None and given.shape != wanted:
+        raise ValueError(f"locations must have shape {wanted}, got {given.shape}")
 
     def once(key: Array, locations: Array | None) -> tuple[Array, ...]:
         seen = model.look(images, key=key, locations=locations)
@@ -258,11 +278,20 @@ def glimpse_loss(
         push = jnp.sum(jax.lax.stop_gradient(advantage) * density, -1)
         return -likely.mean(), jnp.mean(advantage**2), -push.mean(), correct.mean()
 
-    given = None if locations is None else jnp.asarray(locations)
     parts = jax.vmap(once)(jax.random.split(key, num_samples), given)
     entropy, baseline, reinforce, reward = (part.mean() for part in parts)
     loss = entropy + baseline + (reinforce if locations is None else 0)
     return GlimpseLoss(loss, entropy, baseline, reinforce, reward)
+
+
+def _check_labels(labels: ArrayLike, num_classes: int) -> None:
+    try:
+        concrete = np.asarray(labels)
+    except jax.errors.TracerArrayConversionError:
+        return  # traced labels have no values to check
+    if concrete.size and not 0 <= concrete.min() <= concrete.max() < num_classes:
+        got = f"{concrete.min()} to {concrete.max()}"
+        raise ValueError(f"labels must lie in [0, {num_classes}), got {got}")
 
 
 # A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Integer, Shaped
 
 from jaxattn import nn
+from jaxattn.nn.attention_layer import check_sizes
 
 
 class SignalClassifier(nnx.Module):
@@ -37,6 +38,7 @@ class SignalClassifier(nnx.Module):
 
     Raises:
         ValueError: an unknown `attention` or `beside`, a size below 1.
+        TypeError: a size that is not an integer.
     """
 
     def __init__(
@@ -59,9 +61,12 @@ class SignalClassifier(nnx.Module):
         for name, (got, known) in choices.items():
             if got not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {got!r}")
-        for name, size in {"num_steps": num_steps, "num_classes": num_classes}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_sizes(
+            in_features=in_features,
+            num_steps=num_steps,
+            num_classes=num_classes,
+            hidden_features=hidden_features,
+        )
         self.num_steps = num_steps
         self.beside = beside
         given: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}

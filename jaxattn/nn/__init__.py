@@ -37,7 +37,6 @@ from jaxattn.nn.recurrent import (
 )
 from jaxattn.nn.self_attention import (
     SeqSelfAttention as SeqSelfAttention,
-    SeqWeightedAttention as SeqWeightedAttention,
     attention_regularizer as attention_regularizer,
 )
 from jaxattn.nn.spatial import (
@@ -61,4 +60,7 @@ from jaxattn.nn.steps import (
     lstm_step as lstm_step,
     rnn_step as rnn_step,
 )
-from jaxattn.nn.weighted import FeedForwardAttention as FeedForwardAttention
+from jaxattn.nn.weighted import (
+    FeedForwardAttention as FeedForwardAttention,
+    SeqWeightedAttention as SeqWeightedAttention,
+)

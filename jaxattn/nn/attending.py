@@ -13,8 +13,8 @@ class Attended(NamedTuple):
 
     Attributes:
         values: the weighted sums, one for each query.
-        weights: how much of each position every query reads: not negative, over the positions they
-            sum to 1, or to 0 for a query that may read none.
+        weights: how much of each position every query reads: not negative; over the positions they
+            sum to 1, unless the layer says otherwise, or to 0 for a query that may read none.
     """
 
     values: Float[Array, "..."]

@@ -204,17 +204,19 @@ class MultiplicativeAttention(AttentionLayer):
             return read(scores, values, mask, self.name)
 
         valid = jnp.ones(len(keys), bool) if mask is None else mask
-        places = (jnp.cumsum(valid) - 1).astype(scores.dtype)[None]
+        # In half precision one cannot count far.
+        wide = scores.dtype if jnp.finfo(scores.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        places = (jnp.cumsum(valid) - 1).astype(wide)[None]
         if self.local == "monotonic":
-            centres = jnp.arange(len(queries), dtype=scores.dtype)[:, None]
+            centres = jnp.arange(len(queries), dtype=wide)[:, None]
         else:
             share = jax.nn.sigmoid(jnp.tanh(queries @ weights["Wp"]) @ weights["Vp"])
-            centres = valid.sum().astype(scores.dtype) * share
+            centres = valid.sum().astype(wide) * share.astype(wide)
         away = places - centres
         mask = valid[None] & (jnp.abs(away) <= self.window)
         if self.local == "monotonic":
             return read(scores, values, mask, self.name)
-        fading = -2 * jnp.square(away / self.window)
+        fading = (-2 * jnp.square(away / self.window)).astype(scores.dtype)
         if self.normalize:
             return read(scores + fading, values, mask, self.name)
         found = tag(masked_softmax(scores, mask) * jnp.exp(fading), self.name)

@@ -19,8 +19,9 @@ class DecoderWeights(NamedTuple):
     """Weights of an attention decoder.
 
     They are for annotations of m features, n units and K labels. `W` reads the label before, `U`
-    the state before (`U_a` and `W_a` the other way round, as published), and `C` what is attended
-    to; r is the reset gate, z the update gate, p the proposed state, o the output.
+    the state before, and `C` what is attended to; but `W_a` reads the state before, and `U_a` and
+    `W_s` the annotations, as published. r is the reset gate, z the update gate, p the proposed
+    state, o the output.
     """
 
     W_a: Float[Array, "n n"]

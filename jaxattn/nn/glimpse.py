@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, Key, Real
 
 from jaxattn.jaxpr.capture import tag
+from jaxattn.nn.attention_layer import check_sizes
 
 
 def glimpse(
@@ -38,6 +39,7 @@ def glimpse(
     Raises:
         ValueError: a size or number of scales below 1, an image of another rank or smaller than
             the first patch.
+        TypeError: a size or number of scales that is not an integer.
     """
     image = jnp.asarray(image)
     _check_sizes(size, scales, image.shape)
@@ -78,6 +80,7 @@ def glimpse_boxes(
 
     Raises:
         ValueError: a size or number of scales below 1, a shape smaller than the first patch.
+        TypeError: a size or number of scales that is not an integer.
     """
     _check_sizes(size, scales, shape)
     locations = jnp.asarray(locations)
@@ -97,6 +100,7 @@ class GlimpseSensor(nnx.Module):
 
     Raises:
         ValueError: a size or number of scales below 1.
+        TypeError: one that is not an integer.
     """
 
     def __init__(self, size: int, scales: int = 1):
@@ -150,6 +154,7 @@ class GlimpseNetwork(nnx.Module):
 
     Raises:
         ValueError: a size below 1.
+        TypeError: a size that is not an integer.
     """
 
     def __init__(
@@ -162,15 +167,12 @@ class GlimpseNetwork(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        sizes = {
-            "in_features": in_features,
-            "features": features,
-            "patch_features": patch_features,
-            "location_features": location_features,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_sizes(
+            in_features=in_features,
+            features=features,
+            patch_features=patch_features,
+            location_features=location_features,
+        )
 
         def linear(rows: int, columns: int) -> nnx.Linear:
             return nnx.Linear(rows, columns, param_dtype=param_dtype, rngs=rngs)
@@ -208,10 +210,10 @@ class Located(NamedTuple):
     """Where to look next.
 
     Attributes:
-        location: row and column, each in [-1, 1], without a gradient.
-        sample: the draw, before it was clamped to the image, without a gradient: the log density
-            is that of the draw.
-        mean: the mean that it was drawn around; gradients reach the weights through it alone.
+        location: row and column, each in [-1, 1] unless it was given.
+        sample: the draw, before it was clamped to the image: the log density is that of the draw.
+        mean: the mean that it was drawn around; gradients reach the weights through it alone. What
+            is given `at` is location and sample as it is, and keeps its own gradient.
     """
 
     location: Float[Array, "*batch 2"]
@@ -235,6 +237,7 @@ class LocationNetwork(nnx.Module):
 
     Raises:
         ValueError: a size below 1, or a `std` that is not positive.
+        TypeError: a size that is not an integer.
     """
 
     def __init__(
@@ -246,8 +249,7 @@ class LocationNetwork(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if in_features < 1:
-            raise ValueError(f"in_features must be at least 1, got {in_features}")
+        check_sizes(in_features=in_features)
         if not std > 0:
             raise ValueError(f"std must be positive, got {std}")
         self.std = std
@@ -307,9 +309,7 @@ def _starts(location: Array, shape: tuple[int, ...], width: int) -> Array:
 
 
 def _check_sizes(size: int, scales: int, shape: tuple[int, ...] | None = None) -> None:
-    for name, value in {"size": size, "scales": scales}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_sizes(size=size, scales=scales)
     if shape is not None and len(shape) > 1 and min(shape[:2]) < size:
         raise ValueError(
             f"image must be at least as large as a glimpse of {size} x {size}, got shape {shape}"

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from jaxattn.jaxpr.capture import tag
 from jaxattn.nn.attending import Attended, checked_mask, masked_softmax
+from jaxattn.nn.attention_layer import check_sizes
 
 
 class SpatialWeights(NamedTuple):
@@ -128,13 +129,9 @@ class SpatialAttention(nnx.Module):
         self.annotation_features = annotation_features
         self.state_features = state_features
         self.name = name
-        for size_name, size in {
-            "annotation_features": annotation_features,
-            "state_features": state_features,
-            "units": units,
-        }.items():
-            if size < 1:
-                raise ValueError(f"{size_name} must be at least 1, got {size}")
+        check_sizes(
+            annotation_features=annotation_features, state_features=state_features, units=units
+        )
         if not jnp.issubdtype(param_dtype, jnp.floating):
             raise TypeError(f"param_dtype must be floating, got {param_dtype}")
         draw = initializers.glorot_uniform()

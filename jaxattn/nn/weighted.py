@@ -1,5 +1,7 @@
 """Attention without a query: one weighted sum over a sequence."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,82 +10,91 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Shaped
 
 from jaxattn.jaxpr.capture import tag
-from jaxattn.nn.attending import Attended, checked_mask, masked_softmax
-from jaxattn.nn.attention_layer import check_sizes
+from jaxattn.nn.attending import Attended, masked_softmax
+from jaxattn.nn.attention_layer import AttentionLayer, as_sequence, check_sizes
 
 
-class FeedForwardAttention(nnx.Module):
-    r"""Sums a sequence up, each step weighted by a squashed score of its own.
+class SeqWeightedAttention(AttentionLayer):
+    r"""One weighted sum over a sequence, as keras-self-attention has it.
 
-    $e_t = \tanh(x_t W + b)$, $\alpha = \mathrm{softmax}(e)$ and $v = \sum_t \alpha_t x_t$ (Raffel &
-    Ellis 2015, https://arxiv.org/abs/1512.08756). As scores lie in (-1, 1), no step gets more than
-    $e^2$ times the weight of another.
+    The softmax of $x_j W + b$ over $j$ weighs the steps. The weights are `W` (D, 1) and `b` (1,);
+    `W` starts uniform in [-0.05, 0.05].
 
     Args:
-        in_features: D, size of the input at each step.
-        name: the tag of the weights, for `jaxattn.capture` and `jaxattn.intervene`.
-        param_dtype: dtype of `W` (D, 1) and `b` (1,).
-        rngs: random streams; `W` is drawn from `params`.
+        features: D, size of each step.
+        use_bias: add `b`, which no softmax sees.
+        param_dtype: dtype of the weights.
+        name: the tag of the attention weights.
+        rngs: random streams; the weights are drawn from `params`.
 
     Raises:
-        ValueError: an `in_features` below 1.
-        TypeError: a size that is no integer, a `param_dtype` that is not floating.
+        ValueError: a size below 1.
+        TypeError: a `param_dtype` that is not floating.
     """
+
+    _kernel_init = staticmethod(partial(jax.random.uniform, minval=-0.05, maxval=0.05))
 
     def __init__(
         self,
-        in_features: int,
+        features: int,
         *,
-        name: str = "attention",
+        use_bias: bool = True,
         param_dtype: DTypeLike = jnp.float32,
+        name: str = "attention",
         rngs: nnx.Rngs,
     ):
-        check_sizes(in_features=in_features)
-        if not jnp.issubdtype(param_dtype, jnp.floating):
-            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
-        self.in_features = in_features
-        self.name = name
-        draw = initializers.glorot_uniform()
-        self.W = nnx.Param(draw(rngs.params(), (in_features, 1), param_dtype))
-        self.b = nnx.Param(jnp.zeros(1, param_dtype))
+        check_sizes(features=features)
+        self.features = features
+        shapes = {"W": (features, 1)} | ({"b": (1,)} if use_bias else {})
+        super().__init__(shapes, param_dtype, name, rngs, kernel_init=self._kernel_init)
 
     def __call__(
         self,
         x: Shaped[ArrayLike, "*batch T D"],
         mask: Bool[ArrayLike, "..."] | None = None,
     ) -> Attended:
-        """Return the weighted sum and the weights.
+        """Sum the steps.
 
-        What stands at masked steps changes nothing, NaN included, and gets no gradient. The dtype
-        is the one to which `x` and the weights promote.
+        What lies at masked steps changes nothing, NaN included, and gets no gradient. Where all is
+        masked, weights and values are zero.
 
         Args:
-            x: one example (T, D), or a batch of any rank (..., T, D); integers are converted.
-            mask: True at steps that may be read, (..., T); leading axes may be 1 or missing.
-                None: at all.
+            x: one example (T, D), or a batch (..., T, D).
+            mask: True at steps that may be read, (..., T). None: at all.
 
         Returns:
-            The sum (..., D) and the weights (..., T), both zero where no step may be read.
+            Values (..., D) and weights (..., T).
 
         Raises:
-            ValueError: an `x` of another shape or without steps, a mask that does not fit it.
+            ValueError: an `x` or a mask of another shape.
             TypeError: an `x` that is not real numbers, a mask that is not boolean.
         """
-        x = jnp.asarray(x)
-        if x.ndim < 2 or x.shape[-1] != self.in_features or not x.shape[-2]:
-            raise ValueError(f"x must have shape (..., T, {self.in_features}), got {x.shape}")
-        if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-            raise TypeError(f"x must be real numbers, got dtype {x.dtype}")
-        with jax.numpy_dtype_promotion("standard"):
-            dtype = jnp.promote_types(x.dtype, self.W.dtype)
-        W, b = self.W[...].astype(dtype), self.b[...].astype(dtype)
+        return self._attend(self._one, (as_sequence("x", x, self.features),), (mask,))
 
-        def attend(x: Array, mask: Array | None) -> Attended:
-            if mask is not None:
-                x = jnp.where(mask[:, None], x, 0)
-            weights = tag(masked_softmax(jnp.tanh((x @ W)[:, 0] + b), mask), self.name)
-            return Attended(weights @ x, weights)
+    def _one(self, weights: dict[str, Array], x: Array, mask: Array | None) -> Attended:
+        scores = (x @ weights["W"])[:, 0]
+        if "b" in weights:
+            scores = scores + weights["b"][0]
+        found = tag(masked_softmax(self._squashed(scores), mask), self.name)
+        return Attended(found @ x, found)
 
-        for _ in x.shape[:-2]:
-            attend = jax.vmap(attend)
-        return attend(x.astype(dtype), None if mask is None else checked_mask(mask, x.shape[:-1]))
+    def _squashed(self, scores: Array) -> Array:
+        return scores
+
+
+class FeedForwardAttention(SeqWeightedAttention):
+    r"""One weighted sum over a sequence, by scores that are squashed (Raffel & Ellis 2015).
+
+    The softmax of $\tanh(x_j W + b)$ over $j$ weighs the steps: no step gets more than $e^2$ times
+    the weight of another. `W` is drawn by Glorot's uniform rule. Arguments, result and errors are
+    those of `SeqWeightedAttention`.
+
+    Reference:
+        Raffel and Ellis 2015, Feed-forward networks with attention can solve some long-term memory
+        problems, arXiv:1512.08756.
+    """
+
+    _kernel_init = staticmethod(initializers.glorot_uniform())
+
+    def _squashed(self, scores: Array) -> Array:
+        return jnp.tanh(scores)

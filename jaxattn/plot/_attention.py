@@ -54,7 +54,10 @@ def attention(
     """
     table = np.atleast_2d(style.real("weights", weights))
     if table.ndim != 2:
-        raise ValueError(f"weights must have shape (T_out, T_in), got {table.shape}")
+        raise ValueError(
+            f"weights must have shape (T_out, T_in), got {table.shape}; attention_heads draws "
+            "those of several heads or layers"
+        )
     outlined = _marked(marks, table.shape)
     norm = _scale(limit, table)
     down, across = table.shape

@@ -16,9 +16,9 @@ from jaxattn.plot._text_axes import draw
 from jaxattn.plot._typeset import Line, ends_line, starts, visible
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Text:
-    """Coloured words or characters; a notebook shows them, and `+` puts one under the other.
+    """Coloured words or characters: shown by a notebook, printed in colours, stacked by `+`.
 
     Attributes:
         lines: what is shown.
@@ -52,12 +52,19 @@ class Text:
             for label, line in zip(labels, self.lines, strict=True)
         )
 
+    def __str__(self) -> str:
+        return self.ansi
+
+    def __repr__(self) -> str:
+        words = sum(len(line.words) for line in self.lines)
+        return f"Text({words} words in {len(self.lines)} lines)"
+
     def _repr_html_(self) -> str:
         return self.html
 
     def save(self, path: str | Path) -> None:
         """Writes a page that holds nothing but the words."""
-        page = '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>words</title>\n'
+        page = '<!DOCTYPE html>\n<html>\n<meta charset="utf-8">\n<title>words</title>\n'
         Path(path).write_text(f"{page}{self.html}\n</html>\n", encoding="utf-8")
 
     def draw(
