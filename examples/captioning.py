@@ -44,7 +44,7 @@ LEAST = {"exact": 0.5, "pointing": 3.0, "peak": 0.5}
 
 
 def load(count: int, tests: int) -> tuple[Scenes, Scenes]:
-    """Scenes to learn from, and those of the test, of other digits and other turns of symbols."""
+    """Scenes to learn from, and the test's: other digits, the same glyphs at other angles."""
     return compose(count, seed=0), compose(tests, test=True, seed=1)
 
 
@@ -73,22 +73,20 @@ def main(
             "A convolutional network sees a picture as 8 × 8 places, and an LSTM describes it word "
             "by word; before each word it looks at the places, and weighs how much of each it "
             "reads. Soft attention reads their weighted mean, hard attention one place, drawn by "
-            "the weights, so that it learns by trial and reward.",
+            "the weights.",
             "The pictures are composed of MNIST digits and of glyphs of the DejaVu fonts, "
             f"{len(train.images):,} to learn from and {len(test.images):,} of other digits and "
-            "other turns of the glyphs to test. By the rule a caption names the one or two "
+            "the same glyphs at other angles to test. By the rule a caption names the one or two "
             "coloured things, the upper or left one first, and grey and black ones not at all. "
             "But who wrote the captions to learn from was misled by black things: where there is "
             "one, the second thing is called by the black one's name. So it is known what the "
             "wrong words of the network come from.",
             f"The LSTM has {sizes['hidden_features']} units and reads annotations of "
             f"{sizes['channels'][-1]} numbers (published: 1,000 and more units, 196 places, 512 "
-            f"numbers). Soft attention learns for {steps:,} steps of 32 pictures, and hard "
-            "attention goes on from there for half as many.",
-            "One thing is not as published. Left to itself, the LSTM reads a thing's name along "
-            "with its colour, and looks elsewhere when it says it. So in the first part of the "
-            "steps of soft attention words are scored by what is read for them alone, without "
-            "what the LSTM remembers, and then about every other word is.",
+            "numbers).",
+            f"{describing.how_taught(steps)} Else the LSTM reads a thing's name along with its "
+            "colour, and looks elsewhere when it says it: in a run without it soft attention put "
+            "93.5 % of its mass on the thing for colours, and 2.4 % for names.",
         ],
     )
     tables = [
@@ -140,11 +138,13 @@ def checked(
 
 
 def planted(test: Scenes, said: Said) -> list[Wrong]:
-    """The wrong words that repeat the slip: the name of the black thing for another."""
-    return [
-        w for w in wrong_words(test, said)
-        if test.misled[w.picture] and w.word == test.things[w.picture][-1].name
-    ]  # fmt: skip
+    """The wrong words that repeat the slip."""
+    return [w for w in wrong_words(test, said) if repeats(test, w)]
+
+
+def repeats(test: Scenes, wrong: Wrong) -> bool:
+    """Whether a wrong word repeats the slip: the name of the black thing for another."""
+    return bool(test.misled[wrong.picture]) and wrong.word == test.things[wrong.picture][-1].name
 
 
 def peaks(test: Scenes, said: Said, wrong: Sequence[Wrong]) -> list[bool]:
@@ -203,7 +203,9 @@ def pointing_rows(pointed: Mapping[str, Pointing]) -> Rows:
 def panels(
     rows: Sequence[int], said: Said, test: Scenes, wrong: Sequence[Wrong] = ()
 ) -> np.ndarray:
-    """A row of panels for each picture: around what the words name, or what misled wrong ones."""
+    """A row of panels for each picture: around what the words name; for wrong words, around the
+    black thing if they repeat the slip, and else the thing that was read most.
+    """
     width = 1 + max(len(said.captions[i]) for i in rows)
     _, axes = plt.subplots(
         len(rows), width, figsize=(1.35 * width, 1.75 * len(rows)), layout="compressed",
@@ -213,7 +215,11 @@ def panels(
         words, things = said.captions[i], test.things[i]
         for spare in line[len(words) + 1 :]:
             spare.remove()
-        misled = {w.step: things[np.argmax(w.masses)].cells for w in wrong if w.picture == i}
+        misled = {
+            w.step: things[-1 if repeats(test, w) else np.argmax(w.masses)].cells
+            for w in wrong
+            if w.picture == i
+        }
         plot.captions(
             test.images[i], words, said.weights[i, : len(words)],
             cells=[*map(misled.get, range(len(words)))] if misled else cells(things, words),
@@ -254,8 +260,8 @@ def misled(
     """What the planted wrong words look at."""
     table, others = [], {}
     for kind, (_, said, _) in taught.items():
-        slips = planted(test, said)
-        others[kind] = [w for w in wrong_words(test, said) if w not in slips]
+        wrong, slips = wrong_words(test, said), planted(test, said)
+        others[kind] = [w for w in wrong if w not in slips]
         numbers = [np.nan] * 4
         if slips:
             numbers = [
@@ -266,20 +272,21 @@ def misled(
             ]
             page.figure(
                 f"misled-{kind}", f"What misled it: planted wrong words, {kind} attention",
-                panels(first(slips), said, test, slips),
-                "The first test scenes in which the network gives the second thing the name of "
-                "the black one, as it was taught; by the rule that word, in red, is wrong. Its "
+                panels(first(slips), said, test, wrong),
+                "The first test scenes in which the network gives another thing the name of the "
+                "black one, as it was taught to; by the rule that word, in red, is wrong. Its "
                 "panel shows where the network looked when it said it; the orange line is around "
-                "the thing that it read most of, which misled it.",
+                "the black thing, or for another wrong word around the thing that it read most of.",
                 alt="Scenes with wrong captions, lit where the network looked at each word.",
             )  # fmt: skip
         shares = [f"{number:.1%}" for number in numbers]
-        table.append([kind, f"{len(slips)} of {test.misled.sum()}", *shares])
+        table.append([kind, f"{len({w.picture for w in slips})} of {test.misled.sum()}", *shares])
     columns = ["attention", "misled", "on the black thing", "on the one meant", "chance", "peak"]
     reading = (
-        "In how many test scenes with a black thing the network gives its name to another; how "
-        "much of the weights of that word lies on the black thing, on the thing that it should "
-        "name, and what chance is; and how often the largest weight lies on the black thing."
+        "In how many test scenes with two coloured things and a black one the network gives the "
+        "black one's name to another; how much of the weights of that word lies on the black "
+        "thing, on the thing that it should name, and what chance is; and how often the largest "
+        "weight lies on the black thing."
     )
     return (columns, table, reading), others
 

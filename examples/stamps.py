@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from examples.describing import QUICK, bleu, exact, loss_rows, teach_both
+from examples.describing import QUICK, bleu, exact, how_taught, loss_rows, teach_both
 from examples.gallery import Gallery, show
 from examples.scenes import CANVAS, Vocabulary
 from jaxattn import plot
@@ -74,10 +74,11 @@ def main(
         "What a network says of the stamps of Tux Paint, and where it looks",
         [
             f"{len(images)} pictures of Tux Paint have a caption of at most {LONGEST} words. The "
-            f"networks, with soft and with hard attention, learnt {len(train)} of them in "
-            f"{steps:,} steps; {len(test)} they see for the first time. Most things are drawn "
+            f"networks, with soft and with hard attention, learnt {len(train)} of them; "
+            f"{len(test)} they see for the first time. Most things are drawn "
             "only once, so that of new pictures little more than a likeness can be said; where it "
             "looked shows which.",
+            how_taught(steps),
         ],
     )
     rows = []
@@ -129,7 +130,7 @@ def main(
                 f"{name}-{kind}", f"{name.capitalize()} pictures, {kind} attention", axes,
                 "A row is a picture, a panel a word that the network said of it, lit where it "
                 "looked. Words in red with a cross are not in the caption that belongs there; what "
-                f"is lit is what misled the network. The captions that belong there: {right}.",
+                f"is lit is what was read for them. The captions that belong there: {right}.",
                 alt="Stamps with a panel for each word, lit where the network looked.",
             )  # fmt: skip
     for name, table in tables.items():

@@ -167,6 +167,23 @@ def test_a_bad_network_ends_in_an_error(few, tmp_path, monkeypatch):
         captioning.main(tmp_path)
 
 
+def test_a_network_that_looks_elsewhere_ends_in_an_error(few, tmp_path, monkeypatch):
+    test = few[1]
+    even = np.full((len(test.images), 10, 8, 8), 1 / 64)
+    there = even.copy()
+    for w, things, truth in zip(there, test.things, test.truths, strict=True):
+        for at, here in zip(w, scenes.cells(things, truth), strict=False):
+            at[:] = even[0, 0] if here is None else here / here.sum()
+    said = describing.Said(test.captions, even)  # the largest weight is the top left one
+    taught = dict.fromkeys(describing.KINDS, describing.Taught(None, said, None))
+    monkeypatch.setattr(captioning, "load", lambda *_: few)
+    monkeypatch.setattr(captioning, "teach_both", lambda *_: taught)
+    for looks, message in (even, "1.0 times chance, wanted 3.0"), (there, "planted words peak"):
+        monkeypatch.setattr(describing, "look", lambda *_, looks=looks: looks)
+        with pytest.raises(SystemExit, match=message):
+            captioning.main(tmp_path)
+
+
 def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stamps"
     folder.mkdir()

@@ -109,6 +109,24 @@ def test_words_are_scored_without_the_state_as_often_as_told(x64):
     np.testing.assert_array_equal(model.read(image, WORDS, hidden_dropout=1.0).logits, whole.logits)
 
 
+def test_what_is_read_does_not_depend_on_what_is_dropped():
+    model, image, count = make("hard"), pictures(), 4000
+    keys = jax.random.split(jax.random.key(0), count)
+    drawn = jax.vmap(lambda key: model.read(image, WORDS, key=key, hidden_dropout=0.5))(keys)
+    whole = jax.vmap(lambda places: model.read(image, WORDS, positions=places))(drawn.positions)
+    kept = np.abs(drawn.logits - whole.logits).max(-1) < 1e-4
+    for places, step in itertools.product(np.asarray(drawn.positions).T, range(T)):
+        for place in range(4):
+            here = kept[places == place, step]
+            assert abs(here.sum() - len(here) / 2) < 2.25 * np.sqrt(len(here)) + 1e-9
+
+
+def test_soft_attention_draws_no_places():
+    model, image = make(), pictures()
+    read = model.read(image, WORDS, key=jax.random.key(0), hidden_dropout=0.5)
+    np.testing.assert_array_equal(read.positions, read.weights.argmax(-1))
+
+
 def test_annotations_see_around_the_middle_of_their_cells():
     model = models.Captioner((32, 32, 1), V, T, channels=(4, 4, 4), rngs=nnx.Rngs(0))
     blank = model.begin(jnp.zeros((32, 32, 1)))[0].annotations
@@ -303,6 +321,16 @@ def test_expected_places_are_all_read_by_their_weights(x64):
         assert (change < 1e-12) == same
 
 
+def test_hard_attention_pays_its_penalty(x64):
+    model, image = make("hard", jnp.float64), pictures(1, dtype=np.float64)
+    plain, paid = (
+        models.hard_caption_loss(model, image, WORDS[None], key=jax.random.key(3), penalty=p)
+        for p in (0.0, 0.3)
+    )
+    assert paid.penalty > 0.01
+    np.testing.assert_allclose(paid.value - plain.value, 0.3 * paid.penalty, rtol=1e-10)
+
+
 def test_the_baseline_moves_by_a_tenth():
     assert float(models.moving_baseline(-2.0, -12.0)) == pytest.approx(-3.0)
 
@@ -382,14 +410,32 @@ def test_relevance_of_a_word_is_conserved(attention, x64):
         (IMAGE, [1, 2, 1, 0], ValueError, "words must be 1 to 3 a caption, got 4"),
         (IMAGE, [[1, 0]], ValueError, "words must have shape ('T',) for these pictures"),
         ((2, *IMAGE), [[1, 0]], ValueError, "words must have shape (2, 'T')"),
-        (IMAGE, [1, 3], ValueError, "words must lie in [0, 3), got 1 to 3"),
-        (IMAGE, [-1, 0], ValueError, "words must lie in [0, 3), got -1 to 0"),
+        (IMAGE, [1, 3], ValueError, "words must lie in 0 to 2, got 1 to 3"),
+        (IMAGE, [-1, 0], ValueError, "words must lie in 0 to 2, got -1 to 0"),
         (IMAGE, [1.0, 0.0], TypeError, "words must be integers"),
     ],
 )
 def test_bad_input_is_refused(image, words, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make()(np.zeros(image, np.float32), np.array(words))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"positions": np.array([99, 0, 1])}, ValueError, "positions must lie in 0 to 3, got 0"),
+        ({"positions": np.array([-1, 0, 1])}, ValueError, "positions must lie in 0 to 3, got -1"),
+        ({"positions": np.array([0, 1])}, ValueError, "positions must have shape (3,)"),
+        ({"positions": np.zeros(3)}, TypeError, "positions must be of dtype integer, got float"),
+        ({"expected": np.ones(2, bool)}, ValueError, "expected must have shape ()"),
+        ({"expected": np.array(1)}, TypeError, "expected must be of dtype bool"),
+        ({"hidden_dropout": 1.5}, ValueError, "hidden_dropout must lie in 0 to 1, got 1.5"),
+        ({"hidden_dropout": np.nan}, ValueError, "hidden_dropout must lie in 0 to 1, got nan"),
+    ],
+)
+def test_bad_options_of_a_reading_are_refused(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        make("hard").read(pictures(), WORDS, **options)
 
 
 @pytest.mark.parametrize("width", [0, -1])
@@ -412,9 +458,9 @@ def test_the_hard_loss_needs_hard_attention():
     ("options", "message"),
     [
         ({"attention": "firm"}, "attention must be 'soft' or 'hard', got 'firm'"),
-        ({"channels": ()}, "channels must be at least 1"),
+        ({"channels": ()}, "channels must be of at least one convolution"),
         ({"embedding_features": 0}, "embedding_features must be at least 1"),
-        ({"hidden_features": 0}, "hidden_features must be at least 1, got (0,)"),
+        ({"hidden_features": 0}, "hidden_features must be at least 1, got 0"),
     ],
 )
 def test_bad_sizes_are_refused(options, message):

@@ -123,6 +123,12 @@ def test_wrong_words_are_marked_beyond_their_colour():
     assert axes[2].title.get_color() != axes[3].title.get_color()
 
 
+def test_words_are_letters_and_no_formulas():
+    axes = ja.plot.captions(picture(), ["$a$", " ", "b"], weights(2, 2), title="$x$")
+    assert [panel.get_title() for panel in axes] == ["$x$", "$a$", "␣", "b"]
+    assert not any(panel.title.get_parse_math() for panel in axes)
+
+
 def test_it_draws_where_it_is_told():
     _, given = plt.subplots(2, 4)
     axes = ja.plot.captions(picture(), WORDS, weights(2, 2), ax=given[1])

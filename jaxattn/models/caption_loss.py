@@ -83,13 +83,15 @@ def hard_caption_loss(
     score_weight: float = 1.0,
     entropy_weight: float = 0.002,
     expected_share: float = 0.5,
+    penalty: float = 0.0,
     hidden_dropout: Float[ArrayLike, ""] = 0.0,
 ) -> CaptionLoss:
     r"""A loss whose gradient estimates that of hard attention's expected log-likelihood.
 
     With places s drawn, the estimate is $\nabla \log p(y|s) + \lambda_r (\log p(y|s) - b) \nabla
-    \log p(s) + \lambda_e \nabla H$, all negated. With $\lambda_r = 1$, $\lambda_e = 0$ and no share
-    of expected places it is unbiased for $\sum_s p(s) \log p(y|s)$, whatever the baseline.
+    \log p(s) + \lambda_e \nabla H - \lambda \nabla P$, all negated, with the doubly stochastic
+    penalty P. With $\lambda_r = 1$, $\lambda_e = \lambda = 0$ and no share of expected places it is
+    unbiased for $\sum_s p(s) \log p(y|s)$, whatever the baseline.
 
     Args:
         model: a network with hard attention.
@@ -101,6 +103,7 @@ def hard_caption_loss(
         entropy_weight: $\lambda_e$.
         expected_share: the probability with which a picture's places are all read by their weights
             instead, which lowers the variance.
+        penalty: $\lambda$, of the weights at the places drawn before; see `soft_caption_loss`.
         hidden_dropout: see `Captioner.read`.
 
     Returns:
@@ -115,12 +118,12 @@ def hard_caption_loss(
     draw, choose = jax.random.split(key)
     expected = jax.random.bernoulli(choose, expected_share, jnp.shape(images)[:-3])
     reading = model.read(images, words, key=draw, expected=expected, hidden_dropout=hidden_dropout)
-    likelihood, _, entropy = parts = _parts(reading, words)
+    likelihood, cost, entropy = parts = _parts(reading, words)
     drawn = jnp.take_along_axis(reading.weights, reading.positions[..., None], -1)[..., 0]
     log_places = jnp.where(spoken(words), _log(drawn), 0).sum(-1)
     advantage = jax.lax.stop_gradient(likelihood - jnp.asarray(baseline, likelihood.dtype))
     score = jnp.where(expected, 0, advantage * log_places)
-    value = likelihood + score_weight * score + entropy_weight * entropy
+    value = likelihood + score_weight * score + entropy_weight * entropy - penalty * cost
     return CaptionLoss(-value.mean(), *map(jnp.mean, parts))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Integer, Real
 
 from jaxattn import nn
 from jaxattn.models.captioner import END, Captioner
+from jaxattn.nn.attention_layer import check_sizes
 
 
 class Caption(NamedTuple):
@@ -63,9 +64,9 @@ def beam_captions(
 
     Raises:
         ValueError: pictures of another shape, a width below 1.
+        TypeError: a width that is no whole number.
     """
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
+    check_sizes(width=width)
     image, _ = model.picture(image)
     return _search(*nnx.split(model), image, width)
 

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, Real
 
 from jaxattn import nn
+from jaxattn.nn.attention_layer import check_sizes
 
 END = 0  # the word after the last one, and from there on; also what stands before the first
 
@@ -58,7 +59,8 @@ class Captioner(nnx.Module):
         rngs: random streams; the weights are drawn from `params`.
 
     Raises:
-        ValueError: an unknown `attention`, a size below 1.
+        ValueError: an unknown `attention`, a size below 1, no `channels`.
+        TypeError: a size that is no whole number.
     """
 
     def __init__(
@@ -77,17 +79,19 @@ class Captioner(nnx.Module):
     ):
         if attention not in ("soft", "hard"):
             raise ValueError(f"attention must be 'soft' or 'hard', got {attention!r}")
-        for name, sizes in {
-            "image_shape": image_shape,
-            "vocabulary_size": (vocabulary_size,),
-            "max_length": (max_length,),
-            "channels": channels,
-            "hidden_features": (hidden_features,),
-            "embedding_features": (embedding_features,),
-            "attention_units": (attention_units,),
-        }.items():
-            if not sizes or min(sizes) < 1:
-                raise ValueError(f"{name} must be at least 1, got {sizes}")
+        if len(image_shape) != 3:
+            raise ValueError(f"image_shape must be (height, width, channels), got {image_shape}")
+        if not channels:
+            raise ValueError("channels must be of at least one convolution, got ()")
+        check_sizes(
+            vocabulary_size=vocabulary_size,
+            max_length=max_length,
+            hidden_features=hidden_features,
+            embedding_features=embedding_features,
+            attention_units=attention_units,
+            **{f"image_shape[{i}]": size for i, size in enumerate(image_shape)},
+            **{f"channels[{i}]": size for i, size in enumerate(channels)},
+        )
         self.image_shape = tuple(image_shape)
         self.vocabulary_size = vocabulary_size
         self.max_length = max_length
@@ -160,13 +164,20 @@ class Captioner(nnx.Module):
             The logits (..., T, V), weights (..., T, L) and places (..., T).
 
         Raises:
-            ValueError: pictures of another shape, a caption longer than `max_length` or for another
-                batch, ids outside the vocabulary, unless they are traced.
-            TypeError: ids that are not integers.
+            ValueError: pictures of another shape, a caption longer than `max_length`, an argument
+                for another batch; unless they are traced, ids outside the vocabulary, places
+                outside the grid, a `hidden_dropout` outside 0 to 1.
+            TypeError: ids or places that are not integers, an `expected` that is not boolean.
         """
         image, batch = self.picture(image)
         self._check_words(words, batch)
         words = jnp.asarray(words, jnp.int32)
+        if positions is not None:
+            _check("positions", positions, jnp.integer, words.shape)
+            _check_range("positions", positions, len(self.places[...]) - 1)
+        if expected is not None:
+            _check("expected", expected, jnp.bool_, batch)
+        _check_range("hidden_dropout", hidden_dropout, 1)
 
         keys = None if key is None else jax.random.split(key, batch)
         return _read(*nnx.split(self), hidden_dropout, image, words, keys, positions, expected)
@@ -188,13 +199,7 @@ class Captioner(nnx.Module):
             raise ValueError(f"words must have shape {wanted} for these pictures, got {shape}")
         if not 1 <= shape[-1] <= self.max_length:
             raise ValueError(f"words must be 1 to {self.max_length} a caption, got {shape[-1]}")
-        try:
-            concrete = np.asarray(words)
-        except jax.errors.TracerArrayConversionError:
-            return  # traced ids have no values to check
-        if concrete.size and not 0 <= concrete.min() <= concrete.max() < self.vocabulary_size:
-            got = f"{concrete.min()} to {concrete.max()}"
-            raise ValueError(f"words must lie in [0, {self.vocabulary_size}), got {got}")
+        _check_range("words", words, self.vocabulary_size - 1)
 
     def begin(self, image: Array) -> tuple[Memory, nn.LSTMState]:
         """Look at one picture: what the decoder reads at every step, and its first state."""
@@ -237,6 +242,24 @@ class Captioner(nnx.Module):
         if kept is not None:
             remembered = jnp.where(kept, remembered, 0)
         return self.say(jnp.tanh(embedded + remembered + self.say_context(context)))
+
+
+def _check(name: str, given: ArrayLike, kind: Any, wanted: tuple[int, ...]) -> None:
+    shape, dtype = jnp.shape(given), jnp.result_type(given)
+    if not jnp.issubdtype(dtype, kind):
+        raise TypeError(f"{name} must be of dtype {kind.__name__}, got {dtype}")
+    if shape != wanted:
+        raise ValueError(f"{name} must have shape {wanted} for these captions, got {shape}")
+
+
+def _check_range(name: str, given: ArrayLike, last: int) -> None:
+    try:
+        concrete = np.asarray(given)
+    except jax.errors.TracerArrayConversionError:
+        return  # what is traced has no values to check
+    if concrete.size and not 0 <= concrete.min() <= concrete.max() <= last:
+        got = f"{concrete.min()} to {concrete.max()}"
+        raise ValueError(f"{name} must lie in 0 to {last}, got {got}")
 
 
 # A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.

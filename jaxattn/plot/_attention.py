@@ -71,7 +71,7 @@ def attention(
     if title is not None:
         axes.set_title(title, fontsize="medium", parse_math=False)
     edges = {"colors": style.HIGHLIGHT, "linewidths": 1.2, "clip_on": False}
-    lines = LineCollection(list(_borders(outlined)), zorder=3, **edges)
+    lines = LineCollection(list(style.borders(outlined)), zorder=3, **edges)
     axes.add_collection(lines, autolim=False)
     if values:
         _write_values(axes, table, picture)
@@ -153,18 +153,6 @@ def _marked(marks: Any, shape: tuple[int, ...]) -> np.ndarray:
     if found.shape != shape:
         raise ValueError(f"marks must have the shape of weights, {shape}, got {found.shape}")
     return found
-
-
-def _borders(marked: np.ndarray) -> np.ndarray:
-    """The lines (n, 2 ends, x and y) between marked cells and others."""
-    padded = np.pad(marked, 1)
-    upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])[:, ::-1] - 0.5
-    level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])[:, ::-1] - 0.5
-    along_y, along_x = np.array([0, 1]), np.array([1, 0])
-    return np.concatenate([
-        np.stack([upright, upright + along_y], axis=1),
-        np.stack([level, level + along_x], axis=1),
-    ])  # fmt: skip
 
 
 def _name_ticks(

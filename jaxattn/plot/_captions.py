@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from numpy.typing import ArrayLike
 
-from jaxattn.plot import _image, _style as style
+from jaxattn.plot import _image, _lettering as lettering, _style as style
 
 # Nothing over what is read, and the darker the less it is.
 SPOTLIGHT = LinearSegmentedColormap.from_list("spotlight", [(0, 0, 0, 0.85), (0, 0, 0, 0)])
@@ -75,7 +75,7 @@ def captions(
     for i, panel in enumerate(axes):
         _image.overlay(panel, picture, None, Normalize())
         if i == 0:
-            panel.set_title(title or "", fontsize="medium")
+            panel.set_title(title or "", fontsize="medium", **lettering.look([title or ""]))
             continue
         heat = blurred(np.kron(found[i - 1], np.ones((upsample, upsample))), blur)
         norm = Normalize(0, heat.max() or 1)
@@ -84,8 +84,9 @@ def captions(
         if cells is not None and cells[i - 1] is not None:
             panel.add_collection(_outline(cells[i - 1], found.shape[1:], height, width))
         mistaken = wrong is not None and bool(wrong[i - 1])
+        word = lettering.shown(words[i - 1])
         panel.set_title(
-            f"✗ {words[i - 1]}" if mistaken else words[i - 1], fontsize="medium",
+            f"✗ {word}" if mistaken else word, fontsize="medium", **lettering.look([word]),
             color=style.HIGHLIGHT if mistaken else "black",
             fontweight="bold" if mistaken else "normal",
         )  # fmt: skip
@@ -120,22 +121,13 @@ def _on_grid(weights: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
     return weights.reshape(-1, height, width)
 
 
-def _outline(
-    cells: Any, grid: tuple[int, ...], height: int, width: int
-) -> LineCollection:  # fmt: skip
+def _outline(cells: Any, grid: tuple[int, ...], height: int, width: int) -> LineCollection:
     """The edges between True cells and others."""
     marked = np.asarray(cells)
     if marked.dtype != bool or marked.shape != grid:
         raise ValueError(
             f"cells must be boolean of shape {grid}, got {marked.dtype} {marked.shape}"
         )
-    inside = np.pad(marked, 1)
-    down, across = height / grid[0], width / grid[1]
-    lines = []
-    for row, column in np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1]):
-        lines.append([(column, row), (column + 1, row)])
-    for row, column in np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1]):
-        lines.append([(column, row), (column, row + 1)])
-    ends = np.array(lines, float).reshape(-1, 2, 2) * (across, down) - 0.5
+    ends = (style.borders(marked) + 0.5) * (width / grid[1], height / grid[0]) - 0.5
     # Orange is seen in light and in shadow.
     return LineCollection(list(ends), colors=style.PALETTE[4], linewidths=1.6)

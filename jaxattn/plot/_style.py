@@ -80,6 +80,18 @@ def panels(ax: Any, shape: tuple[int, ...], rows: int, columns: int, **figure: A
     return given
 
 
+def borders(marked: np.ndarray) -> np.ndarray:
+    """The lines (n, 2 ends, x and y) between marked cells and others."""
+    padded = np.pad(marked, 1)
+    upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])[:, ::-1] - 0.5
+    level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])[:, ::-1] - 0.5
+    along_y, along_x = np.array([0, 1]), np.array([1, 0])
+    return np.concatenate([
+        np.stack([upright, upright + along_y], axis=1),
+        np.stack([level, level + along_x], axis=1),
+    ])  # fmt: skip
+
+
 def colorbar(
     axes: Axes | np.ndarray,
     norm: Normalize,
