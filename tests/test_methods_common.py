@@ -73,7 +73,7 @@ def network(weights, x, scale=None):
     The weights that it tags `"mixing"` are read by nothing but the methods that read weights.
     """
     rows = ja.tag(x if hasattr(x, "ndim") else x["series"], "rows")
-    ja.tag(jax.nn.softmax(rows @ weights["input"] @ weights["input"].T @ rows.T), "mixing")
+    ja.tag(jax.nn.softmax(rows @ rows.T), "mixing")
 
     def advance(h, row):
         return jnp.tanh(row @ weights["input"] + h @ weights["recurrent"]), None
