@@ -6,7 +6,7 @@ as often as it runs.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -63,10 +63,19 @@ def count_flops(closed_jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
     return Flops(flops.total(), by_primitive, unbounded)
 
 
+def count_equations(eqns: Iterable[JaxprEqn]) -> int:
+    """The operations of some equations, counted as `count_flops` does."""
+    return _count_equations(eqns)[0].total()
+
+
 def _count(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Counter[str], bool]:
+    return _count_equations(jaxpr.eqns)
+
+
+def _count_equations(eqns: Iterable[JaxprEqn]) -> tuple[Counter[str], bool]:
     flops: Counter[str] = Counter()
     unbounded = False
-    for eqn in jaxpr.eqns:
+    for eqn in eqns:
         name = eqn.primitive.name
         # Known costs come first: a reduction, too, holds a jaxpr, that of its scalar step.
         cost = _cost(eqn)

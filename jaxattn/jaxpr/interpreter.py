@@ -85,10 +85,11 @@ def evaluate(
     return [read(atom) for atom in closed.jaxpr.outvars]
 
 
-def bind(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
-    """What the equation itself computes."""
+def bind(eqn: jex.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Sequence[Any]:
+    """What the equation itself computes, or would with some of its parameters changed."""
+    params = eqn.primitive.get_bind_params(eqn.params | changed)
     with eqn.ctx.manager:
-        outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+        outputs = eqn.primitive.bind(*inputs, **params)
     return outputs if eqn.primitive.multiple_results else [outputs]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxattn._batch import chunked_map
 from jaxattn._explain import explainer
+from jaxattn._grouped import best_grouping
 from jaxattn._perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
@@ -50,6 +51,7 @@ def occlusion(
     window: int | Sequence[int] | Any = 1,
     stride: int | Sequence[int] | Any = None,
     baseline: Any = 0.0,
+    reuse: bool = True,
 ) -> Attribution:
     """How much the score falls when a window of the input is replaced by a baseline.
 
@@ -93,17 +95,24 @@ def occlusion(
         if windows is None:
             return jnp.zeros(leaves[i].shape, score.dtype)
 
-        def score_at(position: Any) -> Any:
-            occluded = jnp.where(windows.mask(position), replacements[i], leaves[i])
-            changed, _ = score_of(
-                jax.tree.unflatten(treedef, [*leaves[:i], occluded, *leaves[i + 1 :]])
-            )
-            return changed
+        def score_with(leaf: Any) -> tuple[Any, Any]:
+            return score_of(jax.tree.unflatten(treedef, [*leaves[:i], leaf, *leaves[i + 1 :]]))
 
+        def occluded(position: Any) -> Any:
+            return jnp.where(windows.mask(position), replacements[i], leaves[i])
+
+        positions = windows.positions()
+        if reuse and windows.number > 1:
+            ends = np.minimum(positions + windows.window, windows.shape)
+            spans = list(zip(positions.T, ends.T, strict=True))
+            found = best_grouping(score_with, leaves[i], spans, batch_size)
+            if found is not None:
+                changed, score, _ = found.scores(leaves[i], occluded, jnp.asarray(positions), batch_size)
+                return windows.mean(score - changed)
         # The unperturbed score comes out of the same program: rounding differs between programs.
         nowhere = np.array([windows.shape], np.int32)
-        positions = np.concatenate([nowhere, windows.positions()])
-        scores = chunked_map(score_at, jnp.asarray(positions), batch_size)
+        positions = np.concatenate([nowhere, positions])
+        scores = chunked_map(lambda p: score_with(occluded(p))[0], jnp.asarray(positions), batch_size)
         return windows.mean(scores[0] - scores[1:])
 
     values = [of_leaf(i, w) for i, w in enumerate(_windows(x, window, stride))]

@@ -1,0 +1,140 @@
+"""Changes of an input in groups that begin near each other, so that they share what comes before.
+
+Each group is one of the runs of `jaxattn.jaxpr.reuse`, which go side by side and join one after the
+other; a column is one change of each group. Where the groups begin is known before tracing, so all
+is one straight program: it can be compiled for an accelerator, differentiated and vectorised.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxattn._batch import chunked_map
+from jaxattn.jaxpr.extents import Rows
+from jaxattn.jaxpr.reuse import Reuse, Traced
+
+#: More groups begin later on average, which saves at most a share of 1 / groups, and take longer
+#: to compile: each is a loop of its own.
+MOST = 16
+#: The share of the operations that must be saved for it to be worth while.
+LEAST_SAVED = 0.05
+
+
+class Groups(NamedTuple):
+    """Changes by group.
+
+    Attributes:
+        rows: the rows that hold all changes of a group.
+        members: which change each column has of each group; the last may occur again.
+    """
+
+    rows: list[Rows]
+    members: Int[np.ndarray, "columns groups"]
+
+    @property
+    def places(self) -> Int[np.ndarray, " changes"]:
+        """Where each change lies in `members`, flattened."""
+        places = np.zeros(self.members.max() + 1, np.int64)
+        places[self.members.ravel()] = np.arange(self.members.size)
+        return places
+
+
+def grouped(
+    axis: int, begin: Int[np.ndarray, " N"], end: Int[np.ndarray, " N"], most: int
+) -> Groups:
+    """Parts changes into at most `most` groups of one size, by where they begin.
+
+    Args:
+        axis: along which they begin and end.
+        begin: the first row of each.
+        end: one past the last.
+        most: how many groups there may be.
+    """
+    order = np.argsort(begin, kind="stable")
+    groups = min(most, len(np.unique(begin)))
+    size = -(-len(order) // groups)
+    filled = order[np.minimum(np.arange(size * -(-len(order) // size)), len(order) - 1)]
+    parts = filled.reshape(-1, size)
+    rows = [Rows(axis, int(begin[p].min()), int(end[p].max())) for p in parts]
+    return Groups(rows, parts.T)
+
+
+class Grouped(NamedTuple):
+    """Groups, what they share of a function, and the operations that this saves."""
+
+    groups: Groups
+    reuse: Reuse
+    saved: int
+
+    def scores(
+        self,
+        x: Any,
+        changed: Callable[[Any], Any],
+        options: Any,
+        batch_size: int | None,
+    ) -> tuple[Array, Array, Any]:
+        """What the function answers for each change, and without one.
+
+        Args:
+            x: the input.
+            changed: makes of the options of one change the whole changed input.
+            options: of all changes, each leaf with a leading axis.
+            batch_size: how many changed runs are in flight.
+
+        Returns:
+            for each change its score, and the score without any as the same program finds it;
+            and the output without any change.
+        """
+        rows, members = self.groups
+        unchanged = self.reuse.clean(x)
+
+        def column(chosen: Any) -> Any:
+            each = [jax.tree.map(lambda leaf, g=g: leaf[g], chosen) for g in range(len(rows))]
+            cut = [
+                jax.lax.slice_in_dim(changed(one), r.lo, r.hi, axis=r.axis)
+                for one, r in zip(each, rows, strict=True)
+            ]
+            return self.reuse.run(unchanged, [*cut, None])[0]
+
+        columns = jax.tree.map(lambda leaf: leaf[members], options)
+        size = batch_size and max(1, batch_size // (len(rows) + 1))
+        scores = chunked_map(column, columns, size)
+        # Rounding differs between programs: the score of the input goes by the same one.
+        mine, none = scores[:, :-1].ravel(), jnp.repeat(scores[:, -1], len(rows))
+        places = self.groups.places
+        return mine[places], none[places], self.reuse.output(unchanged)[1]
+
+
+def best_grouping(
+    score_of: Callable[[Any], tuple[Any, Any]],
+    x: Any,
+    spans: Sequence[tuple[np.ndarray, np.ndarray]],
+    batch_size: int | None,
+) -> Grouped | None:
+    """The grouping of changes along one axis that saves most; `None` if none saves enough.
+
+    Args:
+        score_of: from the input to the score and the output.
+        x: the input.
+        spans: for each axis of the input the first row of each change, and one past the last.
+        batch_size: how many changed runs are in flight.
+    """
+    traced = Traced.of(score_of, x)
+    most = MOST if batch_size is None else max(1, min(MOST, batch_size - 1))
+    found = []
+    for axis, (begin, end) in enumerate(spans):
+        if len(np.unique(begin)) == 1:
+            continue
+        groups = grouped(axis, begin, end, most)
+        reuse = Reuse(traced, [*groups.rows, None])
+        columns = len(groups.members)
+        plain = traced.flops * (len(begin) + 1)
+        once = reuse.flops - traced.flops
+        saved = plain - traced.flops - columns * once
+        if saved > LEAST_SAVED * plain:
+            found.append(Grouped(groups, reuse, saved))
+    return max(found, key=lambda one: one.saved, default=None)
