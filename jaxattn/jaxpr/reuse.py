@@ -15,7 +15,8 @@ from jaxattn.jaxpr.extents import Local, Rows, local
 from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
 from jaxattn.jaxpr.flops import count_equations
 from jaxattn.jaxpr.interpreter import bind
-from jaxattn.jaxpr.restart import Clean, Loop, reads, spliced
+from jaxattn.jaxpr.rerun import Clean, reads, rerun, run_clean, spliced
+from jaxattn.jaxpr.restart import Loop
 
 
 class Traced(NamedTuple):
@@ -84,9 +85,6 @@ class Reuse:
             self.flops += loop.flops
             for out, reach in zip(step.outputs, loop.extents, strict=True):
                 self._set(out, reach)
-            for out, moved in zip(step.outputs, loop.moved, strict=False):
-                if moved:
-                    self._extents[out] = ...
             return
         if ... not in changes:
             found = [self._local(step, changes, g) for g in range(self.number)]
@@ -105,11 +103,8 @@ class Reuse:
             self._extents[out] = ...
 
     def _set(self, out: Var, reach: Any) -> None:
-        if reach is None or all(rows is None for rows in reach):
-            return
-        axes = {rows.axis for rows in reach if rows is not None}
-        assert len(axes) == 1
-        self._extents[out] = reach
+        if reach is ... or (reach is not None and any(rows is not None for rows in reach)):
+            self._extents[out] = reach
 
     def _local(self, step: Step, changes: Sequence[Any], run: int) -> Local | None:
         mine = [None if change is None else change[run] for change in changes]
@@ -125,7 +120,8 @@ class Reuse:
         for step in flat.steps:
             zero = self.linear and any(self._of(out) is not None for out in step.outputs)
             if step in self._loops:
-                loops[step] = self._loops[step].clean(reads(step.inputs, values), zero=self.linear)
+                inputs = reads(step.inputs, values)
+                loops[step] = run_clean(self._loops[step], inputs, zero=self.linear)
                 outputs = loops[step].outputs
             elif zero:
                 outputs = [jnp.zeros(out.shape, out.aval.dtype) for out in step.outputs]
@@ -253,12 +249,16 @@ class _Changed:
     def loop(self, step: Step, loop: Loop, clean: Clean) -> list[Any]:
         n_consts, n_carry = step.counts
         stop = n_consts + n_carry
-        initial = [self.whole(atom) for atom in step.inputs[n_consts:stop] if self.reuse._of(atom)]
+        initial = [
+            self.whole(atom)
+            for atom in step.inputs[n_consts:stop]
+            if self.reuse._of(atom) is not None
+        ]
         rows: list[dict[Var, Any]] = []
         for g, window in enumerate(loop.windows):
             rows.append({})
-            for atom, v in zip(step.inputs[stop:], loop.body.inputs[stop:], strict=True):
+            for atom, v in zip(step.inputs[stop:], loop.xs, strict=True):
                 if window is not None and self.reuse._of(atom) is not None:
                     rows[-1][v] = self._cut(atom, g, Rows(0, *loop.rows(*window)))
         wanted = [out in self.reuse._read for out in step.outputs]
-        return loop.run(clean, initial, rows, wanted)
+        return rerun(loop, clean, initial, rows, wanted)
