@@ -315,3 +315,48 @@ def test_wrong_arguments(error, message, call):
 def test_wrong_settings(error, message, options):
     with pytest.raises(error, match=message):
         nn.RNN(**{"in_features": D, "hidden_features": H, "rngs": nnx.Rngs(0)} | options)
+
+
+def lstm_by_autodiff(w, state, x):
+    i, f, g, o = jnp.split(x @ w.kernel + state.hidden @ w.recurrent + w.bias, 4)
+    cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return nn.LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+def gru_by_autodiff(w, hidden, x):
+    of_x = jnp.split(x @ w.kernel + w.bias, 3)
+    of_h = jnp.split(hidden @ w.recurrent, 3)
+    reset, update = (jax.nn.sigmoid(a + b) for a, b in zip(of_x[:2], of_h[:2], strict=True))
+    new = jnp.tanh(of_x[2] + reset * (of_h[2] + w.recurrent_bias))
+    return (1 - update) * new + update * hidden
+
+
+@pytest.mark.parametrize(
+    ("cell", "step", "by_autodiff"),
+    [("lstm", nn.lstm_step, lstm_by_autodiff), ("gru", nn.gru_step, gru_by_autodiff)],
+)
+def test_written_derivatives_equal_those_of_automatic_differentiation(cell, step, by_autodiff, x64):
+    weights = make(cell, np.float64).weights()
+    draw = iter(jnp.asarray(inputs(3, H, dtype=np.float64)))
+    state = nn.LSTMState(next(draw), next(draw)) if cell == "lstm" else next(draw)
+    given = weights, state, next(draw)[:D]
+
+    def curvature(f, _):
+        def energy(*given):
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(f(*given)))
+
+        return jax.hessian(energy, (1, 2))
+
+    for differentiate in (jax.jacfwd, jax.jacrev, curvature):
+        got, wanted = (jax.jit(differentiate(f, (0, 1, 2)))(*given) for f in (step, by_autodiff))
+        assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(wanted))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(("cell", "values"), [("lstm", 6), ("gru", 5)])
+def test_reverse_mode_keeps_one_factor_for_each_number_that_moves(cell, values):
+    layer = make(cell)
+    _, pullback = jax.vjp(lambda x: layer(x).state, inputs(T, D))
+    kept = [leaf for leaf in jax.tree.leaves(pullback) if jnp.shape(leaf) == (T, H)]
+    assert len(kept) == values

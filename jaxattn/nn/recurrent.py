@@ -317,8 +317,8 @@ def _scan(
         state = jax.tree.map(lambda new, old: jnp.where(valid, new, old), new, state)
         return state, jnp.where(valid, jax.tree.leaves(state)[0], 0)
 
-    # A scan for each direction, the product with the input inside of it. With x @ kernel ahead of
-    # the loop, or both directions in one scan, nothing was faster on a CPU (see `_affine`).
+    # A scan for each direction, so that what one does not share with the other can be reused. Both
+    # stacked in one scan took 0.97 to 1.1 of the time of an LSTM's input gradient on a CPU.
     outputs, finals = [], []
     for direction, reverse in zip(weights, (False, True), strict=False):
         body = partial(advance, direction)
