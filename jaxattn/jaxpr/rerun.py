@@ -1,9 +1,8 @@
 """Loops that start where a change begins, from what a run without the change had carried so far.
 
-Several changed runs of one loop go side by side and share their products. What waits for no carry
-is computed first, for all changed rows at once. Then all runs go through their windows, each at its
-own time; and at the end of its window each joins those that go on to the end of the loop, which
-read the same of the run without a change.
+Several changed runs of one loop go side by side and share their products. First all go through
+their windows, each at its own time. At the end of its window each joins those that go on to the end
+of the loop, which read of the run without a change what does not wait for a carry.
 """
 
 import dataclasses
@@ -136,8 +135,7 @@ class _Rerun:
     def __init__(
         self, loop: Loop, clean: Clean, initial: Sequence[Any], rows: Sequence[dict[Var, Any]]
     ) -> None:
-        self.loop, self.clean, self.initial = loop, clean, initial
-        self.early = [self._early(g, rows[g]) for g in range(loop.number)]
+        self.loop, self.clean, self.initial, self.rows = loop, clean, initial, rows
 
     def outputs(self, wanted: Sequence[bool]) -> list[Any]:
         loop, n_carry = self.loop, len(self.loop.moved)
@@ -145,6 +143,8 @@ class _Rerun:
         read = {out for out, w in zip(outs[n_carry:], wanted[n_carry:], strict=True) if w}
         late_ys = [out for out in dict.fromkeys(outs[n_carry:]) if out in read & loop.late]
         last, late = self._late(late_ys)
+        early_ys = [out for out in read if out in loop.early and out in loop.changed]
+        early = [self._early(early_ys, g) for g in range(loop.number)]
         found: list[Any] = []
         of_moved = 0
         for i, out in enumerate(outs):
@@ -158,21 +158,19 @@ class _Rerun:
             elif out in loop.late:
                 found.append(late.get(out, [None] * loop.number))
             else:
-                found.append([values.get(out) for values in self.early])
+                found.append([values.get(out) for values in early])
         return found
 
-    def _early(self, run: int, rows: dict[Var, Any]) -> Values:
+    def _early(self, made: Sequence[Any], run: int) -> Values:
         """What the early steps make of the changed rows, all rows at once."""
-        loop, clean, window = self.loop, self.clean, self.loop.windows[run]
-        if window is None:
+        loop, window = self.loop, self.loop.windows[run]
+        if window is None or not made:
             return {}
-        lo, hi = loop.rows(*window)
         inputs = [v for v in (*loop.carries, *loop.xs) if v in loop.early]
-        given = [rows[v] if v in rows else clean.moving[v][lo:hi] for v in inputs]
-        made = [v for v in loop.early if v in loop.changed]
+        given = [self._seen(run, v, window) for v in inputs]
 
         def one(row: list[Any]) -> list[Any]:
-            values = {**clean.fixed, **dict(zip(inputs, row, strict=True))}
+            values = {**self.clean.fixed, **dict(zip(inputs, row, strict=True))}
             return reads(made, run_steps(loop.early_steps, values))
 
         return dict(zip(made, jax.vmap(one)(given), strict=True))
@@ -245,19 +243,20 @@ class _Rerun:
         loop, clean = self.loop, self.clean
         moved = [v for v, moves in zip(loop.carries, loop.moved, strict=True) if moves]
         after = [out for out, moves in zip(loop.body.outputs, loop.moved, strict=False) if moves]
-        if isinstance(spans, dict):
+        steps, read = loop.late_steps, loop.frontier
+        if isinstance(spans, dict):  # early steps are cheaper done than kept for all runs
             each = spans
-            front = [
-                jnp.stack([self._seen(g, v, each[g]) for g in runs], 1) for v in loop.frontier
-            ]
+            steps = [s for s in loop.body.steps if s not in loop.fixed_steps]
+            read = [v for v in (*loop.carries, *loop.xs) if v in loop.early]
+            front = [jnp.stack([self._seen(g, v, each[g]) for g in runs], 1) for v in read]
         else:
             lo, hi = loop.rows(*spans)
-            front = [clean.moving[v][lo:hi] for v in loop.frontier]
+            front = [clean.moving[v][lo:hi] for v in read]
 
         def one(carry: list[Any], front: list[Any]) -> tuple[list[Any], list[Any]]:
-            values = {**clean.fixed, **dict(zip(loop.frontier, front, strict=True))}
+            values = {**clean.fixed, **dict(zip(read, front, strict=True))}
             values |= dict(zip(moved, carry, strict=True))
-            run_steps(loop.late_steps, values)
+            run_steps(steps, values)
             return reads(after, values), reads(ys, values)
 
         advance = jax.vmap(one, in_axes=(0, 0 if isinstance(spans, dict) else None))
@@ -266,9 +265,9 @@ class _Rerun:
         return jax.lax.scan(advance, carry, front, **options)
 
     def _seen(self, run: int, v: Var, span: Span) -> Any:
-        """What some late steps of a run read of an early value."""
+        """What some steps of a run read of an input of the body."""
         rows, window = Rows(0, *self.loop.rows(*span)), self.loop.windows[run]
-        if window is None or v not in self.loop.changed:
+        if window is None or v not in self.rows[run]:
             return self.clean.moving[v][rows.lo : rows.hi]
         changed = Rows(0, *self.loop.rows(*window))
-        return spliced(self.clean.moving[v], self.early[run][v], changed, rows)
+        return spliced(self.clean.moving[v], self.rows[run][v], changed, rows)
