@@ -128,7 +128,7 @@ def _sum(
     rows = jnp.arange(chunks * size)
     padded = jnp.minimum(rows, count - 1)
     chosen = rows < count if valid is None else valid[padded] & (rows < count)
-    parts, masks = _rows((xs, chosen), padded.reshape(chunks, size))
+    parts, masks = _rows(xs, padded.reshape(chunks, size)), chosen.reshape(chunks, size)
 
     def add(total: Any, chunk: tuple[Any, Any]) -> tuple[Any, None]:
         members, mask = chunk
