@@ -49,6 +49,12 @@ class Plan:
     inside: int
     mesh: Mesh | None
 
+    @property
+    def in_flight(self) -> int:
+        """Evaluations of `fn` at once on a device."""
+        rows = 1 if self.mesh is None else self.mesh.shape[EXAMPLES]
+        return self.examples // rows * self.inside
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> Attribution:

@@ -3,7 +3,8 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -85,16 +86,31 @@ def explain(
         check_finite=check_finite,
         **options,
     )
-    parts = []
-    for part in work.parts(progress):
-        parts.append(work.job.run(part, work.plan))
-        if progress:  # the bar counts what is done, not what is on its way
-            jax.block_until_ready(parts[-1])
-    if len(parts) == 1 and work.plan.examples == work.batch:
+    parts = list(_answers(work, progress))
+    if len(parts) == 1 and jax.tree.leaves(parts[0])[0].shape[0] == work.batch:
         return parts[0]
     while len(parts) > 1:  # few operands at a time: XLA's time to compile them grows faster
         parts = [_concatenated(parts[i : i + 32]) for i in range(0, len(parts), 32)]
     return jax.tree.map(lambda leaf: leaf[: work.batch], parts[0])
+
+
+def _answers(work: "Work", progress: bool) -> Iterator[Attribution]:
+    """Runs part after part; the parts get smaller where the memory does not suffice."""
+    start, plan = 0, work.plan
+    with rich.progress.Progress() if progress else nullcontext() as bar:
+        task = bar.add_task("explaining", total=work.batch) if bar else None
+        while start < work.batch:
+            try:
+                answer = work.job.attempt(work.part(start, plan.examples), plan)
+                if bar:  # it counts what is done, not what is on its way
+                    jax.block_until_ready(answer)
+            except jax.errors.JaxRuntimeError as error:
+                plan = work.job.smaller(plan, work.batch, error)
+                continue
+            yield answer
+            start += plan.examples
+            if bar:
+                bar.update(task, completed=min(start, work.batch))
 
 
 def _concatenated(parts: list[Attribution]) -> Attribution:
@@ -109,19 +125,19 @@ class Work(NamedTuple):
     examples: Any
     batch: int
 
-    def parts(self, progress: bool = False) -> Iterator[Any]:
-        """Parts of equal size; the last repeats the last example to fill up."""
+    def part(self, start: int, size: int) -> Any:
+        """`size` examples from `start` on; the last is repeated to fill up."""
+        if size == self.batch:
+            return self.examples
+        rows: Any = slice(start, start + size)
+        if start + size > self.batch:
+            rows = np.minimum(np.arange(start, start + size), self.batch - 1)
+        return jax.tree.map(lambda leaf: leaf[rows], self.examples)
+
+    def parts(self) -> Iterator[Any]:
+        """All examples, as many at a time as the plan says."""
         size = self.plan.examples
-        starts: Iterable[int] = range(0, self.batch, size)
-        if progress:
-            starts = rich.progress.track(starts, description="explaining")
-        for start in starts:
-            rows: Any = slice(start, start + size)
-            if start + size > self.batch:
-                rows = np.minimum(np.arange(start, start + size), self.batch - 1)
-            elif size == self.batch:
-                rows = ...
-            yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.examples)
+        return (self.part(start, size) for start in range(0, self.batch, size))
 
 
 def prepare(
@@ -227,7 +243,12 @@ def explainer(
             _check_baseline(options, explained, check_finite)
             job = Job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
-            return job.run(example, job.plan(example, None, batch_size, None))
+            plan = job.plan(example, None, batch_size, None)
+            while True:
+                try:
+                    return job.attempt(example, plan)
+                except jax.errors.JaxRuntimeError as error:
+                    plan = job.smaller(plan, None, error)
 
         vars(method).update(
             evaluations=evaluations,

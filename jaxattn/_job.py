@@ -3,6 +3,7 @@
 import functools
 import inspect
 import uuid
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -38,6 +39,10 @@ class Memo(dict[Hashable, Value]):
 _signatures: Memo[list[Signature]] = Memo()
 #: What bound callables answer.
 _outputs: Memo[Any] = Memo()
+#: How many evaluations in flight a device has been seen to hold at most.
+_limits: Memo[int] = Memo()
+#: Plans that have run to their end.
+_proven: Memo[bool] = Memo()
 #: How many bytes a program needs with so many evaluations in flight.
 _needs: Memo[int] = Memo()
 
@@ -143,12 +148,15 @@ class Job:
         self, examples: Any, batch: int | None, batch_size: int | None, mesh: Mesh | None
     ) -> Plan:
         """Divides the evaluations in flight over examples and inside of an example."""
+        known = _limits.get((self._memo, self._fn, self._target))
         if batch_size is not None:
             check_count("batch_size", batch_size)
-            return self._divide(batch, int(batch_size), mesh)
+            return self._divide(batch, min(int(batch_size), known or int(batch_size)), mesh)
         leaves = jax.tree.leaves((examples, self._fn_arrays, self._target_arrays))
         device = mesh.devices.flat[0] if mesh else _device(leaves)
         limit = _memory.default_in_flight(device)
+        if known:
+            limit = min(limit, known)
         if not all(map(is_concrete, leaves)):
             return self._divide(batch, limit, mesh)
         shapes = Signature.of((self._option_arrays, examples))
@@ -156,7 +164,12 @@ class Job:
             plan = self._divide(batch, limit, mesh)
             memo = self._memo, self._fn, self._target, shapes, plan
             if memo not in _needs:
-                _needs[memo] = _memory.needed(self.compile(examples, plan))
+                try:
+                    _needs[memo] = _memory.needed(self.compile(examples, plan))
+                except jax.errors.JaxRuntimeError as error:
+                    plan = self.smaller(plan, batch, error)
+                    limit = plan.in_flight
+                    continue
             if limit == 1 or _needs[memo] <= _memory.budget(device):
                 return plan
             limit //= 2
@@ -217,6 +230,39 @@ class Job:
             lambda: run(self.spec(plan), self._arrays(plan.mesh), examples)
         )
         return answer
+
+
+    def attempt(self, examples: Any, plan: Plan) -> Attribution:
+        """Runs, and waits for the end of a plan that has not been seen to fit the memory yet."""
+        answer = self.run(examples, plan)
+        known = self._memo, self._fn, self._target, plan
+        if known not in _proven and all(map(is_concrete, jax.tree.leaves(answer))):
+            jax.block_until_ready(answer)
+            _proven[known] = True
+        return answer
+
+    def smaller(self, plan: Plan, batch: int | None, error: Exception) -> Plan:
+        """After an error for want of memory: half as many evaluations in flight, from now on.
+
+        Raises:
+            JaxRuntimeError: for any other error, and where only one was in flight.
+        """
+        if not _memory.is_exhausted(error):
+            raise error
+        if plan.in_flight == 1:
+            raise jax.errors.JaxRuntimeError(
+                "the device has too little memory for one evaluation of fn at a time, with what "
+                f"the method keeps of it: {error}"
+            ) from error
+        limit = plan.in_flight // 2
+        _limits[self._memo, self._fn, self._target] = limit
+        warnings.warn(
+            f"the device has too little memory for {plan.in_flight} evaluations of fn in flight: "
+            f"the rest goes on with {limit}; batch_size={limit} would start there without a word",
+            UserWarning,
+            stacklevel=2,
+        )
+        return self._divide(batch, limit, plan.mesh)
 
 
 def _part(examples: Any, plan: Plan) -> Any:

@@ -33,3 +33,8 @@ def needed(compiled: Any) -> int:
     if analysis is None:
         return 0
     return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether it was memory that a device lacked, to compile a program or to run it."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
