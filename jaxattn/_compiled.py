@@ -68,8 +68,10 @@ def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> 
         if spec.mesh is not None and spec.mesh.shape[EVALUATIONS] > 1:
             shared = Spread(EVALUATIONS, spec.mesh.shape[EVALUATIONS])
         entered = in_engine.set(True)
-        try:
-            with spread_over(shared):  # the method's chunks, not those of an fn that itself explains
+        try:  # the method's chunks are spread, not those of an fn that itself explains
+            with spread_over(
+                shared
+            ):  # the method's chunks, not those of an fn that itself explains
                 answer: Attribution = method(
                     alone(rebuilding(spec.fn, of_fn)),
                     x,

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import rich.progress
 from jax.sharding import Mesh
-from jaxtyping import Array, Shaped
 
 from jaxattn._callable import as_function
 from jaxattn._compiled import Plan, in_engine
+from jaxattn._examples import batch_length, example_keys, example_structs, split_batched
 from jaxattn._job import Job, explained_input
 from jaxattn._perturb import check_baseline
 from jaxattn._static import is_array, is_concrete
@@ -98,7 +98,8 @@ def _answers(work: "Work", progress: bool) -> Iterator[Attribution]:
     """Runs part after part; the parts get smaller where the memory does not suffice."""
     start, plan = 0, work.plan
     with rich.progress.Progress() if progress else nullcontext() as bar:
-        task = bar.add_task("explaining", total=work.batch) if bar else None
+        if bar:
+            task = bar.add_task("explaining", total=work.batch)
         while start < work.batch:
             try:
                 answer = work.job.attempt(work.part(start, plan.examples), plan)
@@ -158,7 +159,7 @@ def prepare(
     """Checks the arguments of `explain`, and plans; compiles where it must find a batch size."""
     _check_inputs("xs", xs, args, key)
     args = tuple(args)
-    batch = _batch_length(xs, args)
+    batch = batch_length(xs, args)
     if check_finite:
         check_finite_numbers("xs", xs)
     partial: Any = method_
@@ -175,14 +176,14 @@ def prepare(
             raise ValueError("mesh must be left out inside of an fn that is itself explained")
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
     _check_options(method_, options, at)
-    x, one_args = _example_structs((xs, args))
+    x, one_args = example_structs((xs, args))
     keeps_input = getattr(method_, "keeps_input", False)
     explained = explained_input(fn, x, one_args, None if keeps_input else at)
     _check_baseline(options, explained, check_finite)
-    shared, batched = _split_batched(method_, options, explained, batch)
-    one_batched = _example_structs(batched)
+    shared, batched = split_batched(method_, options, explained, batch)
+    one_batched = example_structs(batched)
     job = Job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
-    keys = None if key is None else _example_keys(key, batch)
+    keys = None if key is None else example_keys(key, batch)
     examples = xs, job.indices(targets, batch), args, keys, batched
     return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
 
@@ -340,28 +341,6 @@ def _is_key(key: Any) -> bool:
     return key.ndim == 1 and key.dtype == np.uint32
 
 
-def _batch_length(xs: Inputs, args: Any) -> int:
-    """The length of the leading axis that all leaves share."""
-    lengths = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path({"xs": xs, "args": args}):
-        if jnp.ndim(leaf) == 0:
-            raise ValueError(
-                f"{_name(path)} must have a leading axis of examples, got a scalar; "
-                "to explain one example call the method itself"
-            )
-        lengths[_name(path)] = jnp.shape(leaf)[0]
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"xs and args must have equally many examples, got {lengths}")
-    batch = next(iter(lengths.values()))
-    if batch == 0:
-        raise ValueError("xs holds no examples: its leading axis has length 0")
-    return batch
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return path[0].key + jax.tree_util.keystr(path[1:])
-
-
 def check_finite_numbers(name: str, xs: Any) -> None:
     """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
     with jax.ensure_compile_time_eval():  # numbers may be known inside of a trace too
@@ -381,32 +360,3 @@ def _refuse_nan(name: str, xs: Any) -> None:
 @jax.jit
 def _all_finite(leaves: list[Any]) -> Any:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves] or [jnp.bool_(True)]))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _example_keys(key: RandomKey, batch: int) -> Shaped[Array, "B ..."]:
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
-
-
-def _example_structs(batch: Any) -> Any:
-    """One example of a batch, abstractly."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch
-    )
-
-
-def _split_batched(
-    method: Callable[..., Attribution], options: dict[str, Any], x: Any, batch: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parts the options that all examples share from those with one value for each example."""
-    batched = {}
-    for name in getattr(method, "per_example", ()):
-        leaves = jax.tree.leaves(options.get(name))
-        inputs = jax.tree.leaves(x)
-        if len(leaves) != len(inputs) or not all(map(is_array, leaves)):
-            continue
-        if all(o.ndim == 1 + i.ndim for o, i in zip(leaves, inputs, strict=True)):
-            if any(leaf.shape[0] != batch for leaf in leaves):
-                raise ValueError(f"{name} has {leaves[0].shape[0]} examples where xs has {batch}")
-            batched[name] = options[name]
-    return {name: value for name, value in options.items() if name not in batched}, batched

@@ -16,12 +16,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxattn import _memory
 from jaxattn._batch import balanced
 from jaxattn._callable import Recipe, as_function, bind
-from jaxattn._compiled import EVALUATIONS, EXAMPLES, Plan, Spec, run
+from jaxattn._compiled import Plan, Spec, run
+from jaxattn._placement import device_of, divided, over_examples, part_struct
 from jaxattn._static import UnkeyableError, is_array, is_concrete, typed_key
 from jaxattn._target import batch_indices, single_output
 from jaxattn._types import Attribution, Target, check_count
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
+from jaxattn.jaxpr.rows import worthwhile_rows
 
 Value = TypeVar("Value")
 
@@ -43,8 +45,10 @@ _outputs: Memo[Any] = Memo()
 _limits: Memo[int] = Memo()
 #: Plans that have run to their end.
 _proven: Memo[bool] = Memo()
-#: How many bytes a program needs with so many evaluations in flight.
-_needs: Memo[int] = Memo()
+#: What was found to suit a program and its device.
+_plans: Memo[Plan] = Memo()
+#: From how many evaluations in flight on a function runs at full speed.
+_worthwhile: Memo[int] = Memo()
 
 
 class Job:
@@ -153,26 +157,41 @@ class Job:
             check_count("batch_size", batch_size)
             return self._divide(batch, min(int(batch_size), known or int(batch_size)), mesh)
         leaves = jax.tree.leaves((examples, self._fn_arrays, self._target_arrays))
-        device = mesh.devices.flat[0] if mesh else _device(leaves)
-        limit = _memory.default_in_flight(device)
-        if known:
-            limit = min(limit, known)
+        device = mesh.devices.flat[0] if mesh else device_of(leaves)
+        rows = self._rows()
+        limit = _memory.default_in_flight(device, rows)
+        limit = min(limit, known or limit)
         if not all(map(is_concrete, leaves)):
             return self._divide(batch, limit, mesh)
         shapes = Signature.of((self._option_arrays, examples))
-        while True:
+        memo = self._memo, self._fn, self._target, shapes, limit, mesh
+        if memo not in _plans:
             plan = self._divide(batch, limit, mesh)
-            memo = self._memo, self._fn, self._target, shapes, plan
-            if memo not in _needs:
-                try:
-                    _needs[memo] = _memory.needed(self.compile(examples, plan))
-                except jax.errors.JaxRuntimeError as error:
-                    plan = self.smaller(plan, batch, error)
-                    limit = plan.in_flight
-                    continue
-            if limit == 1 or _needs[memo] <= _memory.budget(device):
+            _plans[memo] = self._fitting(examples, plan, batch, device, rows)
+        return _plans[memo]
+
+    def _fitting(
+        self, examples: Any, plan: Plan, batch: int | None, device: jax.Device, rows: int
+    ) -> Plan:
+        """Compiles with fewer evaluations in flight until the program suits the device."""
+        while True:
+            try:
+                needed = _memory.needed(self.compile(examples, plan))
+            except jax.errors.JaxRuntimeError as error:
+                plan = self.smaller(plan, batch, error)
+                continue
+            fewer = _memory.fewer_in_flight(device, rows, plan.in_flight, needed)
+            if fewer == plan.in_flight:
                 return plan
-            limit //= 2
+            plan = self._divide(batch, fewer, plan.mesh)
+            rows = plan.in_flight  # smaller for the caches' sake only once
+
+    def _rows(self) -> int:
+        """From how many evaluations in flight on `fn` runs at full speed."""
+        memo = self._fn, self._plain
+        if memo not in _worthwhile:
+            _traced(self._fn, self._fn_arrays, self._plain)
+        return _worthwhile[memo]
 
     def _divide(self, batch: int | None, limit: int, mesh: Mesh | None) -> Plan:
         if batch is None:
@@ -180,7 +199,7 @@ class Job:
         if mesh is None:
             inside, rows = min(limit, self._in_flight), 1
         else:
-            mesh = _divided(mesh, batch, self._in_flight)
+            mesh = divided(mesh, batch, self._in_flight)
             rows, columns = mesh.devices.shape
             inside = min(limit, -(-self._in_flight // columns))
         _, examples = balanced(-(-batch // rows), max(1, limit // inside))
@@ -202,7 +221,7 @@ class Job:
 
     def compile(self, examples: Any, plan: Plan) -> Any:
         """The compiled program of a plan, which a later `run` finds in JAX's own cache."""
-        part = _part(examples, plan)
+        part = part_struct(examples, plan)
         return self._with_traces(
             lambda: run.lower(self.spec(plan), self._arrays(plan.mesh), part).compile()
         )
@@ -216,7 +235,7 @@ class Job:
 
         # JAX's caches in memory go by the function, the one on disk by the program and its name.
         fresh.__name__ = f"run_{uuid.uuid4().hex}"
-        jitted, part = jax.jit(fresh, static_argnums=0), _part(examples, plan)
+        jitted, part = jax.jit(fresh, static_argnums=0), part_struct(examples, plan)
         traced: jax.stages.Traced = self._with_traces(
             lambda: jitted.trace(self.spec(plan), self._arrays(plan.mesh), part)
         )
@@ -225,12 +244,11 @@ class Job:
     def run(self, examples: Any, plan: Plan) -> Attribution:
         """Runs the compiled program on as many examples as the plan says."""
         if plan.mesh is not None and all(map(is_concrete, jax.tree.leaves(examples))):
-            examples = jax.device_put(examples, _over(plan.mesh))
+            examples = jax.device_put(examples, over_examples(plan.mesh))
         answer: Attribution = self._with_traces(
             lambda: run(self.spec(plan), self._arrays(plan.mesh), examples)
         )
         return answer
-
 
     def attempt(self, examples: Any, plan: Plan) -> Attribution:
         """Runs, and waits for the end of a plan that has not been seen to fit the memory yet."""
@@ -263,49 +281,6 @@ class Job:
             stacklevel=2,
         )
         return self._divide(batch, limit, plan.mesh)
-
-
-def _part(examples: Any, plan: Plan) -> Any:
-    """As many examples as a plan takes, abstractly."""
-
-    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = jnp.shape(leaf) if plan.single else (plan.examples, *leaf.shape[1:])
-        sharding = None if plan.mesh is None else _over(plan.mesh)
-        if sharding is None and getattr(leaf, "committed", False) and len(leaf.devices()) == 1:
-            sharding = leaf.sharding
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=sharding)
-
-    return jax.tree.map(struct, examples)
-
-
-def _divided(mesh: Mesh, batch: int, evaluations: int) -> Mesh:
-    """The devices of a mesh by examples and, where it saves time, evaluations inside of each.
-
-    Each device makes one evaluation an example beside its share: what they all need first.
-    """
-
-    def seconds(rows: int) -> int:
-        return -(-batch // rows) * (1 - (-evaluations // (mesh.size // rows)))
-
-    # Of equals the most rows: what a method does not put into chunks is shared out only by examples
-    divisors = [rows for rows in range(mesh.size, 0, -1) if mesh.size % rows == 0]
-    rows = min(divisors, key=seconds)
-    return Mesh(mesh.devices.reshape(rows, -1), (EXAMPLES, EVALUATIONS))
-
-
-def _over(mesh: Mesh) -> NamedSharding:
-    """Examples spread over their axis of a mesh."""
-    return NamedSharding(mesh, PartitionSpec(EXAMPLES))
-
-
-def _device(leaves: list[Any]) -> jax.Device:
-    """Where the arrays are."""
-    for leaf in leaves:
-        if isinstance(leaf, jax.Array) and is_concrete(leaf):
-            return min(leaf.devices(), key=lambda device: device.id)
-    config: Any = jax.config  # its flags are made at run time
-    default = config.jax_default_device
-    return default if isinstance(default, jax.Device) else jax.devices(default)[0]
 
 
 def explained_input(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], at: str | None) -> Any:
@@ -362,11 +337,22 @@ def _output(fn: Recipe | Program, arrays: list[Any], signature: Signature) -> An
     if isinstance(fn, Program):
         return fn.output(signature)
     if (fn, signature) not in _outputs:
-        inputs = signature.structs()
-        _outputs[fn, signature] = jax.eval_shape(
-            lambda arrays, inputs: fn.rebuild(arrays)(*inputs), arrays, inputs
-        )
+        _traced(fn, arrays, signature)
     return _outputs[fn, signature]
+
+
+def _traced(fn: Recipe | Program, arrays: list[Any], signature: Signature) -> None:
+    """Learns from one trace of a bound callable what it answers and how many rows it wants."""
+    if isinstance(fn, Program):
+        jaxpr, output = fn.jaxpr(signature), fn.output(signature)
+    else:
+        trace = jax.make_jaxpr(
+            lambda arrays, inputs: fn.rebuild(arrays)(*inputs), return_shape=True
+        )
+        closed, output = trace(arrays, signature.structs())
+        jaxpr = closed.jaxpr
+    _outputs[fn, signature] = output
+    _worthwhile[fn, signature] = worthwhile_rows(jaxpr)
 
 
 def _hint(fn: Callable[..., Any], signature: Signature, error: Exception) -> str | None:

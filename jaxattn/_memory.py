@@ -1,5 +1,7 @@
 """What a device can hold, and how much a compiled program asks of it."""
 
+import functools
+import math
 import os
 from typing import Any
 
@@ -9,13 +11,53 @@ import jax
 _SHARE = 0.6
 
 
-def default_in_flight(device: jax.Device) -> int:
-    """How many evaluations of `fn` are worth having in flight, memory permitting.
+def default_in_flight(device: jax.Device, rows: int) -> int:
+    """How many evaluations of `fn` to start from, memory permitting.
 
-    On a CPU the cost of a row is lowest near a few hundred rows, whose intermediates stay in the
-    caches; an accelerator wants thousands.
+    Args:
+        device: a CPU gains nothing beyond a few hundred; an accelerator wants thousands.
+        rows: from how many on `fn` runs at full speed; see `jaxpr.rows`.
     """
-    return 256 if device.platform == "cpu" else 8192
+    if device.platform != "cpu":
+        return 8192
+    return min(max(256, _power_of_two(rows)), 4096)
+
+
+def fewer_in_flight(device: jax.Device, rows: int, in_flight: int, needed: int) -> int:
+    """How many evaluations of `fn` suit the memory, and on a CPU the caches, given those of a try.
+
+    Gradients keep all intermediates until the way back, and a network of few units computes less
+    on each than a memory takes to bring it. But what `fn` needs to run at full speed comes first.
+
+    Args:
+        device: where they run.
+        rows: from how many on `fn` runs at full speed.
+        in_flight: how many were tried.
+        needed: the bytes that these need.
+    """
+    if needed > budget(device):
+        return max(1, in_flight // 2)
+    # A little more costs less than to compile once more.
+    if device.platform != "cpu" or needed <= 1.5 * _caches():
+        return in_flight
+    fitting = 2 ** int(math.log2(max(1, _caches() * in_flight / needed)))
+    return min(in_flight, max(fitting, _power_of_two(rows)))
+
+
+def _power_of_two(rows: int) -> int:
+    return 2 ** math.ceil(math.log2(max(1, rows)))
+
+
+@functools.cache
+def _caches() -> int:
+    """Bytes that are near the cores: what was measured to matter is some four times level 2."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    second, third = (
+        os.sysconf(name) if name in os.sysconf_names else 0
+        for name in ("SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE")
+    )
+    near = 4 * max(0, second) * (cores or 1)
+    return min(near, third) if near and third > 0 else near or 2**24
 
 
 def budget(device: jax.Device) -> int:
