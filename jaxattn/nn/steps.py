@@ -63,9 +63,7 @@ def lstm_step(weights: LSTMWeights, state: LSTMState, x: Float[Array, " D"]) -> 
         The next state; its `hidden` is the output.
     """
     gates = _affine(weights.kernel, weights.recurrent, weights.bias, state.hidden, x)
-    i, f, g, o = jnp.split(gates, 4)
-    cell = jax.nn.sigmoid(f) * state.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+    return _lstm_update(gates, state.cell)
 
 
 def gru_step(
@@ -119,6 +117,32 @@ def rnn_step(
 
 
 def _affine(kernel: Array, recurrent: Array, bias: Array, hidden: Array, x: Array) -> Array:
-    # One product over input and state: on a CPU an LSTM's forward pass and input gradient are
-    # faster than with a sum of two.
-    return jnp.concatenate([x, hidden]) @ jnp.concatenate([kernel, recurrent]) + bias
+    return x @ kernel + bias + hidden @ recurrent
+
+
+# The derivatives are those of automatic differentiation, in another order: one factor for each
+# number that moves, made once in the forward pass. The loops of reverse mode then keep 6 values a
+# unit and step, not 11, and share all but the products when there are many pullbacks.
+@jax.custom_jvp
+def _lstm_update(gates: Array, cell: Array) -> LSTMState:
+    i, f, g, o = jnp.split(gates, 4)
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+@_lstm_update.defjvp
+def _lstm_update_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[LSTMState, LSTMState]:
+    gates, old = primals
+    i, f, g, o = jnp.split(gates, 4)
+    i, f, o = map(jax.nn.sigmoid, (i, f, o))
+    g = jnp.tanh(g)
+    cell = f * old + i * g
+    seen = jnp.tanh(cell)
+    by_i, by_f, by_g = g * (i * (1 - i)), old * (f * (1 - f)), i * (1 - g * g)
+    by_o, by_cell = seen * (o * (1 - o)), o * (1 - seen * seen)
+    d_gates, d_old = tangents
+    d_i, d_f, d_g, d_o = jnp.split(d_gates, 4)
+    d_cell = f * d_old + by_i * d_i + by_f * d_f + by_g * d_g
+    return LSTMState(o * seen, cell), LSTMState(by_o * d_o + by_cell * d_cell, d_cell)
