@@ -23,7 +23,7 @@ from jaxattn._target import batch_indices, single_output
 from jaxattn._types import Attribution, Target, check_count
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
-from jaxattn.jaxpr.rows import worthwhile_rows
+from jaxattn.jaxpr.rows import Rows, worthwhile_rows
 
 Value = TypeVar("Value")
 
@@ -47,8 +47,8 @@ _limits: Memo[int] = Memo()
 _proven: Memo[bool] = Memo()
 #: What was found to suit a program and its device.
 _plans: Memo[Plan] = Memo()
-#: From how many evaluations in flight on a function runs at full speed.
-_worthwhile: Memo[int] = Memo()
+#: How many evaluations in flight a function wants.
+_worthwhile: Memo[Rows] = Memo()
 
 
 class Job:
@@ -167,11 +167,11 @@ class Job:
         memo = self._memo, self._fn, self._target, shapes, limit, mesh
         if memo not in _plans:
             plan = self._divide(batch, limit, mesh)
-            _plans[memo] = self._fitting(examples, plan, batch, device, rows)
+            _plans[memo] = self._fitting(examples, plan, batch, device, rows.least)
         return _plans[memo]
 
     def _fitting(
-        self, examples: Any, plan: Plan, batch: int | None, device: jax.Device, rows: int
+        self, examples: Any, plan: Plan, batch: int | None, device: jax.Device, least: int
     ) -> Plan:
         """Compiles with fewer evaluations in flight until the program suits the device."""
         while True:
@@ -180,14 +180,14 @@ class Job:
             except jax.errors.JaxRuntimeError as error:
                 plan = self.smaller(plan, batch, error)
                 continue
-            fewer = _memory.fewer_in_flight(device, rows, plan.in_flight, needed)
+            fewer = _memory.fewer_in_flight(device, least, plan.in_flight, needed)
             if fewer == plan.in_flight:
                 return plan
             plan = self._divide(batch, fewer, plan.mesh)
-            rows = plan.in_flight  # smaller for the caches' sake only once
+            least = plan.in_flight  # smaller for the caches' sake only once
 
-    def _rows(self) -> int:
-        """From how many evaluations in flight on `fn` runs at full speed."""
+    def _rows(self) -> Rows:
+        """How many evaluations in flight `fn` wants."""
         memo = self._fn, self._plain
         if memo not in _worthwhile:
             _traced(self._fn, self._fn_arrays, self._plain)

@@ -7,23 +7,27 @@ from typing import Any
 
 import jax
 
+from jaxattn.jaxpr.rows import Rows
+
 #: Share of the free memory that one program may fill with its temporaries and its output.
 _SHARE = 0.6
 
 
-def default_in_flight(device: jax.Device, rows: int) -> int:
+def default_in_flight(device: jax.Device, rows: Rows) -> int:
     """How many evaluations of `fn` to start from, memory permitting.
 
     Args:
-        device: a CPU gains nothing beyond a few hundred; an accelerator wants thousands.
-        rows: from how many on `fn` runs at full speed; see `jaxpr.rows`.
+        device: a CPU's caches hold a few hundred, unless `fn` is tiny; an accelerator wants
+            thousands.
+        rows: what `fn` wants.
     """
     if device.platform != "cpu":
         return 8192
-    return min(max(256, _power_of_two(rows)), 4096)
+    surely_near = _at_most(_caches() / max(1, rows.bytes))
+    return min(max(256, _power_of_two(rows.least), surely_near), 4096)
 
 
-def fewer_in_flight(device: jax.Device, rows: int, in_flight: int, needed: int) -> int:
+def fewer_in_flight(device: jax.Device, least: int, in_flight: int, needed: int) -> int:
     """How many evaluations of `fn` suit the memory, and on a CPU the caches, given those of a try.
 
     Gradients keep all intermediates until the way back, and a network of few units computes less
@@ -31,7 +35,7 @@ def fewer_in_flight(device: jax.Device, rows: int, in_flight: int, needed: int) 
 
     Args:
         device: where they run.
-        rows: from how many on `fn` runs at full speed.
+        least: from how many on `fn` runs at full speed.
         in_flight: how many were tried.
         needed: the bytes that these need.
     """
@@ -40,12 +44,16 @@ def fewer_in_flight(device: jax.Device, rows: int, in_flight: int, needed: int) 
     # A little more costs less than to compile once more.
     if device.platform != "cpu" or needed <= 1.5 * _caches():
         return in_flight
-    fitting = 2 ** int(math.log2(max(1, _caches() * in_flight / needed)))
-    return min(in_flight, max(fitting, _power_of_two(rows)))
+    fitting = _at_most(_caches() * in_flight / needed)
+    return min(in_flight, max(fitting, _power_of_two(least)))
 
 
 def _power_of_two(rows: int) -> int:
     return 2 ** math.ceil(math.log2(max(1, rows)))
+
+
+def _at_most(rows: float) -> int:
+    return 2 ** int(math.log2(max(1, rows)))
 
 
 @functools.cache

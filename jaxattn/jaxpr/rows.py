@@ -21,8 +21,20 @@ class _Cost(NamedTuple):
     bytes: int
 
 
-def worthwhile_rows(jaxpr: jex.Jaxpr) -> int:
-    """How many examples a function should take at once, on a device with caches.
+class Rows(NamedTuple):
+    """How many examples a function should take at once.
+
+    Attributes:
+        least: from so many on it runs at full speed.
+        bytes: of the input and of all that is computed from it, of one example.
+    """
+
+    least: int
+    bytes: int
+
+
+def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
+    """From how many examples at once a function runs at full speed, on a device with caches.
 
     A product with weights reads them once, however many rows it has: with fewer rows than make up
     half of the weights' size, the time goes into reading. A recurrent step of H units wants some
@@ -33,6 +45,7 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> int:
 
     Returns:
         the larger of the two numbers: the first is a mean over the products, weighted by flops.
+        With it goes what an example takes at most.
     """
     costs = list(_costs(jaxpr, 1))
     flops = sum(cost.times * cost.flops for cost in costs)
@@ -40,7 +53,8 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> int:
     written = sum(cost.times * cost.bytes for cost in costs)
     of_weights = sum(c.times * c.flops * c.rows for c in costs) / flops if flops else 1
     of_starts = _OPERATION * operations / written if written else 1
-    return max(1, round(of_weights), round(of_starts))
+    inputs = sum(_bytes(var.aval) for var in jaxpr.invars)
+    return Rows(max(1, round(of_weights), round(of_starts)), inputs + written)
 
 
 def _costs(jaxpr: jex.Jaxpr, times: int) -> Iterator[_Cost]:
@@ -53,9 +67,7 @@ def _costs(jaxpr: jex.Jaxpr, times: int) -> Iterator[_Cost]:
             continue
         shapes = [getattr(var.aval, "shape", ()) for var in eqn.invars]
         sizes = list(map(math.prod, shapes))
-        outputs: list[Any] = [var.aval for var in eqn.outvars if hasattr(var.aval, "shape")]
-        out = sum(math.prod(aval.shape) for aval in outputs)
-        width = max((getattr(aval.dtype, "itemsize", 1) for aval in outputs), default=1)
+        out = sum(math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars)
         flops, rows = 0, 0.0
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -66,4 +78,9 @@ def _costs(jaxpr: jex.Jaxpr, times: int) -> Iterator[_Cost]:
             features = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
             flops = 2 * out * sizes[1] // max(1, features)
             rows = sizes[1] / max(1, 2 * (sizes[0] + out))
-        yield _Cost(times, flops, rows, out * width)
+        yield _Cost(times, flops, rows, sum(_bytes(var.aval) for var in eqn.outvars))
+
+
+def _bytes(aval: Any) -> int:
+    width: int = getattr(getattr(aval, "dtype", None), "itemsize", 1)
+    return width * math.prod(getattr(aval, "shape", ()))
