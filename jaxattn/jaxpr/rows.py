@@ -1,7 +1,6 @@
 """From how many rows on a function is worth running: what each of its operations costs anyway."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.extend.core as jex
@@ -47,7 +46,7 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
         the larger of the two numbers: the first is a mean over the products, weighted by flops.
         With it goes what an example takes at most.
     """
-    costs = list(_costs(jaxpr, 1))
+    costs = _costs(jaxpr, 1)
     flops = sum(cost.times * cost.flops for cost in costs)
     operations = sum(cost.times for cost in costs)
     written = sum(cost.times * cost.bytes for cost in costs)
@@ -57,13 +56,14 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
     return Rows(max(1, round(of_weights), round(of_starts)), inputs + written)
 
 
-def _costs(jaxpr: jex.Jaxpr, times: int) -> Iterator[_Cost]:
+def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
+    costs: list[_Cost] = []
     for eqn in jaxpr.eqns:
         name, inner = eqn.primitive.name, sub_jaxprs(eqn)
         if inner and not name.startswith("reduce"):  # a reduction's is its scalar step
             inside = times * eqn.params["length"] if name == "scan" else times
             for body in inner:
-                yield from _costs(body.jaxpr, inside)
+                costs += _costs(body.jaxpr, inside)
             continue
         shapes = [getattr(var.aval, "shape", ()) for var in eqn.invars]
         sizes = list(map(math.prod, shapes))
@@ -78,7 +78,8 @@ def _costs(jaxpr: jex.Jaxpr, times: int) -> Iterator[_Cost]:
             features = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
             flops = 2 * out * sizes[1] // max(1, features)
             rows = sizes[1] / max(1, 2 * (sizes[0] + out))
-        yield _Cost(times, flops, rows, sum(_bytes(var.aval) for var in eqn.outvars))
+        costs.append(_Cost(times, flops, rows, sum(_bytes(var.aval) for var in eqn.outvars)))
+    return costs
 
 
 def _bytes(aval: Any) -> int:
