@@ -1,7 +1,12 @@
-"""Chunks of a vmapped axis inside one compiled program: how many evaluations are in flight."""
+"""Chunks of a vmapped axis inside one compiled program: how many evaluations are in flight.
 
-from collections.abc import Callable
-from typing import Any
+Where devices share the work of an example, each takes its part of the axis.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +23,68 @@ def balanced(count: int, limit: int | None) -> tuple[int, int]:
     return chunks, -(-count // chunks)
 
 
-def _split(xs: Any, batch_size: int | None) -> tuple[Any, int, int, int]:
-    count = jax.tree.leaves(xs)[0].shape[0]
-    chunks, size = balanced(count, batch_size)
-    # Chunks are balanced, so repeating the last item to fill them wastes fewer rows than chunks.
-    rows = jnp.minimum(jnp.arange(chunks * size), count - 1).reshape(chunks, size)
-    return jax.tree.map(lambda leaf: leaf[rows], xs), count, chunks, size
+class Spread(NamedTuple):
+    """The axis of a mesh whose devices share the work of each example, and how many they are."""
+
+    axis: str
+    devices: int
+
+
+_spread: ContextVar[Spread | None] = ContextVar("spread", default=None)
+
+
+@contextmanager
+def spread_over(spread: Spread | None) -> Iterator[None]:
+    """Makes the chunks inside share their members out over devices; `None` keeps them on one."""
+    entered = _spread.set(spread)
+    try:
+        yield
+    finally:
+        _spread.reset(entered)
+
+
+def alone(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` with all its chunks on the device that calls it: others may be at other work."""
+
+    def call(*inputs: Any) -> Any:
+        with spread_over(None):
+            return f(*inputs)
+
+    return call
+
+
+def _rows(xs: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], xs)
+
+
+def _share(count: int, spread: Spread) -> Any:
+    """Which of `count` members this device takes, an equal number on each: beyond them at last."""
+    size = -(-count // spread.devices)
+    return jax.lax.axis_index(spread.axis) * size + jnp.arange(size, dtype=jnp.int32)
 
 
 def chunked_map(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
-    """`jax.vmap(f)(xs)` with at most `batch_size` members in flight."""
-    count = jax.tree.leaves(xs)[0].shape[0]
-    if count == 0 or balanced(count, batch_size)[0] == 1:
+    """`jax.vmap(f)(xs)` with at most `batch_size` members in flight on a device."""
+    count, spread = _length(xs), _spread.get()
+    if spread is None or count <= 1:
+        return _map(f, xs, batch_size)
+    mine = _rows(xs, jnp.minimum(_share(count, spread), count - 1))
+    ys = _map(alone(f), mine, batch_size)
+
+    def gathered(leaf: Any) -> Any:
+        return jax.lax.all_gather(leaf, spread.axis, tiled=True)[:count]
+
+    return jax.tree.map(gathered, ys)
+
+
+def _map(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
+    count = _length(xs)
+    chunks, size = balanced(count, batch_size)
+    if count == 0 or chunks == 1:
         return jax.vmap(f)(xs)
-    parts, count, chunks, size = _split(xs, batch_size)
-    ys = jax.lax.map(jax.vmap(f), parts)
+    # Chunks are balanced, so repeating the last item to fill them wastes fewer rows than chunks.
+    rows = jnp.minimum(jnp.arange(chunks * size), count - 1).reshape(chunks, size)
+    ys = jax.lax.map(jax.vmap(f), _rows(xs, rows))
     return jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:count], ys)
 
 
@@ -43,31 +95,54 @@ def chunked_sum(
 
     Half precision is summed, and divided by `divisor`, in float32.
     """
-    count = jax.tree.leaves(xs)[0].shape[0]
-    if balanced(count, batch_size)[0] == 1:
-
-        def reduced(leaf: Any) -> Any:
-            return (leaf.sum(0, dtype=wide(leaf.dtype)) / divisor).astype(leaf.dtype)
-
-        return jax.tree.map(reduced, jax.vmap(f)(xs))
-    parts, count, chunks, size = _split(xs, batch_size)
-    valid = (jnp.arange(chunks * size) < count).reshape(chunks, size)
-
-    def add(total: Any, chunk: Any) -> tuple[Any, None]:
-        members, mask = chunk
-
-        def accumulate(sum_: Any, leaf: Any) -> Any:
-            valid = mask.reshape(-1, *[1] * (leaf.ndim - 1))
-            return sum_ + jnp.where(valid, leaf, 0).sum(0, dtype=sum_.dtype)
-
-        return jax.tree.map(accumulate, total, jax.vmap(f)(members)), None
-
-    shapes = jax.eval_shape(
-        lambda part: jax.vmap(f)(part), jax.tree.map(lambda leaf: leaf[0], parts)
-    )
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], wide(leaf.dtype)), shapes)
-    total, _ = jax.lax.scan(add, zeros, (parts, valid))
+    count, spread = _length(xs), _spread.get()
+    if spread is None or count <= 1:
+        total, shapes = _sum(f, xs, None, batch_size)
+    else:
+        members = _share(count, spread)
+        mine = _rows(xs, jnp.minimum(members, count - 1))
+        total, shapes = _sum(alone(f), mine, members < count, batch_size)
+        total = jax.lax.psum(total, spread.axis)
     return jax.tree.map(lambda leaf, like: (leaf / divisor).astype(like.dtype), total, shapes)
+
+
+def _sum(
+    f: Callable[[Any], Any], xs: Any, valid: Any | None, batch_size: int | None
+) -> tuple[Any, Any]:
+    """The sum over the valid members in a wide dtype, and what one member is, abstractly."""
+    count = _length(xs)
+    chunks, size = balanced(count, batch_size)
+
+    def reduced(members: Any, valid: Any | None) -> Any:
+        def of_leaf(leaf: Any) -> Any:
+            if valid is not None:
+                leaf = jnp.where(valid.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+            return leaf.sum(0, dtype=wide(leaf.dtype))
+
+        return jax.tree.map(of_leaf, members)
+
+    if chunks == 1:
+        ys = jax.vmap(f)(xs)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), ys)
+        return reduced(ys, valid), one
+    rows = jnp.arange(chunks * size)
+    padded = jnp.minimum(rows, count - 1)
+    chosen = rows < count if valid is None else valid[padded] & (rows < count)
+    parts, masks = _rows(xs, padded.reshape(chunks, size)), chosen.reshape(chunks, size)
+
+    def add(total: Any, chunk: tuple[Any, Any]) -> tuple[Any, None]:
+        members, mask = chunk
+        return jax.tree.map(jnp.add, total, reduced(jax.vmap(f)(members), mask)), None
+
+    one = jax.eval_shape(f, jax.tree.map(lambda leaf: leaf[0], xs))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), one)
+    total, _ = jax.lax.scan(add, zeros, (parts, masks))
+    return total, one
+
+
+def _length(xs: Any) -> int:
+    count: int = jax.tree.leaves(xs)[0].shape[0]
+    return count
 
 
 def wide(dtype: Any) -> Any:

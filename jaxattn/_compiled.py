@@ -8,9 +8,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxattn._batch import Spread, alone, spread_over
 from jaxattn._callable import Recipe, rebuilding
 from jaxattn._types import Attribution
 from jaxattn.jaxpr.program import Program
+
+#: The axes of the engine's meshes: devices with other examples, and with other evaluations of `fn`.
+EXAMPLES, EVALUATIONS = "examples", "evaluations"
 
 #: Whether a method is being traced by the entry point, where it is just a function.
 in_engine: ContextVar[bool] = ContextVar("in_engine", default=False)
@@ -37,13 +41,19 @@ class Plan:
         single: whether it takes one example, not a batch.
         examples: how many examples it takes.
         inside: how many evaluations of `fn` are in flight inside of each.
-        mesh: devices over which the examples are spread.
+        mesh: devices over which the examples are spread, and the evaluations inside of each.
     """
 
     single: bool
     examples: int
     inside: int
     mesh: Mesh | None
+
+    @property
+    def in_flight(self) -> int:
+        """Evaluations of `fn` at once on a device."""
+        rows = 1 if self.mesh is None else self.mesh.shape[EXAMPLES]
+        return self.examples // rows * self.inside
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,18 +64,24 @@ def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> 
         of_fn, of_target, of_options = arrays
         x, index, args, key, batched = example
         method = spec.method.rebuild(())
+        shared = None
+        if spec.mesh is not None and spec.mesh.shape[EVALUATIONS] > 1:
+            shared = Spread(EVALUATIONS, spec.mesh.shape[EVALUATIONS])
         entered = in_engine.set(True)
-        try:
-            answer: Attribution = method(
-                rebuilding(spec.fn, of_fn),
-                x,
-                index if spec.target is None else rebuilding(spec.target, of_target),
-                args=args,
-                key=key,
-                batch_size=spec.batch_size,
-                **spec.options.rebuild(of_options),
-                **batched,
-            )
+        try:  # the method's chunks are spread, not those of an fn that itself explains
+            with spread_over(
+                shared
+            ):  # the method's chunks, not those of an fn that itself explains
+                answer: Attribution = method(
+                    alone(rebuilding(spec.fn, of_fn)),
+                    x,
+                    index if spec.target is None else alone(rebuilding(spec.target, of_target)),
+                    args=args,
+                    key=key,
+                    batch_size=spec.batch_size,
+                    **spec.options.rebuild(of_options),
+                    **batched,
+                )
         finally:
             in_engine.reset(entered)
         return answer
@@ -75,7 +91,7 @@ def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> 
     each = jax.vmap(one, in_axes=(None, 0))
     if spec.mesh is None:
         return each(arrays, examples)
-    split = PartitionSpec(spec.mesh.axis_names)
+    split = PartitionSpec(EXAMPLES)
     # A scan's constant initial carry counts as unvarying; the check would refuse it.
     return jax.shard_map(
         each, mesh=spec.mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False

@@ -3,7 +3,8 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import rich.progress
 from jax.sharding import Mesh
-from jaxtyping import Array, Shaped
 
 from jaxattn._callable import as_function
 from jaxattn._compiled import Plan, in_engine
+from jaxattn._examples import batch_length, example_keys, example_structs, split_batched
 from jaxattn._job import Job, explained_input
 from jaxattn._perturb import check_baseline
 from jaxattn._static import is_array, is_concrete
@@ -85,16 +86,32 @@ def explain(
         check_finite=check_finite,
         **options,
     )
-    parts = []
-    for part in work.parts(progress):
-        parts.append(work.job.run(part, work.plan))
-        if progress:  # the bar counts what is done, not what is on its way
-            jax.block_until_ready(parts[-1])
-    if len(parts) == 1 and work.plan.examples == work.batch:
+    parts = list(_answers(work, progress))
+    if len(parts) == 1 and jax.tree.leaves(parts[0])[0].shape[0] == work.batch:
         return parts[0]
     while len(parts) > 1:  # few operands at a time: XLA's time to compile them grows faster
         parts = [_concatenated(parts[i : i + 32]) for i in range(0, len(parts), 32)]
     return jax.tree.map(lambda leaf: leaf[: work.batch], parts[0])
+
+
+def _answers(work: "Work", progress: bool) -> Iterator[Attribution]:
+    """Runs part after part; the parts get smaller where the memory does not suffice."""
+    start, plan = 0, work.plan
+    with rich.progress.Progress() if progress else nullcontext() as bar:
+        if bar:
+            task = bar.add_task("explaining", total=work.batch)
+        while start < work.batch:
+            try:
+                answer = work.job.attempt(work.part(start, plan.examples), plan)
+                if bar:  # it counts what is done, not what is on its way
+                    jax.block_until_ready(answer)
+            except jax.errors.JaxRuntimeError as error:
+                plan = work.job.smaller(plan, work.batch, error)
+                continue
+            yield answer
+            start += plan.examples
+            if bar:
+                bar.update(task, completed=min(start, work.batch))
 
 
 def _concatenated(parts: list[Attribution]) -> Attribution:
@@ -109,19 +126,19 @@ class Work(NamedTuple):
     examples: Any
     batch: int
 
-    def parts(self, progress: bool = False) -> Iterator[Any]:
-        """Parts of equal size; the last repeats the last example to fill up."""
+    def part(self, start: int, size: int) -> Any:
+        """`size` examples from `start` on; the last is repeated to fill up."""
+        if size == self.batch:
+            return self.examples
+        rows: Any = slice(start, start + size)
+        if start + size > self.batch:
+            rows = np.minimum(np.arange(start, start + size), self.batch - 1)
+        return jax.tree.map(lambda leaf: leaf[rows], self.examples)
+
+    def parts(self) -> Iterator[Any]:
+        """All examples, as many at a time as the plan says."""
         size = self.plan.examples
-        starts: Iterable[int] = range(0, self.batch, size)
-        if progress:
-            starts = rich.progress.track(starts, description="explaining")
-        for start in starts:
-            rows: Any = slice(start, start + size)
-            if start + size > self.batch:
-                rows = np.minimum(np.arange(start, start + size), self.batch - 1)
-            elif size == self.batch:
-                rows = ...
-            yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.examples)
+        return (self.part(start, size) for start in range(0, self.batch, size))
 
 
 def prepare(
@@ -142,7 +159,7 @@ def prepare(
     """Checks the arguments of `explain`, and plans; compiles where it must find a batch size."""
     _check_inputs("xs", xs, args, key)
     args = tuple(args)
-    batch = _batch_length(xs, args)
+    batch = batch_length(xs, args)
     if check_finite:
         check_finite_numbers("xs", xs)
     partial: Any = method_
@@ -159,14 +176,14 @@ def prepare(
             raise ValueError("mesh must be left out inside of an fn that is itself explained")
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
     _check_options(method_, options, at)
-    x, one_args = _example_structs((xs, args))
+    x, one_args = example_structs((xs, args))
     keeps_input = getattr(method_, "keeps_input", False)
     explained = explained_input(fn, x, one_args, None if keeps_input else at)
     _check_baseline(options, explained, check_finite)
-    shared, batched = _split_batched(method_, options, explained, batch)
-    one_batched = _example_structs(batched)
+    shared, batched = split_batched(method_, options, explained, batch)
+    one_batched = example_structs(batched)
     job = Job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
-    keys = None if key is None else _example_keys(key, batch)
+    keys = None if key is None else example_keys(key, batch)
     examples = xs, job.indices(targets, batch), args, keys, batched
     return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
 
@@ -227,7 +244,12 @@ def explainer(
             _check_baseline(options, explained, check_finite)
             job = Job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
-            return job.run(example, job.plan(example, None, batch_size, None))
+            plan = job.plan(example, None, batch_size, None)
+            while True:
+                try:
+                    return job.attempt(example, plan)
+                except jax.errors.JaxRuntimeError as error:
+                    plan = job.smaller(plan, None, error)
 
         vars(method).update(
             evaluations=evaluations,
@@ -319,28 +341,6 @@ def _is_key(key: Any) -> bool:
     return key.ndim == 1 and key.dtype == np.uint32
 
 
-def _batch_length(xs: Inputs, args: Any) -> int:
-    """The length of the leading axis that all leaves share."""
-    lengths = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path({"xs": xs, "args": args}):
-        if jnp.ndim(leaf) == 0:
-            raise ValueError(
-                f"{_name(path)} must have a leading axis of examples, got a scalar; "
-                "to explain one example call the method itself"
-            )
-        lengths[_name(path)] = jnp.shape(leaf)[0]
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"xs and args must have equally many examples, got {lengths}")
-    batch = next(iter(lengths.values()))
-    if batch == 0:
-        raise ValueError("xs holds no examples: its leading axis has length 0")
-    return batch
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return path[0].key + jax.tree_util.keystr(path[1:])
-
-
 def check_finite_numbers(name: str, xs: Any) -> None:
     """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
     with jax.ensure_compile_time_eval():  # numbers may be known inside of a trace too
@@ -360,32 +360,3 @@ def _refuse_nan(name: str, xs: Any) -> None:
 @jax.jit
 def _all_finite(leaves: list[Any]) -> Any:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves] or [jnp.bool_(True)]))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _example_keys(key: RandomKey, batch: int) -> Shaped[Array, "B ..."]:
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
-
-
-def _example_structs(batch: Any) -> Any:
-    """One example of a batch, abstractly."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch
-    )
-
-
-def _split_batched(
-    method: Callable[..., Attribution], options: dict[str, Any], x: Any, batch: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parts the options that all examples share from those with one value for each example."""
-    batched = {}
-    for name in getattr(method, "per_example", ()):
-        leaves = jax.tree.leaves(options.get(name))
-        inputs = jax.tree.leaves(x)
-        if len(leaves) != len(inputs) or not all(map(is_array, leaves)):
-            continue
-        if all(o.ndim == 1 + i.ndim for o, i in zip(leaves, inputs, strict=True)):
-            if any(leaf.shape[0] != batch for leaf in leaves):
-                raise ValueError(f"{name} has {leaves[0].shape[0]} examples where xs has {batch}")
-            batched[name] = options[name]
-    return {name: value for name, value in options.items() if name not in batched}, batched

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import uuid
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -16,11 +17,13 @@ from jaxattn import _memory
 from jaxattn._batch import balanced
 from jaxattn._callable import Recipe, as_function, bind
 from jaxattn._compiled import Plan, Spec, run
+from jaxattn._placement import device_of, divided, over_examples, part_struct
 from jaxattn._static import UnkeyableError, is_array, is_concrete, typed_key
 from jaxattn._target import batch_indices, single_output
 from jaxattn._types import Attribution, Target, check_count
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
+from jaxattn.jaxpr.rows import Rows, worthwhile_rows
 
 Value = TypeVar("Value")
 
@@ -38,8 +41,14 @@ class Memo(dict[Hashable, Value]):
 _signatures: Memo[list[Signature]] = Memo()
 #: What bound callables answer.
 _outputs: Memo[Any] = Memo()
-#: How many bytes a program needs with so many evaluations in flight.
-_needs: Memo[int] = Memo()
+#: How many evaluations in flight a device has been seen to hold at most.
+_limits: Memo[int] = Memo()
+#: Plans that have run to their end.
+_proven: Memo[bool] = Memo()
+#: What was found to suit a program and its device.
+_plans: Memo[Plan] = Memo()
+#: How many evaluations in flight a function wants.
+_worthwhile: Memo[Rows] = Memo()
 
 
 class Job:
@@ -143,31 +152,58 @@ class Job:
         self, examples: Any, batch: int | None, batch_size: int | None, mesh: Mesh | None
     ) -> Plan:
         """Divides the evaluations in flight over examples and inside of an example."""
+        known = _limits.get((self._memo, self._fn, self._target))
         if batch_size is not None:
             check_count("batch_size", batch_size)
-            return self._divide(batch, int(batch_size), mesh)
+            return self._divide(batch, min(int(batch_size), known or int(batch_size)), mesh)
         leaves = jax.tree.leaves((examples, self._fn_arrays, self._target_arrays))
-        device = mesh.devices.flat[0] if mesh else _device(leaves)
-        limit = _memory.default_in_flight(device)
+        device = mesh.devices.flat[0] if mesh else device_of(leaves)
+        rows = self._rows()
+        limit = _memory.default_in_flight(device, rows)
+        limit = min(limit, known or limit)
         if not all(map(is_concrete, leaves)):
             return self._divide(batch, limit, mesh)
         shapes = Signature.of((self._option_arrays, examples))
-        while True:
+        memo = self._memo, self._fn, self._target, shapes, limit, mesh
+        if memo not in _plans:
             plan = self._divide(batch, limit, mesh)
-            memo = self._memo, self._fn, self._target, shapes, plan
-            if memo not in _needs:
-                _needs[memo] = _memory.needed(self.compile(examples, plan))
-            if limit == 1 or _needs[memo] <= _memory.budget(device):
+            _plans[memo] = self._fitting(examples, plan, batch, device, rows.least)
+        return _plans[memo]
+
+    def _fitting(
+        self, examples: Any, plan: Plan, batch: int | None, device: jax.Device, least: int
+    ) -> Plan:
+        """Compiles with fewer evaluations in flight until the program suits the device."""
+        while True:
+            try:
+                needed = _memory.needed(self.compile(examples, plan))
+            except jax.errors.JaxRuntimeError as error:
+                plan = self.smaller(plan, batch, error)
+                continue
+            fewer = _memory.fewer_in_flight(device, least, plan.in_flight, needed)
+            if fewer == plan.in_flight:
                 return plan
-            limit //= 2
+            plan = self._divide(batch, fewer, plan.mesh)
+            least = plan.in_flight  # smaller for the caches' sake only once
+
+    def _rows(self) -> Rows:
+        """How many evaluations in flight `fn` wants."""
+        memo = self._fn, self._plain
+        if memo not in _worthwhile:
+            _traced(self._fn, self._fn_arrays, self._plain)
+        return _worthwhile[memo]
 
     def _divide(self, batch: int | None, limit: int, mesh: Mesh | None) -> Plan:
-        inside = min(limit, self._in_flight)
         if batch is None:
-            return Plan(True, 1, inside, None)
-        devices = 1 if mesh is None else mesh.size
-        _, examples = balanced(-(-batch // devices), max(1, limit // inside))
-        return Plan(False, examples * devices, inside, mesh)
+            return Plan(True, 1, min(limit, self._in_flight), None)
+        if mesh is None:
+            inside, rows = min(limit, self._in_flight), 1
+        else:
+            mesh = divided(mesh, batch, self._in_flight)
+            rows, columns = mesh.devices.shape
+            inside = min(limit, -(-self._in_flight // columns))
+        _, examples = balanced(-(-batch // rows), max(1, limit // inside))
+        return Plan(False, examples * rows, inside, mesh)
 
     def spec(self, plan: Plan) -> Spec:
         """The static half of a call."""
@@ -185,7 +221,7 @@ class Job:
 
     def compile(self, examples: Any, plan: Plan) -> Any:
         """The compiled program of a plan, which a later `run` finds in JAX's own cache."""
-        part = _part(examples, plan)
+        part = part_struct(examples, plan)
         return self._with_traces(
             lambda: run.lower(self.spec(plan), self._arrays(plan.mesh), part).compile()
         )
@@ -199,7 +235,7 @@ class Job:
 
         # JAX's caches in memory go by the function, the one on disk by the program and its name.
         fresh.__name__ = f"run_{uuid.uuid4().hex}"
-        jitted, part = jax.jit(fresh, static_argnums=0), _part(examples, plan)
+        jitted, part = jax.jit(fresh, static_argnums=0), part_struct(examples, plan)
         traced: jax.stages.Traced = self._with_traces(
             lambda: jitted.trace(self.spec(plan), self._arrays(plan.mesh), part)
         )
@@ -208,39 +244,43 @@ class Job:
     def run(self, examples: Any, plan: Plan) -> Attribution:
         """Runs the compiled program on as many examples as the plan says."""
         if plan.mesh is not None and all(map(is_concrete, jax.tree.leaves(examples))):
-            examples = jax.device_put(examples, _over(plan.mesh))
+            examples = jax.device_put(examples, over_examples(plan.mesh))
         answer: Attribution = self._with_traces(
             lambda: run(self.spec(plan), self._arrays(plan.mesh), examples)
         )
         return answer
 
+    def attempt(self, examples: Any, plan: Plan) -> Attribution:
+        """Runs, and waits for the end of a plan that has not been seen to fit the memory yet."""
+        answer = self.run(examples, plan)
+        known = self._memo, self._fn, self._target, plan
+        if known not in _proven and all(map(is_concrete, jax.tree.leaves(answer))):
+            jax.block_until_ready(answer)
+            _proven[known] = True
+        return answer
 
-def _part(examples: Any, plan: Plan) -> Any:
-    """As many examples as a plan takes, abstractly."""
+    def smaller(self, plan: Plan, batch: int | None, error: Exception) -> Plan:
+        """After an error for want of memory: half as many evaluations in flight, from now on.
 
-    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = jnp.shape(leaf) if plan.single else (plan.examples, *leaf.shape[1:])
-        sharding = None if plan.mesh is None else _over(plan.mesh)
-        if sharding is None and getattr(leaf, "committed", False) and len(leaf.devices()) == 1:
-            sharding = leaf.sharding
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=sharding)
-
-    return jax.tree.map(struct, examples)
-
-
-def _over(mesh: Mesh) -> NamedSharding:
-    """Examples spread over all devices of a mesh."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-
-def _device(leaves: list[Any]) -> jax.Device:
-    """Where the arrays are."""
-    for leaf in leaves:
-        if isinstance(leaf, jax.Array) and is_concrete(leaf):
-            return min(leaf.devices(), key=lambda device: device.id)
-    config: Any = jax.config  # its flags are made at run time
-    default = config.jax_default_device
-    return default if isinstance(default, jax.Device) else jax.devices(default)[0]
+        Raises:
+            JaxRuntimeError: for any other error, and where only one was in flight.
+        """
+        if not _memory.is_exhausted(error):
+            raise error
+        if plan.in_flight == 1:
+            raise jax.errors.JaxRuntimeError(
+                "the device has too little memory for one evaluation of fn at a time, with what "
+                f"the method keeps of it: {error}"
+            ) from error
+        limit = plan.in_flight // 2
+        _limits[self._memo, self._fn, self._target] = limit
+        warnings.warn(
+            f"the device has too little memory for {plan.in_flight} evaluations of fn in flight: "
+            f"the rest goes on with {limit}; batch_size={limit} would start there without a word",
+            UserWarning,
+            stacklevel=2,
+        )
+        return self._divide(batch, limit, plan.mesh)
 
 
 def explained_input(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], at: str | None) -> Any:
@@ -297,11 +337,22 @@ def _output(fn: Recipe | Program, arrays: list[Any], signature: Signature) -> An
     if isinstance(fn, Program):
         return fn.output(signature)
     if (fn, signature) not in _outputs:
-        inputs = signature.structs()
-        _outputs[fn, signature] = jax.eval_shape(
-            lambda arrays, inputs: fn.rebuild(arrays)(*inputs), arrays, inputs
-        )
+        _traced(fn, arrays, signature)
     return _outputs[fn, signature]
+
+
+def _traced(fn: Recipe | Program, arrays: list[Any], signature: Signature) -> None:
+    """Learns from one trace of a bound callable what it answers and how many rows it wants."""
+    if isinstance(fn, Program):
+        jaxpr, output = fn.jaxpr(signature), fn.output(signature)
+    else:
+        trace = jax.make_jaxpr(
+            lambda arrays, inputs: fn.rebuild(arrays)(*inputs), return_shape=True
+        )
+        closed, output = trace(arrays, signature.structs())
+        jaxpr = closed.jaxpr
+    _outputs[fn, signature] = output
+    _worthwhile[fn, signature] = worthwhile_rows(jaxpr)
 
 
 def _hint(fn: Callable[..., Any], signature: Signature, error: Exception) -> str | None:

@@ -11,7 +11,7 @@ import hashlib
 import sys
 import types
 from collections.abc import Hashable, Iterator, Mapping, Set
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -21,9 +21,18 @@ class UnkeyableError(TypeError):
     """The value can change without its key changing, so no compiled program may rest on it."""
 
 
-_BY_VALUE = (types.NoneType, bool, int, str, bytes, complex, types.EllipsisType, types.CodeType)
+_BY_VALUE = frozenset(
+    (types.NoneType, bool, int, str, bytes, complex, types.EllipsisType, types.CodeType)
+)
 _DATA = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
-_BY_IDENTITY = (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)
+_BY_IDENTITY = (
+    np.dtype,
+    enum.Enum,
+    type,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    np.ufunc,
+)
 
 
 def typed_key(value: Any) -> Any:
@@ -38,11 +47,12 @@ def typed_key(value: Any) -> Any:
     if kind is float:  # hex keeps nan equal to itself and -0.0 apart from 0.0
         return kind, value.hex()
     if isinstance(value, (tuple, list)):
-        return kind, *map(typed_key, value)
-    if isinstance(value, (np.dtype, enum.Enum, *_BY_IDENTITY)):
+        # A module has hundreds of leaves, keyed at every call: each spared call of Python counts.
+        return kind, *[(type(v), v) if type(v) in _BY_VALUE else typed_key(v) for v in value]
+    if isinstance(value, _BY_IDENTITY):
         return kind, value
-    if dataclasses.is_dataclass(value):
-        return kind, *((name, typed_key(given)) for name, given in _attributes(value))
+    if hasattr(kind, "__dataclass_fields__"):
+        return kind, *[(name, typed_key(given)) for name, given in _attributes(value)]
     if isinstance(value, Mapping):
         return kind, tuple((typed_key(k), typed_key(v)) for k, v in value.items())
     if isinstance(value, Set):
@@ -68,9 +78,16 @@ def typed_key(value: Any) -> Any:
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """A dataclass instance's fields, and what it was given beside them but for private names."""
-    names = [field.name for field in dataclasses.fields(value)]
-    names += sorted(n for n in getattr(value, "__dict__", ()) if n not in names and n[0] != "_")
-    return ((name, getattr(value, name)) for name in names if hasattr(value, name))
+    names = _field_names(cast(Hashable, type(value)))
+    beside = [n for n in getattr(value, "__dict__", ()) if n not in names and n[0] != "_"]
+    for name in (*names, *sorted(beside)):
+        if hasattr(value, name):
+            yield name, getattr(value, name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _field_names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cast(Any, kind)))
 
 
 def _is_importable(value: Any) -> bool:

@@ -70,7 +70,7 @@ def test_the_automatic_batch_size_fits_the_memory(monkeypatch):
     limit = 40_000
     expected = ja.explain(ja.jacobian, lambda x: jnp.outer(x, x) @ x, X)
     monkeypatch.setattr(_memory, "budget", lambda device: limit)
-    _job._needs.clear()
+    _job._plans.clear()
 
     def wide(x):
         return jnp.tanh(jnp.outer(x, jnp.arange(500.0))).sum(1)
@@ -79,7 +79,7 @@ def test_the_automatic_batch_size_fits_the_memory(monkeypatch):
     compiled = found.job.compile(found.examples, found.plan)
     assert _memory.needed(compiled) <= limit < 500 * N * 4 * B * N
     values = ja.explain(ja.occlusion, lambda x: wide(x)[0], X).values
-    _job._needs.clear()
+    _job._plans.clear()
     monkeypatch.undo()
     np.testing.assert_allclose(
         values, ja.explain(ja.occlusion, lambda x: wide(x)[0], X).values, atol=1e-5

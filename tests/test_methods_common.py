@@ -181,13 +181,21 @@ def test_chunks_change_nothing(name, batch_size, model, xs):
     close(explain(name, model, xs, batch_size=batch_size), explained(name))
 
 
+SPREAD = [(B, (2,)), (2, (8,)), (1, (2, 2))]
+MESHES = [(1, (8,)), (2, (4,)), (B, (2, 2)), (B, (8,))]
+
+
 @pytest.mark.parametrize(
-    "name, shape", [(n, (2,)) for n in METHODS] + [("occlusion", s) for s in [(4,), (8,), (2, 2)]]
+    "name, batch, shape",
+    [(n, *each) for n in METHODS for each in SPREAD]
+    + [(n, *each) for n in ("occlusion", "smooth_grad") for each in MESHES],
 )
-def test_devices_change_nothing(name, shape, model, xs):
+def test_devices_change_nothing(name, batch, shape, model, xs):
+    """With fewer examples than devices these share the evaluations inside of an example."""
     names = ("data", "model")[: len(shape)]
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
-    close(explain(name, model, xs, mesh=mesh, batch_size=4), explained(name))
+    want = jax.tree.map(lambda leaf: leaf[:batch], explained(name))
+    close(explain(name, model, xs[:batch], mesh=mesh, batch_size=4), want)
 
 
 @every_method

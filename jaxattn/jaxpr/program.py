@@ -65,6 +65,10 @@ class Program:
         """The abstract output for a signature that has been traced."""
         return self._traces[signature].output
 
+    def jaxpr(self, signature: Signature) -> jex.Jaxpr:
+        """What was traced for a signature."""
+        return self._traces[signature].jaxpr
+
     def rebuild(self, arrays: Sequence[Any]) -> Callable[..., Any]:
         """The function, given its constants."""
 

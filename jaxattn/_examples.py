@@ -1,0 +1,63 @@
+"""A batch of examples: how long it is, what one of them is, and what each has for itself."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from jaxattn._static import is_array
+from jaxattn._types import Attribution, Inputs, RandomKey
+
+
+def batch_length(xs: Inputs, args: Any) -> int:
+    """The length of the leading axis that all leaves share."""
+    lengths = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"xs": xs, "args": args}):
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"{_name(path)} must have a leading axis of examples, got a scalar; "
+                "to explain one example call the method itself"
+            )
+        lengths[_name(path)] = jnp.shape(leaf)[0]
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"xs and args must have equally many examples, got {lengths}")
+    batch = next(iter(lengths.values()))
+    if batch == 0:
+        raise ValueError("xs holds no examples: its leading axis has length 0")
+    return batch
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return path[0].key + jax.tree_util.keystr(path[1:])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def example_keys(key: RandomKey, batch: int) -> Shaped[Array, "B ..."]:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
+
+
+def example_structs(batch: Any) -> Any:
+    """One example of a batch, abstractly."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch
+    )
+
+
+def split_batched(
+    method: Callable[..., Attribution], options: dict[str, Any], x: Any, batch: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parts the options that all examples share from those with one value for each example."""
+    batched = {}
+    for name in getattr(method, "per_example", ()):
+        leaves = jax.tree.leaves(options.get(name))
+        inputs = jax.tree.leaves(x)
+        if len(leaves) != len(inputs) or not all(map(is_array, leaves)):
+            continue
+        if all(o.ndim == 1 + i.ndim for o, i in zip(leaves, inputs, strict=True)):
+            if any(leaf.shape[0] != batch for leaf in leaves):
+                raise ValueError(f"{name} has {leaves[0].shape[0]} examples where xs has {batch}")
+            batched[name] = options[name]
+    return {name: value for name, value in options.items() if name not in batched}, batched

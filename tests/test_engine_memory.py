@@ -1,0 +1,144 @@
+"""When a device runs out of memory: what was computed is kept, and the rest goes on in halves."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jaxattn as ja
+from jaxattn import _job
+
+B, N = 11, 6
+X = np.random.default_rng(0).normal(size=(B, N)).astype(np.float32)
+SHORT = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes."
+
+
+def fn(x):
+    return jnp.stack([jnp.sin(x).sum(), jnp.cos(x).prod()])
+
+
+class Device:
+    """Runs no more evaluations at once than it can hold, and says what it was asked."""
+
+    def __init__(self, holds, after=0):
+        self.holds, self.after, self.asked = holds, after, []
+        self._run = _job.Job.run
+
+    def __call__(self, job, examples, plan):
+        self.asked.append(plan.in_flight)
+        if plan.in_flight > self.holds and len(self.asked) > self.after:
+            raise jax.errors.JaxRuntimeError(SHORT)
+        return self._run(job, examples, plan)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    def install(holds, after=0):
+        found = Device(holds, after)
+        monkeypatch.setattr(_job.Job, "run", lambda *call: found(*call))
+        return found
+
+    _job._limits.clear()
+    yield install
+    _job._limits.clear()
+
+
+def explained(**options):
+    return ja.explain(ja.occlusion, fn, X, 1, **options).values
+
+
+def quiet(call):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return call()
+
+
+@pytest.mark.parametrize("holds", [1, 3, 7, 20])
+@pytest.mark.parametrize("batch_size", [None, 30])
+def test_the_rest_goes_on_with_half(device, holds, batch_size):
+    expected = explained()
+    found = device(holds)
+    with pytest.warns(UserWarning, match=r"goes on with \d+; batch_size=\d+ would") as said:
+        values = explained(batch_size=batch_size)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    sizes = list(dict.fromkeys(found.asked))
+    assert sizes == sorted(sizes, reverse=True)
+    assert holds / 2 <= sizes[-1] <= holds or sizes[-1] == 1
+    assert len(said) == len(sizes) - 1
+
+
+def test_what_was_computed_is_kept(device):
+    expected = explained()
+    found = device(7, after=2)  # two parts of 2 examples fit, then memory gets short
+    with pytest.warns(UserWarning, match="for 14 evaluations of fn in flight.* goes on with 7"):
+        values = explained(batch_size=14)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    assert found.asked == [14, 14, 14, *[7] * (B - 4)]
+
+
+def test_the_next_call_remembers_and_says_nothing(device):
+    found = device(7)
+    with pytest.warns(UserWarning):
+        explained(batch_size=28)
+    found.asked.clear()
+    for batch_size in (28, None, 1000):
+        quiet(lambda size=batch_size: explained(batch_size=size))
+    assert set(found.asked) == {7}
+    found.asked.clear()
+    quiet(lambda: explained(batch_size=3))
+    assert set(found.asked) == {3}
+
+
+def test_one_example_by_itself(device):
+    expected = ja.occlusion(fn, X[0], 1).values
+    found = device(3)
+    with pytest.warns(UserWarning, match="goes on with 3"):
+        values = ja.occlusion(fn, X[0], 1).values
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    assert found.asked == [7, 3]
+
+
+def test_on_a_mesh_the_size_is_that_of_a_device(device):
+    expected = explained()
+    found = device(7)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    with pytest.warns(UserWarning):
+        values = explained(mesh=mesh, batch_size=21)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    assert found.asked[-1] <= 7
+
+
+def test_when_one_does_not_fit_the_error_says_so(device):
+    device(0)
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(jax.errors.JaxRuntimeError, match=r"one evaluation of fn at a time.*EXH"),
+    ):
+        explained()
+
+
+def test_other_errors_pass(monkeypatch):
+    def fails(*call):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(_job.Job, "run", fails)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
+        quiet(explained)
+
+
+def test_a_program_that_cannot_be_compiled_for_want_of_memory(device, monkeypatch):
+    expected = explained()
+    compiles = _job.Job.compile
+
+    def compile_(job, examples, plan):
+        if plan.in_flight > 7:
+            raise jax.errors.JaxRuntimeError(SHORT)
+        return compiles(job, examples, plan)
+
+    monkeypatch.setattr(_job.Job, "compile", compile_)
+    _job._plans.clear()
+    with pytest.warns(UserWarning):
+        np.testing.assert_allclose(explained(), expected, atol=1e-6)

@@ -1,0 +1,151 @@
+"""Devices that share the work: over examples, and inside of one where examples are few."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jaxattn as ja
+from jaxattn._explain import prepare
+
+B, T, D, K = 3, 12, 2, 3
+rng = np.random.default_rng(0)
+X = rng.normal(size=(B, T, D)).astype(np.float32)
+W = rng.normal(size=(D, K)).astype(np.float32)
+
+
+def fn(x):
+    def step(h, row):
+        h = jnp.tanh(h + row @ jnp.asarray(W, row.dtype))
+        return h, h
+
+    return jax.lax.scan(step, jnp.zeros(K, x.dtype), x)[0]
+
+
+def mesh(*shape):
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    return Mesh(devices, ("rows", "columns")[: len(shape)])
+
+
+def close(got, want, atol=1e-5):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=atol), got, want)
+
+
+@pytest.mark.parametrize(
+    "batch, devices, rows",
+    [
+        (1, 8, 1),  # all inside of the one example
+        (2, 8, 2),
+        (8, 8, 8),
+        (16, 8, 8),
+        (1000, 8, 8),
+        (1001, 8, 8),
+        (3, 2, 1),  # two rows of devices would leave one of them idle half of the time
+        (5, 4, 2),
+        (4, 2, 2),
+    ],
+)
+def test_devices_go_to_examples_first_unless_that_leaves_some_idle(batch, devices, rows):
+    xs = np.zeros((batch, T, D), np.float32)
+    found = prepare(ja.occlusion, fn, xs, 0, window=1, mesh=mesh(devices), batch_size=4).plan.mesh
+    assert found.devices.shape == (rows, devices // rows)
+    assert list(found.devices.flat) == jax.devices()[:devices]
+
+
+def test_the_batch_size_is_that_of_a_device():
+    found = prepare(ja.occlusion, fn, X[:1], 0, window=1, mesh=mesh(4), batch_size=100).plan
+    assert (found.examples, found.inside) == (1, 4)  # 12 windows and none, on 4 devices
+    few = prepare(ja.occlusion, fn, X[:1], 0, window=1, mesh=mesh(4), batch_size=3).plan
+    assert few.in_flight == 3
+
+
+@pytest.mark.parametrize("batch, shape", [(1, (8,)), (1, (2, 2)), (2, (8,)), (3, (4,)), (3, (2,))])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("occlusion", {"window": 3}),
+        ("integrated_gradients", {"num_steps": 13}),
+        ("jacobian", {"mode": "forward"}),
+        ("jacobian", {"mode": "reverse"}),
+        ("smooth_grad", {"num_samples": 7}),
+        ("smooth_grad", {"num_samples": 3, "method": ja.integrated_gradients, "num_steps": 5}),
+        ("smooth_grad", {"num_samples": 5, "reduction": "variance"}),
+    ],
+)
+def test_devices_change_nothing(name, options, batch, shape):
+    method = getattr(ja, name)
+    targets = None if name == "jacobian" else 1
+    key = jax.random.key(1)
+    alone = ja.explain(method, fn, X[:batch], targets, key=key, **options)
+    for batch_size in (None, 2):
+        shared = ja.explain(
+            method, fn, X[:batch], targets, key=key, mesh=mesh(*shape), batch_size=batch_size,
+            **options,
+        )  # fmt: skip
+        close(shared, alone)
+
+
+def test_time_steps_with_a_length():
+    def padded(x, length):
+        return fn(jnp.where(jnp.arange(T)[:, None] < length, x, 0))
+
+    lengths = jnp.full(1, T, jnp.int32)
+    call = (ja.temporal_output_score, padded, X[:1], 1)
+    alone = ja.explain(*call, args=(lengths,), length_argnum=0)
+    close(ja.explain(*call, args=(lengths,), length_argnum=0, mesh=mesh(8)), alone)
+
+
+def test_in_float64(x64):
+    xs = X[:1].astype(np.float64)
+    alone = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=9)
+    shared = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=9, mesh=mesh(4))
+    close(shared, alone, 1e-12)
+    assert shared.values.dtype == np.float64
+
+
+def test_half_precision_is_summed_over_devices_in_single():
+    xs = np.ones((1, 4), np.float16)
+    found = ja.explain(
+        ja.smooth_grad, lambda x: (x * np.float16(3000)).sum(), xs,
+        key=jax.random.key(0), mesh=mesh(8),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.values, np.full((1, 4), 3000, np.float16))
+
+
+def test_derivatives_go_through_devices():
+    def loss(xs, **options):
+        values = ja.explain(ja.occlusion, fn, xs, 1, window=3, **options).values
+        mean = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=5, **options).values
+        return jnp.sum(jnp.sin(values)) + jnp.sum(jnp.cos(mean))
+
+    close(jax.grad(lambda x: loss(x, mesh=mesh(4)))(X[:1]), jax.grad(loss)(X[:1]))
+
+
+def test_an_fn_that_itself_explains_stays_on_its_device():
+    """JAX remembers what a jitted function traced to, also where devices are at other work."""
+
+    @jax.jit
+    def important(x):
+        return ja.integrated_gradients(fn, x, 1, num_steps=5, check_finite=False).values.sum(0)
+
+    alone = ja.explain(ja.occlusion, important, X[:1], 0, window=3)
+    shared = ja.explain(ja.occlusion, important, X[:1], 0, window=3, mesh=mesh(8))
+    close(shared, alone)
+
+
+def test_what_devices_tell_each_other_is_the_scores():
+    work = prepare(ja.occlusion, fn, X[:1], 1, window=1, mesh=mesh(8), batch_size=8)
+    text = work.job.compile(work.examples, work.plan).as_text()
+    found = re.findall(r"= f32\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text)
+    (told,) = [(shape, operation) for shape, operation in found]
+    assert told[1] == "all-gather"
+    assert np.prod(list(map(int, told[0].split(",")))) == 16  # 12 windows and none, on 8 devices
+
+
+def test_with_enough_examples_devices_tell_each_other_nothing():
+    work = prepare(ja.occlusion, fn, np.concatenate([X] * 4)[:8], 1, window=1, mesh=mesh(8))
+    text = work.job.compile(work.examples, work.plan).as_text()
+    assert not re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", text)
