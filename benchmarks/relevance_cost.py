@@ -18,7 +18,7 @@ from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
-from benchmarks.__main__ import digits
+from benchmarks.cells import digits
 
 METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gradient": ("gradient", {}),
