@@ -1,8 +1,9 @@
 """Contenders take turns at a cell: each with its best setting, each result compared."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter, sleep
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.cells import Cell, Work, prepare
 from jaxattn.jaxpr.flops import count_flops
 
 SWEEPS = 3  # calls by which a setting is chosen
+HOPELESS = 1.5  # times the best setting's seconds: another is not called again
 PAUSE = 0.02  # seconds until another library's threads have gone to sleep
 TURN = 0.1  # seconds of calls in a turn, where one call is shorter
 FLOOR = 1e-30  # a result that is zero all over has no scale of its own
@@ -28,6 +30,8 @@ class Built(NamedTuple):
         peak_bytes: what the program needs, by XLA's account.
         flops: the operations of the program.
         nonlinear: how many of them are tanh, sigmoids and exponentials.
+        first_seconds: of the first call of all, traced, compiled and run.
+        cached_seconds: of a call that has forgotten all but what is on disk.
     """
 
     setting: str
@@ -36,6 +40,8 @@ class Built(NamedTuple):
     peak_bytes: int | None = None
     flops: int | None = None
     nonlinear: int = 0
+    first_seconds: float | None = None
+    cached_seconds: float | None = None
 
 
 class Entry(NamedTuple):
@@ -70,6 +76,9 @@ def contend(
     platform: str,
     chunks: list[int] | None,
     rounds: int,
+    *,
+    tf32: bool = False,
+    cache: bool = False,
 ) -> dict[str, Entry]:
     """Lets jaxattn, hand-written JAX and the peers explain a cell in turns.
 
@@ -80,6 +89,8 @@ def contend(
         platform: "cpu", "gpu" or "tpu".
         chunks: the chunk sizes that are tried; all powers of two by default.
         rounds: how often each has its turn.
+        tf32: whether a GPU may round products to TF32.
+        cache: whether JAX keeps compiled programs on disk, from where they are then taken again.
 
     Returns:
         an entry for each contender, jaxattn first.
@@ -88,11 +99,11 @@ def contend(
         DisagreementError: if a result differs beyond the cell's tolerance.
     """
     work = prepare(cell)
-    ours = jaxattn(work)
+    ours = jaxattn(work, cache)
     reference = np.asarray(ours.run())
     chosen, sweeps = {"jaxattn": ours}, {"jaxattn": {ours.setting: seconds_of(ours.run)}}
     differences = {"jaxattn": 0.0}
-    for contender, builders in contenders(work, peers, platform, chunks).items():
+    for contender, builders in contenders(work, peers, platform, chunks, tf32).items():
         best, sweep, worst = _sweep(f"{name}: {contender}", builders, reference, cell.tolerance)
         chosen[contender], sweeps[contender], differences[contender] = best, sweep, worst
     turns: dict[str, list[float]] = {contender: [] for contender in chosen}
@@ -113,22 +124,23 @@ def contend(
 
 
 def contenders(
-    work: Work, peers: Sequence[str], platform: str, chunks: list[int] | None
+    work: Work, peers: Sequence[str], platform: str, chunks: list[int] | None, tf32: bool = False
 ) -> Mapping[str, Builders]:
     """The settings at which each opponent is tried."""
     cell = work.cell
-    _, largest = handwritten.chunked(cell)
+    sizes = powers_of_two(handwritten.largest_chunk(cell), chunks)
+    by_hand_ways = [
+        handwritten.Setting(size, projection)
+        for projection in get_args(handwritten.Projection)
+        for size in sizes
+    ]
     every: dict[str, Builders] = {
-        "handwritten": [
-            (str(chunk), lambda chunk=chunk: by_hand(work, chunk))
-            for chunk in powers_of_two(largest, chunks)
-        ]
+        "handwritten": [(str(way), partial(by_hand, work, way)) for way in by_hand_ways]
     }
     for peer in peers:
         for kind, ways in captum_peer.kinds(cell, platform, chunks, powers_of_two).items():
             every[f"{peer}{kind}"] = [
-                (str(way), lambda way=way: Built(str(way), captum_peer.build(work, way, platform)))
-                for way in ways
+                (str(way), partial(by_captum, work, way, platform, tf32)) for way in ways
             ]
     return every
 
@@ -140,31 +152,51 @@ def powers_of_two(largest: int, wanted: list[int] | None = None) -> list[int]:
     return [2**i for i in range(largest.bit_length()) if 2**i < largest] + [largest]
 
 
-def jaxattn(work: Work) -> Built:
+def jaxattn(work: Work, cache: bool = False) -> Built:
     """jaxattn as a user calls it, with nothing set, the examples on the device already."""
     cell, method = work.cell, getattr(ja, work.cell.method)
     xs, targets = jax.device_put((work.xs, work.targets))
     options = cell.options
-    figures = ja.benchmark(method, work.model, xs, targets, repeats=1, **options)
 
     def run() -> Any:
         explained = ja.explain(method, work.model, xs, targets, **options)
         return jax.block_until_ready(explained).values
 
+    start = perf_counter()
+    run()
+    first = perf_counter() - start
+    cached = None
+    if cache:
+        jax.clear_caches()
+        start = perf_counter()
+        run()
+        cached = perf_counter() - start
+    figures = ja.benchmark(method, work.model, xs, targets, repeats=1, **options)
     program = jax.make_jaxpr(
         lambda xs, targets: ja.explain(method, work.model, xs, targets, **options).values
     )(xs, targets)
-    nonlinear = limits.nonlinearities(count_flops(program).by_primitive)
-    seconds, peak = figures.compile_seconds, figures.peak_bytes
-    return Built("default", run, seconds, peak, figures.flops, nonlinear)
+    return Built(
+        "default",
+        run,
+        figures.compile_seconds,
+        figures.peak_bytes,
+        figures.flops,
+        limits.nonlinearities(count_flops(program).by_primitive),
+        first,
+        cached,
+    )
 
 
-def by_hand(work: Work, chunk: int) -> Built:
-    """The hand-written explanation with a chunk size."""
-    build, _ = handwritten.chunked(work.cell)
+def by_captum(work: Work, setting: captum_peer.Setting, platform: str, tf32: bool) -> Built:
+    """Captum's explanation at a setting."""
+    return Built(str(setting), captum_peer.build(work, setting, platform, tf32))
+
+
+def by_hand(work: Work, setting: handwritten.Setting) -> Built:
+    """The hand-written explanation at a setting, compiled."""
     arguments = jax.device_put((work.weights, work.xs, work.targets))
     start = perf_counter()
-    traced = jax.jit(build(work.cell, chunk)).trace(*arguments)
+    traced = jax.jit(handwritten.build(work.cell, setting)).trace(*arguments)
     compiled = traced.lower().compile()
     compile_seconds = perf_counter() - start
     memory = compiled.memory_analysis()
@@ -179,7 +211,7 @@ def by_hand(work: Work, chunk: int) -> Built:
     def run() -> Any:
         return jax.block_until_ready(compiled(*arguments))
 
-    return Built(str(chunk), run, compile_seconds, peak, count_flops(traced.jaxpr).total)
+    return Built(str(setting), run, compile_seconds, peak, count_flops(traced.jaxpr).total)
 
 
 def _sweep(
@@ -197,7 +229,10 @@ def _sweep(
             sweep[setting], error = None, failure
             continue
         difference = compare(f"{who} (setting {setting})", result, reference, tolerance)
-        sweep[setting] = seconds = min(seconds_of(built.run, 0) for _ in range(SWEEPS))
+        seconds = seconds_of(built.run, 0)
+        if best is None or seconds < HOPELESS * best[0]:
+            seconds = min([seconds, *(seconds_of(built.run, 0) for _ in range(SWEEPS - 1))])
+        sweep[setting] = seconds
         if best is None or seconds < best[0]:
             best = seconds, built, difference
     if best is None:

@@ -1,6 +1,7 @@
 """How a benchmark is asked for and what it leaves: options, a table, numbers in JSON."""
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -39,6 +40,12 @@ def device(parser: argparse.ArgumentParser, platform: str | None) -> jax.Device:
     except RuntimeError:
         seen = ", ".join(sorted({"cpu", jax.default_backend()}))
         parser.error(f"no {platform} here: JAX sees {seen}")
+
+
+def check_plot(parser: argparse.ArgumentParser, path: Path | None) -> None:
+    """The parser's error where a plot is wanted and nothing can draw it."""
+    if path is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot: matplotlib is not installed")
 
 
 def progress(steps: Iterable[Any], description: str) -> Iterable[Any]:

@@ -55,7 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.plot is not None and results:
         from benchmarks import charts
 
-        charts.save(charts.bars(results, arguments.device.device_kind), arguments.plot)
+        times = {
+            name: {
+                contender: (ratio(entry), float(np.median(entry.seconds)))
+                for contender, entry in result.entries.items()
+            }
+            for name, result in results.items()
+        }
+        charts.save(charts.bars(times, arguments.device.device_kind), arguments.plot)
     if failed:
         sys.exit("\n".join(failed.values()))
 
@@ -64,7 +71,14 @@ def measure(name: str, cell: Cell, arguments: argparse.Namespace) -> Result:
     platform = arguments.device.platform
     limit = limits.measure(cell, platform)
     entries = contest.contend(
-        name, cell, arguments.peers, platform, arguments.chunks, arguments.rounds
+        name,
+        cell,
+        arguments.peers,
+        platform,
+        arguments.chunks,
+        arguments.rounds,
+        tf32=arguments.tf32,
+        cache=arguments.cache is not None,
     )
     return Result(entries, limit)
 
@@ -98,13 +112,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         reason = captum_peer.why_not(arguments.device.platform)
         if reason is not None:
             parser.error(f"--peers captum: {reason}")
-    if arguments.plot is not None:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot: matplotlib is not installed")
+    report.check_plot(parser, arguments.plot)
     if arguments.cache is not None:
-        arguments.cache.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(arguments.cache.resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return arguments
 
 
@@ -140,6 +152,17 @@ def show(results: dict[str, Result], arguments: argparse.Namespace) -> None:
         ("work and opponent", "measured", "at least", "goal", "reached"),
         reached,
         "medians of the turns' own ratios",
+    )
+    report.table(
+        "What a first call of jaxattn takes",
+        ("work", "traced and compiled (s)", "compiled program from disk (s)"),
+        [
+            (name, f"{built.first_seconds:.2f}", "" if cached is None else f"{cached:.2f}")
+            for name, result in results.items()
+            for built in [result.entries["jaxattn"].built]
+            for cached in [built.cached_seconds]
+        ],
+        "the run is counted in; what --cache held before this run is not compiled anew",
     )
     for name, result in results.items():
         line = below_half(result)
@@ -214,6 +237,8 @@ def as_json(
                         "run_seconds": float(np.median(entry.seconds)),
                         "ratio": ratio(entry),
                         "share_of_limit": share(entry, result),
+                        "first_seconds": entry.built.first_seconds,
+                        "cached_seconds": entry.built.cached_seconds,
                         "peak_bytes": entry.built.peak_bytes,
                         "flops": entry.built.flops,
                         "difference": entry.difference,
