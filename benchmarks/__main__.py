@@ -70,8 +70,7 @@ def measure(arguments: argparse.Namespace) -> list[ja.Benchmark]:
     xs = jax.device_put(digits(arguments.batch))
     targets = jnp.argmax(model(xs), axis=-1)
     rows = []
-    progress = report.progress(arguments.methods, "measuring")
-    for name in progress:
+    for name in report.progress(arguments.methods, "measuring"):
         options: dict[str, Any] = {**METHODS[name], "repeats": arguments.repeats}
         if name == "temporal_output_score":
             options["args"] = (jnp.full(arguments.batch, xs.shape[1]),)
