@@ -65,7 +65,16 @@ def bars(ratios: Mapping[str, Mapping[str, tuple[float, float]]], subtitle: str)
                 text = f" {1e3 * seconds:,.3g} ms" if seconds < 1 else f" {seconds:,.2f} s"
                 if name != "jaxattn":
                     text = f" {ratio:.2f} ×  {text.strip()}"
-                axes.text(ratio, place, text, va="center", fontsize=8.5, color="#444444", bbox=box)
+                axes.annotate(
+                    text.strip(),
+                    (ratio, place),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8.5,
+                    color="#444444",
+                    bbox=box,
+                )
                 place += 1
             place += 0.9
         axes.axvline(1, color=COLORS["jaxattn"], lw=1, ls=(0, (4, 3)), zorder=0)
