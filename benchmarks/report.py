@@ -1,16 +1,23 @@
 """How a benchmark is asked for and what it leaves: options, a table, numbers in JSON."""
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
+
+try:
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+except ImportError:  # a GPU box may hold no more than what the numbers need
+    Console = None  # type: ignore[assignment, misc]
 
 WIDTH = 120  # where the output is no terminal that has one
 
@@ -21,8 +28,38 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that `device` reads."""
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's own")
+
+
+def device(parser: argparse.ArgumentParser, platform: str | None) -> jax.Device:
+    """The first device of a platform; the parser's error where there is none."""
+    try:
+        return jax.devices(platform)[0]
+    except RuntimeError:
+        seen = ", ".join(sorted({"cpu", jax.default_backend()}))
+        parser.error(f"no {platform} here: JAX sees {seen}")
+
+
+def check_plot(parser: argparse.ArgumentParser, path: Path | None) -> None:
+    """The parser's error where a plot is wanted and nothing can draw it."""
+    if path is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot: matplotlib is not installed")
+
+
+def progress(steps: Iterable[Any], description: str) -> Iterable[Any]:
+    """The steps, with a bar that goes away, where rich is installed."""
+    if Console is None:
+        return steps
+    return track(list(steps), description, transient=True)
+
+
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], caption: str) -> None:
     """Prints a table whose first column names the rows."""
+    if Console is None:
+        print(_plain(title, columns, rows, caption))
+        return
     broad = min(WIDTH, max(len(title), len(caption)))
     shown = Table(title=title, caption=caption, min_width=broad)
     for i, heading in enumerate(columns):
@@ -30,6 +67,20 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], cap
     for row in rows:
         shown.add_row(*row)
     Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
+
+
+def _plain(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], caption: str) -> str:
+    """The same in aligned text."""
+    lines = [tuple(" ".join(heading.split()) for heading in columns), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join(
+            text.rjust(width) if i else text.ljust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([title, *aligned, caption, ""])
 
 
 def write(path: Path | None, numbers: dict[str, Any]) -> None:

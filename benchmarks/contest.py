@@ -1,0 +1,272 @@
+"""Contenders take turns at a cell: each with its best setting, each result compared."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter, sleep
+from typing import Any, NamedTuple, get_args
+
+import jax
+import numpy as np
+
+import jaxattn as ja
+from benchmarks import captum_peer, handwritten, limits
+from benchmarks.cells import Cell, Work, prepare
+from jaxattn.jaxpr.flops import count_flops
+
+SWEEPS = 3  # calls by which a setting is chosen
+HOPELESS = 1.5  # times the best setting's seconds: another is not called again
+COARSER = 100  # times the tolerance, where products are rounded to TF32's 10 bits
+PAUSE = 0.02  # seconds until another library's threads have gone to sleep
+TURN = 0.1  # seconds of calls in a turn, where one call is shorter
+FLOOR = 1e-30  # a result that is zero all over has no scale of its own
+
+
+class Built(NamedTuple):
+    """One contender at one setting, ready to run.
+
+    Attributes:
+        setting: what was set, for the reader.
+        run: computes the result and waits for it.
+        compile_seconds: what tracing and compiling took; `None` for what does not compile.
+        peak_bytes: what the program needs, by XLA's account.
+        flops: the operations of the program.
+        nonlinear: how many of them are tanh, sigmoids and exponentials.
+        first_seconds: of the first call of all, traced, compiled and run.
+        cached_seconds: of a call that has forgotten all but what is on disk.
+    """
+
+    setting: str
+    run: Callable[[], Any]
+    compile_seconds: float | None = None
+    peak_bytes: int | None = None
+    flops: int | None = None
+    nonlinear: int = 0
+    first_seconds: float | None = None
+    cached_seconds: float | None = None
+
+
+class Entry(NamedTuple):
+    """What a contender reached in a cell.
+
+    Attributes:
+        built: at its best setting.
+        sweep: seconds at each setting that was tried; `None` where it failed.
+        difference: the largest to jaxattn's result, as a part of the largest value.
+        seconds: of each round.
+        ratios: of each round, over jaxattn's seconds of that round.
+    """
+
+    built: Built
+    sweep: dict[str, float | None]
+    difference: float
+    seconds: list[float]
+    ratios: list[float]
+
+
+class DisagreementError(Exception):
+    """A contender's result is not jaxattn's: its time means nothing."""
+
+
+Builders = Sequence[tuple[str, Callable[[], Built]]]
+
+
+def contend(
+    name: str,
+    cell: Cell,
+    peers: Sequence[str],
+    platform: str,
+    chunks: list[int] | None,
+    rounds: int,
+    *,
+    tf32: bool = False,
+    cache: bool = False,
+) -> dict[str, Entry]:
+    """Lets jaxattn, hand-written JAX and the peers explain a cell in turns.
+
+    Args:
+        name: the cell's.
+        cell: what is to be done.
+        peers: "captum", or nothing.
+        platform: "cpu", "gpu" or "tpu".
+        chunks: the chunk sizes that are tried; all powers of two by default.
+        rounds: how often each has its turn.
+        tf32: whether a GPU may round products to TF32.
+        cache: whether JAX keeps compiled programs on disk, from where they are then taken again.
+
+    Returns:
+        an entry for each contender, jaxattn first.
+
+    Raises:
+        DisagreementError: if a result differs beyond the cell's tolerance.
+    """
+    work = prepare(cell)
+    ours = jaxattn(work, cache)
+    reference = np.asarray(ours.run())
+    chosen, sweeps = {"jaxattn": ours}, {"jaxattn": {ours.setting: seconds_of(ours.run)}}
+    differences = {"jaxattn": 0.0}
+    tolerance = cell.tolerance * (COARSER if tf32 else 1)
+    for contender, builders in contenders(work, peers, platform, chunks, tf32).items():
+        best, sweep, worst = _sweep(f"{name}: {contender}", builders, reference, tolerance)
+        chosen[contender], sweeps[contender], differences[contender] = best, sweep, worst
+    turns: dict[str, list[float]] = {contender: [] for contender in chosen}
+    for turn in range(rounds):
+        order = list(chosen) if turn % 2 == 0 else list(chosen)[::-1]
+        for contender in order:
+            turns[contender].append(seconds_of(chosen[contender].run))
+    return {
+        contender: Entry(
+            built,
+            sweeps[contender],
+            differences[contender],
+            turns[contender],
+            (np.asarray(turns[contender]) / np.asarray(turns["jaxattn"])).tolist(),
+        )
+        for contender, built in chosen.items()
+    }
+
+
+def contenders(
+    work: Work, peers: Sequence[str], platform: str, chunks: list[int] | None, tf32: bool = False
+) -> Mapping[str, Builders]:
+    """The settings at which each opponent is tried."""
+    cell = work.cell
+    sizes = powers_of_two(handwritten.largest_chunk(cell), chunks)
+    by_hand_ways = [
+        handwritten.Setting(size, projection)
+        for projection in get_args(handwritten.Projection)
+        for size in sizes
+    ]
+    every: dict[str, Builders] = {
+        "handwritten": [(str(way), partial(by_hand, work, way)) for way in by_hand_ways]
+    }
+    for peer in peers:
+        for kind, ways in captum_peer.kinds(cell, platform, chunks, powers_of_two).items():
+            every[f"{peer}{kind}"] = [
+                (str(way), partial(by_captum, work, way, platform, tf32)) for way in ways
+            ]
+    return every
+
+
+def powers_of_two(largest: int, wanted: list[int] | None = None) -> list[int]:
+    """Powers of two up to a number, and that number; or those wanted, cut to it."""
+    if wanted is not None:
+        return sorted({min(chunk, largest) for chunk in wanted})
+    return [2**i for i in range(largest.bit_length()) if 2**i < largest] + [largest]
+
+
+def jaxattn(work: Work, cache: bool = False) -> Built:
+    """jaxattn as a user calls it, with nothing set, the examples on the device already."""
+    cell, method = work.cell, getattr(ja, work.cell.method)
+    xs, targets = jax.device_put((work.xs, work.targets))
+    options = cell.options
+
+    def run() -> Any:
+        explained = ja.explain(method, work.model, xs, targets, **options)
+        return jax.block_until_ready(explained).values
+
+    start = perf_counter()
+    run()
+    first = perf_counter() - start
+    cached = None
+    if cache:
+        jax.clear_caches()
+        start = perf_counter()
+        run()
+        cached = perf_counter() - start
+    figures = ja.benchmark(method, work.model, xs, targets, repeats=1, **options)
+    program = jax.make_jaxpr(
+        lambda xs, targets: ja.explain(method, work.model, xs, targets, **options).values
+    )(xs, targets)
+    return Built(
+        "default",
+        run,
+        figures.compile_seconds,
+        figures.peak_bytes,
+        figures.flops,
+        limits.nonlinearities(count_flops(program).by_primitive),
+        first,
+        cached,
+    )
+
+
+def by_captum(work: Work, setting: captum_peer.Setting, platform: str, tf32: bool) -> Built:
+    """Captum's explanation at a setting."""
+    return Built(str(setting), captum_peer.build(work, setting, platform, tf32))
+
+
+def by_hand(work: Work, setting: handwritten.Setting) -> Built:
+    """The hand-written explanation at a setting, compiled."""
+    arguments = jax.device_put((work.weights, work.xs, work.targets))
+    start = perf_counter()
+    traced = jax.jit(handwritten.build(work.cell, setting)).trace(*arguments)
+    compiled = traced.lower().compile()
+    compile_seconds = perf_counter() - start
+    memory = compiled.memory_analysis()
+    peak = (
+        None
+        if memory is None
+        else int(
+            memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        )
+    )
+
+    def run() -> Any:
+        return jax.block_until_ready(compiled(*arguments))
+
+    return Built(str(setting), run, compile_seconds, peak, count_flops(traced.jaxpr).total)
+
+
+def _sweep(
+    who: str, builders: Builders, reference: np.ndarray, tolerance: float
+) -> tuple[Built, dict[str, float | None], float]:
+    """The fastest of the settings, the seconds of all, and the best one's difference."""
+    best: tuple[float, Built, float] | None = None
+    sweep: dict[str, float | None] = {}
+    error: Exception | None = None
+    for setting, build in builders:
+        try:
+            built = build()
+            result = built.run()
+        except (RuntimeError, MemoryError) as failure:  # a chunk too large for the device
+            sweep[setting], error = None, failure
+            continue
+        difference = compare(f"{who} (setting {setting})", result, reference, tolerance)
+        seconds = seconds_of(built.run, 0)
+        if best is None or seconds < HOPELESS * best[0]:
+            seconds = min([seconds, *(seconds_of(built.run, 0) for _ in range(SWEEPS - 1))])
+        sweep[setting] = seconds
+        if best is None or seconds < best[0]:
+            best = seconds, built, difference
+    if best is None:
+        raise RuntimeError(f"{who} ran at none of its settings: {error}") from error
+    return best[1], sweep, best[2]
+
+
+def compare(who: str, result: Any, reference: np.ndarray, tolerance: float) -> float:
+    """The largest difference as a part of the reference's largest value.
+
+    Raises:
+        DisagreementError: for another shape, or a difference that is not within the tolerance.
+    """
+    values = np.asarray(result.cpu() if hasattr(result, "cpu") else result)
+    if values.shape != reference.shape:
+        raise DisagreementError(f"{who} has shape {values.shape}, jaxattn's {reference.shape}")
+    scale = max(float(np.abs(reference).max()), FLOOR)
+    difference = float(np.abs(values - reference).max()) / scale
+    if not difference <= tolerance:  # NaN is no agreement either
+        raise DisagreementError(
+            f"{who} differs from jaxattn by {difference:.2g} of the largest value, "
+            f"more than {tolerance:g}: no time is given"
+        )
+    return difference
+
+
+def seconds_of(run: Callable[[], Any], turn: float = TURN) -> float:
+    """The median of the calls that fit in a turn; one at least."""
+    sleep(PAUSE)
+    seconds: list[float] = []
+    while not seconds or sum(seconds) + seconds[-1] < turn:
+        start = perf_counter()
+        run()
+        seconds.append(perf_counter() - start)
+    return float(np.median(seconds))

@@ -1,0 +1,203 @@
+"""The contenders of the benchmark of speed compute the same; what fails is said, not timed."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxattn as ja
+from benchmarks import captum_peer, cells, contest, curves, handwritten, report, speed
+
+TINY = {
+    "image-jacobian": {"network": cells.Network(6, 4, 3, 2, bidirectional=True), "batch": 3},
+    "image-saliency": {"network": cells.Network(6, 4, 3, 2, bidirectional=True), "batch": 3},
+    "image-occlusion": {"network": cells.Network(6, 8, 3, 2, bidirectional=True), "batch": 2},
+    "image-integrated": {
+        "network": cells.Network(6, 4, 3, 2, bidirectional=True),
+        "batch": 2,
+        "num_steps": 5,
+    },
+    "long-occlusion": {"network": cells.Network(16, 1, 3, 2), "batch": 2},
+    "steps-jacobian": {"network": cells.Network(5, 2, 3, 2, per_step=True), "batch": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def tiny(name):
+    return cells.CELLS[name]._replace(**TINY[name])
+
+
+@pytest.fixture(params=TINY, scope="module")
+def work(request):
+    return cells.prepare(tiny(request.param))
+
+
+@pytest.fixture(scope="module")
+def reference(work):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        method, options = getattr(ja, work.cell.method), work.cell.options
+        return np.asarray(ja.explain(method, work.model, work.xs, work.targets, **options).values)
+
+
+@pytest.mark.parametrize(("chunk", "projection"), [(1, "before"), (2, "inside"), (3, "joined")])
+def test_what_is_written_by_hand_agrees(work, reference, chunk, projection):
+    built = contest.by_hand(work, handwritten.Setting(chunk, projection))
+    assert contest.compare("by hand", built.run(), reference, 1e-5) <= 1e-5
+    assert built.flops > 0
+
+
+def test_captum_agrees(work, reference):
+    pytest.importorskip("captum")
+    for ways in captum_peer.kinds(work.cell, "cpu", [1, 3], contest.powers_of_two).values():
+        for way in ways:
+            result = contest.by_captum(work, way, "cpu", False).run()
+            assert contest.compare("Captum", result, reference, 1e-5) <= 1e-5
+
+
+def test_the_work_is_the_same_at_every_call(work):
+    again = cells.prepare(work.cell)
+    same = jax.tree.map(np.array_equal, (work.weights, work.xs), (again.weights, again.xs))
+    assert jax.tree.all(same)
+
+
+def test_the_fixed_work():
+    image, long = cells.CELLS["image-occlusion"], cells.CELLS["long-occlusion"]
+    assert (image.windows, long.windows) == (13 * 13, 63)
+    assert image.masks().sum(0).min() == long.masks().sum(0).min() == 1  # nothing is left out
+    assert handwritten.largest_chunk(cells.CELLS["steps-jacobian"]) == 128 * 3
+
+
+def test_powers_of_two():
+    assert contest.powers_of_two(10) == [1, 2, 4, 8, 10]
+    assert contest.powers_of_two(8) == [1, 2, 4, 8]
+    assert contest.powers_of_two(1) == [1]
+    assert contest.powers_of_two(10, [16, 3, 32]) == [3, 10]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(3), np.full(3, np.nan), np.ones((3, 1))])
+def test_a_result_that_differs_is_refused(wrong):
+    with pytest.raises(contest.DisagreementError, match=r"no time|has shape"):
+        contest.compare("who", wrong, np.ones(3), 1e-4)
+
+
+def test_a_difference_is_a_part_of_the_largest_value():
+    assert contest.compare("who", np.array([10.0, 1.5]), np.array([10.0, 1.0]), 0.1) == 0.05
+
+
+def test_a_turn_is_the_median_of_the_calls_that_fit(monkeypatch):
+    clock = iter(np.cumsum([0, 0.04, 0, 0.01, 0, 0.02, 0, 0.08]).tolist())
+    monkeypatch.setattr(contest, "perf_counter", clock.__next__)
+    assert contest.seconds_of(lambda: None, 0.1) == pytest.approx(0.03)
+
+
+def test_a_setting_that_does_not_run_is_passed_over():
+    def fail():
+        raise RuntimeError("out of memory")
+
+    reference = np.ones(3)
+    runs = [("1", fail), ("2", lambda: contest.Built("2", lambda: reference))]
+    best, sweep, difference = contest._sweep("who", runs, reference, 1e-4)
+    assert (best.setting, sweep["1"], difference) == ("2", None, 0)
+    with pytest.raises(RuntimeError, match="who ran at none of its settings: out of memory"):
+        contest._sweep("who", runs[:1], reference, 1e-4)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(speed, "CELLS", {"image-saliency": tiny("image-saliency")})
+    monkeypatch.setattr(speed.limits, "SECONDS", 1e-3)
+    return ["--rounds", "2", "--chunks", "2"]
+
+
+def test_the_command_prints_and_writes(small, tmp_path, capsys):
+    path, plot = tmp_path / "new" / "numbers.json", tmp_path / "new" / "times.png"
+    speed.main([*small, "--json", str(path), "--plot", str(plot)])
+    printed = capsys.readouterr().out
+    assert "handwritten" in printed
+    assert "image-saliency" in printed
+    numbers = json.loads(path.read_text())
+    (cell,) = numbers["cells"].values()
+    assert set(cell["contenders"]) == {"jaxattn", "handwritten"}
+    assert cell["contenders"]["jaxattn"]["ratio"] == 1
+    by_hand = cell["contenders"]["handwritten"]
+    assert by_hand["difference"] <= 1e-4
+    assert len(by_hand["seconds"]) == len(by_hand["ratios"]) == 2
+    assert by_hand["setting"] in by_hand["sweep"]
+    assert {"compile_seconds", "run_seconds", "peak_bytes", "share_of_limit"} <= set(by_hand)
+    assert cell["limit"]["product"] > 0
+    assert numbers["failed"] == {}
+    assert plot.stat().st_size > 0
+
+
+def test_a_cell_that_disagrees_fails_without_a_time(small, tmp_path, capsys, monkeypatch):
+    wrong = handwritten.build
+
+    def build(cell, setting):
+        right = wrong(cell, setting)
+        return lambda *arguments: 1.01 * right(*arguments)
+
+    monkeypatch.setattr(handwritten, "build", build)
+    path = tmp_path / "numbers.json"
+    with pytest.raises(SystemExit, match=r"image-saliency: handwritten .* differs from jaxattn"):
+        speed.main([*small, "--json", str(path)])
+    numbers = json.loads(path.read_text())
+    assert (numbers["cells"], list(numbers["failed"])) == ({}, ["image-saliency"])
+    assert "handwritten" not in capsys.readouterr().out
+
+
+def test_curves(tmp_path, capsys, monkeypatch):
+    line = curves.Line(
+        "Title", "examples", (1, 2), lambda n: tiny("image-saliency")._replace(batch=n)
+    )
+    monkeypatch.setattr(curves, "LINES", {"batch": line})
+    path = tmp_path / "curves.json"
+    curves.main(["--chunks", "2", "--rounds", "1", "--json", str(path)])
+    (panel,) = json.loads(path.read_text())["curves"]
+    assert (panel["sizes"], set(panel["seconds"])) == ([1, 2], {"jaxattn", "handwritten"})
+    assert "examples 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "no tpu here: JAX sees cpu"),
+        (["--cells", "image-lrp"], "invalid choice: 'image-lrp'"),
+        (["--chunks", "0"], "--chunks: must be a positive int, got '0'"),
+        (["--rounds", "0"], "--rounds: must be a positive int, got '0'"),
+        (["--peers", "shap"], "invalid choice: 'shap'"),
+    ],
+)
+def test_the_command_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        speed.main(arguments)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_peer_that_is_missing_names_its_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(SystemExit):
+        speed.main(["--peers", "captum"])
+    error = " ".join(capsys.readouterr().err.split())
+    assert "not installed: pip install -e '.[peers]' brings Captum and torch" in error
+
+
+def test_a_table_without_rich(capsys, monkeypatch):
+    monkeypatch.setattr(report, "Console", None)
+    report.table("title", ("name", "time\n(s)"), [("a", "1.0"), ("long", "12.0")], "caption")
+    assert capsys.readouterr().out.splitlines() == [
+        "title",
+        "name  time (s)",
+        "a          1.0",
+        "long      12.0",
+        "caption",
+        "",
+    ]
+    assert list(report.progress([1, 2], "measuring")) == [1, 2]
