@@ -31,7 +31,13 @@ class Recipe:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Recipe) and self.key == other.key
+        return self is other or (isinstance(other, Recipe) and self.key == other.key)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known(recipe: Any) -> Any:
+    """The first of equal recipes or programs, so that later comparisons need not look inside."""
+    return recipe
 
 
 def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Arrays, Any]:
@@ -48,10 +54,11 @@ def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Array
     try:
         arrays, recipe = split(fn)
     except UnkeyableError:
-        return trace(as_function(fn), signatures)
+        constants, program = trace(as_function(fn), signatures)
+        return constants, _known(program)
     # What a callable answers depends on the shapes of its arrays too.
     shapes = tuple((array.shape, array.dtype) for array in arrays)
-    return arrays, Recipe((recipe.key, shapes), recipe.rebuild)
+    return arrays, _known(Recipe((recipe.key, shapes), recipe.rebuild))
 
 
 def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:

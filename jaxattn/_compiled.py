@@ -42,18 +42,20 @@ class Plan:
         examples: how many examples it takes.
         inside: how many evaluations of `fn` are in flight inside of each.
         mesh: devices over which the examples are spread, and the evaluations inside of each.
+        workers: how many calls run side by side, each on a core.
     """
 
     single: bool
     examples: int
     inside: int
     mesh: Mesh | None
+    workers: int = 1
 
     @property
     def in_flight(self) -> int:
         """Evaluations of `fn` at once on a device."""
         rows = 1 if self.mesh is None else self.mesh.shape[EXAMPLES]
-        return self.examples // rows * self.inside
+        return self.examples // rows * self.inside * self.workers
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -68,10 +70,9 @@ def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> 
         if spec.mesh is not None and spec.mesh.shape[EVALUATIONS] > 1:
             shared = Spread(EVALUATIONS, spec.mesh.shape[EVALUATIONS])
         entered = in_engine.set(True)
-        try:  # the method's chunks are spread, not those of an fn that itself explains
-            with spread_over(
-                shared
-            ):  # the method's chunks, not those of an fn that itself explains
+        try:
+            # The method's chunks are spread, not those of an fn that itself explains.
+            with spread_over(shared):
                 answer: Attribution = method(
                     alone(rebuilding(spec.fn, of_fn)),
                     x,

@@ -101,17 +101,17 @@ def _answers(work: "Work", progress: bool) -> Iterator[Attribution]:
         if bar:
             task = bar.add_task("explaining", total=work.batch)
         while start < work.batch:
+            starts = range(start, work.batch, plan.examples)
             try:
-                answer = work.job.attempt(work.part(start, plan.examples), plan)
-                if bar:  # it counts what is done, not what is on its way
-                    jax.block_until_ready(answer)
+                for answer in work.job.answers((work.part(i, plan.examples) for i in starts), plan):
+                    if bar:  # it counts what is done, not what is on its way
+                        jax.block_until_ready(answer)
+                    start += plan.examples
+                    if bar:
+                        bar.update(task, completed=min(start, work.batch))
+                    yield answer
             except jax.errors.JaxRuntimeError as error:
                 plan = work.job.smaller(plan, work.batch, error)
-                continue
-            yield answer
-            start += plan.examples
-            if bar:
-                bar.update(task, completed=min(start, work.batch))
 
 
 def _concatenated(parts: list[Attribution]) -> Attribution:

@@ -4,7 +4,7 @@ import functools
 import inspect
 import uuid
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -20,12 +20,16 @@ from jaxattn._compiled import Plan, Spec, run
 from jaxattn._placement import device_of, divided, over_examples, part_struct
 from jaxattn._static import UnkeyableError, is_array, is_concrete, typed_key
 from jaxattn._target import batch_indices, single_output
+from jaxattn._threads import cores, side_by_side
 from jaxattn._types import Attribution, Target, check_count
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
 from jaxattn.jaxpr.rows import Rows, worthwhile_rows
 
 Value = TypeVar("Value")
+
+#: Operations that take a core about a millisecond.
+_WORTH_A_THREAD = 5 * 10**7
 
 
 class Memo(dict[Hashable, Value]):
@@ -155,13 +159,17 @@ class Job:
         known = _limits.get((self._memo, self._fn, self._target))
         if batch_size is not None:
             check_count("batch_size", batch_size)
-            return self._divide(batch, min(int(batch_size), known or int(batch_size)), mesh)
         leaves = jax.tree.leaves((examples, self._fn_arrays, self._target_arrays))
         device = mesh.devices.flat[0] if mesh else device_of(leaves)
+        concrete = all(map(is_concrete, leaves))
         rows = self._rows()
-        limit = _memory.default_in_flight(device, rows)
+        shared = concrete and mesh is None and device.platform == "cpu"
+        self._workers = _workers(rows.flops * self.evaluations, batch) if shared else 1
+        if batch_size is not None:
+            return self._divide(batch, min(int(batch_size), known or int(batch_size)), mesh)
+        limit = _memory.default_in_flight(device, rows) * self._workers
         limit = min(limit, known or limit)
-        if not all(map(is_concrete, leaves)):
+        if not concrete:
             return self._divide(batch, limit, mesh)
         shapes = Signature.of((self._option_arrays, examples))
         memo = self._memo, self._fn, self._target, shapes, limit, mesh
@@ -176,7 +184,7 @@ class Job:
         """Compiles with fewer evaluations in flight until the program suits the device."""
         while True:
             try:
-                needed = _memory.needed(self.compile(examples, plan))
+                needed = _memory.needed(self.compile(examples, plan)) * plan.workers
             except jax.errors.JaxRuntimeError as error:
                 plan = self.smaller(plan, batch, error)
                 continue
@@ -202,8 +210,10 @@ class Job:
             mesh = divided(mesh, batch, self._in_flight)
             rows, columns = mesh.devices.shape
             inside = min(limit, -(-self._in_flight // columns))
-        _, examples = balanced(-(-batch // rows), max(1, limit // inside))
-        return Plan(False, examples * rows, inside, mesh)
+        workers = max(1, min(self._workers, limit // inside))
+        calls, _ = balanced(-(-batch // rows), max(1, limit // inside // workers))
+        calls = -(-calls // workers) * workers  # no worker is to wait for another at the end
+        return Plan(False, -(-batch // (rows * calls)) * rows, inside, mesh, workers)
 
     def spec(self, plan: Plan) -> Spec:
         """The static half of a call."""
@@ -250,14 +260,19 @@ class Job:
         )
         return answer
 
-    def attempt(self, examples: Any, plan: Plan) -> Attribution:
-        """Runs, and waits for the end of a plan that has not been seen to fit the memory yet."""
-        answer = self.run(examples, plan)
+    def answers(self, parts: Iterator[Any], plan: Plan) -> Iterator[Attribution]:
+        """Runs part after part, or on a CPU as many at a time as there are workers."""
         known = self._memo, self._fn, self._target, plan
-        if known not in _proven and all(map(is_concrete, jax.tree.leaves(answer))):
-            jax.block_until_ready(answer)
-            _proven[known] = True
-        return answer
+        if known not in _proven:  # whether it fits the memory shows only at the end
+            answer = self.run(next(parts), plan)
+            if all(map(is_concrete, jax.tree.leaves(answer))):
+                jax.block_until_ready(answer)
+                _proven[known] = True
+            yield answer
+        if plan.workers == 1:
+            yield from (self.run(part, plan) for part in parts)
+        else:
+            yield from side_by_side(lambda part: self.run(part, plan), parts, plan.workers)
 
     def smaller(self, plan: Plan, batch: int | None, error: Exception) -> Plan:
         """After an error for want of memory: half as many evaluations in flight, from now on.
@@ -281,6 +296,13 @@ class Job:
             stacklevel=2,
         )
         return self._divide(batch, limit, plan.mesh)
+
+
+def _workers(flops: int, batch: int | None) -> int:
+    """How many cores take examples by themselves: what takes no time is not worth a thread."""
+    if batch is None or batch * flops < _WORTH_A_THREAD:
+        return 1
+    return min(cores(), batch)
 
 
 def explained_input(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], at: str | None) -> Any:

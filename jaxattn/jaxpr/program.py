@@ -59,7 +59,7 @@ class Program:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self._key == other._key
+        return self is other or (isinstance(other, Program) and self._key == other._key)
 
     def output(self, signature: Signature) -> Any:
         """The abstract output for a signature that has been traced."""

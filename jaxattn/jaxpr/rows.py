@@ -26,10 +26,12 @@ class Rows(NamedTuple):
     Attributes:
         least: from so many on it runs at full speed.
         bytes: of the input and of all that is computed from it, of one example.
+        flops: of one example.
     """
 
     least: int
     bytes: int
+    flops: int
 
 
 def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
@@ -53,7 +55,7 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
     of_weights = sum(c.times * c.flops * c.rows for c in costs) / flops if flops else 1
     of_starts = _OPERATION * operations / written if written else 1
     inputs = sum(_bytes(var.aval) for var in jaxpr.invars)
-    return Rows(max(1, round(of_weights), round(of_starts)), inputs + written)
+    return Rows(max(1, round(of_weights), round(of_starts)), inputs + written, flops)
 
 
 def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
