@@ -89,9 +89,9 @@ def explain(
     parts = list(_answers(work, progress))
     if len(parts) == 1 and jax.tree.leaves(parts[0])[0].shape[0] == work.batch:
         return parts[0]
-    while len(parts) > 1:  # few operands at a time: XLA's time to compile them grows faster
-        parts = [_concatenated(parts[i : i + 32]) for i in range(0, len(parts), 32)]
-    return jax.tree.map(lambda leaf: leaf[: work.batch], parts[0])
+    while len(parts) > 32:  # few operands at a time: XLA's time to compile them grows faster
+        parts = [_joined(parts[i : i + 32], None) for i in range(0, len(parts), 32)]
+    return _joined(parts, work.batch)
 
 
 def _answers(work: "Work", progress: bool) -> Iterator[Attribution]:
@@ -114,8 +114,23 @@ def _answers(work: "Work", progress: bool) -> Iterator[Attribution]:
                 plan = work.job.smaller(plan, work.batch, error)
 
 
-def _concatenated(parts: list[Attribution]) -> Attribution:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(parts: list[Attribution], batch: int | None) -> Attribution:
+    """Parts one after the other, without what fills up the last."""
+    joined: Attribution = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:batch], *parts)
+    return joined
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(examples: Any, start: Any, size: int) -> Any:
+    """`size` examples from `start` on; the last is repeated to fill up."""
+
+    def of_leaf(leaf: Any) -> Any:
+        if leaf.shape[0] % size == 0:
+            return jax.lax.dynamic_slice_in_dim(leaf, start, size)
+        return leaf[jnp.minimum(start + jnp.arange(size), leaf.shape[0] - 1)]
+
+    return jax.tree.map(of_leaf, examples)
 
 
 class Work(NamedTuple):
@@ -128,12 +143,7 @@ class Work(NamedTuple):
 
     def part(self, start: int, size: int) -> Any:
         """`size` examples from `start` on; the last is repeated to fill up."""
-        if size == self.batch:
-            return self.examples
-        rows: Any = slice(start, start + size)
-        if start + size > self.batch:
-            rows = np.minimum(np.arange(start, start + size), self.batch - 1)
-        return jax.tree.map(lambda leaf: leaf[rows], self.examples)
+        return self.examples if size == self.batch else _cut(self.examples, start, size)
 
     def parts(self) -> Iterator[Any]:
         """All examples, as many at a time as the plan says."""

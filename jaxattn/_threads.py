@@ -9,12 +9,23 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import jax
 
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
+
+#: JAX's context managers hold in their own thread only; these are entered in the others too.
+_CONTEXTS: dict[str, Callable[[Any], Any]] = {
+    "jax_debug_nans": jax.debug_nans,
+    "jax_default_device": jax.default_device,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_enable_x64": jax.enable_x64,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+}
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 
@@ -42,10 +53,13 @@ def side_by_side(
         _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="jaxattn")
 
     def attempt(part: Part) -> tuple[bool, Any]:
-        # JAX's context managers hold in their own thread only: there f would be another function.
-        if _settings() != settings:
-            return False, None
-        return True, jax.block_until_ready(f(part))
+        with ExitStack() as entered:
+            for name, value in settings.items():
+                if name in _CONTEXTS and getattr(jax.config, name) != value:
+                    entered.enter_context(_CONTEXTS[name](value))
+            if _settings() != settings:  # here f would be another function
+                return False, None
+            return True, jax.block_until_ready(f(part))
 
     def finished() -> Answer:
         part, future = running.popleft()
@@ -65,7 +79,7 @@ def side_by_side(
             future.cancel()
 
 
-def _settings() -> list[Any]:
+def _settings() -> dict[str, Any]:
     """JAX's settings as this thread sees them."""
     config: Any = jax.config  # its flags are made at run time
-    return [getattr(config, name, None) for name in config.values]
+    return {name: getattr(config, name, None) for name in config.values}
