@@ -28,6 +28,9 @@ from jaxattn.jaxpr.rows import Rows, worthwhile_rows
 
 Value = TypeVar("Value")
 
+#: Examples that a call takes at least, evaluations in flight permitting.
+_AT_ONCE = 16
+
 #: Operations that take a core about a millisecond.
 _WORTH_A_THREAD = 5 * 10**7
 
@@ -204,16 +207,18 @@ class Job:
     def _divide(self, batch: int | None, limit: int, mesh: Mesh | None) -> Plan:
         if batch is None:
             return Plan(True, 1, min(limit, self._in_flight), None)
-        if mesh is None:
-            inside, rows = min(limit, self._in_flight), 1
-        else:
-            mesh = divided(mesh, batch, self._in_flight)
+        inside, rows = self._in_flight, 1
+        if mesh is not None:
+            mesh = divided(mesh, batch, inside)
             rows, columns = mesh.devices.shape
-            inside = min(limit, -(-self._in_flight // columns))
-        workers = max(1, min(self._workers, limit // inside))
-        calls, _ = balanced(-(-batch // rows), max(1, limit // inside // workers))
-        calls = -(-calls // workers) * workers  # no worker is to wait for another at the end
-        return Plan(False, -(-batch // (rows * calls)) * rows, inside, mesh, workers)
+            inside = -(-inside // columns)
+        workers = max(1, min(self._workers, limit))
+        limit, batch = limit // workers, -(-batch // rows)
+        # What is done once for each example is better done for some at once.
+        examples = min(limit, max(limit // inside, _AT_ONCE))
+        calls = -(-balanced(batch, examples)[0] // workers) * workers  # none waits at the end
+        examples = -(-batch // calls)
+        return Plan(False, examples * rows, min(inside, limit // examples), mesh, workers)
 
     def spec(self, plan: Plan) -> Spec:
         """The static half of a call."""
