@@ -148,17 +148,21 @@ class Reuse:
         outputs = [changed.whole(out) for out in flat.outputs]
         return jax.tree.unflatten(self.traced.treedef, outputs)
 
-    def rows(self, unchanged: "Unchanged", rows: Sequence[Any]) -> list[tuple[Rows | None, Any]]:
-        """The changed rows of the function's one output in each run, and which these are.
+    def reach(self) -> list[Rows | None]:
+        """Which rows of the one output change in each run; `None` where all of it may."""
+        (out,) = self.traced.flat.outputs
+        reach = self._of(out)
+        return [None] * self.number if reach is None or reach is ... else list(reach)
 
-        Rows are `None` where all of it may have changed.
-        """
+    def rows(self, unchanged: "Unchanged", rows: Sequence[Any]) -> list[Any]:
+        """The rows of the one output that change in each run, and as many as `reach` says."""
         (out,) = self.traced.flat.outputs
         changed = self._run(unchanged, rows)
-        reach = self._of(out)
-        if reach is None or reach is ...:
-            return [(None, value) for value in changed.whole(out)]
-        return list(zip(reach, changed.values[out], strict=True))
+        if self._of(out) in (None, ...):
+            return list(changed.whole(out))
+        return [
+            changed.read(out) if value is None else value for value in changed.values[out]
+        ]
 
     def _run(self, unchanged: "Unchanged", rows: Sequence[Any]) -> "_Changed":
         flat = self.traced.flat

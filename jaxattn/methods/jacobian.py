@@ -13,6 +13,7 @@ from jaxattn._explain import explainer
 from jaxattn._perturb import floating_leaves
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.methods.stepwise import Stepwise, every_image
 
 Mode = Literal["auto", "forward", "reverse"]
 
@@ -43,11 +44,14 @@ def jacobian(
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mode: Mode = "auto",
+    reduction: Literal["norm"] | None = None,
+    reuse: bool = True,
 ) -> Attribution:
     """The derivative of every number of the output with respect to every number of the input.
 
     For an output per step, (T, K), and a series (T, D), this is the temporal Jacobian
-    (T, K, T, D): how step t of the output depends on step s of the input.
+    (T, K, T, D): how step t of the output depends on step s of the input. Where a step depends on
+    none behind it, that half is zero, and neither computed nor, with a `reduction`, held in memory.
 
     Args:
         fn: maps `x` to an output of any rank, or a pytree of outputs.
@@ -59,7 +63,12 @@ def jacobian(
         key: not used.
         batch_size: how many rows (or columns, forwards) are in flight.
         mode: `"reverse"` works row by row, one for each output; `"forward"` column by column, one
-            for each input; `"auto"` takes whichever are fewer.
+            for each input; `"auto"` takes whichever are fewer, or, where there is a half to leave
+            out, whichever cost fewer operations.
+        reduction: `"norm"` for the root of the sum of squares over all axes but the first of the
+            output and the first of the input, one number for each pair of steps: (T, T). Of all the
+            other numbers there is never more than a chunk.
+        reuse: whether what a step cannot reach is left out; `False` computes all.
 
     Returns:
         values of shape (*output axes, *input axes): a pytree like the output, of pytrees like `x`.
@@ -67,15 +76,19 @@ def jacobian(
 
     Raises:
         TypeError: if `x` holds integers only, or a part of the output does.
-        ValueError: if the target does not fit the output, or for an unknown mode.
+        ValueError: if the target does not fit the output, for an unknown mode or reduction, or a
+            reduction where the output or `x` is not one array with an axis of steps.
     """
     inputs, merge = floating_leaves(x, "a Jacobian")
 
+    def answer(leaves: list[Any]) -> tuple[Any, Any]:
+        if target is not None:
+            return scored(fn, target, args)(merge(leaves))
+        output = fn(merge(leaves), *args)
+        return output, output
+
     def flat(leaves: list[Any]) -> tuple[Any, Any]:
-        if target is None:
-            explained = output = fn(merge(leaves), *args)
-        else:
-            explained, output = scored(fn, target, args)(merge(leaves))
+        explained, output = answer(leaves)
         numbers = jax.tree.leaves(explained)
         if not numbers:
             raise ValueError("fn must answer at least one array, got none")
@@ -85,6 +98,26 @@ def jacobian(
         return jnp.concatenate([n.astype(dtype).ravel() for n in numbers]), (explained, output)
 
     explained, output = jax.eval_shape(flat, inputs)[1]
+    if reduction not in (None, "norm"):
+        raise ValueError(f'reduction must be "norm" or None, got {reduction!r}')
+    if _is_series(x) and _is_series(explained):
+
+        def series(leaf: Any) -> tuple[Any, Any]:
+            explained, output = answer([leaf])
+            return jax.tree.leaves(explained)[0], output
+
+        found = _by_steps(series, inputs[0], mode, reduction is not None, reuse, batch_size)
+        if found is not None:
+            values, output = found
+            if reduction is None:
+                values = jax.tree.unflatten(jax.tree.structure(explained), [merge([values])])
+            return Attribution(values, output)
+    elif reduction is not None:
+        shapes = jax.tree.map(jnp.shape, (x, explained))
+        raise ValueError(
+            "reduction wants one array with an axis of steps both for x and for what fn answers, "
+            f"got shapes {shapes[0]} and {shapes[1]}"
+        )
     by_columns = _is_forward(mode, x, explained)
     matrices, output = (_columns if by_columns else _rows)(flat, inputs, batch_size)
     parts = jax.tree.leaves(explained)
@@ -100,6 +133,64 @@ def jacobian(
 
 
 Flat = Callable[[list[Any]], tuple[Any, Any]]
+
+
+def _is_series(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    return len(leaves) == 1 and leaves[0].ndim > 0 and leaves[0].size > 0
+
+
+def _by_steps(
+    series: Callable[[Any], tuple[Any, Any]],
+    leaf: Any,
+    mode: Mode,
+    reduced: bool,
+    reuse: bool,
+    batch_size: int | None,
+) -> tuple[Any, Any] | None:
+    """The Jacobian of a series over a series, or its norm for each pair of steps.
+
+    Returns:
+        it and the output; or `None` where it is asked for whole and has no part to leave out.
+    """
+
+    value, pullback, output = jax.vjp(series, leaf, has_aux=True)
+    ways: dict[str, tuple[Callable[[Any], Any], Any]] = {}
+    if mode != "forward":
+        ways["reverse"] = (lambda cotangent: pullback(cotangent)[0]), value
+    # A function may have no forward mode, so it is looked at only where it could be the cheaper.
+    if mode == "forward" or (mode == "auto" and leaf.size < value.size):
+        ways["forward"] = jax.linearize(lambda leaf: series(leaf)[0], leaf)[1], leaf
+    stepwise = {
+        way: Stepwise.of(linear, given, batch_size)
+        for way, (linear, given) in ways.items()
+        if reuse
+    }
+    found = {way: steps for way, steps in stepwise.items() if steps is not None}
+    squares = _squares if reduced else None
+    if found:
+        way = min(found, key=lambda way: found[way].flops)
+        images = found[way].images(squares, batch_size)
+    elif reduced:
+        way = list(ways)[-1]
+        images = every_image(*ways[way], squares, batch_size)
+    else:
+        return None
+    given = ways[way][1]
+    if reduced:  # of its own axes the function left the first
+        pairs = images.sum(tuple(range(1, given.ndim)))
+        pairs = pairs.T if way == "forward" else pairs
+        # The root has no slope at zero, where nothing depends on anything.
+        return jnp.where(pairs > 0, jnp.sqrt(jnp.where(pairs > 0, pairs, 1)), 0), output
+    if way == "forward":
+        axes = range(images.ndim)
+        images = images.transpose(*axes[given.ndim :], *axes[: given.ndim])
+    return images, output
+
+
+def _squares(rows: Any) -> Any:
+    """The sum of squares in each row."""
+    return jnp.square(rows).sum(tuple(range(1, rows.ndim)))
 
 
 def _rows(flat: Flat, inputs: list[Any], batch_size: int | None) -> tuple[list[Any], Any]:
