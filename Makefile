@@ -7,7 +7,7 @@
 #   make examples    all networks with attention: dates characters signals captions glimpses
 #   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
 #   make lint        ruff and mypy
-#   make benchmark   time the explainers
+#   make benchmark   time the explainers, each by itself
 #   make speed       time them beside hand-written JAX and Captum  (brings torch, which is large)
 #   make clean       remove all that the others made
 
