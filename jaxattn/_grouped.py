@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxattn._batch import chunked_map
 from jaxattn.jaxpr.extents import Rows
@@ -91,6 +91,7 @@ class Grouped(NamedTuple):
         """
         rows, members = self.groups
         unchanged = self.reuse.clean(x)
+        clean = [jax.lax.slice_in_dim(x, r.lo, r.hi, axis=r.axis) for r in rows]
 
         def column(chosen: Any) -> Any:
             each = [jax.tree.map(lambda leaf, g=g: leaf[g], chosen) for g in range(len(rows))]
@@ -98,7 +99,14 @@ class Grouped(NamedTuple):
                 jax.lax.slice_in_dim(changed(one), r.lo, r.hi, axis=r.axis)
                 for one, r in zip(each, rows, strict=True)
             ]
-            return self.reuse.run(unchanged, [*cut, None])[0]
+            *scores, none = self.reuse.run(unchanged, [*cut, None])[0]
+            same = [_is_same(new, old) for new, old in zip(cut, clean, strict=True)]
+            # A change that changes nothing scores as none to the last bit, though it has a slope.
+            mine = [
+                jnp.where(is_same, none + (score - jax.lax.stop_gradient(score)), score)
+                for is_same, score in zip(same, scores, strict=True)
+            ]
+            return jnp.stack([*mine, none])
 
         columns = jax.tree.map(lambda leaf: leaf[members], options)
         size = batch_size and max(1, batch_size // (len(rows) + 1))
@@ -107,6 +115,14 @@ class Grouped(NamedTuple):
         mine, none = scores[:, :-1].ravel(), jnp.repeat(scores[:, -1], len(rows))
         places = self.groups.places
         return mine[places], none[places], self.reuse.output(unchanged)[1]
+
+
+def _is_same(new: Any, old: Any) -> Bool[Array, ""]:
+    """Whether two arrays are equal in all cells, the signs of zeros included."""
+    same = new == old
+    if jnp.issubdtype(new.dtype, jnp.floating):
+        same &= jnp.signbit(new) == jnp.signbit(old)
+    return same.all()
 
 
 def best_grouping(
@@ -124,6 +140,8 @@ def best_grouping(
         batch_size: how many changed runs are in flight.
     """
     traced = Traced.of(score_of, x)
+    if not traced.is_pure:  # what it does is done as often as the changes ask for
+        return None
     most = MOST if batch_size is None else max(1, min(MOST, batch_size - 1))
     found = []
     for axis, (begin, end) in enumerate(spans):

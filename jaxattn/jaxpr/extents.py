@@ -233,7 +233,8 @@ def _dot_general(step: Step, changes: Sequence[Rows | None]) -> Local | None:
         for i in (0, 1)
     ]
     after = len(batch[0]), len(batch[0]) + len(free[0])
-    out, cuts = [], []
+    out: list[Rows | None] = []
+    cuts: list[Rows | None] = []
     for i, rows in enumerate(changes):
         if rows is None:
             continue
@@ -265,9 +266,7 @@ def _gather(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     batching = getattr(numbers, "start_indices_batching_dims", ())
     if table is not None or rows is None or batching or rows.axis == len(_shape(step, 1)) - 1:
         return None
-    of_indices = [
-        a for a in range(len(step.outputs[0].shape)) if a not in numbers.offset_dims
-    ]
+    of_indices = [a for a in range(len(step.outputs[0].shape)) if a not in numbers.offset_dims]
     return Local([Rows(of_indices[rows.axis], rows.lo, rows.hi)], [None, rows])
 
 

@@ -6,6 +6,7 @@ of the loop, which read of the run without a change what does not wait for a car
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,7 +30,13 @@ def run_steps(steps: Iterable[Step], values: Values) -> Values:
 
 def reads(atoms: Iterable[Atom], values: Values) -> list[Any]:
     """The values of operands."""
-    return [atom.val if isinstance(atom, Number) else values[atom] for atom in atoms]
+    return [_number(atom) if isinstance(atom, Number) else values[atom] for atom in atoms]
+
+
+def _number(number: Number) -> Any:
+    """A number that is written in the program, of its dtype even where nothing else tells it."""
+    typed = getattr(number.val, "dtype", None) == number.aval.dtype
+    return number.val if typed else jnp.asarray(number.val, number.aval.dtype)
 
 
 def spliced(clean: Any, changed: Any, where: Rows, wanted: Rows) -> Any:
@@ -39,7 +46,9 @@ def spliced(clean: Any, changed: Any, where: Rows, wanted: Rows) -> Any:
     cut = jax.lax.slice_in_dim
     if first >= last:
         return cut(clean, wanted.lo, wanted.hi, axis=axis)
-    pieces = [changed if (first, last) == (lo, hi) else cut(changed, first - lo, last - lo, axis=axis)]
+    pieces = [
+        changed if (first, last) == (lo, hi) else cut(changed, first - lo, last - lo, axis=axis)
+    ]
     if wanted.lo < first:
         pieces.insert(0, cut(clean, wanted.lo, first, axis=axis))
     if last < wanted.hi:
@@ -92,9 +101,13 @@ def run_clean(loop: Loop, inputs: Sequence[Any], *, zero: bool) -> Clean:
         ]
         return outputs[:n_carry], (outputs[n_carry:], carry, reads(kept, values))
 
-    options = {"length": loop.length, "reverse": loop.reverse}
     last, (ys, carry, seen) = jax.lax.scan(
-        advance, list(init), list(xs), unroll=loop.step.eqn.params["unroll"], **options
+        advance,
+        list(init),
+        list(xs),
+        length=loop.length,
+        reverse=loop.reverse,
+        unroll=loop.step.eqn.params["unroll"],
     )
     moving = dict(zip([*loop.carries, *kept, *loop.xs], [*carry, *seen, *xs], strict=True))
     outputs = [*last, *ys]
@@ -198,7 +211,7 @@ class _Rerun:
         joined: list[Any] = []
         active: list[int] = []
         marks = sorted({*begins.values(), loop.length}) if waiting else []
-        for first, end in zip(marks, marks[1:], strict=False):
+        for first, end in itertools.pairwise(marks):
             taken = len(active)
             active += [g for g in waiting if begins[g] == first]
             new = [c[taken : len(active)] for c in carry]
@@ -223,9 +236,8 @@ class _Rerun:
         loop, changed = self.loop, iter(self.initial)
         found = []
         for v, moved, restarted in zip(loop.carries, loop.moved, loop.restarted, strict=True):
-            given = next(changed) if restarted else None
             if restarted:
-                found.append(jnp.stack([given[g] for g in runs]))
+                found.append(next(changed)[jnp.asarray(runs)])
             elif moved:
                 at = [loop.rows(begins[g], begins[g] + 1)[0] for g in runs]
                 found.append(jnp.stack([self.clean.moving[v][row] for row in at]))
@@ -261,8 +273,10 @@ class _Rerun:
 
         advance = jax.vmap(one, in_axes=(0, 0 if isinstance(spans, dict) else None))
         unroll = min(loop.step.eqn.params["unroll"], number)
-        options = {"length": number, "reverse": loop.reverse, "unroll": unroll}
-        return jax.lax.scan(advance, carry, front, **options)
+        found: tuple[list[Any], list[Any]] = jax.lax.scan(
+            advance, carry, front, length=number, reverse=loop.reverse, unroll=unroll
+        )
+        return found
 
     def _seen(self, run: int, v: Var, span: Span) -> Any:
         """What some steps of a run read of an input of the body."""

@@ -64,7 +64,7 @@ class Loop:
                 whole; or where it has, in each run.
             number: how many runs there are.
         """
-        if step.name != "scan":
+        if step.name != "scan" or step.eqn.params["length"] == 0:
             return None
         n_consts, n_carry = step.counts
         of_xs = [change for change in changes[n_consts + n_carry :] if change is not None]

@@ -38,6 +38,16 @@ class Traced(NamedTuple):
         """Operations of one run."""
         return count_equations([step.eqn for step in self.flat.steps])
 
+    @property
+    def is_pure(self) -> bool:
+        """Whether the function does nothing but answer: no prints, no memory that is written."""
+        return not _has_effects(self.flat)
+
+
+def _has_effects(flat: Flat) -> bool:
+    # Memory that a function makes for itself is no effect of its loops, but of their steps.
+    return any(bool(step.eqn.effects) or any(map(_has_effects, step.bodies)) for step in flat.steps)
+
 
 class Reuse:
     """Runs of a function, each with other rows of its input changed.
@@ -91,12 +101,8 @@ class Reuse:
             if all(f is not None for f in found):
                 self._locals[step] = found
                 for i, out in enumerate(step.outputs):
-                    reach = [f.outputs[i] for f in found if f is not None]
-                    self._set(out, reach)
-                    if i == 0:
-                        size = sum(r.hi - r.lo for r in reach if r is not None)
-                        axis = next((r.axis for r in reach if r is not None), None)
-                        self.flops += 0 if axis is None else cost * size // out.shape[axis]
+                    self._set(out, [how.outputs[i] for how in found if how is not None])
+                self.flops += sum(_part_of(cost, step, how) for how in found if how is not None)
                 return
         self.flops += cost * self.number
         for out in step.outputs:
@@ -119,6 +125,7 @@ class Reuse:
         loops: dict[Step, Clean] = {}
         for step in flat.steps:
             zero = self.linear and any(self._of(out) is not None for out in step.outputs)
+            outputs: Sequence[Any]
             if step in self._loops:
                 inputs = reads(step.inputs, values)
                 loops[step] = run_clean(self._loops[step], inputs, zero=self.linear)
@@ -171,17 +178,26 @@ class Reuse:
         for step in flat.steps:
             if all(self._of(out) is None for out in step.outputs):
                 continue
+            outputs: Sequence[Any]
             if step in self._loops:
                 outputs = changed.loop(step, self._loops[step], unchanged.loops[step])
             elif step in self._locals:
-                found = [
-                    changed.in_part(step, how, g) for g, how in enumerate(self._locals[step])
-                ]
+                found = [changed.in_part(step, how, g) for g, how in enumerate(self._locals[step])]
                 outputs = [list(of_runs) for of_runs in zip(*found, strict=True)]
             else:
                 outputs = changed.in_whole(step)
             changed.values.update(zip(step.outputs, outputs, strict=True))
         return changed
+
+
+def _part_of(cost: int, step: Step, how: Local) -> int:
+    """What of the cost of a step is left where it is computed in part."""
+    rows = how.outputs[0] if how.outputs else None
+    if rows is None:
+        return 0
+    if how.trim is not None:
+        return cost
+    return cost * (rows.hi - rows.lo) // step.outputs[0].shape[rows.axis]
 
 
 class Unchanged(NamedTuple):
@@ -211,7 +227,9 @@ class _Changed:
             return jnp.broadcast_to(clean, (self.reuse.number, *jnp.shape(clean)))
         return jnp.stack(
             [
-                clean if rows is None else self._cut(atom, g, rows._replace(lo=0, hi=clean.shape[rows.axis]))
+                clean
+                if rows is None
+                else self._cut(atom, g, rows._replace(lo=0, hi=clean.shape[rows.axis]))
                 for g, rows in enumerate(reach)
             ]
         )

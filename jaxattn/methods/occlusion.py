@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_map
+from jaxattn._batch import chunked_map, wide
 from jaxattn._explain import explainer
 from jaxattn._grouped import best_grouping
 from jaxattn._perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
@@ -74,9 +74,14 @@ def occlusion(
         stride: from one window to the next, likewise; 1 by default.
         baseline: what a window is replaced by; a number or an array that broadcasts to `x`, or a
             pytree of such.
+        reuse: whether what a window leaves unchanged is taken from one clean run of `fn`: loops
+            over time start where a window begins, and products are made of its rows alone. The
+            values are the same but for rounding. `False` runs `fn` whole for each window, and so
+            does `True` where `fn` prints or calls back, or nothing worth while is saved.
 
     Returns:
-        values of the shape of `x`, in units of the output.
+        values of the shape of `x`, in units of the output. `info["flops_saved"]` is how many
+        operations `reuse` left out, of those that whole runs would make.
 
     Raises:
         ValueError: if the target does not fit the output, the baseline does not broadcast, or a
@@ -88,6 +93,7 @@ def occlusion(
     """
     score_of = scored(fn, target, args)
     score, output = score_of(x)
+    info = {"flops_saved": jnp.zeros((), wide(score.dtype))}
     leaves, treedef = jax.tree.flatten(x)
     replacements = jax.tree.leaves(broadcast_baseline(baseline, x))
 
@@ -107,13 +113,18 @@ def occlusion(
             spans = list(zip(positions.T, ends.T, strict=True))
             found = best_grouping(score_with, leaves[i], spans, batch_size)
             if found is not None:
-                changed, score, _ = found.scores(leaves[i], occluded, jnp.asarray(positions), batch_size)
-                return windows.mean(score - changed)
+                info["flops_saved"] += found.saved
+                changed, none, _ = found.scores(
+                    leaves[i], occluded, jnp.asarray(positions), batch_size
+                )
+                return windows.mean(none - changed)
         # The unperturbed score comes out of the same program: rounding differs between programs.
         nowhere = np.array([windows.shape], np.int32)
         positions = np.concatenate([nowhere, positions])
-        scores = chunked_map(lambda p: score_with(occluded(p))[0], jnp.asarray(positions), batch_size)
+        scores = chunked_map(
+            lambda p: score_with(occluded(p))[0], jnp.asarray(positions), batch_size
+        )
         return windows.mean(scores[0] - scores[1:])
 
     values = [of_leaf(i, w) for i, w in enumerate(_windows(x, window, stride))]
-    return Attribution(jax.tree.unflatten(treedef, values), output)
+    return Attribution(jax.tree.unflatten(treedef, values), output, info)

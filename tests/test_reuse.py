@@ -1,0 +1,414 @@
+"""What a change leaves as it was is not computed again, and no number differs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxattn.jaxpr.extents import Rows
+from jaxattn.jaxpr.reuse import Reuse, Traced
+
+T, D, H = 9, 3, 3
+RNG = np.random.default_rng(0)
+W, U, V = (RNG.normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, 2)])
+X = RNG.normal(size=(T, D))
+TABLE = RNG.normal(size=(5, D))
+pytestmark = pytest.mark.usefixtures("x64")
+
+WIDE = [Rows(0, 2, 5), None, Rows(0, 0, T), Rows(0, T - 1, T), Rows(0, 3, 4)]
+SHORT = [Rows(0, 4, 6), Rows(0, 0, 2), Rows(0, T - 2, T), None]
+ACROSS = [Rows(1, 0, 1), None, Rows(1, 1, 3)]
+
+
+def cells(x, rows):
+    """The index of the rows."""
+    return (slice(None),) * rows.axis + (slice(rows.lo, rows.hi),)
+
+
+def changed_inputs(x, changes):
+    """The input of each run, and its changed rows."""
+    rng, inputs, parts = np.random.default_rng(1), [], []
+    for rows in changes:
+        new = np.array(x)
+        if rows is not None:
+            old = new[cells(x, rows)]
+            fresh = (
+                rng.integers(0, 5, old.shape) if x.dtype.kind == "i" else rng.normal(size=old.shape)
+            )
+            new[cells(x, rows)] = fresh
+        inputs.append(new)
+        parts.append(None if rows is None else new[cells(x, rows)])
+    return np.stack(inputs), parts
+
+
+def equal(fn, x, *changes, rtol=1e-12):
+    """All runs equal the function of the changed inputs; says which share of its cost is left."""
+    traced = Traced.of(fn, x)
+    assert traced.is_pure
+    given = [changed_inputs(x, each) for each in changes]
+    reuses = [Reuse(traced, each) for each in changes]
+
+    @jax.jit
+    def both(x, given):
+        got, clean = [], []
+        for reuse, (_, parts) in zip(reuses, given, strict=True):
+            unchanged = reuse.clean(x)
+            got.append(reuse.run(unchanged, parts))
+            clean.append(reuse.output(unchanged))
+        return (got, clean), ([jax.vmap(fn)(whole) for whole, _ in given], [fn(x)] * len(given))
+
+    got, want = both(x, given)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+
+    def compare(g, w):
+        assert (g.shape, g.dtype) == (w.shape, w.dtype)
+        np.testing.assert_allclose(g, w, rtol=rtol, atol=1e-13)
+
+    jax.tree.map(compare, got, want)
+    plain = traced.flops
+    return [(r.flops - plain) / max(1, plain * r.number) for r in reuses]
+
+
+def rnn(xs, h=None, **options):
+    """A tanh network: its last state and all."""
+
+    def advance(h, x):
+        h = jnp.tanh(x @ W + h @ U)
+        return h, h
+
+    return lax.scan(advance, jnp.zeros(H) if h is None else h, xs, **options)
+
+
+def lstm(xs):
+    def advance(state, x):
+        h, c = state
+        i, f = jax.nn.sigmoid(x @ W + h @ U), jax.nn.sigmoid(h @ U - x @ W)
+        c = f * c + i * jnp.tanh(x @ W)
+        return (i * jnp.tanh(c), c), (h, i)
+
+    return lax.scan(advance, (jnp.zeros(H), jnp.ones(H)), xs)
+
+
+def counters(xs):
+    """One counter is read by what moves, one by what does not; one carry is a constant."""
+
+    def advance(carry, x):
+        n, m, h, _ = carry
+        h = jnp.tanh(h @ U + x @ W * jnp.cos(n))
+        return (n + 1.0, m * 0.5 + n, h, 2.0), (m, x * n, n * 2, 3.0, h[0])
+
+    return lax.scan(advance, (0.0, 1.0, jnp.ones(H), 1.0), xs)
+
+
+def shift_register(xs):
+    """What is carried is the last inputs, as they are; and two states that change places."""
+
+    def advance(carry, x):
+        last, before, a, b = carry
+        return (x, last, b + before.sum(), a * 0.5), (before, a)
+
+    zero = jnp.zeros(D)
+    return lax.scan(advance, (zero, zero, 0.0, 1.0), xs)
+
+
+def no_carry_moves(xs):
+    def advance(n, x):
+        return n + 1.0, (jnp.tanh(x @ W) * n, n, x)
+
+    return lax.scan(advance, 0.0, xs)
+
+
+def encoder_decoder(xs):
+    state, outputs = rnn(xs)
+
+    def decode(carry, _):
+        h, y = carry
+        weights = jax.nn.softmax(outputs @ h)
+        h = jnp.tanh(weights @ outputs + y @ U)
+        return (h, h * 0.5), h
+
+    return lax.scan(decode, (state, jnp.zeros(H)), None, length=4)[1]
+
+
+def nested(xs):
+    def advance(h, x):
+        inner = lax.scan(lambda c, v: (jnp.tanh(c + v), c), h.sum(), x)
+        return jnp.tanh(h @ U + inner[0] + inner[1].sum()), inner[1]
+
+    return lax.scan(advance, jnp.zeros(H), xs)
+
+
+def dense_inside(xs):
+    """The scan reads the input as a constant too: all of it changes."""
+    return lax.scan(lambda h, x: (jnp.tanh(h @ U + x @ W + xs.sum()), h), jnp.zeros(H), xs)
+
+
+def shared(xs):
+    """A network that runs on its own outputs, with the same weights, both ways."""
+    up = rnn(xs)[1]
+    down = rnn(up, reverse=True)[1]
+    return rnn(jnp.tanh(up + down) @ U)[0]
+
+
+def while_loop(xs):
+    return lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, rnn(xs)[1]))
+
+
+def branches(xs):
+    h = rnn(xs)[0]
+    return lax.cond(h[0] > 0, jnp.sin, jnp.cos, h), lax.cond(True, lambda x: x * 2, lambda x: x, xs)
+
+
+def masked(xs):
+    """Padding after a length that is not known while tracing."""
+    valid = jnp.arange(T) < jnp.asarray(xs[0, 0] * 0 + 6, int)
+
+    def advance(h, now):
+        x, ok = now
+        return jnp.where(ok, jnp.tanh(x @ W + h @ U), h), h
+
+    return lax.scan(advance, jnp.zeros(H), (xs, valid))
+
+
+def dropout(xs):
+    """A random key is carried, and one is not."""
+
+    def advance(carry, x):
+        key, h = carry
+        key, draw = jax.random.split(key)
+        keep = jax.random.bernoulli(draw, 0.7, (H,))
+        return (key, jnp.tanh(jnp.where(keep, x @ W, 0) + h @ U)), h
+
+    (_, h), ys = lax.scan(advance, (jax.random.key(0), jnp.zeros(H)), xs)
+    return h, ys
+
+
+@jax.custom_vjp
+def scaled(x):
+    """Not of single cells: it is opened."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+scaled.defvjp(lambda x: (scaled(x), x), lambda x, ct: (ct,))
+
+
+def transformer(xs):
+    q, k, v = xs @ W, xs @ U, xs
+    rows = jax.nn.softmax(q @ k.T) @ v
+    return jax.nn.layer_norm(rows + xs) if hasattr(jax.nn, "layer_norm") else rows + xs
+
+
+def windows(xs):
+    """Each step beside the one before it."""
+    before = jnp.pad(xs, ((1, 0), (0, 0)))[:-1]
+    return rnn(jnp.concatenate([xs, before])), rnn(xs * before)
+
+
+SAVING = {
+    "rnn": lambda x: rnn(x)[0],
+    "rnn steps": lambda x: rnn(x)[1],
+    "rnn reversed": lambda x: rnn(x, reverse=True),
+    "rnn unrolled": lambda x: rnn(x, unroll=4),
+    "lstm": lstm,
+    "lstm stacked": lambda x: lstm(jnp.tanh(lstm(x)[1][0])),
+    "bidirectional": lambda x: (
+        jnp.concatenate([rnn(x)[1], rnn(x, reverse=True)[1]], 1) @ U[[0] * 6]
+    ),
+    "bidirectional, stacked": lambda x: rnn(rnn(x)[1] + rnn(x, reverse=True)[1], reverse=True)[0],
+    "counters": counters,
+    "shift register": shift_register,
+    "no carry moves": no_carry_moves,
+    "encoder and decoder": encoder_decoder,
+    "nested": nested,
+    "masked": masked,
+    "dropout": dropout,
+    "shared weights": shared,
+    "windows": windows,
+    "last step": lambda x: jnp.tanh(rnn(x)[1][-1]) @ V,
+    "early step": lambda x: jnp.tanh(rnn(x)[1][3]) @ V,
+    "mean": lambda x: rnn(x)[1].mean(0),
+    "attention": lambda x: jax.nn.softmax(rnn(x)[1] @ U[0]) @ rnn(x)[1],
+    "projected before": lambda x: lax.scan(lambda h, r: (jnp.tanh(r + h @ U), None), U[0], x @ W)[
+        0
+    ],
+    "flipped before": lambda x: rnn(x[::-1]),
+    "cut before": lambda x: (rnn(x[:5]), rnn(x[2:]), rnn(x[3:6])),
+    "padded before": lambda x: rnn(jnp.pad(x, ((2, 3), (0, 0)), constant_values=0.5)),
+    "rolled before": lambda x: rnn(jnp.roll(x, 2, axis=0)),
+    "transposed before": lambda x: rnn(x.T.T),
+    "another axis": lambda x: rnn(jnp.moveaxis(jnp.moveaxis(x[None], 1, 2), 2, 0)[:, 0]),
+    "batched": lambda x: rnn(jnp.stack([x, x[::-1]], 1).reshape(T, 2 * D)[:, :D]),
+    "vmapped": lambda x: jax.vmap(lambda s: rnn(s * x)[0])(jnp.arange(2.0)),
+    "rematerialised": jax.checkpoint(lambda x: rnn(x)[0]),
+    "jitted": jax.jit(lambda x: jax.jit(rnn)(x)[1]),
+    "custom rule": lambda x: rnn(scaled(jax.nn.relu(x) + 0.1))[0],
+    "length from the input": lambda x: rnn(x, h=jnp.ones(H))[0] * x.shape[0],
+}
+WHOLE = {
+    "cumsum": lambda x: rnn(jnp.cumsum(x, 0)),
+    "constants change": dense_inside,
+    "start changes": lambda x: rnn(x, h=x[4]),
+    "start alone changes": lambda x: rnn(jnp.ones((T, D)), h=x.sum(0)),
+    "no rows": lambda x: lax.scan(lambda h, _: (jnp.tanh(h @ U), h), x[2], None, length=4),
+    "length 0": lambda x: (rnn(x[:0], h=x[1]), rnn(x[:0])),
+    "length 1": lambda x: (rnn(x[3:4]), rnn(x[:1], h=x[5], reverse=True)),
+    "while": while_loop,
+    "cond": branches,
+    "no loop": lambda x: jnp.tanh(x @ W).sum(),
+    "constant": lambda x: (jnp.zeros(2), 1.0, x),
+    "transformer": transformer,
+    "sorted": lambda x: rnn(jnp.sort(x, 0)),
+    "own gradient": jax.grad(lambda x: rnn(x)[0].sum()),
+}
+
+
+@pytest.mark.parametrize("name", SAVING)
+def test_loops_start_where_a_change_begins(name):
+    shares = equal(SAVING[name], X, SHORT, WIDE, ACROSS)
+    assert shares[0] < 0.9, shares
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_not_understood_is_computed_whole(name):
+    equal(WHOLE[name], X, SHORT, WIDE, ACROSS)
+
+
+def test_tokens_are_embedded_by_row():
+    ids = np.array([3, 0, 2, 4, 4, 1, 0, 2, 1])
+
+    def fn(ids):
+        return rnn(jnp.asarray(TABLE)[ids])[0]
+
+    assert equal(fn, ids, SHORT, WIDE)[0] < 0.8
+
+
+def test_one_step():
+    equal(lambda x: (rnn(x), lstm(x)), X[:1], [Rows(0, 0, 1), None], [Rows(1, 0, 2)])
+
+
+def test_numbers_that_are_not_finite_stay_where_they_are():
+    x = X.copy()
+    x[4] = np.nan
+    x[6, 1] = np.inf
+
+    def fn(x):
+        return rnn(x)[1], jnp.tanh(x), x.max(1)
+
+    equal(fn, x, SHORT, WIDE)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, "bfloat16"])
+def test_dtypes_stay(dtype):
+    def fn(x):
+        return lax.scan(lambda h, r: (jnp.tanh(h + r) * 0.5, h), jnp.zeros(D, x.dtype), x)
+
+    equal(fn, jnp.asarray(X, dtype), SHORT, rtol=1e-6 if dtype == np.float32 else 2e-2)
+
+
+PRIMITIVES = {
+    "broadcast": lambda x: (
+        jnp.broadcast_to(x, (2, T, D)),
+        jnp.broadcast_to(x[:, None], (T, 4, D)),
+    ),
+    "broadcast of one row": lambda x: jnp.broadcast_to(x[3:4], (T, D)),
+    "concatenate": lambda x: (jnp.concatenate([x, x + 1, W]), jnp.concatenate([x, x[::-1]], 1)),
+    "dot": lambda x: (x @ W, W.T @ x.T, x @ x.T, x.T @ x),
+    "dot, batched": lambda x: (
+        jnp.einsum("td,td->t", x, X),
+        jnp.einsum("td,td->t", x, x),
+        jnp.einsum("td,tde->te", x, jnp.ones((T, D, 2))),
+        jnp.einsum("td,std->st", x, jnp.ones((2, T, D))),
+    ),
+    "dynamic slice": lambda x: (
+        lax.dynamic_slice(x, (2, 1), (4, 2)),
+        lax.dynamic_slice(x, (20, 0), (4, D)),
+        lax.dynamic_slice(x, (jnp.argmax(x[:, 0]), 0), (2, D)),
+        lax.dynamic_slice(x, (jnp.asarray(X[0, 0] > 5, int), 0), (T, 2)),
+    ),
+    "gather": lambda x: (x[jnp.array([0, 4, 4])], jnp.take(x, jnp.array([0, 2]), axis=1)),
+    "pad": lambda x: (
+        lax.pad(x, 0.5, ((1, 2, 0), (0, 1, 0))),
+        lax.pad(x, 0.5, ((-1, 2, 0), (0, 0, 1))),
+        lax.pad(x, 0.5, ((1, 0, 1), (-1, 0, 0))),
+        lax.pad(x, x[0, 0], ((1, 2, 0), (0, 0, 0))),
+    ),
+    "reshape": lambda x: (
+        x.reshape(T, 1, D),
+        x.reshape(1, T, D),
+        x.reshape(-1),
+        x.reshape(3, 3, D),
+        x.reshape(D, T),
+        lax.reshape(x, (D, T), (1, 0)),
+    ),
+    "reverse": lambda x: (x[::-1], x[:, ::-1], x[::-1, ::-1]),
+    "slice": lambda x: (x[1:], x[:-1], x[2:7, 1:], x[::2], x[:, ::2], x[3], x[:, 1]),
+    "split": lambda x: (jnp.split(x, 3), jnp.split(x, 3, axis=1)),
+    "squeeze": lambda x: (lax.squeeze(x[:, :1], (1,)), lax.squeeze(x[2:3], (0,))),
+    "transpose": lambda x: (x.T, jnp.transpose(x[None], (2, 0, 1))),
+    "reduce": lambda x: [
+        f(x, axis=a)
+        for f in (jnp.sum, jnp.max, jnp.min, jnp.prod, jnp.argmax, jnp.argmin)
+        for a in (0, 1)
+    ],
+    "reduce truth": lambda x: (jnp.all(x > 0, 1), jnp.any(x > 0, 1), jnp.any(x > 0, 0)),
+    "accumulate": lambda x: [
+        f(x, axis=a) for f in (lax.cumsum, lax.cumprod, lax.cummax, lax.cummin) for a in (0, 1)
+    ],
+    "select": lambda x: (
+        jnp.where(x > 0, x, 1.0),
+        jnp.where(x[0, 0] > 0, x, x + 1),
+        jnp.clip(x, -1, 1),
+        lax.clamp(x[0, 0] * 0, x, 1.0),
+    ),
+    "rules of cells": lambda x: (jax.nn.relu(x), jax.nn.silu(x), jax.nn.gelu(x)),
+    "cast": lambda x: (x.astype(jnp.float32), x > 0, jnp.isfinite(x), (x * 3).astype(int)),
+}
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_each_primitive(name):
+    equal(PRIMITIVES[name], X, SHORT, WIDE, ACROSS)
+
+
+def random_program(seed):
+    """A chain of some primitives, drawn by the seed alone; some values are read again."""
+
+    def fn(x):
+        rng = np.random.default_rng(seed)
+        made = [x]
+        for _ in range(rng.integers(3, 9)):
+            v, kind = made[-1], rng.integers(13)
+            if v.ndim == 0 or v.size > 300:
+                break
+            axis = int(rng.integers(v.ndim))
+            size = v.shape[axis]
+            at, to = int(rng.integers(size)), int(rng.integers(3))
+            new = [
+                lambda v: jnp.transpose(v, rng.permutation(v.ndim).tolist()),
+                lambda v: v.reshape(-1, v.shape[-1]),
+                lambda v, a=axis: jnp.flip(v, a),
+                lambda v, a=axis, i=at, n=size: lax.slice_in_dim(v, i, n, axis=a),
+                lambda v, a=axis: jnp.concatenate([v, jnp.sin(v)], a),
+                lambda v, a=axis, n=to: jnp.roll(jnp.pad(v, 1), n, a),
+                lambda v, n=to: jnp.broadcast_to(v, (n + 1, *v.shape)),
+                lambda v: v @ rng.normal(size=(v.shape[-1], 2)),
+                lambda v: jnp.tanh(v) + v,
+                lambda v, a=axis: v.mean(a),
+                lambda v, a=axis: jnp.cumsum(v, a),
+                lambda v, a=axis: jnp.expand_dims(v, a),
+                lambda v, a=axis, i=at: lax.dynamic_slice_in_dim(v, i, 1, a),
+            ][kind](v)
+            old = made[rng.integers(len(made))]
+            made.append(new + old if old.shape == new.shape else new)
+        return made[-1], made[len(made) // 2]
+
+    return fn
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs(seed):
+    def several(x):
+        return [random_program(12 * seed + i)(x) for i in range(4)]
+
+    equal(several, X, SHORT, WIDE, ACROSS)
