@@ -2,13 +2,18 @@
 
 XLA shares each operation out over all cores, and for the small operations of a recurrent step the
 cores mostly wait for each other. A core for each part has nothing to wait for.
+
+The cores are those that the process may use: where many processes share a machine, give each its
+own, as `taskset` does, or `PYTHON_CPU_COUNT=1` from Python 3.13 on. `batch_size=1` keeps a call in
+its thread too.
 """
 
 import contextvars
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -27,11 +32,21 @@ _CONTEXTS: dict[str, Callable[[Any], Any]] = {
     "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
 }
 
+#: Seconds after which a part that no thread has taken up is computed by who waits for it: others
+#: have the threads, and may themselves wait for this part.
+_PATIENCE = 0.005
+
+#: A pool costs as much to start as a small part to compute. It is shared by all who call.
 _pools: dict[int, ThreadPoolExecutor] = {}
+
+if hasattr(os, "register_at_fork"):  # a child has the pools, but not their threads
+    os.register_at_fork(after_in_child=_pools.clear)
 
 
 def cores() -> int:
     """How many cores this process may use."""
+    if hasattr(os, "process_cpu_count"):
+        return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -42,15 +57,20 @@ def side_by_side(
 ) -> Iterator[Answer]:
     """`f` of each part, in order, of which `workers` run at a time, each to its end.
 
+    Where the end is not reached, what runs is waited for, so that it takes no memory any more.
+
     Args:
         f: what to compute; it is called in other threads.
         parts: of what; they are asked for as threads get free.
         workers: how many threads there are.
     """
-    settings = _settings()
+    settings, free = _settings(), threading.Semaphore(workers)
     running: deque[tuple[Part, Future[tuple[bool, Any]]]] = deque()
-    if workers not in _pools:
-        _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="jaxattn")
+
+    def compute(part: Part) -> Answer:
+        with free:
+            answer: Answer = jax.block_until_ready(f(part))
+            return answer
 
     def attempt(part: Part) -> tuple[bool, Any]:
         with ExitStack() as entered:
@@ -59,24 +79,44 @@ def side_by_side(
                     entered.enter_context(_CONTEXTS[name](value))
             if _settings() != settings:  # here f would be another function
                 return False, None
-            return True, jax.block_until_ready(f(part))
+            try:
+                return True, compute(part)
+            except jax.errors.JaxRuntimeError:
+                raise
+            except Exception:  # it may miss what else holds in the caller's thread only
+                return False, None
 
     def finished() -> Answer:
-        part, future = running.popleft()
-        done, answer = future.result()
-        return answer if done else f(part)
+        part, future = running[0]
+        wait([future], _PATIENCE)
+        done, answer = (False, None) if future.cancel() else future.result()
+        running.popleft()
+        return answer if done else compute(part)
 
     try:
         for part in parts:
-            context = contextvars.copy_context()
-            running.append((part, _pools[workers].submit(context.run, attempt, part)))
+            future = _submit(workers, contextvars.copy_context().run, attempt, part)
+            running.append((part, future))
             if len(running) > workers:
                 yield finished()
         while running:
             yield finished()
     finally:
-        for _, future in running:
-            future.cancel()
+        wait([future for _, future in running if not future.cancel()])
+
+
+def _submit(workers: int, f: Callable[..., Any], *inputs: Any) -> Future[Any]:
+    """A call in a thread of the pool of so many workers; it is cancelled where none can start."""
+    pool = _pools.get(workers)
+    if pool is None:
+        pool = _pools.setdefault(workers, ThreadPoolExecutor(workers, "jaxattn"))
+    try:
+        return pool.submit(f, *inputs)
+    except RuntimeError:  # the interpreter ends
+        never: Future[Any] = Future()
+        never.cancel()
+        never.set_running_or_notify_cancel()
+        return never
 
 
 def _settings() -> dict[str, Any]:
