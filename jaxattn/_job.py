@@ -183,7 +183,7 @@ class Job:
         if not concrete:
             return self._divide(batch, limit, mesh)
         shapes = Signature.of((self._option_arrays, examples))
-        memo = self._memo, self._fn, self._target, shapes, limit, mesh
+        memo = self._memo, self._fn, self._target, shapes, limit, self._workers, mesh
         if memo not in _plans:
             plan = self._divide(batch, limit, mesh)
             _plans[memo] = self._fitting(examples, plan, batch, device, rows.least)
