@@ -16,7 +16,7 @@ from jaxattn.jaxpr.flops import count_flops
 SWEEPS = 3  # calls by which a setting is chosen
 HOPELESS = 1.5  # times the best setting's seconds: another is not called again
 COARSER = 100  # times the tolerance, where products are rounded to TF32's 10 bits
-PAUSE = 0.25  # seconds until the threads of another library, which wait by turning, have gone to sleep
+PAUSE = 0.25  # seconds until threads of another library, which wait by turning, have gone to sleep
 TURN = 0.1  # seconds of calls in a turn, where one call is shorter
 FLOOR = 1e-30  # a result that is zero all over has no scale of its own
 

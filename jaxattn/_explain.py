@@ -257,7 +257,7 @@ def explainer(
             plan = job.plan(example, None, batch_size, None)
             while True:
                 try:
-                    return next(job.answers(iter([example]), plan))
+                    return job.run(example, plan)
                 except jax.errors.JaxRuntimeError as error:
                     plan = job.smaller(plan, None, error)
 

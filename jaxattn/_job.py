@@ -1,7 +1,7 @@
 """A call of the engine: what it binds, how it is planned, compiled and run."""
 
-import functools
 import inspect
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -17,8 +17,9 @@ from jaxattn import _memory
 from jaxattn._batch import balanced
 from jaxattn._callable import Recipe, as_function, bind
 from jaxattn._compiled import Plan, Spec, run
-from jaxattn._placement import device_of, divided, over_examples, part_struct
-from jaxattn._static import UnkeyableError, is_array, is_concrete, typed_key
+from jaxattn._options import count, split_options, static
+from jaxattn._placement import device_of, divided, in_mesh, over_examples, part_struct
+from jaxattn._static import is_array, is_concrete
 from jaxattn._target import batch_indices, single_output
 from jaxattn._threads import cores, side_by_side
 from jaxattn._types import Attribution, Target, check_count
@@ -79,6 +80,7 @@ class Job:
         self._callables = fn, target
         self._plain = Signature.of((x, *args))
         self._memo = self._method, self._options, self._plain
+        self._binding = threading.Lock()
         self._bind()
         given = {"target": target, **options, **batched}
         self.evaluations = count("evaluations", method, explained, self.output, given)
@@ -119,19 +121,25 @@ class Job:
         """Calls until the programs have been traced for all that the method calls them with."""
         asked: set[Hashable] = set()
         while True:
+            bound = self._fn, self._target
             try:
                 return call()
             except UntracedError as error:
-                of_fn = error.program is self._fn
-                function = self._callables[0 if of_fn else 1]
-                if (of_fn, error.signature) in asked:  # it did not bind: its own error says why
-                    bind(function, [error.signature])
-                    raise
-                asked.add((of_fn, error.signature))
-                first = self._plain if of_fn else Signature.of((self.output,))
-                known = _signatures.get((self._memo, first), [])
-                _signatures[self._memo, first] = [*known, error.signature]
-                self._bind()
+                with self._binding:
+                    if (self._fn, self._target) == bound:  # else another thread has been here
+                        self._bind_for(error, asked)
+
+    def _bind_for(self, error: UntracedError, asked: set[Hashable]) -> None:
+        """Binds anew, for what a program was called with and had not been traced for."""
+        of_fn = error.program is self._fn
+        if (of_fn, error.signature) in asked:  # it did not bind: its own error says why
+            bind(self._callables[0 if of_fn else 1], [error.signature])
+            raise error
+        asked.add((of_fn, error.signature))
+        first = self._plain if of_fn else Signature.of((self.output,))
+        known = _signatures.get((self._memo, first), [])
+        _signatures[self._memo, first] = [*known, error.signature]
+        self._bind()
 
     def indices(self, target: Target, batch: int | None) -> Any:
         """Checks a target against the output; gives indices, one for each example of a batch."""
@@ -166,7 +174,7 @@ class Job:
         device = mesh.devices.flat[0] if mesh else device_of(leaves)
         concrete = all(map(is_concrete, leaves))
         rows = self._rows()
-        shared = concrete and mesh is None and device.platform == "cpu"
+        shared = concrete and mesh is None and device.platform == "cpu" and not in_mesh()
         self._workers = _workers(rows.flops * self.evaluations, batch) if shared else 1
         if batch_size is not None:
             return self._divide(batch, min(int(batch_size), known or int(batch_size)), mesh)
@@ -175,7 +183,7 @@ class Job:
         if not concrete:
             return self._divide(batch, limit, mesh)
         shapes = Signature.of((self._option_arrays, examples))
-        memo = self._memo, self._fn, self._target, shapes, limit, mesh
+        memo = self._memo, self._fn, self._target, shapes, limit, self._workers, mesh
         if memo not in _plans:
             plan = self._divide(batch, limit, mesh)
             _plans[memo] = self._fitting(examples, plan, batch, device, rows.least)
@@ -316,47 +324,6 @@ def explained_input(fn: Callable[..., Any], x: Any, args: tuple[Any, ...], at: s
         return Signature.of((x,)).structs()[0]
     inputs = Signature.of((x, *args)).structs()
     return jax.eval_shape(lambda *given: split_at(as_function(fn), given, at)[0], *inputs)
-
-
-def count(
-    what: str, method: Callable[..., Attribution], x: Any, output: Any, options: dict[str, Any]
-) -> int:
-    """How many evaluations of `fn` a method makes for one example, or has in flight at once.
-
-    Args:
-        what: `"evaluations"` or `"in_flight"`.
-        method: the method; one that does not say makes 1.
-        x: what is explained, abstract or not.
-        output: what `fn` answers.
-        options: the method's own, and `target`.
-    """
-    if isinstance(method, functools.partial):
-        return count(what, method.func, x, output, {**method.keywords, **options})
-    stated = getattr(method, what, None)
-    return 1 if stated is None else max(1, int(stated(x, output, options)))
-
-
-def static(value: Any) -> Recipe:
-    """A recipe for what never changes; what may change gets one that equals no other."""
-    try:
-        return Recipe(typed_key(value), lambda arrays: value)
-    except (UnkeyableError, RecursionError):
-        return Recipe(object(), lambda arrays: value)
-
-
-def split_options(options: dict[str, Any]) -> tuple[list[Any], Recipe]:
-    """Parts the arrays in the options, which are traced, from the rest, which is static."""
-    leaves, treedef = jax.tree.flatten(options)
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
-    statics = [None if is_array(leaf) else static(leaf) for leaf in leaves]
-
-    def rebuild(arrays: Any) -> Any:
-        rest = iter(arrays)
-        return jax.tree.unflatten(
-            treedef, [next(rest) if s is None else s.rebuild(()) for s in statics]
-        )
-
-    return arrays, Recipe((static(treedef), *statics), rebuild)
 
 
 def _output(fn: Recipe | Program, arrays: list[Any], signature: Signature) -> Any:

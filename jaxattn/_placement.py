@@ -51,3 +51,8 @@ def device_of(leaves: list[Any]) -> jax.Device:
     config: Any = jax.config  # its flags are made at run time
     default = config.jax_default_device
     return default if isinstance(default, jax.Device) else jax.devices(default)[0]
+
+
+def in_mesh() -> bool:
+    """Whether the caller has set a mesh, which holds in its own thread only."""
+    return not jax.sharding.get_abstract_mesh().empty

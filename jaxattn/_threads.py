@@ -65,33 +65,33 @@ def side_by_side(
         workers: how many threads there are.
     """
     settings, free = _settings(), threading.Semaphore(workers)
-    running: deque[tuple[Part, Future[tuple[bool, Any]]]] = deque()
+    running: deque[tuple[Part, Future[tuple[Answer] | None]]] = deque()
 
     def compute(part: Part) -> Answer:
         with free:
             answer: Answer = jax.block_until_ready(f(part))
             return answer
 
-    def attempt(part: Part) -> tuple[bool, Any]:
+    def attempt(part: Part) -> tuple[Answer] | None:
         with ExitStack() as entered:
             for name, value in settings.items():
                 if name in _CONTEXTS and getattr(jax.config, name) != value:
                     entered.enter_context(_CONTEXTS[name](value))
             if _settings() != settings:  # here f would be another function
-                return False, None
+                return None
             try:
-                return True, compute(part)
+                return (compute(part),)
             except jax.errors.JaxRuntimeError:
                 raise
             except Exception:  # it may miss what else holds in the caller's thread only
-                return False, None
+                return None
 
     def finished() -> Answer:
         part, future = running[0]
         wait([future], _PATIENCE)
-        done, answer = (False, None) if future.cancel() else future.result()
+        answer = None if future.cancel() else future.result()
         running.popleft()
-        return answer if done else compute(part)
+        return compute(part) if answer is None else answer[0]
 
     try:
         for part in parts:
@@ -115,6 +115,7 @@ def _submit(workers: int, f: Callable[..., Any], *inputs: Any) -> Future[Any]:
     except RuntimeError:  # the interpreter ends
         never: Future[Any] = Future()
         never.cancel()
+        never.set_running_or_notify_cancel()
         return never
 
 

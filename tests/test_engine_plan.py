@@ -24,24 +24,49 @@ def plan(explained, /, **options):
 
 @pytest.mark.parametrize(
     "batch_size, examples, inside",
-    [(1, 1, 1), (3, 1, 3), (7, 1, 7), (13, 1, 7), (14, 2, 7), (29, 4, 7), (1000, 10, 7)],
+    [(1, 1, 1), (3, 3, 1), (7, 5, 1), (13, 10, 1), (14, 10, 1), (29, 10, 2), (70, 10, 7)],
 )
-def test_batch_size_is_divided_over_examples_and_inside(batch_size, examples, inside):
+def test_batch_size_is_divided_over_examples_before_evaluations(batch_size, examples, inside):
     found = plan(ja.occlusion, batch_size=batch_size)  # 6 windows and none, an example
     assert (found.examples, found.inside) == (examples, inside)
-    assert found.examples * found.inside <= max(batch_size, 1)
+    assert found.in_flight == examples * inside <= batch_size
+    assert plan(ja.occlusion, batch_size=1000) == plan(ja.occlusion, batch_size=70)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 16, 40, 112, 500])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_all_examples_are_taken_with_no_more_in_flight(batch_size, workers, monkeypatch):
+    monkeypatch.setattr(_job, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(_job, "cores", lambda: workers)
+    xs = np.concatenate([X] * 5)
+    found = prepare(ja.occlusion, fn, xs, 0, batch_size=batch_size)
+    plan = found.plan
+    assert plan.workers == min(workers, batch_size)
+    assert plan.in_flight == plan.examples * plan.inside * plan.workers <= batch_size
+    calls = len(list(found.parts()))
+    assert (calls - 1) * plan.examples < len(xs) <= calls * plan.examples
+    # What is done once for each example is done for some at once.
+    assert plan.inside == 1 or plan.examples * calls * plan.inside >= len(xs)
+    if batch_size >= 16 * workers:
+        assert plan.examples * calls > 16 * workers or calls == workers
+
+
+def test_many_examples_fill_what_they_can():
+    found = prepare(ja.occlusion, fn, np.concatenate([X] * 20), 0, batch_size=500).plan
+    assert (found.examples, found.inside) == (67, 7)  # 200 in 3 parts
 
 
 def test_batch_size_counts_nested_evaluations():
     found = plan(
         ja.smooth_grad,
-        batch_size=40,
+        batch_size=150,
         key=jax.random.key(0),
         num_samples=4,
         method=ja.integrated_gradients,
         num_steps=5,
     )
-    assert (found.examples, found.inside) == (2, 20)
+    assert (found.examples, found.inside) == (10, 15)  # of 20
+    assert plan(ja.integrated_gradients, batch_size=150, num_steps=20).inside == 15
 
 
 def test_no_more_than_batch_size_evaluations_are_in_flight():

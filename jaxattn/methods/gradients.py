@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from jaxattn._batch import chunked_sum, wide
 from jaxattn._explain import explainer
-from jaxattn._job import count
+from jaxattn._options import count
 from jaxattn._perturb import floating_leaves, is_floating
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count

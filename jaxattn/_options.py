@@ -1,0 +1,52 @@
+"""A method's options: arrays apart from what is static, and what they say of its work."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxattn._callable import Recipe
+from jaxattn._static import UnkeyableError, is_array, typed_key
+from jaxattn._types import Attribution
+
+
+def count(
+    what: str, method: Callable[..., Attribution], x: Any, output: Any, options: dict[str, Any]
+) -> int:
+    """How many evaluations of `fn` a method makes for one example, or has in flight at once.
+
+    Args:
+        what: `"evaluations"` or `"in_flight"`.
+        method: the method; one that does not say makes 1.
+        x: what is explained, abstract or not.
+        output: what `fn` answers.
+        options: the method's own, and `target`.
+    """
+    if isinstance(method, functools.partial):
+        return count(what, method.func, x, output, {**method.keywords, **options})
+    stated = getattr(method, what, None)
+    return 1 if stated is None else max(1, int(stated(x, output, options)))
+
+
+def static(value: Any) -> Recipe:
+    """A recipe for what never changes; what may change gets one that equals no other."""
+    try:
+        return Recipe(typed_key(value), lambda arrays: value)
+    except (UnkeyableError, RecursionError):
+        return Recipe(object(), lambda arrays: value)
+
+
+def split_options(options: dict[str, Any]) -> tuple[list[Any], Recipe]:
+    """Parts the arrays in the options, which are traced, from the rest, which is static."""
+    leaves, treedef = jax.tree.flatten(options)
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    statics = [None if is_array(leaf) else static(leaf) for leaf in leaves]
+
+    def rebuild(arrays: Any) -> Any:
+        rest = iter(arrays)
+        return jax.tree.unflatten(
+            treedef, [next(rest) if s is None else s.rebuild(()) for s in statics]
+        )
+
+    return arrays, Recipe((static(treedef), *statics), rebuild)
