@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jaxattn._batch import chunked_map
-from jaxattn.jaxpr.extents import Rows
+from jaxattn.jaxpr.extents import Count, Rows
 from jaxattn.jaxpr.reuse import Reuse, Traced
 
 #: More groups begin later on average, which saves at most a share of 1 / groups, and take longer
@@ -156,3 +156,39 @@ def best_grouping(
         if saved > LEAST_SAVED * plain:
             found.append(Grouped(groups, reuse, saved))
     return max(found, key=lambda one: one.saved, default=None)
+
+
+def prefix_scores(
+    score_of: Callable[[Any], Array],
+    length: Int[Array, ""],
+    most_of_each: Int[np.ndarray, " N"],
+    lengths: Int[Array, " N"],
+    batch_size: int | None,
+) -> Array | None:
+    """What a function of a length answers for shorter ones; `None` if nothing is to be shared.
+
+    Args:
+        score_of: from the length of the valid part of a series to a score.
+        length: the whole length.
+        most_of_each: how long each shorter part is, or the whole if that is not so long.
+        lengths: the same, with that minimum taken.
+        batch_size: how many runs are in flight.
+    """
+    traced = Traced.of(score_of, length)
+    if not traced.is_pure:
+        return None
+    most = MOST if batch_size is None else min(MOST, batch_size)
+    groups = grouped(0, most_of_each, most_of_each, most)
+    reuse = Reuse(traced, [Count(rows.lo) for rows in groups.rows])
+    plain = traced.flops * len(most_of_each)
+    once = reuse.flops - traced.flops
+    if traced.flops + len(groups.members) * once > (1 - LEAST_SAVED) * plain:
+        return None
+    unchanged = reuse.clean(length)
+
+    def column(chosen: Any) -> Any:
+        return reuse.run(unchanged, [chosen[g] for g in range(len(groups.rows))])
+
+    size = batch_size and max(1, batch_size // len(groups.rows))
+    scores = chunked_map(column, lengths[groups.members], size)
+    return scores.ravel()[groups.places]

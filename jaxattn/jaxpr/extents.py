@@ -1,10 +1,13 @@
 """How far a change of some rows of a value reaches, one step of a program after the other."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxattn.jaxpr.flat import Number, Step, is_atomic, is_cellwise
+import jax.numpy as jnp
+
+from jaxattn.jaxpr.flat import Number, Step, Var, is_atomic, is_cellwise
 
 
 class Rows(NamedTuple):
@@ -13,6 +16,16 @@ class Rows(NamedTuple):
     axis: int
     lo: int
     hi: int
+
+
+class Count(NamedTuple):
+    """An integer, one in all cells, that where it has changed was and is at least so large.
+
+    The length of the valid part of a series is one: steps below both the old length and the new
+    one lie before either.
+    """
+
+    least: int
 
 
 class Local(NamedTuple):
@@ -25,7 +38,7 @@ class Local(NamedTuple):
         trim: which rows of the outputs count, where the step has to be computed whole.
     """
 
-    outputs: list[Rows | None]
+    outputs: list[Any]
     cuts: list[Rows | None]
     params: dict[str, Any] = {}
     trim: Rows | None = None
@@ -39,19 +52,42 @@ def hull(changes: Sequence[Rows | None]) -> Rows | None:
     return Rows(found[0].axis, min(r.lo for r in found), max(r.hi for r in found))
 
 
-def local(step: Step, changes: Sequence[Rows | None]) -> Local | None:
+def local(
+    step: Step, changes: Sequence[Any], positions: Mapping[Var, int] = MappingProxyType({})
+) -> Local | None:
     """How to compute a step of which some operands have changed in part.
 
     Args:
         step: the step, no loop.
         changes: where each operand has changed; `None` where it has not.
+        positions: the variables that hold the position of each cell, and along which axis.
 
     Returns:
         how, or `None` if all of it has to be computed: because every cell may have changed, or
         because the primitive is not known here.
     """
+    if any(isinstance(change, Count) for change in changes):
+        return _counted(step, changes, positions)
     rule = _cellwise if is_cellwise(step) else _RULES.get(step.name)
     return None if rule is None else rule(step, changes)
+
+
+def _counted(step: Step, changes: Sequence[Any], positions: Mapping[Var, int]) -> Local | None:
+    """A count that is given another shape, or compared with the positions of cells."""
+    count = next(change for change in changes if change is not None)
+    whole: list[Rows | None] = [None] * len(step.inputs)
+    if step.name in ("broadcast_in_dim", "copy", "reshape", "squeeze", "convert_element_type"):
+        is_integer = jnp.issubdtype(step.outputs[0].aval.dtype, jnp.integer)
+        return Local([count], whole) if is_integer else None
+    if step.name not in ("lt", "le", "gt", "ge") or len([c for c in changes if c]) != 1:
+        return None
+    other = step.inputs[changes[0] is not None]
+    if not isinstance(other, Var) or other not in positions:
+        return None
+    axis = positions[other]
+    lo, hi = max(0, count.least), other.shape[axis]
+    rows = Rows(axis, lo, hi) if lo < hi else None
+    return Local([rows], whole, trim=rows)
 
 
 def _shape(step: Step, i: int = 0) -> tuple[int, ...]:

@@ -70,7 +70,8 @@ class Loop:
         of_xs = [change for change in changes[n_consts + n_carry :] if change is not None]
         if any(change is not None for change in changes[:n_consts]) or any(c is ... for c in of_xs):
             return None
-        if any(rows is not None and rows.axis != 0 for change in of_xs for rows in change):
+        of_runs = [rows for change in of_xs for rows in change if rows is not None]
+        if any(not isinstance(rows, Rows) or rows.axis != 0 for rows in of_runs):
             return None
         return cls(step, changes, number)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.extents import Local, Rows, local
+from jaxattn.jaxpr.extents import Count, Local, Rows, local
 from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
 from jaxattn.jaxpr.flops import count_equations
 from jaxattn.jaxpr.interpreter import bind
@@ -58,14 +58,15 @@ class Reuse:
     """
 
     def __init__(
-        self, traced: Traced, changes: Sequence[Rows | None], *, linear: bool = False
+        self, traced: Traced, changes: Sequence[Rows | Count | None], *, linear: bool = False
     ) -> None:
         """Finds out what there is to compute.
 
         Args:
             traced: the function.
-            changes: which rows of the input change, in each run; `None` for one that changes
-                nothing, with which others can be compared to the last bit.
+            changes: which rows of the input change, in each run; a `Count` for an input that is
+                one; `None` for a run that changes nothing, with which others can be compared to
+                the last bit.
             linear: whether the function is linear in its input, and the input zero where it does
                 not change.
         """
@@ -78,6 +79,11 @@ class Reuse:
         self._read = {v for step in flat.steps for v in step.variables}
         self._read |= {out for out in flat.outputs if isinstance(out, Var)}
         self.flops = 0 if linear else traced.flops
+        self._positions = {
+            step.outputs[0]: step.eqn.params["dimension"]
+            for step in flat.steps
+            if step.name == "iota"
+        }
         for step in flat.steps:
             self._follow(step)
 
@@ -116,7 +122,7 @@ class Reuse:
         mine = [None if change is None else change[run] for change in changes]
         if all(rows is None for rows in mine):
             return Local([None] * len(step.outputs), [])
-        return local(step, mine)
+        return local(step, mine, self._positions)
 
     def clean(self, x: Any) -> "Unchanged":
         """Runs the function without any change; of a linear one only what is not zero."""
@@ -167,9 +173,7 @@ class Reuse:
         changed = self._run(unchanged, rows)
         if self._of(out) in (None, ...):
             return list(changed.whole(out))
-        return [
-            changed.read(out) if value is None else value for value in changed.values[out]
-        ]
+        return [changed.read(out) if value is None else value for value in changed.values[out]]
 
     def _run(self, unchanged: "Unchanged", rows: Sequence[Any]) -> "_Changed":
         flat = self.traced.flat
@@ -195,7 +199,7 @@ def _part_of(cost: int, step: Step, how: Local) -> int:
     rows = how.outputs[0] if how.outputs else None
     if rows is None:
         return 0
-    if how.trim is not None:
+    if how.trim is not None or isinstance(rows, Count):
         return cost
     return cost * (rows.hi - rows.lo) // step.outputs[0].shape[rows.axis]
 
@@ -226,12 +230,7 @@ class _Changed:
         if reach is None:
             return jnp.broadcast_to(clean, (self.reuse.number, *jnp.shape(clean)))
         return jnp.stack(
-            [
-                clean
-                if rows is None
-                else self._cut(atom, g, rows._replace(lo=0, hi=clean.shape[rows.axis]))
-                for g, rows in enumerate(reach)
-            ]
+            [clean if rows is None else self._cut(atom, g, None) for g, rows in enumerate(reach)]
         )
 
     def _cut(self, atom: Atom, run: int, wanted: Rows | None) -> Any:
@@ -242,6 +241,8 @@ class _Changed:
             if wanted is None:
                 return clean
             return jax.lax.slice_in_dim(clean, wanted.lo, wanted.hi, axis=wanted.axis)
+        if isinstance(rows, Count):
+            return self.values[atom][run]
         wanted = wanted or Rows(rows.axis, 0, clean.shape[rows.axis])
         return spliced(clean, self.values[atom][run], rows, wanted)
 

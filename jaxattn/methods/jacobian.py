@@ -153,7 +153,6 @@ def _by_steps(
     Returns:
         it and the output; or `None` where it is asked for whole and has no part to leave out.
     """
-
     value, pullback, output = jax.vjp(series, leaf, has_aux=True)
     ways: dict[str, tuple[Callable[[Any], Any], Any]] = {}
     if mode != "forward":

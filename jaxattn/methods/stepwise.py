@@ -78,9 +78,7 @@ class Stepwise(NamedTuple):
             return None
         return cls(struct, jax.eval_shape(linear, struct), groups, reuse, flops)
 
-    def images(
-        self, reduced: Callable[[Any], Any] | None, batch_size: int | None
-    ) -> Any:
+    def images(self, reduced: Callable[[Any], Any] | None, batch_size: int | None) -> Any:
         """The function's answer to each number of its input, 1 there and 0 elsewhere.
 
         Args:

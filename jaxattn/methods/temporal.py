@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxattn._batch import chunked_map
 from jaxattn._explain import explainer
+from jaxattn._grouped import prefix_scores
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 
@@ -54,6 +55,7 @@ def temporal_output_score(
     length_argnum: int | None = None,
     padding: Literal["right", "left"] = "right",
     softmax: bool = True,
+    reuse: bool = True,
 ) -> Attribution:
     """What the network would say if the series ended, or began, at each step.
 
@@ -79,6 +81,8 @@ def temporal_output_score(
         padding: on which side of the valid part `fn` expects padding; only with `length_argnum`.
         softmax: whether to follow a probability, the softmax over the output's last axis; `False`
             for a network that ends in one, or to follow a logit.
+        reuse: whether prefixes of a series padded on the right share what comes before they end;
+            `False` runs each by itself.
 
     Returns:
         values of shape (T,), or (len(steps),).
@@ -128,4 +132,13 @@ def temporal_output_score(
         return score(moved, (*args[:length_argnum], valid, *args[length_argnum + 1 :]))
 
     positions = jnp.asarray(chosen, jnp.int32)
+    if reuse and direction == "forward" and padding == "right":
+
+        def score_of(valid: Any) -> Any:
+            return score(x, (*args[:length_argnum], valid, *args[length_argnum + 1 :]))
+
+        valid = jnp.clip(length, 0, positions + 1).astype(given.dtype)
+        shared = prefix_scores(score_of, given, np.asarray(chosen) + 1, valid, batch_size)
+        if shared is not None:
+            return Attribution(shared, output)
     return Attribution(chunked_map(score_at, positions, batch_size), output)
