@@ -126,7 +126,7 @@ def _broadcast_in_dim(step: Step, changes: Sequence[Rows | None]) -> Local | Non
     if rows is None:
         return None
     shape = list(step.eqn.params["shape"])
-    axis = step.eqn.params["broadcast_dimensions"][rows.axis]
+    axis = int(step.eqn.params["broadcast_dimensions"][rows.axis])
     if shape[axis] != _shape(step)[rows.axis]:
         return None
     shape[axis] = rows.hi - rows.lo
@@ -195,7 +195,7 @@ def _slice(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     if rows is None:
         return None
     axis, strides = rows.axis, params["strides"]
-    start, limit = params["start_indices"][axis], params["limit_indices"][axis]
+    start, limit = (int(params[name][axis]) for name in ("start_indices", "limit_indices"))
     if strides is not None and strides[axis] != 1:
         return None
     inner, cut = _part(step, rows, start, limit - start)
@@ -216,7 +216,7 @@ def _dynamic_slice(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     if rows is None:
         return None
     axis, index = rows.axis, step.inputs[1 + rows.axis]
-    length, size = _shape(step)[axis], sizes[axis]
+    length, size = _shape(step)[axis], int(sizes[axis])
     if size < length and not isinstance(index, Number):
         return None
     start = min(max(int(index.val), 0), length - size) if isinstance(index, Number) else 0
@@ -252,7 +252,7 @@ def _pad(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     rows, config = _only(changes), step.eqn.params["padding_config"]
     if rows is None:
         return None
-    low, high, interior = config[rows.axis]
+    low, high, interior = map(int, config[rows.axis])
     if low < 0 or high < 0 or interior:
         return None
     return Local(
