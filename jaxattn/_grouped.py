@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn._batch import chunked_map
 from jaxattn.jaxpr.extents import Count, Rows
@@ -164,7 +164,7 @@ def prefix_scores(
     most_of_each: Int[np.ndarray, " N"],
     lengths: Int[Array, " N"],
     batch_size: int | None,
-) -> Array | None:
+) -> Float[Array, " N"] | None:
     """What a function of a length answers for shorter ones; `None` if nothing is to be shared.
 
     Args:

@@ -7,6 +7,9 @@ import pytest
 from flax import nnx
 
 import jaxattn as ja
+from jaxattn._callable import as_function
+from jaxattn.jaxpr.reuse import Traced
+from jaxattn.methods.stepwise import Stepwise
 
 T, D, H, K = 5, 3, 4, 2
 MODES = ["auto", "forward", "reverse"]
@@ -95,3 +98,65 @@ def test_many_examples_at_once(x):
     model = classifier()
     xs = jnp.stack([x, x[::-1], -x])
     close(ja.explain(ja.jacobian, model, xs).values, jax.vmap(jax.jacrev(model))(xs))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "cell": "gru"}])
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_leaving_out_what_is_zero_changes_nothing(mode, options, batch_size):
+    model = classifier(readout="steps", **options)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(17, D)))
+    values = ja.jacobian(model, x, mode=mode, batch_size=batch_size).values
+    plain = ja.jacobian(model, x, mode=mode, reuse=False)
+    close(values, plain.values)
+    pairs = ja.jacobian(model, x, mode=mode, batch_size=batch_size, reduction="norm")
+    close(pairs.values, np.sqrt((plain.values**2).sum((1, 3))))
+    close(pairs.output, plain.output)
+
+
+def test_only_the_half_that_is_not_zero_is_computed():
+    model = as_function(classifier(readout="steps"))
+    x = jnp.ones((64, D))
+    output, pullback = jax.vjp(model, x)
+    found = Stepwise.of(lambda ct: pullback(ct)[0], output, None)
+    plain = Traced.of(lambda ct: pullback(ct)[0], output).flops * output.size
+    assert 0.5 < found.flops / plain < 0.6  # the rest of a half is what the groups begin early
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_the_norm_has_a_slope_where_it_is_zero(reuse):
+    model, x = classifier(readout="steps"), jnp.ones((6, D))
+
+    def norm(x):
+        return ja.jacobian(model, x, reduction="norm", reuse=reuse).values.sum()
+
+    def plain(x):
+        by_steps = jax.jacrev(model)(x).transpose(0, 2, 1, 3)
+        return jnp.sqrt(jnp.square(by_steps[np.tril_indices(6)]).sum((1, 2))).sum()
+
+    close(jax.grad(norm)(x), jax.grad(plain)(x))
+
+
+def test_a_function_without_a_forward_mode_is_explained_backwards():
+    @jax.custom_vjp
+    def double(x):
+        return 2 * x
+
+    double.defvjp(lambda x: (2 * x, None), lambda _, ct: (2 * ct,))
+    x = jnp.arange(6.0).reshape(3, 2)
+    values = ja.jacobian(lambda x: jnp.concatenate([double(x), x], 1), x, mode="reverse").values
+    assert values.shape == (3, 4, 3, 2) and float(values.sum()) == 18
+
+
+@pytest.mark.parametrize(
+    "fn, x, options, words",
+    [
+        (lambda x: x, np.ones((4, 2)), {"reduction": "mean"}, 'reduction must be "norm"'),
+        (lambda x: x.sum(), np.ones((4, 2)), {"reduction": "norm"}, "reduction wants one array"),
+        (lambda x: (x, x), np.ones((4, 2)), {"reduction": "norm"}, "reduction wants one array"),
+        (lambda x: x, np.ones((4, 2)), {"reduction": "norm", "target": (0, 1)}, "reduction wants"),
+    ],
+)
+def test_a_reduction_wants_steps(fn, x, options, words):
+    with pytest.raises(ValueError, match=words):
+        ja.jacobian(fn, x, **options)

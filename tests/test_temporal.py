@@ -7,6 +7,9 @@ import pytest
 from flax import nnx
 
 import jaxattn as ja
+from jaxattn._callable import as_function
+from jaxattn.jaxpr.extents import Count
+from jaxattn.jaxpr.reuse import Reuse, Traced
 
 T, D, H, K = 4, 3, 4, 3
 pytestmark = pytest.mark.usefixtures("x64")
@@ -113,3 +116,35 @@ def test_lengths_of_any_integer_dtype(dtype, direction):
     sums = np.cumsum(x[:5]) if direction == "forward" else np.cumsum(x[4::-1])[::-1]
     expected = np.append(sums, sums[-1] if direction == "forward" else 0)
     np.testing.assert_allclose(got.values, expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"num_layers": 2, "cell": "gru"}, {"readout": "mean"}]
+)
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_what_prefixes_share_is_what_each_has(options, batch_size):
+    model, lengths = classifier(**options), np.array([20, 13, 1, 0])
+    xs = np.random.default_rng(2).normal(size=(4, 20, D))
+    call = {"args": (lengths,), "length_argnum": 0, "batch_size": batch_size}
+    got, want = (
+        ja.explain(ja.temporal_output_score, model, xs, 1, reuse=reuse, **call).values
+        for reuse in (True, False)
+    )
+    close(got, want)
+
+
+def test_half_of_the_steps_are_shared_by_prefixes():
+    model, x = as_function(classifier()), jnp.ones((32, D))
+    traced = Traced.of(lambda length: model(x, length), jnp.array(32))
+    shared = Reuse(traced, [Count(t + 1) for t in range(32)])
+    assert 0.45 < (shared.flops - traced.flops) / (32 * traced.flops) < 0.5
+
+
+def test_a_length_that_is_more_than_compared_with_positions_is_no_count():
+    def fn(x, length):
+        valid = jnp.arange(x.shape[0]) < length
+        return jnp.where(valid[:, None], x, 0).sum(0) / length
+
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(12, D)))
+    call = {"args": (jnp.array(12),), "length_argnum": 0, "softmax": False}
+    close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)

@@ -248,6 +248,25 @@ def _concatenate(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     return Local([joined], [None] * len(step.inputs), trim=joined)
 
 
+def _stack(step: Step, changes: Sequence[Rows | None]) -> Local | None:
+    whole = hull(changes)
+    if whole is None:
+        return None
+    after = whole.axis + (step.eqn.params["axis"] <= whole.axis)
+    return Local([whole._replace(axis=after)], [whole] * len(step.inputs))
+
+
+def _unstack(step: Step, changes: Sequence[Rows | None]) -> Local | None:
+    rows = _only(changes)
+    return rows and _moved(step, changes, _without(rows.axis, [step.eqn.params["axis"]]))
+
+
+def _tile(step: Step, changes: Sequence[Rows | None]) -> Local | None:
+    rows = _only(changes)
+    repeats = rows is not None and step.eqn.params["reps"][rows.axis] != 1
+    return rows and _moved(step, changes, None if repeats else rows.axis)
+
+
 def _pad(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     rows, config = _only(changes), step.eqn.params["padding_config"]
     if rows is None:
@@ -318,7 +337,10 @@ _RULES: dict[str, Callable[[Step, Sequence[Rows | None]], Local | None]] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
     **dict.fromkeys(
         "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum "
         "reduce_xor".split(),

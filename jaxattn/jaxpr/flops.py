@@ -16,7 +16,8 @@ _MOVES_DATA = frozenset(
     concatenate convert_element_type copy create_token device_put dynamic_slice
     dynamic_update_slice empty empty2 gather get imag iota mesh_cast name optimization_barrier pad
     pbroadcast ppermute pvary random_unwrap random_wrap real reshape reshard rev scatter
-    sharding_constraint slice split squeeze stop_gradient swap transpose""".split()
+    sharding_constraint slice split squeeze stack stop_gradient swap tile transpose
+    unstack""".split()
 )
 
 
