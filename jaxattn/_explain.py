@@ -378,9 +378,8 @@ def _all_finite(leaves: list[Any]) -> bool:
 
 def _is_near(leaf: Any) -> bool:
     """Whether numpy can look at a few numbers faster than a device can be asked to."""
-    if isinstance(leaf, jax.Array):
-        if len(leaf.devices()) > 1 or next(iter(leaf.devices())).platform != "cpu":
-            return False
+    if isinstance(leaf, jax.Array) and {d.platform for d in leaf.devices()} != {"cpu"}:
+        return False
     return np.size(leaf) <= _FEW and jnp.result_type(leaf).kind in "fc"  # the dtypes of numpy
 
 
