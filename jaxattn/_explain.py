@@ -378,7 +378,7 @@ def _all_finite(leaves: list[Any]) -> bool:
 
 def _is_near(leaf: Any) -> bool:
     """Whether numpy can look at a few numbers faster than a device can be asked to."""
-    if isinstance(leaf, jax.Array) and {d.platform for d in leaf.devices()} != {"cpu"}:
+    if isinstance(leaf, jax.Array) and [d.platform for d in leaf.devices()] != ["cpu"]:
         return False
     return np.size(leaf) <= _FEW and jnp.result_type(leaf).kind in "fc"  # the dtypes of numpy
 
