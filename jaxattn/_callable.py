@@ -35,7 +35,7 @@ class Recipe:
 
 
 @functools.lru_cache(maxsize=1024)
-def _known(recipe: Any) -> Any:
+def known(recipe: Any) -> Any:
     """The first of equal recipes or programs, so that later comparisons need not look inside."""
     return recipe
 
@@ -55,10 +55,10 @@ def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Array
         arrays, recipe = split(fn)
     except UnkeyableError:
         constants, program = trace(as_function(fn), signatures)
-        return constants, _known(program)
+        return constants, known(program)
     # What a callable answers depends on the shapes of its arrays too.
     shapes = tuple((array.shape, array.dtype) for array in arrays)
-    return arrays, _known(Recipe((recipe.key, shapes), recipe.rebuild))
+    return arrays, known(Recipe((recipe.key, shapes), recipe.rebuild))
 
 
 def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:

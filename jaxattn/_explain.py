@@ -24,6 +24,9 @@ from jaxattn.jaxpr.capture import split_at
 
 Core = TypeVar("Core", bound=Callable[..., Attribution])
 
+#: Numbers that one core looks through in a tenth of a millisecond.
+_FEW = 2**18
+
 
 def explain(
     method_: Callable[..., Attribution],
@@ -367,6 +370,19 @@ def _refuse_nan(name: str, xs: Any) -> None:
         )
 
 
+def _all_finite(leaves: list[Any]) -> bool:
+    if all(map(_is_near, leaves)):
+        return all(np.isfinite(leaf).all() for leaf in leaves)
+    return bool(_all_finite_there(leaves))
+
+
+def _is_near(leaf: Any) -> bool:
+    """Whether numpy can look at a few numbers faster than a device can be asked to."""
+    if isinstance(leaf, jax.Array) and [d.platform for d in leaf.devices()] != ["cpu"]:
+        return False
+    return np.size(leaf) <= _FEW and jnp.result_type(leaf).kind in "fc"  # the dtypes of numpy
+
+
 @jax.jit
-def _all_finite(leaves: list[Any]) -> Any:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves] or [jnp.bool_(True)]))
+def _all_finite_there(leaves: list[Any]) -> Any:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))

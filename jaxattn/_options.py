@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxattn._callable import Recipe
+from jaxattn._callable import Recipe, known
 from jaxattn._static import UnkeyableError, is_array, typed_key
 from jaxattn._types import Attribution
 
@@ -32,7 +32,7 @@ def count(
 def static(value: Any) -> Recipe:
     """A recipe for what never changes; what may change gets one that equals no other."""
     try:
-        return Recipe(typed_key(value), lambda arrays: value)
+        return known(Recipe(typed_key(value), lambda arrays: value))
     except (UnkeyableError, RecursionError):
         return Recipe(object(), lambda arrays: value)
 
@@ -49,4 +49,4 @@ def split_options(options: dict[str, Any]) -> tuple[list[Any], Recipe]:
             treedef, [next(rest) if s is None else s.rebuild(()) for s in statics]
         )
 
-    return arrays, Recipe((static(treedef), *statics), rebuild)
+    return arrays, known(Recipe((static(treedef), *statics), rebuild))

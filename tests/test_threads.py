@@ -281,7 +281,7 @@ def test_a_setting_that_refuses_does_so_in_the_threads():
     with jax.debug_nans(True), pytest.raises(FloatingPointError):
         list(side_by_side(jax.jit(jnp.log), [xs[1], xs[1], -xs[1]], 2))
     with jax.numpy_rank_promotion("raise"), pytest.raises(ValueError, match="rank_promotion"):
-        list(side_by_side(lambda x: x + jnp.ones(3), xs, 2))
+        list(side_by_side(lambda x: x.reshape(1, 1) + jnp.ones(3), xs, 2))
     with jax.numpy_dtype_promotion("strict"), pytest.raises(Exception, match="promotion"):
         list(side_by_side(lambda x: x + jnp.ones((), jnp.int32), xs, 2))
 
