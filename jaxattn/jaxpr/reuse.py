@@ -28,6 +28,8 @@ class Traced(NamedTuple):
     @classmethod
     def of(cls, fn: Callable[[Any], Any], x: Any) -> "Traced":
         """Traces `fn` at an array, abstract or not."""
+        # A custom derivative rule of more than single cells is opened: the values are the same, but
+        # their derivatives are those of what is inside.
         # JAX remembers the trace of a function that it has seen: it must not know this one.
         fresh = jax.make_jaxpr(lambda x: fn(x), return_shape=True)
         closed, output = fresh(x)
