@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxattn._batch import chunked_map
 from jaxattn.jaxpr.extents import Count, Rows
+from jaxattn.jaxpr.rerun import is_same, settled
 from jaxattn.jaxpr.reuse import Reuse, Traced
 
 #: More groups begin later on average, which saves at most a share of 1 / groups, and take longer
@@ -100,11 +101,10 @@ class Grouped(NamedTuple):
                 for one, r in zip(each, rows, strict=True)
             ]
             *scores, none = self.reuse.run(unchanged, [*cut, None])[0]
-            same = [_is_same(new, old) for new, old in zip(cut, clean, strict=True)]
             # A change that changes nothing scores as none to the last bit, though it has a slope.
             mine = [
-                jnp.where(is_same, none + (score - jax.lax.stop_gradient(score)), score)
-                for is_same, score in zip(same, scores, strict=True)
+                settled(is_same(new, old), none, score)
+                for new, old, score in zip(cut, clean, scores, strict=True)
             ]
             return jnp.stack([*mine, none])
 
@@ -115,14 +115,6 @@ class Grouped(NamedTuple):
         mine, none = scores[:, :-1].ravel(), jnp.repeat(scores[:, -1], len(rows))
         places = self.groups.places
         return mine[places], none[places], self.reuse.output(unchanged)[1]
-
-
-def _is_same(new: Any, old: Any) -> Bool[Array, ""]:
-    """Whether two arrays are equal in all cells, the signs of zeros included."""
-    same = new == old
-    if jnp.issubdtype(new.dtype, jnp.floating):
-        same &= jnp.signbit(new) == jnp.signbit(old)
-    return same.all()
 
 
 def best_grouping(

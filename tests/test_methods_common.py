@@ -92,7 +92,17 @@ def make(dtype=np.float32):
 
 
 def close(got, want, atol=1e-5):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=atol), got, want)
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=atol), answer(got), answer(want)
+    )
+
+
+def answer(found):
+    """All but how many operations were left out, which depends on how the work was divided."""
+    if not isinstance(found, ja.Attribution):
+        return found
+    info = {name: value for name, value in found.info.items() if name != "flops_saved"}
+    return found.values, found.output, info
 
 
 def zero(tree):

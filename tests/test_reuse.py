@@ -421,3 +421,31 @@ def test_columns_of_a_series():
         return rnn(x), lstm(x), masked(x), counters(x), rnn(x[:, :1] * W[0, 0] @ W[:1])
 
     equal(fn, X, ACROSS)
+
+
+@pytest.mark.parametrize("fn", [lambda x: rnn(x)[1], lambda x: rnn(x, reverse=True)[1]])
+def test_linear_functions_of_single_rows_make_the_dense_jacobian(fn):
+    """The linearised function by columns, and its transpose by rows."""
+    starts, width = (0, 3, 6), 3
+
+    def whole(size, columns, lo):
+        return jnp.zeros((T, size)).at[lo : lo + width].set(columns)
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def found(x, ones):
+        _, forward = jax.linearize(fn, x)
+        backward = jax.linear_transpose(forward, x)
+        answers = []
+        for linear, size in ((forward, D), (lambda ct: backward(ct)[0], H)):
+            zero = jnp.zeros((T, size))
+            reuse = Reuse(
+                Traced.of(linear, zero), [Rows(0, s, s + width) for s in starts], linear=True
+            )
+            got = reuse.run(reuse.clean(zero), list(ones))
+            want = [linear(whole(size, one, s)) for s, one in zip(starts, ones, strict=True)]
+            answers.append((got, jnp.stack(want)))
+        return answers
+
+    for got, want in found(X, RNG.normal(size=(3, width, D))):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+        assert np.abs(want).max() > 0.1

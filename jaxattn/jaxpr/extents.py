@@ -96,13 +96,17 @@ def _shape(step: Step, i: int = 0) -> tuple[int, ...]:
 
 def _cellwise(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     whole = hull(changes)
-    shape = step.outputs[0].shape
-    if whole is None or any(a.aval.shape not in ((), shape) for a in step.inputs):
+    if whole is None:
+        return None
+    size = step.outputs[0].shape[whole.axis]
+    # An operand is a number, or of the output's rank, with axes of size 1 that are stretched.
+    sizes = [a.aval.shape[whole.axis] if a.aval.shape else 0 for a in step.inputs]
+    if any(c is not None and s != size for s, c in zip(sizes, changes, strict=True)):
         return None
     outputs: list[Rows | None] = [whole] * len(step.outputs)
     if is_atomic(step):  # its own derivative rule was traced for this very shape
         return Local(outputs, [None] * len(step.inputs), trim=whole)
-    return Local(outputs, [whole if a.aval.shape else None for a in step.inputs])
+    return Local(outputs, [whole if s == size else None for s in sizes])
 
 
 def _only(changes: Sequence[Rows | None]) -> Rows | None:
@@ -161,7 +165,7 @@ def _reshape(step: Step, changes: Sequence[Rows | None]) -> Local | None:
 
 def _without(axis: int, axes: Sequence[int]) -> int | None:
     """Where an axis lies once some others are gone; `None` if it is one of them."""
-    return None if axis in axes else axis - sum(a < axis for a in axes)
+    return None if axis in axes else axis - sum(int(a) < axis for a in axes)
 
 
 def _squeeze(step: Step, changes: Sequence[Rows | None]) -> Local | None:

@@ -39,6 +39,29 @@ def _number(number: Number) -> Any:
     return number.val if typed else jnp.asarray(number.val, number.aval.dtype)
 
 
+def is_same(new: Any, old: Any) -> Any:
+    """Whether two arrays are equal in all cells, the signs of zeros included."""
+    same = new == old
+    if jnp.issubdtype(new.dtype, jnp.floating):
+        same &= jnp.signbit(new) == jnp.signbit(old)
+    return same.all()
+
+
+@jax.custom_jvp
+def settled(same: Any, clean: Any, value: Any) -> Any:
+    """A value that is the clean one to the last bit where all that it is made of is the same.
+
+    Rounding differs between programs, and what does not matter must score zero. The value has its
+    own slope all the same.
+    """
+    return jnp.where(same, clean, value)
+
+
+@settled.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    return settled(*primals), tangents[2]
+
+
 def spliced(clean: Any, changed: Any, where: Rows, wanted: Rows) -> Any:
     """Some rows of a value of which others, or some of them, have changed."""
     axis, lo, hi = where
@@ -127,6 +150,7 @@ def rerun(
     initial: Sequence[Any],
     rows: Sequence[dict[Var, Any]],
     wanted: Sequence[bool],
+    same: Sequence[Any],
 ) -> list[Any]:
     """Runs a loop for all changes.
 
@@ -136,19 +160,35 @@ def rerun(
         initial: of each carry that starts changed, its values in all runs, stacked.
         rows: for each run, by input of the body, its changed rows in that run's window.
         wanted: which outputs are read.
+        same: for each run whether it reads what the one without a change does; `None` if unknown.
 
     Returns:
         for each output `None` if it has not changed in any run; of a carry the last values in all
         runs, stacked; of others a list of the changed rows in each run.
     """
-    return _Rerun(loop, clean, initial, rows).outputs(wanted)
+    return _Rerun(loop, clean, initial, rows, same).outputs(wanted)
 
 
 class _Rerun:
     def __init__(
-        self, loop: Loop, clean: Clean, initial: Sequence[Any], rows: Sequence[dict[Var, Any]]
+        self,
+        loop: Loop,
+        clean: Clean,
+        initial: Sequence[Any],
+        rows: Sequence[dict[Var, Any]],
+        same: Sequence[Any],
     ) -> None:
         self.loop, self.clean, self.initial, self.rows = loop, clean, initial, rows
+        self.same = same
+
+    def _settle(self, output: int, run: int, value: Any) -> Any:
+        """The changed part of an output in a run, or what it is without a change."""
+        clean, reach = self.clean.outputs[output], self.loop.extents[output]
+        if value is None or self.same[run] is None:
+            return value
+        if reach is not ...:
+            clean = clean[reach[run].lo : reach[run].hi]
+        return settled(self.same[run], clean, value)
 
     def outputs(self, wanted: Sequence[bool]) -> list[Any]:
         loop, n_carry = self.loop, len(self.loop.moved)
@@ -164,7 +204,14 @@ class _Rerun:
             if i < n_carry and loop.moved[i]:
                 runs = range(loop.number)
                 clean = self.clean.outputs[i]
-                found.append(jnp.stack([last[g][of_moved] if g in last else clean for g in runs]))
+                found.append(
+                    jnp.stack(
+                        [
+                            self._settle(i, g, last[g][of_moved]) if g in last else clean
+                            for g in runs
+                        ]
+                    )
+                )
                 of_moved += 1
             elif i < n_carry or out not in loop.changed:
                 found.append(None)
@@ -172,6 +219,8 @@ class _Rerun:
                 found.append(late.get(out, [None] * loop.number))
             else:
                 found.append([values.get(out) for values in early])
+            if i >= n_carry and found[i] is not None:
+                found[i] = [self._settle(i, g, value) for g, value in enumerate(found[i])]
         return found
 
     def _early(self, made: Sequence[Any], run: int) -> Values:

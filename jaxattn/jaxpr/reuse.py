@@ -15,7 +15,7 @@ from jaxattn.jaxpr.extents import Count, Local, Rows, local
 from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
 from jaxattn.jaxpr.flops import count_equations
 from jaxattn.jaxpr.interpreter import bind
-from jaxattn.jaxpr.rerun import Clean, reads, rerun, run_clean, spliced
+from jaxattn.jaxpr.rerun import Clean, is_same, reads, rerun, run_clean, settled, spliced
 from jaxattn.jaxpr.restart import Loop
 
 
@@ -28,6 +28,8 @@ class Traced(NamedTuple):
     @classmethod
     def of(cls, fn: Callable[[Any], Any], x: Any) -> "Traced":
         """Traces `fn` at an array, abstract or not."""
+        # A custom derivative rule of more than single cells is opened: the values are the same, but
+        # their derivatives are those of what is inside.
         # JAX remembers the trace of a function that it has seen: it must not know this one.
         fresh = jax.make_jaxpr(lambda x: fn(x), return_shape=True)
         closed, output = fresh(x)
@@ -238,13 +240,29 @@ class _Changed:
         reach, clean = self.reuse._of(atom), self.read(atom)
         rows = reach[run] if reach else None
         if rows is None:
-            if wanted is None:
-                return clean
-            return jax.lax.slice_in_dim(clean, wanted.lo, wanted.hi, axis=wanted.axis)
+            return self._unchanged(atom, wanted)
         if isinstance(rows, Count):
             return self.values[atom][run]
         wanted = wanted or Rows(rows.axis, 0, clean.shape[rows.axis])
         return spliced(clean, self.values[atom][run], rows, wanted)
+
+    def _unchanged(self, atom: Atom, wanted: Rows | None) -> Any:
+        """Some rows of an operand without a change."""
+        clean = self.read(atom)
+        if wanted is None:
+            return clean
+        return jax.lax.slice_in_dim(clean, wanted.lo, wanted.hi, axis=wanted.axis)
+
+    def _are_same(
+        self, atoms: Sequence[Atom], cuts: Sequence[Rows | None], values: Sequence[Any], run: int
+    ) -> Any:
+        """Whether the rows that a run reads are what they are without a change."""
+        same: Any = True
+        for atom, rows, value in zip(atoms, cuts, values, strict=True):
+            reach = self.reuse._of(atom)
+            if reach is not None and reach[run] is not None:
+                same &= is_same(value, self._unchanged(atom, rows))
+        return same
 
     def in_part(self, step: Step, how: Local | None, run: int) -> list[Any]:
         assert how is not None
@@ -254,6 +272,11 @@ class _Changed:
             self._cut(atom, run, wanted) for atom, wanted in zip(step.inputs, how.cuts, strict=True)
         ]
         outputs = bind(step.eqn, operands, **how.params)
+        if step.name == "dot_general" and not self.reuse.linear:
+            (reach,) = how.outputs
+            clean = self._unchanged(step.outputs[0], reach)
+            same = self._are_same(step.inputs, how.cuts, operands, run)
+            outputs = [settled(same, clean, outputs[0])]
         if how.trim is not None:
             axis, lo, hi = how.trim
             outputs = [jax.lax.slice_in_dim(out, lo, hi, axis=axis) for out in outputs]
@@ -284,4 +307,14 @@ class _Changed:
                 if window is not None and self.reuse._of(atom) is not None:
                     rows[-1][v] = self._cut(atom, g, Rows(0, *loop.rows(*window)))
         wanted = [out in self.reuse._read for out in step.outputs]
-        return rerun(loop, clean, initial, rows, wanted)
+        same: list[Any] = [None] * loop.number
+        if not self.reuse.linear and not initial:
+            for g, window in enumerate(loop.windows):
+                if window is not None:
+                    of_window = Rows(0, *loop.rows(*window))
+                    atoms = [
+                        a for a, v in zip(step.inputs[stop:], loop.xs, strict=True) if v in rows[g]
+                    ]
+                    cuts, values = [of_window] * len(atoms), list(rows[g].values())
+                    same[g] = self._are_same(atoms, cuts, values, g)
+        return rerun(loop, clean, initial, rows, wanted, same)
