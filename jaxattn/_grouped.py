@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxattn._batch import chunked_map
 from jaxattn.jaxpr.extents import Count, Rows
@@ -152,9 +152,9 @@ def best_grouping(
 
 def prefix_scores(
     score_of: Callable[[Any], Array],
-    length: Int[Array, ""],
+    length: Integer[Array, ""],
     most_of_each: Int[np.ndarray, " N"],
-    lengths: Int[Array, " N"],
+    lengths: Integer[Array, " N"],
     batch_size: int | None,
 ) -> Float[Array, " N"] | None:
     """What a function of a length answers for shorter ones; `None` if nothing is to be shared.
