@@ -199,7 +199,7 @@ class Job:
             except jax.errors.JaxRuntimeError as error:
                 plan = self.smaller(plan, batch, error)
                 continue
-            fewer = _memory.fewer_in_flight(device, least, plan.in_flight, needed)
+            fewer = _memory.fewer_in_flight(device, least * plan.workers, plan.in_flight, needed)
             if fewer == plan.in_flight:
                 return plan
             plan = self._divide(batch, fewer, plan.mesh)
