@@ -238,7 +238,7 @@ def _split(step: Step, changes: Sequence[Rows | None]) -> Local | None:
 
 
 def _concatenate(step: Step, changes: Sequence[Rows | None]) -> Local | None:
-    along = step.eqn.params["dimension"]
+    along = int(step.eqn.params["dimension"])
     whole = hull(changes)
     if whole is None:
         return None

@@ -1,0 +1,68 @@
+"""Runs with some rows changed against the function of the whole changed inputs."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxattn.jaxpr.extents import Rows
+from jaxattn.jaxpr.reuse import Reuse, Traced
+
+T, D, H = 9, 3, 3
+RNG = np.random.default_rng(0)
+W, U, V = (RNG.normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, 2)])
+X = RNG.normal(size=(T, D))
+TABLE = RNG.normal(size=(5, D))
+
+WIDE = [Rows(0, 2, 5), None, Rows(0, 0, T), Rows(0, T - 1, T), Rows(0, 3, 4)]
+SHORT = [Rows(0, 4, 6), Rows(0, 0, 2), Rows(0, T - 2, T), None]
+ACROSS = [Rows(1, 0, 1), None, Rows(1, 1, 3)]
+
+
+def cells(x, rows):
+    """The index of the rows."""
+    return (slice(None),) * rows.axis + (slice(rows.lo, rows.hi),)
+
+
+def changed_inputs(x, changes):
+    """The input of each run, and its changed rows."""
+    rng, inputs, parts = np.random.default_rng(1), [], []
+    for rows in changes:
+        new = np.array(x)
+        if rows is not None:
+            old = new[cells(x, rows)]
+            fresh = (
+                rng.integers(0, 5, old.shape) if x.dtype.kind == "i" else rng.normal(size=old.shape)
+            )
+            new[cells(x, rows)] = fresh
+        inputs.append(new)
+        parts.append(None if rows is None else new[cells(x, rows)])
+    return np.stack(inputs), parts
+
+
+def equal(fn, x, *changes, rtol=1e-12):
+    """All runs equal the function of the changed inputs; says which share of its cost is left."""
+    traced = Traced.of(fn, x)
+    assert traced.is_pure
+    given = [changed_inputs(x, each) for each in changes]
+    reuses = [Reuse(traced, each) for each in changes]
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def both(x, given):
+        got, clean = [], []
+        for reuse, (_, parts) in zip(reuses, given, strict=True):
+            unchanged = reuse.clean(x)
+            got.append(reuse.run(unchanged, parts))
+            clean.append(reuse.output(unchanged))
+        return (got, clean), ([jax.vmap(fn)(whole) for whole, _ in given], [fn(x)] * len(given))
+
+    got, want = both(x, given)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+
+    def compare(g, w):
+        assert (g.shape, g.dtype) == (w.shape, w.dtype)
+        np.testing.assert_allclose(g, w, rtol=rtol, atol=1e-13)
+
+    jax.tree.map(compare, got, want)
+    plain = traced.flops
+    return [(r.flops - plain) / max(1, plain * r.number) for r in reuses]
