@@ -100,13 +100,10 @@ class Grouped(NamedTuple):
                 jax.lax.slice_in_dim(changed(one), r.lo, r.hi, axis=r.axis)
                 for one, r in zip(each, rows, strict=True)
             ]
-            *scores, none = self.reuse.run(unchanged, [*cut, None])[0]
+            scores = self.reuse.run(unchanged, [*cut, None])[0]
             # A change that changes nothing scores as none to the last bit, though it has a slope.
-            mine = [
-                settled(is_same(new, old), none, score)
-                for new, old, score in zip(cut, clean, scores, strict=True)
-            ]
-            return jnp.stack([*mine, none])
+            same = [is_same(new, old) for new, old in zip(cut, clean, strict=True)]
+            return settled(jnp.stack([*same, jnp.asarray(True)]), scores[-1], scores)
 
         columns = jax.tree.map(lambda leaf: leaf[members], options)
         size = batch_size and max(1, batch_size // (len(rows) + 1))

@@ -181,6 +181,13 @@ class _Rerun:
         self.loop, self.clean, self.initial, self.rows = loop, clean, initial, rows
         self.same = same
 
+    def _settle_all(self, stacked: Any, clean: Any) -> Any:
+        """The last values of a carry in all runs, or what they are without a change."""
+        if all(same is None for same in self.same):
+            return stacked
+        same = jnp.stack([jnp.asarray(False if s is None else s) for s in self.same])
+        return settled(same.reshape(-1, *[1] * jnp.ndim(clean)), clean, stacked)
+
     def _settle(self, output: int, run: int, value: Any) -> Any:
         """The changed part of an output in a run, or what it is without a change."""
         clean, reach = self.clean.outputs[output], self.loop.extents[output]
@@ -204,14 +211,8 @@ class _Rerun:
             if i < n_carry and loop.moved[i]:
                 runs = range(loop.number)
                 clean = self.clean.outputs[i]
-                found.append(
-                    jnp.stack(
-                        [
-                            self._settle(i, g, last[g][of_moved]) if g in last else clean
-                            for g in runs
-                        ]
-                    )
-                )
+                stacked = jnp.stack([last[g][of_moved] if g in last else clean for g in runs])
+                found.append(self._settle_all(stacked, clean))
                 of_moved += 1
             elif i < n_carry or out not in loop.changed:
                 found.append(None)
