@@ -163,7 +163,7 @@ def _reshape(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     return None
 
 
-def _without(axis: int, axes: Sequence[int]) -> int | None:
+def _without(axis: int, axes: Sequence[Any]) -> int | None:
     """Where an axis lies once some others are gone; `None` if it is one of them."""
     return None if axis in axes else axis - sum(int(a) < axis for a in axes)
 
