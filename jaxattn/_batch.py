@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 #: Evaluations in flight where neither the caller nor the engine chose. On a CPU the cost of a row
 #: is lowest near this many; beyond it the intermediates fall out of the caches.
@@ -95,49 +96,52 @@ def chunked_sum(
 
     Half precision is summed, and divided by `divisor`, in float32.
     """
+
+    def total(members: Any, valid: Any) -> Any:
+        def of_leaf(leaf: Any) -> Any:
+            valid_cells = valid.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.where(valid_cells, leaf, 0).sum(0, dtype=wide(leaf.dtype))
+
+        return jax.tree.map(of_leaf, jax.vmap(f)(members))
+
+    totals = chunked_total(total, xs, batch_size)
+    one = jax.eval_shape(f, jax.tree.map(lambda leaf: leaf[0], xs))
+    return jax.tree.map(lambda leaf, like: (leaf / divisor).astype(like.dtype), totals, one)
+
+
+def chunked_total(total: Callable[[Any, Any], Any], xs: Any, batch_size: int | None) -> Any:
+    """The sum over chunks of the leading axis of `total(members, valid)`.
+
+    Args:
+        total: answers a pytree in a wide dtype, of the members that are valid alone.
+        xs: the members.
+        batch_size: how many members are in flight on a device.
+    """
     count, spread = _length(xs), _spread.get()
     if spread is None or count <= 1:
-        total, shapes = _sum(f, xs, None, batch_size)
-    else:
-        members = _share(count, spread)
-        mine = _rows(xs, jnp.minimum(members, count - 1))
-        total, shapes = _sum(alone(f), mine, members < count, batch_size)
-        total = jax.lax.psum(total, spread.axis)
-    return jax.tree.map(lambda leaf, like: (leaf / divisor).astype(like.dtype), total, shapes)
+        return _total(total, xs, np.ones(count, bool), batch_size)
+    members = _share(count, spread)
+    mine = _rows(xs, jnp.minimum(members, count - 1))
+    of_mine = _total(alone(total), mine, members < count, batch_size)
+    return jax.lax.psum(of_mine, spread.axis)
 
 
-def _sum(
-    f: Callable[[Any], Any], xs: Any, valid: Any | None, batch_size: int | None
-) -> tuple[Any, Any]:
-    """The sum over the valid members in a wide dtype, and what one member is, abstractly."""
+def _total(total: Callable[[Any, Any], Any], xs: Any, valid: Any, batch_size: int | None) -> Any:
     count = _length(xs)
     chunks, size = balanced(count, batch_size)
-
-    def reduced(members: Any, valid: Any | None) -> Any:
-        def of_leaf(leaf: Any) -> Any:
-            if valid is not None:
-                leaf = jnp.where(valid.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
-            return leaf.sum(0, dtype=wide(leaf.dtype))
-
-        return jax.tree.map(of_leaf, members)
-
     if chunks == 1:
-        ys = jax.vmap(f)(xs)
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), ys)
-        return reduced(ys, valid), one
-    rows = jnp.arange(chunks * size)
-    padded = jnp.minimum(rows, count - 1)
-    chosen = rows < count if valid is None else valid[padded] & (rows < count)
-    parts, masks = _rows(xs, padded.reshape(chunks, size)), chosen.reshape(chunks, size)
+        return total(xs, valid)
+    rows = np.arange(chunks * size)
+    padded = np.minimum(rows, count - 1)
+    parts = _rows((xs, valid), padded.reshape(chunks, size))
+    masks = parts[1] & (rows < count).reshape(chunks, size)
 
-    def add(total: Any, chunk: tuple[Any, Any]) -> tuple[Any, None]:
-        members, mask = chunk
-        return jax.tree.map(jnp.add, total, reduced(jax.vmap(f)(members), mask)), None
+    def add(so_far: Any, chunk: tuple[Any, Any]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, so_far, total(*chunk)), None
 
-    one = jax.eval_shape(f, jax.tree.map(lambda leaf: leaf[0], xs))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), one)
-    total, _ = jax.lax.scan(add, zeros, (parts, masks))
-    return total, one
+    one = jax.eval_shape(total, *jax.tree.map(lambda leaf: leaf[0], (parts[0], masks)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+    return jax.lax.scan(add, zeros, (parts[0], masks))[0]
 
 
 def _length(xs: Any) -> int:

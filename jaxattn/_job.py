@@ -222,8 +222,10 @@ class Job:
             inside = -(-inside // columns)
         workers = max(1, min(self._workers, limit))
         limit, batch = limit // workers, -(-batch // rows)
-        # What is done once for each example is better done for some at once.
-        examples = min(limit, max(limit // inside, _AT_ONCE))
+        # What is done once for each example is better done for some at once. But XLA takes what
+        # a gradient makes of a kernel out of a loop, and with it the fast way to convolve.
+        least = 1 if self._rows().convolves else _AT_ONCE
+        examples = min(limit, max(limit // inside, least))
         calls = -(-balanced(batch, examples)[0] // workers) * workers  # none waits at the end
         examples = -(-batch // calls)
         return Plan(False, examples * rows, min(inside, limit // examples), mesh, workers)

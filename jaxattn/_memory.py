@@ -24,7 +24,7 @@ def default_in_flight(device: jax.Device, rows: Rows) -> int:
     if device.platform != "cpu":
         return 8192
     surely_near = _at_most(_caches() / max(1, rows.bytes))
-    return min(max(256, _power_of_two(rows.least), surely_near), 4096)
+    return min(max(320, _power_of_two(rows.least), surely_near), 4096)
 
 
 def fewer_in_flight(device: jax.Device, least: int, in_flight: int, needed: int) -> int:
@@ -42,7 +42,7 @@ def fewer_in_flight(device: jax.Device, least: int, in_flight: int, needed: int)
     if needed > budget(device):
         return max(1, in_flight // 2)
     # A little more costs less than to compile once more.
-    if device.platform != "cpu" or needed <= 1.5 * _caches():
+    if device.platform != "cpu" or needed <= 1.25 * _caches():
         return in_flight
     fitting = _at_most(_caches() * in_flight / needed)
     return min(in_flight, max(fitting, _power_of_two(least)))

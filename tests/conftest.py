@@ -1,6 +1,7 @@
 """Strict JAX, eight virtual devices, and run-time type checks: for the tests only."""
 
 import os
+from pathlib import Path
 
 # All of this must be in the environment before jax, keras and matplotlib are imported.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -35,6 +36,20 @@ def check_after_call(fn):
 
 
 jaxtyping.install_import_hook("jaxattn", f"{__name__}.check_after_call")
+
+
+#: Linux lets a process map 65,530 pieces of memory, and XLA maps several for each program: beyond
+#: them it does not fail, but crashes.
+MOST_MAPPINGS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forget a file's compiled programs where they have become many."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -246,3 +246,19 @@ def test_memory_of_its_own_is_left_alone(x64):
         return memory[...]
 
     both(model, XS, 1)
+
+
+def test_more_operations_are_saved_than_a_small_integer_holds():
+    def saved(x, u):
+        def model(x):
+            return jax.lax.scan(
+                lambda h, row: (jnp.tanh(h @ u + row.sum()), None), jnp.zeros(2048), x
+            )[0]
+
+        return ja.occlusion(model, x, 0, window=2).info["flops_saved"]
+
+    shapes = (
+        jax.ShapeDtypeStruct((64, 1), np.float32),
+        jax.ShapeDtypeStruct((2048,) * 2, np.float32),
+    )
+    assert jax.eval_shape(saved, *shapes).dtype == np.float32

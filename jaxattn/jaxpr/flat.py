@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxattn.jaxpr.interpreter import scan_counts, sub_jaxprs
 
 _PACKAGE = str(Path(__file__).parents[1])
-_CALLS = {"jit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+_CALLS = ("jit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
 #: Primitives that treat every cell alike and alone.
@@ -110,15 +110,32 @@ class Flat:
     outputs: list[Atom]
 
 
-def flatten(closed: jex.ClosedJaxpr, path: str = "") -> Flat:
-    """Opens all calls of a jaxpr; a custom derivative rule stays where its cells stand alone."""
+def flatten(closed: jex.ClosedJaxpr, path: str = "", opened: Sequence[str] | None = None) -> Flat:
+    """Opens the calls of a jaxpr, those of its loops and branches included.
+
+    Args:
+        closed: the jaxpr.
+        path: the path of the layer that it belongs to.
+        opened: the primitives to open. By default all calls, and custom derivative rules but for
+            those of single cells.
+    """
     flat = Flat([Var(v.aval) for v in closed.jaxpr.invars], {}, [], [])
-    flat.outputs = _open(closed, flat.inputs, flat, path, "")
+    flat.outputs = _open(closed, flat.inputs, flat, (path, ""), opened)
     return flat
 
 
+def has_effects(flat: Flat) -> bool:
+    """Whether a function does more than answer: prints, or memory that is written."""
+    # Memory that a function makes for itself is no effect of its loops, but of their steps.
+    return any(bool(step.eqn.effects) or any(map(has_effects, step.bodies)) for step in flat.steps)
+
+
 def _open(
-    closed: jex.ClosedJaxpr, args: Sequence[Atom], flat: Flat, path: str, stack: str
+    closed: jex.ClosedJaxpr,
+    args: Sequence[Atom],
+    flat: Flat,
+    around: tuple[str, str],
+    opened: Sequence[str] | None,
 ) -> list[Atom]:
     env: dict[Any, Atom] = dict(zip(closed.jaxpr.invars, args, strict=True))
     for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
@@ -131,23 +148,25 @@ def _open(
     for eqn in closed.jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         own = str(eqn.source_info.name_stack)
-        here, inside = ("/".join(filter(None, (above, own))) for above in (path, stack))
-        if eqn.primitive.name in _CALLS or _is_opened(eqn):
+        here, inside = ("/".join(filter(None, (above, own))) for above in around)
+        if _is_opened(eqn) if opened is None else eqn.primitive.name in opened:
             (called,) = sub_jaxprs(eqn)[:1]
-            outputs = _open(called, inputs, flat, here, inside)
+            outputs = _open(called, inputs, flat, (here, inside), opened)
             env.update(zip(eqn.outvars, outputs, strict=True))
             continue
         step = Step(eqn, inputs, [Var(v.aval) for v in eqn.outvars], here, inside)
         if step.name == "scan":
             step.counts = scan_counts(eqn.params)
-        step.bodies = [flatten(inner, here) for inner in sub_jaxprs(eqn)]
+        step.bodies = [flatten(inner, here, opened) for inner in sub_jaxprs(eqn)]
         flat.steps.append(step)
         env.update(zip(eqn.outvars, step.outputs, strict=True))
     return [read(atom) for atom in closed.jaxpr.outvars]
 
 
 def _is_opened(eqn: jex.JaxprEqn) -> bool:
-    """Whether a custom derivative rule hides more than a function of single cells."""
+    """Whether it is a call, or a custom derivative rule of more than single cells."""
+    if eqn.primitive.name in _CALLS:
+        return True
     if not eqn.primitive.name.startswith(_CUSTOM):
         return False
     (called,) = sub_jaxprs(eqn)[:1]

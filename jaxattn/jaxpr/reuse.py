@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.jaxpr.extents import Count, Local, Rows, local
-from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
+from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten, has_effects
 from jaxattn.jaxpr.flops import count_equations
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.rerun import Clean, is_same, reads, rerun, run_clean, settled, spliced
@@ -43,12 +43,7 @@ class Traced(NamedTuple):
     @property
     def is_pure(self) -> bool:
         """Whether the function does nothing but answer: no prints, no memory that is written."""
-        return not _has_effects(self.flat)
-
-
-def _has_effects(flat: Flat) -> bool:
-    # Memory that a function makes for itself is no effect of its loops, but of their steps.
-    return any(bool(step.eqn.effects) or any(map(_has_effects, step.bodies)) for step in flat.steps)
+        return not has_effects(self.flat)
 
 
 class Reuse:

@@ -18,6 +18,7 @@ class _Cost(NamedTuple):
     flops: int
     rows: float
     bytes: int
+    convolves: bool
 
 
 class Rows(NamedTuple):
@@ -27,11 +28,13 @@ class Rows(NamedTuple):
         least: from so many on it runs at full speed.
         bytes: of the input and of all that is computed from it, of one example.
         flops: of one example.
+        convolves: whether it does.
     """
 
     least: int
     bytes: int
     flops: int
+    convolves: bool
 
 
 def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
@@ -55,7 +58,8 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
     of_weights = sum(c.times * c.flops * c.rows for c in costs) / flops if flops else 1
     of_starts = _OPERATION * operations / written if written else 1
     inputs = sum(_bytes(var.aval) for var in jaxpr.invars)
-    return Rows(max(1, round(of_weights), round(of_starts)), inputs + written, flops)
+    least = max(1, round(of_weights), round(of_starts))
+    return Rows(least, inputs + written, flops, any(cost.convolves for cost in costs))
 
 
 def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
@@ -80,7 +84,8 @@ def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
             features = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
             flops = 2 * out * sizes[1] // max(1, features)
             rows = sizes[1] / max(1, 2 * (sizes[0] + out))
-        costs.append(_Cost(times, flops, rows, sum(_bytes(var.aval) for var in eqn.outvars)))
+        written = sum(_bytes(var.aval) for var in eqn.outvars)
+        costs.append(_Cost(times, flops, rows, written, name == "conv_general_dilated"))
     return costs
 
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_sum
+from jaxattn._batch import chunked_sum, chunked_total, wide
 from jaxattn._explain import explainer
-from jaxattn._perturb import broadcast_baseline, is_floating
+from jaxattn._perturb import broadcast_baseline, floating_leaves, is_floating
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
-from jaxattn.methods.gradients import value_and_gradient
+from jaxattn.jaxpr.front import Front
 
 
 def _quadrature(rule: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +65,54 @@ def straight_line(start: Inputs, x: Inputs) -> tuple[Inputs, Callable[[Any], Inp
     return distance, point
 
 
+def _mean_slope(
+    score: Callable[..., Any],
+    start: list[Any],
+    distance: list[Any],
+    num_steps: int,
+    quadrature: str,
+    batch_size: int | None,
+) -> list[Any]:
+    """The gradient of a score of some arrays, averaged along a straight line.
+
+    What is affine at the front of the function takes the line to a straight line, and its transpose
+    takes the mean of the slopes back: neither is computed at each point.
+    """
+    front = Front.of(score, start)
+    if front is None:
+
+        def slope(alpha: Any) -> list[Any]:
+            steps = [f + alpha.astype(d.dtype) * d for f, d in zip(start, distance, strict=True)]
+            return jax.grad(lambda leaves: score(*leaves))(steps)
+
+        return path_integral(slope, num_steps, quadrature, batch_size)
+    first, push = jax.linearize(front.affine, *start)
+    along = push(*distance)
+
+    def total(nodes: tuple[Any, Any], valid: Any) -> list[Any]:
+        alphas, weights = nodes
+
+        def weighted(moved: list[Any]) -> Any:
+            def one(alpha: Any, weight: Any) -> Any:
+                def at(line: tuple[Any, Any, Any]) -> Any:
+                    start, along, moved = line
+                    point = start + alpha.astype(start.dtype) * along
+                    return (point.astype(moved.dtype) + moved).astype(start.dtype)
+
+                value = front.rest(list(zip(first, along, moved, strict=True)), at)
+                return weight.astype(value.dtype) * value
+
+            return jax.vmap(one)(alphas, jnp.where(valid, weights, 0)).sum()
+
+        # One gradient of all points: it is summed before it goes on back.
+        return jax.grad(weighted)([jnp.zeros(leaf.shape, wide(leaf.dtype)) for leaf in first])
+
+    nodes, weights = map(jnp.asarray, _quadrature(quadrature, num_steps))
+    means = chunked_total(total, (nodes, weights), batch_size)
+    means = [mean.astype(leaf.dtype) for mean, leaf in zip(means, first, strict=True)]
+    return list(jax.linear_transpose(push, *start)(means))
+
+
 @explainer(evaluations=lambda x, output, options: int(options.get("num_steps", 64)))
 def integrated_gradients(
     fn: Callable[..., Any],
@@ -107,14 +155,18 @@ def integrated_gradients(
         Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365.
     """
     start = broadcast_baseline(baseline, x, keep_integers=True)
-    distance, point = straight_line(start, x)
+    score_of = scored(fn, target, args)
+    floating, merge = floating_leaves(x, "a gradient")
+    starts, _ = floating_leaves(start, "a gradient")
+    distances = [leaf - first for leaf, first in zip(floating, starts, strict=True)]
 
-    def slope(alpha: Any) -> Inputs:
-        return value_and_gradient(fn, point(alpha), target, args)[2]
+    def score_at(*leaves: Any) -> Any:
+        return score_of(merge(list(leaves)))[0]
 
-    mean = path_integral(slope, num_steps, quadrature, batch_size)
-    values = jax.tree.map(lambda d, g: d.astype(g.dtype) * g, distance, mean)
-    score, output = scored(fn, target, args)(x)
-    score_start, _ = scored(fn, target, args)(start)
-    total = sum(leaf.sum() for leaf in jax.tree.leaves(values))
+    means = _mean_slope(score_at, starts, distances, num_steps, quadrature, batch_size)
+    products = [d.astype(g.dtype) * g for d, g in zip(distances, means, strict=True)]
+    score, output = score_of(x)
+    values = merge(products, lambda leaf: jnp.zeros(leaf.shape, score.dtype))
+    score_start, _ = score_of(start)
+    total = sum(leaf.sum(dtype=score.dtype) for leaf in products)
     return Attribution(values, output, {"delta": total - (score - score_start)})

@@ -113,7 +113,7 @@ def occlusion(
             spans = list(zip(positions.T, ends.T, strict=True))
             found = best_grouping(score_with, leaves[i], spans, batch_size)
             if found is not None:
-                info["flops_saved"] += found.saved
+                info["flops_saved"] += float(found.saved)  # more than an int32 holds
                 changed, none, _ = found.scores(
                     leaves[i], occluded, jnp.asarray(positions), batch_size
                 )

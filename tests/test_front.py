@@ -1,0 +1,168 @@
+"""The affine front of a function: projected once, and no number differs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+from reuse_reference import RNG, D, H, T, V, W, X
+from test_reuse import SAVING, WHOLE, rnn
+
+import jaxattn as ja
+from jaxattn.jaxpr.flops import count_flops
+from jaxattn.jaxpr.front import Front
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+FUNCTIONS = {name: fn for name, fn in (SAVING | WHOLE).items() if name != "constant"}
+#: Where nothing is contracted before something else happens to it.
+WITHOUT = {
+    "sorted": lambda x: rnn(jnp.sort(x, 0))[0],
+    "squared": lambda x: (x**2 @ W).sum(),
+    "divided by itself": lambda x: x / x.sum(),
+    "both factors": lambda x: x @ x.T,
+    "no contraction": lambda x: jnp.tanh(2 * x + 1).sum(),
+    "printed": lambda x: (jax.debug.print("{}", x[0, 0]), jnp.tanh(x @ W))[1],
+    "rounded": lambda x: jnp.tanh(x.astype(jnp.float32) @ W.astype(np.float32)),
+    "own rule": lambda x: jnp.tanh(reversed_slope(x) @ W),
+    "stopped": lambda x: jnp.tanh(lax.stop_gradient(x) @ W),
+}
+
+
+@jax.custom_vjp
+def reversed_slope(x):
+    return x * 2
+
+
+reversed_slope.defvjp(lambda x: (x * 2, None), lambda _, ct: (-ct,))
+
+
+def score(fn):
+    """A number of all that a function answers."""
+
+    def scored(x):
+        leaves = [
+            leaf for leaf in jax.tree.leaves(fn(x)) if jnp.issubdtype(leaf.dtype, jnp.floating)
+        ]
+        return sum(
+            (jnp.cos(jnp.arange(leaf.size)) * leaf.ravel().astype(float)).sum() for leaf in leaves
+        )
+
+    return scored
+
+
+def agree(got, want, rtol=1e-12):
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_parts_are_the_whole(name):
+    fn = FUNCTIONS[name]
+    front = Front.of(fn, [X])
+    if front is None:
+        pytest.skip("no front")
+    got, want = jax.jit(lambda x: (front.rest(front.affine(x), lambda leaf: leaf), fn(x)))(X)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(agree, got, want)
+    # Affine: what lies between two points is between what they give.
+    other = X[::-1] + 0.5
+    between = jax.jit(front.affine)(X + 0.3 * (other - X))
+    for first, last, mid in zip(front.affine(X), front.affine(other), between, strict=True):
+        agree(mid, first + 0.3 * (last - first))
+
+
+def test_most_have_a_front():
+    found = {name for name, fn in SAVING.items() if Front.of(fn, [X]) is not None}
+    assert {*SAVING} - found <= {"custom rule", "nested", "rematerialised", "shift register"}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_without_a_front(name):
+    assert Front.of(WITHOUT[name], [X]) is None
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *WITHOUT])
+def test_integrated_gradients_are_those_of_the_whole_function(name):
+    fn = score((FUNCTIONS | WITHOUT)[name])
+    if name == "while":
+        pytest.skip("a loop of unknown length has no gradient")
+    start = 0.1 * X[:, ::-1]
+
+    @jax.jit
+    def written_out(x):
+        def slope(alpha):
+            return jax.grad(fn)(start + alpha * (x - start))
+
+        return (x - start) * jax.vmap(slope)((np.arange(6) + 0.5) / 6).mean(0)
+
+    for size in (None, 4):
+        got = ja.integrated_gradients(fn, X, num_steps=6, baseline=start, batch_size=size)
+        agree(got.values, written_out(X), 1e-10)
+
+
+def test_a_projection_is_not_made_at_each_point():
+    def fn(x):
+        return (jnp.tanh(rnn(x)[0]) @ V)[0]
+
+    def contractions(fn):
+        return count_flops(jax.make_jaxpr(fn)(X)).by_primitive["dot_general"]
+
+    few, many = (
+        contractions(lambda x, n=n: ja.integrated_gradients(fn, x, num_steps=n).values)
+        for n in (10, 20)
+    )
+    projections = 2 * 2 * T * D * H  # forward and back
+    assert many - few == 10 * (contractions(jax.grad(fn)) - projections)
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
+def test_layers_keep_their_derivative_rules(layer):
+    """Padding, both directions, and weights that are differentiated through the method."""
+    net = getattr(ja.nn, layer)(
+        D, H, bidirectional=True, num_layers=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+    )
+    front = Front.of(lambda x: net(x, 6).state, [X])
+    jaxpr = str(jax.make_jaxpr(lambda x: front.rest(front.affine(x), lambda leaf: leaf))(X))
+    assert ("custom_jvp_call" in jaxpr) == (layer != "RNN")
+
+    def values(x):
+        return ja.integrated_gradients(lambda x: net(x, 6).state, x, 1, num_steps=5).values
+
+    def written_out(x):
+        slope = jax.grad(lambda x: net(x, 6).state[1])
+        return x * jax.vmap(lambda a: slope(a * x))((np.arange(5) + 0.5) / 5).mean(0)
+
+    agree(values(X), written_out(X), 1e-10)
+    again = [jax.grad(lambda x, f=f: (f(x) ** 2).sum())(X) for f in (values, written_out)]
+    agree(*again, 1e-9)
+
+
+def test_several_inputs_of_which_some_are_integers():
+    kernel = RNG.normal(size=(2, H))
+
+    def fn(x):
+        rows = x["a"] @ W + x["b"] @ kernel
+        return jnp.tanh(rows).sum() * x["n"].astype(float) + (x["b"] ** 2).sum()
+
+    x = {"a": X, "b": X[:, :2], "n": np.array(3, np.int32)}
+    got = ja.integrated_gradients(fn, x, num_steps=4)
+
+    def slope(alpha):
+        return jax.grad(lambda a, b: fn({"a": a, "b": b, "n": np.float64(3)}), (0, 1))(
+            alpha * x["a"], alpha * x["b"]
+        )
+
+    a, b = jax.tree.map(lambda s: s.mean(0), jax.vmap(slope)((np.arange(4) + 0.5) / 4))
+    agree(got.values["a"], x["a"] * a)
+    agree(got.values["b"], x["b"] * b)
+    assert got.values["n"] == 0
+
+
+def test_half_precision_is_summed_in_single():
+    x, kernel = jnp.asarray(X, jnp.bfloat16), jnp.asarray(W, jnp.bfloat16)
+    fn = lambda x, kernel: jnp.tanh(x @ kernel).astype(jnp.float32).sum()  # noqa: E731
+    got = ja.integrated_gradients(fn, x, args=(kernel,), num_steps=512)
+    want = ja.integrated_gradients(fn, X, args=(np.asarray(kernel, float),), num_steps=512)
+    assert got.values.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got.values, float), want.values, rtol=0.03, atol=0.01)
