@@ -5,7 +5,10 @@ batch; a method by itself explains one example. `metrics` judge, `plot` shows, `
 hold networks.
 """
 
-from jaxattn import metrics as metrics, models as models, nn as nn, plot as plot
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxattn import metrics as metrics, models as models, nn as nn
 from jaxattn._benchmark import Benchmark as Benchmark, benchmark as benchmark
 from jaxattn._callable import unbatched as unbatched, without_softmax as without_softmax
 from jaxattn._explain import explain as explain
@@ -45,6 +48,9 @@ from jaxattn.methods.rollout import (
     attention_rollout as attention_rollout,
 )
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
+
+if TYPE_CHECKING:
+    from jaxattn import plot as plot
 
 __version__ = "0.1.0"
 __all__ = [
@@ -88,3 +94,10 @@ __all__ = [
     "value_zeroing",
     "without_softmax",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `plot` when it is asked for: matplotlib takes longer to start than all the rest."""
+    if name == "plot":
+        return importlib.import_module("jaxattn.plot")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,9 @@
 """The contenders of the benchmark of speed compute the same; what fails is said, not timed."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -201,3 +203,25 @@ def test_a_table_without_rich(capsys, monkeypatch):
         "",
     ]
     assert list(report.progress([1, 2], "measuring")) == [1, 2]
+
+
+def test_the_benchmark_needs_jax_flax_and_numpy_alone():
+    """And jaxattn draws nothing until it is asked to."""
+    code = """
+import sys
+
+class Bare:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *where):
+        return None if name.split(".")[0] in ("jaxtyping", "matplotlib") else (
+            self.finder.find_spec(name, *where))
+
+sys.meta_path = [Bare(finder) for finder in sys.meta_path if hasattr(finder, "find_spec")]
+import benchmarks.speed, jaxattn, jax.numpy as jnp
+print(jaxattn.saliency(lambda x: (x ** 2).sum(), jnp.ones(3)).values)
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "[2. 2. 2.]\n", done.stderr

@@ -183,8 +183,9 @@ def test_a_forked_child_starts_its_own_threads():
 
 def test_an_interrupt_ends_the_process():
     program = """
-import _thread, threading, time
+import _thread, signal, threading, time
 from jaxattn._threads import side_by_side
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 threading.Timer(0.2, _thread.interrupt_main).start()
 list(side_by_side(lambda part: time.sleep(0.05), range(200), 2))
 """
