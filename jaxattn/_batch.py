@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn.jaxpr.flat import varying_axes
+
 #: Evaluations in flight where neither the caller nor the engine chose. On a CPU the cost of a row
 #: is lowest near this many; beyond it the intermediates fall out of the caches.
 DEFAULT = 256
@@ -140,8 +142,17 @@ def _total(total: Callable[[Any, Any], Any], xs: Any, valid: Any, batch_size: in
         return jax.tree.map(jnp.add, so_far, total(*chunk)), None
 
     one = jax.eval_shape(total, *jax.tree.map(lambda leaf: leaf[0], (parts[0], masks)))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
-    return jax.lax.scan(add, zeros, (parts[0], masks))[0]
+    return jax.lax.scan(add, jax.tree.map(_zeros, one), (parts[0], masks))[0]
+
+
+def _zeros(struct: jax.ShapeDtypeStruct) -> Any:
+    return varying_as(struct, jnp.zeros(struct.shape, struct.dtype))
+
+
+def varying_as(like: Any, x: Any) -> Any:
+    """An array as one that varies over devices where another does, inside of a `shard_map`."""
+    axes = tuple(varying_axes(like))
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
 
 
 def _length(xs: Any) -> int:

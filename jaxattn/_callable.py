@@ -21,6 +21,19 @@ from jaxattn.jaxpr.readout import before_softmax
 Arrays = list[Any]
 
 
+class _Key:
+    """A key that hashes once; equal ones are one object, as long as that is remembered."""
+
+    def __init__(self, key: Hashable) -> None:
+        self._key, self._hash = key, hash(key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Key) and self._key == other._key)
+
+
 class Recipe:
     """How to make a callable from its arrays; equal keys make interchangeable callables."""
 
@@ -35,9 +48,19 @@ class Recipe:
 
 
 @functools.lru_cache(maxsize=1024)
-def known(recipe: Any) -> Any:
-    """The first of equal recipes or programs, so that later comparisons need not look inside."""
-    return recipe
+def _first(value: Any) -> Any:
+    return value
+
+
+def known(value: Any) -> Any:
+    """A recipe or program whose later comparisons need not look inside.
+
+    A program is the first of equal ones. A recipe only has its key from the first: what it makes
+    may have been changed since then.
+    """
+    if isinstance(value, Recipe):
+        return Recipe(_first(_Key(value.key)), value.rebuild)
+    return _first(value)
 
 
 def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Arrays, Any]:

@@ -136,6 +136,10 @@ def _cut(examples: Any, start: Any, size: int) -> Any:
     return jax.tree.map(of_leaf, examples)
 
 
+def _is_host(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray)
+
+
 class Work(NamedTuple):
     """A call of `explain`, checked and planned, not yet run."""
 
@@ -146,7 +150,16 @@ class Work(NamedTuple):
 
     def part(self, start: int, size: int) -> Any:
         """`size` examples from `start` on; the last is repeated to fill up."""
-        return self.examples if size == self.batch else _cut(self.examples, start, size)
+        if size == self.batch:
+            return self.examples
+        leaves, treedef = jax.tree.flatten(self.examples)
+        there = iter(_cut([leaf for leaf in leaves if not _is_host(leaf)], start, size))
+        rows: Any = slice(start, start + size)
+        if start + size > self.batch:
+            rows = np.minimum(np.arange(start, start + size), self.batch - 1)
+        # What lies on the host is cut there: a device need not hold all of it.
+        cut = [leaf[rows] if _is_host(leaf) else next(there) for leaf in leaves]
+        return jax.tree.unflatten(treedef, cut)
 
     def parts(self) -> Iterator[Any]:
         """All examples, as many at a time as the plan says."""

@@ -6,6 +6,7 @@ is one straight program: it can be compiled for an accelerator, differentiated a
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from jaxattn._batch import chunked_map
 from jaxattn.jaxpr.extents import Count, Rows
+from jaxattn.jaxpr.flat import is_replayable, opens_rules
 from jaxattn.jaxpr.rerun import is_same, settled
 from jaxattn.jaxpr.reuse import Reuse, Traced
 
@@ -74,24 +76,50 @@ class Grouped(NamedTuple):
     def scores(
         self,
         x: Any,
-        changed: Callable[[Any], Any],
+        changed: Callable[[Any, Any, Any], Any],
+        given: Any,
         options: Any,
         batch_size: int | None,
-    ) -> tuple[Array, Array, Any]:
+    ) -> tuple[Array, Array]:
         """What the function answers for each change, and without one.
 
         Args:
             x: the input.
-            changed: makes of the options of one change the whole changed input.
+            changed: makes of the input, `given` and the options of one change the changed input.
+            given: arrays that all changes read.
             options: of all changes, each leaf with a leading axis.
             batch_size: how many changed runs are in flight.
 
         Returns:
-            for each change its score, and the score without any as the same program finds it;
-            and the output without any change.
+            for each change its score, and the score without any as the same program finds it.
         """
+        traced = self.reuse.traced
+
+        def plain(constants: list[Any], x: Any, given: Any) -> tuple[Array, Array]:
+            def score(option: Any) -> Array:
+                answer: Array = traced.run(constants, changed(x, given, option))[0]
+                return answer
+
+            scores = chunked_map(score, options, batch_size)
+            return scores, jnp.broadcast_to(traced.run(constants, x)[0], scores.shape)
+
+        def shared(constants: list[Any], x: Any, given: Any) -> tuple[Array, Array]:
+            return self._shared(constants, x, partial(changed, x, given), options, batch_size)
+
+        scores = _with_derivative_of(plain, shared) if opens_rules(traced.flat) else shared
+        found: tuple[Array, Array] = scores(traced.constants, x, given)
+        return found
+
+    def _shared(
+        self,
+        constants: list[Any],
+        x: Any,
+        changed: Callable[[Any], Any],
+        options: Any,
+        batch_size: int | None,
+    ) -> tuple[Array, Array]:
         rows, members = self.groups
-        unchanged = self.reuse.clean(x)
+        unchanged = self.reuse.clean(x, constants)
         clean = [jax.lax.slice_in_dim(x, r.lo, r.hi, axis=r.axis) for r in rows]
 
         def column(chosen: Any) -> Any:
@@ -111,7 +139,24 @@ class Grouped(NamedTuple):
         # Rounding differs between programs: the score of the input goes by the same one.
         mine, none = scores[:, :-1].ravel(), jnp.repeat(scores[:, -1], len(rows))
         places = self.groups.places
-        return mine[places], none[places], self.reuse.output(unchanged)[1]
+        return mine[places], none[places]
+
+
+def _with_derivative_of(plain: Callable[..., Any], f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` with the derivative of `plain`, which has the same values.
+
+    Reuse opens derivative rules of more than single cells, and would differentiate what is inside.
+    """
+
+    @jax.custom_jvp
+    def call(*inputs: Any) -> Any:
+        return f(*inputs)
+
+    @call.defjvp
+    def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        return call(*primals), jax.jvp(plain, primals, tangents)[1]
+
+    return call
 
 
 def best_grouping(
@@ -129,7 +174,7 @@ def best_grouping(
         batch_size: how many changed runs are in flight.
     """
     traced = Traced.of(score_of, x)
-    if not traced.is_pure:  # what it does is done as often as the changes ask for
+    if not is_replayable(traced.flat):  # what it does is done as often as the changes ask for
         return None
     most = MOST if batch_size is None else max(1, min(MOST, batch_size - 1))
     found = []
@@ -164,7 +209,7 @@ def prefix_scores(
         batch_size: how many runs are in flight.
     """
     traced = Traced.of(score_of, length)
-    if not traced.is_pure:
+    if not is_replayable(traced.flat):
         return None
     most = MOST if batch_size is None else min(MOST, batch_size)
     groups = grouped(0, most_of_each, most_of_each, most)
@@ -173,11 +218,20 @@ def prefix_scores(
     once = reuse.flops - traced.flops
     if traced.flops + len(groups.members) * once > (1 - LEAST_SAVED) * plain:
         return None
-    unchanged = reuse.clean(length)
-
-    def column(chosen: Any) -> Any:
-        return reuse.run(unchanged, [chosen[g] for g in range(len(groups.rows))])
-
     size = batch_size and max(1, batch_size // len(groups.rows))
-    scores = chunked_map(column, lengths[groups.members], size)
-    return scores.ravel()[groups.places]
+
+    def each(constants: list[Any]) -> Array:
+        answers: Array = chunked_map(partial(traced.run, constants), lengths, batch_size)
+        return answers
+
+    def shared(constants: list[Any]) -> Array:
+        unchanged = reuse.clean(length, constants)
+
+        def column(chosen: Any) -> Any:
+            return reuse.run(unchanged, [chosen[g] for g in range(len(groups.rows))])
+
+        return chunked_map(column, lengths[groups.members], size).ravel()[groups.places]
+
+    scores = _with_derivative_of(each, shared) if opens_rules(traced.flat) else shared
+    found: Array = scores(traced.constants)
+    return found

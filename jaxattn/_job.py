@@ -41,7 +41,7 @@ class Memo(dict[Hashable, Value]):
 
     def __setitem__(self, key: Hashable, value: Value) -> None:
         if len(self) >= 1024:
-            del self[next(iter(self))]
+            self.pop(next(iter([*self])), None)  # a copy: other threads may be at it
         super().__setitem__(key, value)
 
 
@@ -170,7 +170,9 @@ class Job:
         known = _limits.get((self._memo, self._fn, self._target))
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        leaves = jax.tree.leaves((examples, self._fn_arrays, self._target_arrays))
+        leaves = jax.tree.leaves(
+            (examples, self._fn_arrays, self._target_arrays, self._option_arrays)
+        )
         device = mesh.devices.flat[0] if mesh else device_of(leaves)
         concrete = all(map(is_concrete, leaves))
         rows = self._rows()

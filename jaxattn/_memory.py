@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxattn._threads import cores
 from jaxattn.jaxpr.rows import Rows
 
 #: Share of the free memory that one program may fill with its temporaries and its output.
@@ -59,12 +60,11 @@ def _at_most(rows: float) -> int:
 @functools.cache
 def _caches() -> int:
     """Bytes that are near the cores: what was measured to matter is some four times level 2."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     second, third = (
         os.sysconf(name) if name in os.sysconf_names else 0
         for name in ("SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE")
     )
-    near = 4 * max(0, second) * (cores or 1)
+    near = 4 * max(0, second) * cores()
     return min(near, third) if near and third > 0 else near or 2**24
 
 

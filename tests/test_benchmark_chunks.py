@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxattn as ja
 from benchmarks import chunks, scaling
 from jaxattn import _memory
+from jaxattn._explain import prepare
 from jaxattn.jaxpr.rows import worthwhile_rows
 
 TINY = chunks.Cell("occlusion", lambda: chunks.Series(2, 3, 2), 4, (6, 2), {"window": 2})
@@ -103,7 +105,19 @@ def test_what_one_example_fills_needs_no_others():
 
 def test_tiny_operations_want_many_rows():
     assert worthwhile_rows(jax.make_jaxpr(lambda x: x + 1)(np.float32(0)).jaxpr).least > 1000
-    assert worthwhile_rows(jax.make_jaxpr(lambda x: x)(np.float32(0)).jaxpr) == (1, 4, 0)
+    assert worthwhile_rows(jax.make_jaxpr(lambda x: x)(np.float32(0)).jaxpr) == (1, 4, 0, False)
+
+
+def test_who_convolves_has_an_example_s_evaluations_together():
+    kernel, xs = np.ones((1, 1, 3, 3), np.float32), np.ones((64, 1, 5, 5), np.float32)
+
+    def convolve(x):
+        return jax.lax.conv(x[None], kernel, (1, 1), "SAME").sum()
+
+    plan = prepare(ja.integrated_gradients, convolve, xs, num_steps=40, batch_size=160).plan
+    assert plan.inside == 40
+    plan = prepare(ja.integrated_gradients, jnp.sum, xs, num_steps=40, batch_size=160).plan
+    assert plan.inside < 40
 
 
 def test_the_caches_decide_above_what_a_function_needs(monkeypatch):

@@ -377,3 +377,18 @@ def test_attributes_beside_the_fields_of_a_dataclass_count():
     assert ja.explain(method, lambda x: x.sum(), xs).values.max() == 2
     method.scale = 3.0
     assert ja.explain(method, lambda x: x.sum(), xs).values.max() == 3
+
+
+def test_an_object_that_changes_is_not_kept_for_its_equals():
+    @dataclasses.dataclass
+    class Scale:
+        by: float
+
+    def scaled(fn, x, target=None, *, args=(), key=None, batch_size=None, scale=None):
+        return ja.Attribution(x * scale.by, fn(x), {})
+
+    scale = Scale(1.0)
+    for by in (1.0, 2.0):
+        scale.by = by
+        assert (ja.explain(scaled, jnp.sum, jnp.ones((2, 3)), scale=scale).values == by).all()
+    assert (ja.explain(scaled, jnp.sum, jnp.ones((3, 3)), scale=Scale(1.0)).values == 1).all()

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxattn as ja
-from jaxattn import _job, _memory
+from jaxattn import _explain, _job, _memory
 from jaxattn._explain import prepare
 
 B, N = 10, 6
@@ -160,3 +160,19 @@ def test_many_chunks():
     np.testing.assert_allclose(found.values, 2 * xs)
     np.testing.assert_allclose(found[7].values, 2 * xs[7])
     assert repr(found) == "Attribution(values=float32[100,3], output=float32[100], info={})"
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_what_lies_on_the_host_is_cut_there(size, monkeypatch):
+    """A device need not hold all examples."""
+    seen = []
+    cut = _explain._cut
+    monkeypatch.setattr(
+        _explain, "_cut", lambda leaves, *at: seen.extend(leaves) or cut(leaves, *at)
+    )
+    got = ja.explain(ja.saliency, fn, X, np.arange(B) % 2, batch_size=size)
+    want = ja.explain(ja.saliency, fn, jnp.asarray(X), np.arange(B) % 2)
+    assert not any(isinstance(leaf, np.ndarray) for leaf in seen)
+    assert not any(leaf.ndim == 2 for leaf in seen)
+    np.testing.assert_array_equal(got.values, want.values)
+    np.testing.assert_array_equal(got.output, want.output)

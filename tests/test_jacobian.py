@@ -160,3 +160,43 @@ def test_a_function_without_a_forward_mode_is_explained_backwards():
 def test_a_reduction_wants_steps(fn, x, options, words):
     with pytest.raises(ValueError, match=words):
         ja.jacobian(fn, x, **options)
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward"])
+def test_a_loop_of_unknown_length_goes_forward(mode, x):
+    def fn(x):
+        count = jnp.where(x[0, 0] > 100, 2, 3)
+        rows = jax.lax.fori_loop(0, count, lambda _, rows: jnp.tanh(rows), x)
+        return jnp.concatenate([rows, 2 * rows])
+
+    close(ja.jacobian(fn, x, mode=mode).values, jax.jacfwd(fn)(x))
+    norms = ja.jacobian(fn, x, mode=mode, reduction="norm").values
+    close(norms, jnp.sqrt((jax.jacfwd(fn)(x) ** 2).sum((1, 3))))
+
+
+@pytest.mark.parametrize("scale", [1e-180, 1.0, 1e180])
+@pytest.mark.parametrize("reuse", [True, False])
+def test_norms_neither_overflow_nor_vanish(scale, reuse, x):
+    def fn(x):
+        return jnp.cumsum(x, 0) * scale
+
+    got = ja.jacobian(fn, x, reduction="norm", reuse=reuse).values
+    np.testing.assert_allclose(got, scale * np.sqrt(D) * np.tri(T), rtol=1e-12)
+
+
+def test_norms_in_half_precision(x):
+    got = ja.jacobian(lambda x: jnp.cumsum(x, 0) * 300, x.astype(np.float16), reduction="norm")
+    assert got.values.dtype == np.float16
+    np.testing.assert_allclose(got.values, 300 * np.sqrt(D) * np.tri(T), rtol=1e-3)
+
+
+def test_norms_of_what_is_no_number(x):
+    bad = ja.jacobian(lambda x: jnp.cumsum(x, 0) * jnp.array([1, jnp.nan, 1]), x, reduction="norm")
+    assert np.isnan(bad.values).all()
+    infinite = ja.jacobian(lambda x: x * jnp.inf, x, reduction="norm", check_finite=False).values
+    assert np.isinf(np.diag(infinite)).all()
+
+
+def test_norms_of_no_steps():
+    none = jnp.zeros((0, D))
+    assert ja.jacobian(lambda x: x, none, reduction="norm").values.shape == (0, 0)

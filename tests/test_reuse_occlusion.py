@@ -262,3 +262,39 @@ def test_more_operations_are_saved_than_a_small_integer_holds():
         jax.ShapeDtypeStruct((2048,) * 2, np.float32),
     )
     assert jax.eval_shape(saved, *shapes).dtype == np.float32
+
+
+@jax.custom_vjp
+def cell(row, h):
+    return jnp.tanh(row @ WEIGHTS[0] + h @ WEIGHTS[1])
+
+
+def _cell_backward(inputs, ct):
+    """Another derivative than that of what is inside."""
+    return 2 * ct @ WEIGHTS[0].T, ct @ WEIGHTS[1].T
+
+
+cell.defvjp(lambda row, h: (cell(row, h), (row, h)), _cell_backward)
+
+
+def test_a_rule_for_derivatives_holds_for_those_of_an_occlusion(x64):
+    def total(x, v, reuse):
+        def model(x):
+            h = jax.lax.scan(lambda h, row: (cell(row, h), None), jnp.zeros(K), x)[0]
+            return (h * v).sum() + (jnp.arange(3) * 2)[1]  # closes over integers too
+
+        found = ja.occlusion(model, x, window=2, baseline=v.sum(), reuse=reuse)
+        return jnp.sum(jnp.sin(found.values)), found.info["flops_saved"]
+
+    got, want = (
+        jax.jit(jax.vmap(jax.grad(lambda x, r=r: total(x, jnp.arange(1.0, 3), r)[0]), in_axes=0))(
+            XS
+        )
+        for r in (True, False)
+    )
+    assert total(XS[0], jnp.arange(1.0, 3), True)[1] > 0
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+    by_v = [
+        jax.grad(lambda v, r=r: total(XS[0], v, r)[0])(jnp.arange(1.0, 3)) for r in (True, False)
+    ]
+    np.testing.assert_allclose(*by_v, rtol=1e-10)

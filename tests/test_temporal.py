@@ -143,8 +143,38 @@ def test_half_of_the_steps_are_shared_by_prefixes():
 def test_a_length_that_is_more_than_compared_with_positions_is_no_count():
     def fn(x, length):
         valid = jnp.arange(x.shape[0]) < length
-        return jnp.where(valid[:, None], x, 0).sum(0) / length
+        return jnp.where(valid[:, None], x, 0).sum(0) / length.astype(x.dtype)
 
     x = jnp.asarray(np.random.default_rng(3).normal(size=(12, D)))
     call = {"args": (jnp.array(12),), "length_argnum": 0, "softmax": False}
     close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)
+
+
+def test_a_length_that_wraps_around_is_no_count():
+    def fn(x, length):
+        valid = jnp.arange(x.shape[0]) < length.astype(jnp.uint8).astype(int)
+        return jnp.cumsum(jnp.where(valid[:, None], x, 0), 0)[-1]
+
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(260, 2)))
+    call = {"args": (jnp.array(260),), "length_argnum": 0, "softmax": False, "steps": [3, 200, 258]}
+    close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)
+
+
+def test_a_rule_for_derivatives_holds_for_those_of_a_score(x):
+    @jax.custom_vjp
+    def advance(h, row):
+        return jnp.tanh(h + row)
+
+    advance.defvjp(lambda h, row: (advance(h, row), None), lambda _, ct: (ct, 3 * ct))
+
+    def total(x, reuse):
+        def fn(x, length):
+            valid = jnp.arange(x.shape[0]) < length
+            step = lambda h, now: (jnp.where(now[1], advance(h, now[0]), h), None)  # noqa: E731
+            return jax.lax.scan(step, jnp.zeros(D), (x, valid))[0]
+
+        call = {"args": (jnp.array(12),), "length_argnum": 0, "softmax": False}
+        return jnp.sin(score(fn, x, reuse=reuse, **call).values).sum()
+
+    series = jnp.asarray(np.random.default_rng(3).normal(size=(12, D)))
+    close(*(jax.grad(total)(series, reuse) for reuse in (True, False)), 1e-10)

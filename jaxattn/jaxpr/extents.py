@@ -77,8 +77,11 @@ def _counted(step: Step, changes: Sequence[Any], positions: Mapping[Var, int]) -
     count = next(change for change in changes if change is not None)
     whole: list[Rows | None] = [None] * len(step.inputs)
     if step.name in ("broadcast_in_dim", "copy", "reshape", "squeeze", "convert_element_type"):
-        is_integer = jnp.issubdtype(step.outputs[0].aval.dtype, jnp.integer)
-        return Local([count], whole) if is_integer else None
+        before, after = step.inputs[0].aval.dtype, step.outputs[0].aval.dtype
+        holds = jnp.issubdtype(after, jnp.integer) and (
+            jnp.iinfo(after).max >= jnp.iinfo(before).max  # else a length may wrap around
+        )
+        return Local([count], whole) if holds else None
     if step.name not in ("lt", "le", "gt", "ge") or len([c for c in changes if c]) != 1:
         return None
     other = step.inputs[changes[0] is not None]

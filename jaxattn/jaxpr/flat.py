@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
@@ -102,12 +103,13 @@ class Step:
 
 @dataclass(eq=False)
 class Flat:
-    """A function: what goes in, the steps in order, what comes out."""
+    """A function: what goes in, the steps in order, what comes out; and if a rule was opened."""
 
     inputs: list[Var]
     constants: dict[Var, Any]
     steps: list[Step]
     outputs: list[Atom]
+    opened: bool = False
 
 
 def flatten(closed: jex.ClosedJaxpr, path: str = "", opened: Sequence[str] | None = None) -> Flat:
@@ -124,10 +126,36 @@ def flatten(closed: jex.ClosedJaxpr, path: str = "", opened: Sequence[str] | Non
     return flat
 
 
-def has_effects(flat: Flat) -> bool:
-    """Whether a function does more than answer: prints, or memory that is written."""
+def primitives(flat: Flat) -> set[str]:
+    """The names of all steps, those of loops and branches included."""
+    inside = [primitives(body) for step in flat.steps for body in step.bodies]
+    return {step.name for step in flat.steps}.union(*inside)
+
+
+def is_replayable(flat: Flat) -> bool:
+    """Whether the steps may be run apart, and as often as one likes.
+
+    Not so if they print or write to memory, nor inside of a `shard_map` that keeps track of what
+    varies over its devices.
+    """
+    values = [*flat.inputs, *flat.constants]
+    return not _has_effects(flat) and not any(varying_axes(v.aval) for v in values)
+
+
+def varying_axes(value: Any) -> frozenset[str]:
+    """The axes of a mesh along which a value, abstract or not, is known to vary over devices."""
+    aval = jax.typeof(value) if isinstance(value, jax.Array) else value
+    return getattr(getattr(aval, "manual_axis_type", None), "varying", frozenset())
+
+
+def _has_effects(flat: Flat) -> bool:
     # Memory that a function makes for itself is no effect of its loops, but of their steps.
-    return any(bool(step.eqn.effects) or any(map(has_effects, step.bodies)) for step in flat.steps)
+    return any(bool(step.eqn.effects) or any(map(_has_effects, step.bodies)) for step in flat.steps)
+
+
+def opens_rules(flat: Flat) -> bool:
+    """Whether derivative rules were opened, so that the steps may have another derivative."""
+    return flat.opened or any(opens_rules(body) for step in flat.steps for body in step.bodies)
 
 
 def _open(
@@ -151,6 +179,7 @@ def _open(
         here, inside = ("/".join(filter(None, (above, own))) for above in around)
         if _is_opened(eqn) if opened is None else eqn.primitive.name in opened:
             (called,) = sub_jaxprs(eqn)[:1]
+            flat.opened |= eqn.primitive.name.startswith(_CUSTOM)
             outputs = _open(called, inputs, flat, (here, inside), opened)
             env.update(zip(eqn.outvars, outputs, strict=True))
             continue

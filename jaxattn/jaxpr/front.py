@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxattn.jaxpr.facts import CONTRACTING, LAYOUT, SUMMING
-from jaxattn.jaxpr.flat import Atom, Flat, Number, Step, Var, flatten, has_effects
+from jaxattn.jaxpr.flat import Atom, Flat, Number, Step, Var, flatten, is_replayable
 from jaxattn.jaxpr.rerun import Values, reads, run_steps
 
 _MOVING = LAYOUT - {"reduce_precision"} | SUMMING | {"add", "add_any", "neg", "sub"}
@@ -29,17 +29,9 @@ class Front:
         self._flat, self._treedef = flat, treedef
         self._loops: dict[Step, _Loop] = {}
         touched, affine = {*flat.inputs}, {*flat.inputs}
-        before: list[Step] = []
-        straight: list[Step] = []
+        before, straight = _sorted(flat.steps, touched, affine)
         for step in flat.steps:
-            if not touched & {*step.variables}:
-                before.append(step)
-                continue
-            touched.update(step.outputs)
-            if _is_affine(step, touched, affine):
-                affine.update(step.outputs)
-                straight.append(step)
-            elif step.name == "scan":
+            if step.name == "scan" and touched & {*step.variables}:
                 loop = _Loop(step, touched, affine)
                 if loop.made:
                     self._loops[step] = loop
@@ -63,7 +55,7 @@ class Front:
         closed, output = trace(*x)
         # What has a derivative rule, or is to be computed twice to save memory, stays as it is.
         flat = flatten(closed, opened=("jit", "closed_call", "core_call"))
-        if has_effects(flat):
+        if not is_replayable(flat):
             return None
         front = cls(flat, jax.tree.structure(output))
         return front if front._steps or front._loops else None
@@ -112,16 +104,7 @@ class _Loop:
         self._carries = inputs[n_consts : n_consts + n_carry]
         moving = {v for v in inputs if operands[v] in touched} | {*self._carries}
         along = {v for v in rows if operands[v] in affine}
-        ahead: list[Step] = []
-        straight: list[Step] = []
-        for one in self.body.steps:
-            if not moving & {*one.variables}:
-                ahead.append(one)
-                continue
-            moving.update(one.outputs)
-            if _is_affine(one, moving, along):
-                along.update(one.outputs)
-                straight.append(one)
+        ahead, straight = _sorted(self.body.steps, moving, along)
         chosen = _leading(straight, [])
         # What the input does not touch is computed for both parts.
         self._front = [one for one in self.body.steps if one in {*ahead, *chosen}]
@@ -170,6 +153,29 @@ class _Loop:
         options = {name: self.step.eqn.params[name] for name in ("length", "reverse", "unroll")}
         last, ys = jax.lax.scan(advance, init, (rows, list(made)), **options)
         return [*last, *ys]
+
+
+def _sorted(
+    steps: Sequence[Step], touched: set[Var], affine: set[Var]
+) -> tuple[list[Step], list[Step]]:
+    """The steps that the input does not touch, and those that are affine in it.
+
+    Args:
+        steps: in order.
+        touched: the values that depend on the input; those that steps make are added.
+        affine: the values that are affine in it, likewise.
+    """
+    before: list[Step] = []
+    straight: list[Step] = []
+    for step in steps:
+        if not touched & {*step.variables}:
+            before.append(step)
+            continue
+        touched.update(step.outputs)
+        if _is_affine(step, touched, affine):
+            affine.update(step.outputs)
+            straight.append(step)
+    return before, straight
 
 
 def _is_affine(step: Step, touched: set[Var], affine: set[Var]) -> bool:

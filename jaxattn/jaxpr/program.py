@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._static import UnkeyableError, typed_key
+from jaxattn.jaxpr.flat import varying_axes
 from jaxattn.jaxpr.interpreter import bind, descend, evaluate, sub_jaxprs
 
 
@@ -82,6 +83,12 @@ class Program:
             constants = [arrays[i] for i in trace.constants]
             n_bound = len(trace.jaxpr.constvars)
             closed = jex.ClosedJaxpr(trace.jaxpr, constants[:n_bound])
+            if any(varying_axes(leaf) for leaf in leaves):
+                raise ValueError(
+                    "fn is known by its trace, which a jax.shard_map that checks what varies over "
+                    "its devices cannot run: give shard_map check_vma=False, or explain mesh=, or "
+                    "a module as fn"
+                )
             flat = jex.jaxpr_as_fun(closed)(*constants[n_bound:], *leaves)
             return jax.tree.unflatten(jax.tree.structure(trace.output), flat)
 

@@ -135,8 +135,9 @@ def run_clean(loop: Loop, inputs: Sequence[Any], *, zero: bool) -> Clean:
     moving = dict(zip([*loop.carries, *kept, *loop.xs], [*carry, *seen, *xs], strict=True))
     outputs = [*last, *ys]
     if zero:  # said where it is plain to see: no loop need run to find it out
-        for v in loop.changed & {*loop.carries, *loop.frontier}:
-            moving[v] = jnp.zeros((loop.length, *v.shape), v.aval.dtype)
+        for v in dict.fromkeys([*loop.carries, *loop.frontier]):  # in order: programs are compared
+            if v in loop.changed:
+                moving[v] = jnp.zeros((loop.length, *v.shape), v.aval.dtype)
         outputs = [
             jnp.zeros_like(value) if out in skipped else value
             for value, out in zip(outputs, body.outputs, strict=True)
@@ -200,8 +201,9 @@ class _Rerun:
     def outputs(self, wanted: Sequence[bool]) -> list[Any]:
         loop, n_carry = self.loop, len(self.loop.moved)
         outs = loop.body.outputs
-        read = {out for out, w in zip(outs[n_carry:], wanted[n_carry:], strict=True) if w}
-        late_ys = [out for out in dict.fromkeys(outs[n_carry:]) if out in read & loop.late]
+        ys = zip(outs[n_carry:], wanted[n_carry:], strict=True)
+        read = list(dict.fromkeys(out for out, is_wanted in ys if is_wanted))
+        late_ys = [out for out in read if out in loop.late]
         last, late = self._late(late_ys)
         early_ys = [out for out in read if out in loop.early and out in loop.changed]
         early = [self._early(early_ys, g) for g in range(loop.number)]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 
 from jaxattn.jaxpr.extents import Count, Local, Rows, local
-from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten, has_effects
+from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
 from jaxattn.jaxpr.flops import count_equations
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.rerun import Clean, is_same, reads, rerun, run_clean, settled, spliced
@@ -20,20 +21,19 @@ from jaxattn.jaxpr.restart import Loop
 
 
 class Traced(NamedTuple):
-    """A function of one array as a flat program."""
+    """A function of one array as a flat program, and as it was traced."""
 
     flat: Flat
+    closed: jex.ClosedJaxpr
     treedef: Any
 
     @classmethod
     def of(cls, fn: Callable[[Any], Any], x: Any) -> "Traced":
         """Traces `fn` at an array, abstract or not."""
-        # A custom derivative rule of more than single cells is opened: the values are the same, but
-        # their derivatives are those of what is inside.
         # JAX remembers the trace of a function that it has seen: it must not know this one.
         fresh = jax.make_jaxpr(lambda x: fn(x), return_shape=True)
         closed, output = fresh(x)
-        return cls(flatten(closed), jax.tree.structure(output))
+        return cls(flatten(closed), closed, jax.tree.structure(output))
 
     @property
     def flops(self) -> int:
@@ -41,9 +41,14 @@ class Traced(NamedTuple):
         return count_equations([step.eqn for step in self.flat.steps])
 
     @property
-    def is_pure(self) -> bool:
-        """Whether the function does nothing but answer: no prints, no memory that is written."""
-        return not has_effects(self.flat)
+    def constants(self) -> list[Any]:
+        """The arrays that the function closes over."""
+        return list(self.closed.consts)
+
+    def run(self, constants: Sequence[Any], x: Any) -> Any:
+        """The function itself, given the arrays that it closes over."""
+        flat = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.closed.jaxpr, constants))(x)
+        return jax.tree.unflatten(self.treedef, flat)
 
 
 class Reuse:
@@ -121,10 +126,17 @@ class Reuse:
             return Local([None] * len(step.outputs), [])
         return local(step, mine, self._positions)
 
-    def clean(self, x: Any) -> "Unchanged":
-        """Runs the function without any change; of a linear one only what is not zero."""
+    def clean(self, x: Any, constants: Sequence[Any] | None = None) -> "Unchanged":
+        """Runs the function without any change; of a linear one only what is not zero.
+
+        Args:
+            x: its input.
+            constants: what it closes over, if other than what it was traced with.
+        """
         flat = self.traced.flat
         values: dict[Any, Any] = {**flat.constants, flat.inputs[0]: x}
+        if constants is not None:
+            values.update(zip(flat.constants, constants, strict=False))  # before those of calls
         loops: dict[Step, Clean] = {}
         for step in flat.steps:
             zero = self.linear and any(self._of(out) is not None for out in step.outputs)
@@ -139,12 +151,6 @@ class Reuse:
                 outputs = bind(step.eqn, reads(step.inputs, values))
             values.update(zip(step.outputs, outputs, strict=True))
         return Unchanged(values, loops)
-
-    def output(self, unchanged: "Unchanged") -> Any:
-        """What the function answers without a change."""
-        return jax.tree.unflatten(
-            self.traced.treedef, reads(self.traced.flat.outputs, unchanged.values)
-        )
 
     def run(self, unchanged: "Unchanged", rows: Sequence[Any]) -> Any:
         """What the function answers in all runs, stacked.

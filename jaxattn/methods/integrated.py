@@ -78,7 +78,7 @@ def _mean_slope(
     What is affine at the front of the function takes the line to a straight line, and its transpose
     takes the mean of the slopes back: neither is computed at each point.
     """
-    front = Front.of(score, start)
+    front = Front.of(score, distance)  # from the baseline on nothing may vary over devices
     if front is None:
 
         def slope(alpha: Any) -> list[Any]:

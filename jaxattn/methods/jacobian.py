@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_map
+from jaxattn._batch import chunked_map, varying_as, wide
 from jaxattn._explain import explainer
 from jaxattn._perturb import floating_leaves
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.jaxpr.flat import primitives
+from jaxattn.jaxpr.reuse import Traced
 from jaxattn.methods.stepwise import Stepwise, every_image
 
 Mode = Literal["auto", "forward", "reverse"]
@@ -112,12 +114,16 @@ def jacobian(
             if reduction is None:
                 values = jax.tree.unflatten(jax.tree.structure(explained), [merge([values])])
             return Attribution(values, output)
-    elif reduction is not None:
+    elif reduction is not None and not (_has_steps(x) and _has_steps(explained)):
         shapes = jax.tree.map(jnp.shape, (x, explained))
         raise ValueError(
             "reduction wants one array with an axis of steps both for x and for what fn answers, "
             f"got shapes {shapes[0]} and {shapes[1]}"
         )
+    elif reduction is not None:  # of steps of which there are none
+        (answers,), (leaf,) = map(jax.tree.leaves, (explained, x))
+        pairs = jnp.zeros((answers.shape[0], leaf.shape[0]), answers.dtype)
+        return Attribution(pairs, flat(inputs)[1][1])
     by_columns = _is_forward(mode, x, explained)
     matrices, output = (_columns if by_columns else _rows)(flat, inputs, batch_size)
     parts = jax.tree.leaves(explained)
@@ -135,9 +141,13 @@ def jacobian(
 Flat = Callable[[list[Any]], tuple[Any, Any]]
 
 
-def _is_series(tree: Any) -> bool:
+def _has_steps(tree: Any) -> bool:
     leaves = jax.tree.leaves(tree)
-    return len(leaves) == 1 and leaves[0].ndim > 0 and leaves[0].size > 0
+    return len(leaves) == 1 and leaves[0].ndim > 0
+
+
+def _is_series(tree: Any) -> bool:
+    return _has_steps(tree) and jax.tree.leaves(tree)[0].size > 0
 
 
 def _by_steps(
@@ -153,43 +163,59 @@ def _by_steps(
     Returns:
         it and the output; or `None` where it is asked for whole and has no part to leave out.
     """
-    value, pullback, output = jax.vjp(series, leaf, has_aux=True)
+    size = jax.eval_shape(series, leaf)[0].size
     ways: dict[str, tuple[Callable[[Any], Any], Any]] = {}
-    if mode != "forward":
-        ways["reverse"] = (lambda cotangent: pullback(cotangent)[0]), value
-    # A function may have no forward mode, so it is looked at only where it could be the cheaper.
-    if mode == "forward" or (mode == "auto" and leaf.size < value.size):
-        ways["forward"] = jax.linearize(lambda leaf: series(leaf)[0], leaf)[1], leaf
+    # A function may have one mode alone, so neither is looked at where it could not be the cheaper.
+    if mode == "forward" or (mode == "auto" and leaf.size < size):
+        _, forward, output = jax.linearize(series, leaf, has_aux=True)
+        ways["forward"] = forward, leaf
+    if mode == "reverse" or (mode == "auto" and not (ways and _loops_on(forward, leaf))):
+        value, pullback, output = jax.vjp(series, leaf, has_aux=True)
+        ways = {"reverse": (lambda cotangent: pullback(cotangent)[0], value), **ways}
     stepwise = {
         way: Stepwise.of(linear, given, batch_size)
         for way, (linear, given) in ways.items()
         if reuse
     }
     found = {way: steps for way, steps in stepwise.items() if steps is not None}
-    squares = _squares if reduced else None
+    norms = _norms if reduced else None
     if found:
         way = min(found, key=lambda way: found[way].flops)
-        images = found[way].images(squares, batch_size)
+        images = found[way].images(norms, batch_size)
     elif reduced:
         way = list(ways)[-1]
-        images = every_image(*ways[way], squares, batch_size)
+        images = every_image(*ways[way], norms, batch_size)
     else:
         return None
     given = ways[way][1]
     if reduced:  # of its own axes the function left the first
-        pairs = images.sum(tuple(range(1, given.ndim)))
-        pairs = pairs.T if way == "forward" else pairs
-        # The root has no slope at zero, where nothing depends on anything.
-        return jnp.where(pairs > 0, jnp.sqrt(jnp.where(pairs > 0, pairs, 1)), 0), output
+        pairs = _norm(images, tuple(range(1, given.ndim)))
+        return pairs.T if way == "forward" else pairs, output
     if way == "forward":
         axes = range(images.ndim)
         images = images.transpose(*axes[given.ndim :], *axes[: given.ndim])
     return images, output
 
 
-def _squares(rows: Any) -> Any:
-    """The sum of squares in each row."""
-    return jnp.square(rows).sum(tuple(range(1, rows.ndim)))
+def _loops_on(linear: Callable[[Any], Any], leaf: Any) -> bool:
+    """Whether a linear function holds a loop of unknown length, which has no transpose."""
+    return "while" in primitives(Traced.of(linear, leaf).flat)
+
+
+def _norms(rows: Any) -> Any:
+    """The norm of each row."""
+    return _norm(rows, tuple(range(1, rows.ndim)))
+
+
+def _norm(numbers: Any, axes: tuple[int, ...]) -> Any:
+    """The Frobenius norm over some axes, without a square that overflows or vanishes."""
+    wider = numbers.astype(wide(numbers.dtype))
+    largest = jax.lax.stop_gradient(jnp.abs(wider).max(axes, keepdims=True, initial=0))
+    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
+    total = jnp.square(wider / scale).sum(axes)
+    # The root has no slope at zero, where nothing depends on anything.
+    root = jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+    return (root * scale.reshape(root.shape)).astype(numbers.dtype)
 
 
 def _rows(flat: Flat, inputs: list[Any], batch_size: int | None) -> tuple[list[Any], Any]:
@@ -198,7 +224,7 @@ def _rows(flat: Flat, inputs: list[Any], batch_size: int | None) -> tuple[list[A
 
     def row(i: Any) -> list[Any]:
         seed = (jnp.arange(numbers.size) == i).astype(numbers.dtype)
-        (gradient,) = pullback(seed)
+        (gradient,) = pullback(varying_as(numbers, seed))
         return list(gradient)
 
     return chunked_map(row, jnp.arange(numbers.size), batch_size), output
@@ -211,7 +237,12 @@ def _columns(flat: Flat, inputs: list[Any], batch_size: int | None) -> tuple[lis
 
     def column(i: Any) -> Any:
         tangents = [
-            (jnp.arange(leaf.size) + (end - leaf.size) == i).astype(leaf.dtype).reshape(leaf.shape)
+            varying_as(
+                leaf,
+                (jnp.arange(leaf.size) + (end - leaf.size) == i)
+                .astype(leaf.dtype)
+                .reshape(leaf.shape),
+            )
             for leaf, end in zip(inputs, ends, strict=True)
         ]
         return pushforward(tangents)

@@ -104,8 +104,8 @@ def occlusion(
         def score_with(leaf: Any) -> tuple[Any, Any]:
             return score_of(jax.tree.unflatten(treedef, [*leaves[:i], leaf, *leaves[i + 1 :]]))
 
-        def occluded(position: Any) -> Any:
-            return jnp.where(windows.mask(position), replacements[i], leaves[i])
+        def occluded(leaf: Any, replacement: Any, position: Any) -> Any:
+            return jnp.where(windows.mask(position), replacement, leaf)
 
         positions = windows.positions()
         if reuse and windows.number > 1:
@@ -114,15 +114,17 @@ def occlusion(
             found = best_grouping(score_with, leaves[i], spans, batch_size)
             if found is not None:
                 info["flops_saved"] += float(found.saved)  # more than an int32 holds
-                changed, none, _ = found.scores(
-                    leaves[i], occluded, jnp.asarray(positions), batch_size
+                changed, none = found.scores(
+                    leaves[i], occluded, replacements[i], jnp.asarray(positions), batch_size
                 )
                 return windows.mean(none - changed)
         # The unperturbed score comes out of the same program: rounding differs between programs.
         nowhere = np.array([windows.shape], np.int32)
         positions = np.concatenate([nowhere, positions])
         scores = chunked_map(
-            lambda p: score_with(occluded(p))[0], jnp.asarray(positions), batch_size
+            lambda position: score_with(occluded(leaves[i], replacements[i], position))[0],
+            jnp.asarray(positions),
+            batch_size,
         )
         return windows.mean(scores[0] - scores[1:])
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_map
+from jaxattn._batch import chunked_map, varying_as
 from jaxattn._grouped import LEAST_SAVED, Groups, grouped
 from jaxattn.jaxpr.extents import Rows
+from jaxattn.jaxpr.flat import is_replayable, varying_axes
 from jaxattn.jaxpr.reuse import Reuse, Traced
 
 #: Fewer than for occlusion: a loop that answers at every step takes longer to compile.
@@ -27,6 +28,7 @@ def every_image(
 
     def image(i: Any) -> Any:
         one = (jnp.arange(given.size) == i).astype(given.dtype).reshape(given.shape)
+        one = varying_as(given, one)
         return linear(one) if reduced is None else reduced(linear(one))
 
     images = chunked_map(image, jnp.arange(given.size), batch_size)
@@ -65,10 +67,12 @@ class Stepwise(NamedTuple):
             batch_size: how many of its answers may be in flight.
         """
         steps, size = (given.shape or (0,))[0], math.prod(given.shape)
-        if steps < 2 or size == 0:
+        if steps < 2 or size == 0 or varying_axes(given):
             return None
         struct = jax.ShapeDtypeStruct(given.shape, given.dtype)
         traced = Traced.of(linear, struct)
+        if not is_replayable(traced.flat):
+            return None
         begin = np.repeat(np.arange(steps), size // steps)
         groups = grouped(0, begin, begin + 1, min(MOST, batch_size or MOST))
         reuse = Reuse(traced, groups.rows, linear=True)
