@@ -177,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=report.positive, default=7, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    report.check_file(parser, "--json", arguments.json)
     cells = track(arguments.cells, "measuring", transient=True)
     sweeps = {name: measure(CELLS[name], arguments.repeats) for name in cells}
     device = jax.devices()[0].device_kind
