@@ -373,6 +373,19 @@ def test_a_single_number_takes_no_target():
         ja.gradient(lambda x: x.sum(), X, 0)
 
 
+@pytest.mark.parametrize("method", [ja.gradient, ja.occlusion, ja.jacobian])
+def test_a_single_number_is_what_an_empty_index_names(method):
+    one = method(lambda x: fn(x).sum(), X, ()).values
+    np.testing.assert_array_equal(one, method(lambda x: fn(x).sum(), X).values)
+    many = ja.explain(method, lambda x: fn(x).sum(), XS, ()).values
+    np.testing.assert_allclose(many[0], one, rtol=1e-5)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    shared = ja.explain(method, lambda x: fn(x).sum(), XS, (), mesh=mesh).values
+    np.testing.assert_allclose(shared, many, rtol=1e-5)
+    with refuses(ValueError, "target", "(0,)", f"({K},)"):
+        method(fn, X, ())
+
+
 @pytest.mark.parametrize("target", [np.int64(2), jnp.int32(2), np.array(2)])
 def test_one_number_is_one_target_for_all(target):
     np.testing.assert_array_equal(
