@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
@@ -26,6 +25,9 @@ Core = TypeVar("Core", bound=Callable[..., Attribution])
 
 #: Numbers that one core looks through in a tenth of a millisecond.
 _FEW = 2**18
+
+#: Beyond it a Python number may be infinite as an array.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def explain(
@@ -341,7 +343,7 @@ def _check_baseline(options: dict[str, Any], explained: Any, check_finite: bool)
     if baseline is None or isinstance(baseline, str):
         return
     check_baseline(baseline, explained)
-    plain = isinstance(baseline, (int, float)) and math.isfinite(baseline)
+    plain = isinstance(baseline, (int, float)) and abs(baseline) <= _LARGEST
     if check_finite and not plain:
         check_finite_numbers("baseline", baseline)
 
@@ -356,7 +358,8 @@ def _is_key(key: Any) -> bool:
 
 def check_finite_numbers(name: str, xs: Any) -> None:
     """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
-    with jax.ensure_compile_time_eval():  # numbers may be known inside of a trace too
+    # Numbers may be known inside of a trace too. What overflows as JAX casts it counts as infinite.
+    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
         _refuse_nan(name, xs)
 
 
@@ -372,7 +375,7 @@ def _refuse_nan(name: str, xs: Any) -> None:
 
 def _all_finite(leaves: list[Any]) -> bool:
     if all(map(_is_near, leaves)):
-        return all(np.isfinite(leaf).all() for leaf in leaves)
+        return all(np.isfinite(_as_in_jax(leaf)).all() for leaf in leaves)
     return bool(_all_finite_there(leaves))
 
 
@@ -381,6 +384,11 @@ def _is_near(leaf: Any) -> bool:
     if isinstance(leaf, jax.Array) and [d.platform for d in leaf.devices()] != ["cpu"]:
         return False
     return np.size(leaf) <= _FEW and jnp.result_type(leaf).kind in "fc"  # the dtypes of numpy
+
+
+def _as_in_jax(leaf: Any) -> Any:
+    """Numbers in the dtype that JAX will give them: float64 is often float32 there."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, jnp.result_type(leaf))
 
 
 @jax.jit

@@ -176,6 +176,26 @@ def test_inputs_that_are_not_finite(value, dtype):
             ja.smooth_grad(jnp.sum, bad[2], key=key)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [3, 2**19])
+def test_inputs_that_are_not_finite_as_jax_has_them(size):
+    for bad in (np.full(size, 1e300), np.full(size, 1e300 + 0j)):
+        with refuses(ValueError, f"x holds {size} NaN or infinite"):
+            ja.occlusion(lambda x: x.real.sum(), bad)
+    for bad in (1e300, np.float64(1e300)):
+        with refuses(ValueError, "x holds 1 NaN or infinite", "float32"):
+            ja.gradient(jnp.sum, bad)
+    for baseline in (1e300, np.full(T, 1e300)[:, None]):
+        with refuses(ValueError, "baseline holds", "infinite", "float32"):
+            ja.integrated_gradients(fn, X, 0, baseline=baseline)
+
+
+def test_large_numbers_are_finite_in_float64(x64):
+    x = np.full(3, 1e300)
+    np.testing.assert_array_equal(ja.gradient(jnp.sum, x).values, np.ones(3))
+    np.testing.assert_allclose(ja.occlusion(jnp.sum, x, baseline=-1e300).values, 2 * x)
+
+
 def test_the_check_for_finite_inputs_can_be_left_out():
     bad = jnp.asarray(XS).at[2, 1, 0].set(jnp.nan)
 
