@@ -304,6 +304,10 @@ def test_unknown_options(name):
             ValueError,
             ["quadrature", "simpson", "midpoint"],
         ),
+        (ja.integrated_gradients, {"num_steps": None}, TypeError, ["num_steps must be", "None"]),
+        (ja.integrated_gradients, {"num_steps": "8"}, TypeError, ["num_steps must be", "'8'"]),
+        (ja.smooth_grad, {"num_samples": None}, TypeError, ["num_samples must be", "None"]),
+        (ja.learned_mask, {"num_steps": None}, TypeError, ["num_steps must be", "None"]),
         (ja.jacobian, {"mode": "both"}, ValueError, ["mode", "both", "reverse"]),
         (ja.learned_mask, {"num_steps": 0}, ValueError, ["num_steps", "0"]),
         (ja.learned_mask, {"num_steps": 2.5}, TypeError, ["num_steps", "2.5"]),
@@ -370,6 +374,14 @@ def test_inputs_that_are_no_numbers(x, error, got):
         ja.gradient(fn, x, 0)
     with refuses(error, "xs must hold", got):
         ja.explain(ja.gradient, fn, x, 0)
+
+
+def test_steps_of_a_layer():
+    def tagged(x):
+        return fn(ja.tag(x, "layer"))
+
+    with refuses(TypeError, "num_steps must be an int, got None"):
+        ja.layer_conductance(tagged, X, 0, at="layer", num_steps=None)
 
 
 def test_args_must_be_a_tuple():
