@@ -18,7 +18,7 @@ from jaxattn._examples import batch_length, example_keys, example_structs, split
 from jaxattn._job import Job, explained_input
 from jaxattn._perturb import check_baseline
 from jaxattn._static import is_array, is_concrete
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.jaxpr.capture import split_at
 
 Core = TypeVar("Core", bound=Callable[..., Attribution])
@@ -78,6 +78,7 @@ def explain(
             inputs that are not finite, or an `fn` that takes only batches.
         TypeError: for a `fn`, target or `mesh` of a wrong kind.
     """
+    check_bool("progress", progress)
     work = prepare(
         method_,
         fn,

@@ -71,6 +71,12 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Refuses what is not true or false, but would be taken for one: "no" is true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
+
+
 class Method(Protocol):
     """A pure function of one example that says which inputs made `fn` answer what it answered."""
 

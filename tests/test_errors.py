@@ -325,6 +325,12 @@ def test_unknown_options(name):
         (ja.temporal_output_score, {"steps": np.arange(3)}, TypeError, ["steps", "tuple"]),
         (ja.temporal_output_score, {"steps": 3}, TypeError, ["steps", "3"]),
         (ja.temporal_output_score, {"length_argnum": 0}, ValueError, ["length_argnum", "0"]),
+        (ja.temporal_output_score, {"length_argnum": -1}, ValueError, ["length_argnum", "-1"]),
+        (ja.temporal_output_score, {"length_argnum": True}, TypeError, ["length_argnum", "True"]),
+        (ja.temporal_output_score, {"length_argnum": "0"}, TypeError, ["length_argnum", "'0'"]),
+        (ja.temporal_output_score, {"reuse": "no"}, TypeError, ["reuse must be a bool", "'no'"]),
+        (ja.occlusion, {"reuse": "no"}, TypeError, ["reuse must be a bool", "'no'"]),
+        (ja.occlusion, {"reuse": 1}, TypeError, ["reuse must be a bool", "1"]),
     ],
 )
 @pytest.mark.parametrize("batched", [False, True])
@@ -374,6 +380,12 @@ def test_inputs_that_are_no_numbers(x, error, got):
         ja.gradient(fn, x, 0)
     with refuses(error, "xs must hold", got):
         ja.explain(ja.gradient, fn, x, 0)
+
+
+@pytest.mark.parametrize("progress", ["no", 1, None])
+def test_progress_must_be_a_bool(progress):
+    with refuses(TypeError, "progress must be a bool", repr(progress)):
+        ja.explain(ja.gradient, fn, XS, 0, progress=progress)
 
 
 def test_steps_of_a_layer():

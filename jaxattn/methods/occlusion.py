@@ -12,7 +12,7 @@ from jaxattn._explain import explainer
 from jaxattn._grouped import best_grouping
 from jaxattn._perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 
 
 def _windows(x: Any, window: Any, stride: Any) -> list[Windows | None]:
@@ -86,11 +86,13 @@ def occlusion(
     Raises:
         ValueError: if the target does not fit the output, the baseline does not broadcast, or a
             window or stride is not positive or too large.
+        TypeError: for a window or stride that holds no ints, or `reuse` that is no bool.
 
     Reference:
         Zeiler and Fergus 2014, Visualizing and understanding convolutional networks,
         arXiv:1311.2901.
     """
+    check_bool("reuse", reuse)
     score_of = scored(fn, target, args)
     score, output = score_of(x)
     info = {"flops_saved": jnp.zeros((), wide(score.dtype))}
