@@ -16,6 +16,7 @@ from jaxattn._callable import as_function
 from jaxattn._compiled import Plan, in_engine
 from jaxattn._examples import batch_length, example_keys, example_structs, split_batched
 from jaxattn._job import Job, explained_input
+from jaxattn._options import with_sizes
 from jaxattn._perturb import check_baseline
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
@@ -192,6 +193,7 @@ def prepare(
             raise ValueError("mesh must be left out inside of an fn that is itself explained")
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
     _check_options(method_, options, at)
+    options = with_sizes(method_, options)
     x, one_args = example_structs((xs, args))
     keeps_input = getattr(method_, "keeps_input", False)
     explained = explained_input(fn, x, one_args, None if keeps_input else at)
@@ -209,6 +211,7 @@ def explainer(
     evaluations: Callable[..., int] = lambda x, output, options: 1,
     in_flight: Callable[..., int] | None = None,
     per_example: tuple[str, ...] = ("baseline",),
+    sizes: tuple[str, ...] = (),
     takes_at: bool = True,
     needs_at: bool = False,
     keeps_input: bool = False,
@@ -226,6 +229,7 @@ def explainer(
         needs_at: whether only an intermediate can.
         keeps_input: whether the method is given the input and `at`, not the intermediate as `x`.
         per_example: options that `explain` accepts with a leading axis of examples.
+        sizes: options of which a numpy array is as good as a tuple, and is not traced.
     """
 
     def decorate(core: Core) -> Core:
@@ -253,6 +257,7 @@ def explainer(
                 return core(function, x, target, **shared)
             _check_inputs("x", x, args, key)
             _check_options(method, options, at)
+            options = with_sizes(method, options)
             if check_finite:
                 check_finite_numbers("x", x)
             args = tuple(args)
@@ -271,6 +276,7 @@ def explainer(
             evaluations=evaluations,
             in_flight=in_flight or evaluations,
             per_example=per_example,
+            sizes=sizes,
             takes_at=takes_at,
             needs_at=needs_at,
             keeps_input=keeps_input,

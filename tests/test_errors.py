@@ -109,6 +109,13 @@ def test_several_outputs_want_a_callable(target):
         ({"window": True}, TypeError, ["window", "True"]),
         ({"window": "all"}, (TypeError, ValueError), ["window", "all"]),
         ({"window": {"a": 1}}, ValueError, ["window", "{'a': 1}"]),
+        ({"window": ()}, ValueError, ["window must name at least one axis", "()"]),
+        ({"window": np.array([2, 4])}, ValueError, ["window", "(2, 4)", "(5, 3)"]),
+        ({"window": np.array([2.0, 1.0])}, TypeError, ["window must hold ints", "2.0"]),
+        ({"window": np.array([True, True])}, TypeError, ["window must hold ints", "True"]),
+        ({"window": np.array([], int)}, ValueError, ["window must name at least one axis"]),
+        ({"window": np.ones((2, 2), int)}, ValueError, ["window must be one for all of x"]),
+        ({"window": 2, "stride": np.array([3])}, ValueError, ["stride", "3", "window", "2"]),
         ({"window": 2, "stride": 3}, ValueError, ["stride", "3", "window", "2"]),
         ({"window": 2, "stride": 0}, ValueError, ["stride", "0"]),
         ({"window": 2, "stride": -1}, ValueError, ["stride", "-1"]),
@@ -405,6 +412,18 @@ def test_args_must_be_a_tuple():
 def test_key_must_be_a_random_key(key):
     with refuses(TypeError, "key must be a random key"):
         ja.explain(ja.smooth_grad, fn, XS, 0, key=key)
+
+
+def test_a_window_for_a_single_number():
+    with refuses(ValueError, "window (1,)", "shape ()", "window=None leaves that leaf alone"):
+        ja.occlusion(lambda x: 2 * x, np.float32(3))
+    tree = {"a": X, "b": jnp.float32(3)}
+    with refuses(ValueError, "window (2,)", "shape ()", "window=None leaves that leaf alone"):
+        ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=2)
+    with refuses(ValueError, "window must name at least one axis", "()", "window=None"):
+        ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window={"a": 2, "b": ()})
+    window = {"a": 2, "b": None}
+    assert ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=window).values["b"] == 0
 
 
 def test_a_window_for_no_leaf():
