@@ -14,7 +14,13 @@ from jax.sharding import Mesh
 
 from jaxattn._callable import as_function
 from jaxattn._compiled import Plan, in_engine
-from jaxattn._examples import batch_length, example_keys, example_structs, split_batched
+from jaxattn._examples import (
+    batch_length,
+    check_sharding,
+    example_keys,
+    example_structs,
+    split_batched,
+)
 from jaxattn._job import Job, explained_input
 from jaxattn._options import with_sizes
 from jaxattn._perturb import check_baseline
@@ -76,7 +82,8 @@ def explain(
 
     Raises:
         ValueError: for an empty batch, lengths that differ, targets that do not fit the output,
-            inputs that are not finite, or an `fn` that takes only batches.
+            inputs that are not finite, an `fn` that takes only batches, or examples sharded over
+            explicit axes where no `mesh` is given.
         TypeError: for a `fn`, target or `mesh` of a wrong kind.
     """
     check_bool("progress", progress)
@@ -192,6 +199,8 @@ def prepare(
         if in_engine.get():
             raise ValueError("mesh must be left out inside of an fn that is itself explained")
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
+    elif not in_engine.get():
+        check_sharding(xs, args)
     _check_options(method_, options, at)
     options = with_sizes(method_, options)
     x, one_args = example_structs((xs, args))
