@@ -33,6 +33,12 @@ Core = TypeVar("Core", bound=Callable[..., Attribution])
 #: Numbers that one core looks through in a tenth of a millisecond.
 _FEW = 2**18
 
+#: What JAX takes for an array.
+_NUMBERS = jax.Array, np.ndarray, np.generic, int, float, complex
+
+#: Python's own numbers.
+_PLAIN = bool, int, float, complex
+
 #: Beyond it a Python number may be infinite as an array.
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -84,7 +90,8 @@ def explain(
         ValueError: for an empty batch, lengths that differ, targets that do not fit the output,
             inputs that are not finite, an `fn` that takes only batches, or examples sharded over
             explicit axes where no `mesh` is given.
-        TypeError: for a `fn`, target or `mesh` of a wrong kind.
+        TypeError: for a `fn`, target, `mesh` or `progress` of a wrong kind, or `xs` that is a list
+            of numbers.
     """
     check_bool("progress", progress)
     work = prepare(
@@ -209,7 +216,7 @@ def prepare(
     _check_baseline(options, explained, check_finite)
     shared, batched = split_batched(method_, options, explained, batch)
     one_batched = example_structs(batched)
-    job = Job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
+    job = _job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
     keys = None if key is None else example_keys(key, batch)
     examples = xs, job.indices(targets, batch), args, keys, batched
     return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
@@ -272,7 +279,7 @@ def explainer(
             args = tuple(args)
             explained = explained_input(fn, x, args, None if keeps_input else at)
             _check_baseline(options, explained, check_finite)
-            job = Job(method, fn, x, target, args, at, explained, options, {})
+            job = _job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
             plan = job.plan(example, None, batch_size, None)
             while True:
@@ -296,6 +303,46 @@ def explainer(
     return decorate
 
 
+def _job(
+    method: Callable[..., Attribution],
+    fn: Callable[..., Any],
+    x: Any,
+    target: Target,
+    args: tuple[Any, ...],
+    *rest: Any,
+) -> Job:
+    """The job; where JAX cannot take what `fn` or a target answers, the error says whose it is."""
+    try:
+        return Job(method, fn, x, target, args, *rest)
+    except TypeError as error:
+        refusal = _no_array(fn, x, target, args)
+        if refusal is None:
+            raise
+        raise TypeError(refusal) from error
+
+
+def _no_array(fn: Any, x: Any, target: Target, args: tuple[Any, ...]) -> str | None:
+    """What to say of an answer that is no array, where `fn` or a target gives one."""
+    refusals: list[str] = []
+
+    def look(must: str, answer: Any) -> None:
+        for leaf in jax.tree.leaves(answer):
+            if not isinstance(leaf, _NUMBERS):
+                refusals.append(f"{must}, got {type(leaf).__name__} {leaf!r}")
+
+    def run(*inputs: Any) -> None:
+        output = as_function(fn)(*inputs)
+        look("fn must answer arrays", output)
+        if not refusals and callable(target):
+            look("target must give one number of the output", target(output))
+
+    try:
+        jax.eval_shape(run, x, *args)
+    except Exception:  # something else is wrong, and its own error says what
+        return None
+    return refusals[0] if refusals else None
+
+
 def _signature(core: Callable[..., Any]) -> inspect.Signature:
     """The signature of `core` with what every method takes beside: `at` and `check_finite`."""
     shown = dict(inspect.signature(core).parameters)
@@ -313,10 +360,15 @@ def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
     leaves = jax.tree.leaves(x)
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree: {x!r}")
+    if type(leaves[0]) in _PLAIN and _is_listed(x):
+        raise TypeError(
+            f"{name} must hold arrays, got a list of numbers, each of which would be an input of "
+            f"its own: give an array, such as np.array({name})"
+        )
     for what, leaf in [(name, leaf) for leaf in leaves] + [
         ("args", a) for a in jax.tree.leaves(args)
     ]:
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+        if not isinstance(leaf, _NUMBERS):
             raise TypeError(f"{what} must hold arrays, got {type(leaf).__name__} {leaf!r}")
         if isinstance(leaf, np.ma.MaskedArray):
             raise TypeError(f"{what} must hold plain arrays, got a masked one: fill it first")
@@ -324,6 +376,18 @@ def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
             raise TypeError(f"{what} must hold numbers, got an array of dtype {leaf.dtype}")
     if key is not None and not _is_key(key):
         raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
+
+
+def _is_listed(x: Any) -> bool:
+    """Whether all that a pytree holds are lists of Python numbers, at whatever depth."""
+
+    def is_list(node: Any) -> bool:
+        return isinstance(node, list)
+
+    def is_listed(node: Any) -> bool:
+        return type(node) in _PLAIN or (type(node) in (list, tuple) and all(map(is_listed, node)))
+
+    return all(is_list(n) and is_listed(n) for n in jax.tree.leaves(x, is_leaf=is_list))
 
 
 def _check_options(

@@ -408,6 +408,41 @@ def test_args_must_be_a_tuple():
         ja.explain(ja.gradient, lambda x, scale: scale * fn(x), XS, 0, args=np.ones(B, np.float32))
 
 
+@pytest.mark.parametrize(
+    "listed", [[1.0, 2.0], [[1, 2], [3, 4]], [(1.0, 2.0)], {"a": [1.0], "b": [[True]]}]
+)
+def test_a_list_of_numbers_is_no_array(listed):
+    with refuses(TypeError, "x must hold arrays", "list of numbers", "np.array(x)"):
+        ja.saliency(fn, listed, 1)
+    with refuses(TypeError, "xs must hold arrays", "list of numbers", "np.array(xs)"):
+        ja.explain(ja.saliency, fn, listed, 1)
+
+
+@pytest.mark.parametrize("x", [[X, X], [np.array(2, "f")], [[jnp.float32(2)], X]])
+def test_a_list_of_arrays_is_a_pytree(x):
+    values = ja.gradient(lambda x: sum(map(jnp.sum, jax.tree.leaves(x))), x).values
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(values))
+
+
+@pytest.mark.parametrize("method", [ja.gradient, ja.occlusion])
+def test_an_answer_that_is_no_array(method):
+    for run, x in ((method, X), (partial(ja.explain, method), XS)):
+        with refuses(TypeError, "fn must answer arrays", "str 'cat'"):
+            run(lambda x: "cat", x, 0)
+        with refuses(TypeError, "fn must answer arrays", "str 'cat'"):
+            run(lambda x: (fn(x), "cat"), x, lambda out: out[0][0])
+        with refuses(TypeError, "target must give one number", "str 'cat'"):
+            run(fn, x, lambda out: "cat")
+
+
+def test_a_type_error_of_fn_is_its_own():
+    def broken(x):
+        raise TypeError("my own")
+
+    with pytest.raises(TypeError, match="my own"):
+        ja.gradient(broken, X, 0)
+
+
 @pytest.mark.parametrize("key", [0, "key", np.zeros((B, 2), np.uint32)])
 def test_key_must_be_a_random_key(key):
     with refuses(TypeError, "key must be a random key"):
