@@ -62,6 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
     arguments.device = report.device(parser, arguments.device)
+    report.check_file(parser, "--json", arguments.json)
     return arguments
 
 

@@ -149,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=report.positive, default=20000, help="of their training")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    report.check_file(parser, "--json", arguments.json)
     sequences = draw(arguments.sequences, seed=1)
     networks = train(arguments.networks, arguments.steps)
     losses = [float(jnp.square(errors(network, sequences)).mean()) for network in networks]

@@ -99,7 +99,7 @@ CELLS: Mapping[str, Cell] = {
     "long-occlusion": Cell(
         "occlusion", lambda: Series(1, 128, 5), 16, (256, 1), {"window": 8, "stride": 4}
     ),
-    "step-jacobian": Cell("jacobian", lambda: Series(4, 64, 3, per_step=True), 1, (128, 4), {}),
+    "steps-jacobian": Cell("jacobian", lambda: Series(4, 64, 3, per_step=True), 1, (128, 4), {}),
     "small-saliency": Cell("saliency", _image(32), 256, IMAGE, {}),
     "small-occlusion": Cell("occlusion", _image(32), 16, IMAGE, PATCH),
     "small-integrated": Cell("integrated_gradients", _image(32), 32, IMAGE, {}),
@@ -177,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=report.positive, default=7, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    report.check_file(parser, "--json", arguments.json)
     cells = track(arguments.cells, "measuring", transient=True)
     sweeps = {name: measure(CELLS[name], arguments.repeats) for name in cells}
     device = jax.devices()[0].device_kind

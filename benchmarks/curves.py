@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="PATH", help="where to draw the curves")
     arguments = parser.parse_args(argv)
     arguments.device = report.device(parser, arguments.device)
+    report.check_file(parser, "--json", arguments.json)
     report.check_plot(parser, arguments.plot)
     with jax.default_device(arguments.device), jax.default_matmul_precision("highest"):
         panels = [draw(LINES[name], arguments) for name in arguments.lines]

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=report.positive, default=15, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    report.check_file(parser, "--json", arguments.json)
     xs, labels = digits.load()
     train, test = training.stratified_split(labels, 0.2, seed=0)
     model = ja.models.SequenceClassifier(28, 128, 10, bidirectional=True, rngs=nnx.Rngs(0))

@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=report.positive, default=2500, help="of their training")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    report.check_file(parser, "--json", arguments.json)
     digits = backgrounds()
     kept, held = digits[:4000], digits[4000:]
     rng = np.random.default_rng(1)

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=report.positive, default=31, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    report.check_file(parser, "--json", arguments.json)
     xs = jax.device_put(digits(arguments.batch))
     costs = {}
     for network, both in report.progress(NETWORKS.items(), "measuring"):

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,43 @@ def device(parser: argparse.ArgumentParser, platform: str | None) -> jax.Device:
         parser.error(f"no {platform} here: JAX sees {seen}")
 
 
+def check_folder(parser: argparse.ArgumentParser, option: str, path: Path | None) -> None:
+    """Makes a folder that files will be written to; the parser's error where that cannot be."""
+    if path is None:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # permissions alone do not tell
+            pass
+    except OSError as error:
+        parser.error(f"{option}: cannot write to the folder {path}: {error.strerror}")
+
+
+def check_file(parser: argparse.ArgumentParser, option: str, path: Path | None) -> None:
+    """The parser's error where a file could not be written, before its numbers are measured."""
+    if path is None:
+        return
+    check_folder(parser, option, path.parent)
+    if path.is_dir():
+        parser.error(f"{option}: {path} is a folder, give a file in it")
+    if path.exists() and not os.access(path, os.W_OK):
+        parser.error(f"{option}: cannot write over {path}")
+
+
 def check_plot(parser: argparse.ArgumentParser, path: Path | None) -> None:
-    """The parser's error where a plot is wanted and nothing can draw it."""
-    if path is not None and importlib.util.find_spec("matplotlib") is None:
+    """The parser's error where a plot is wanted and cannot be drawn or written."""
+    if path is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: matplotlib is not installed")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    suffixes = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in suffixes:  # without one it is a PNG
+        parser.error(
+            f"--plot: matplotlib cannot save {path.suffix}, it can {' '.join(sorted(suffixes))}"
+        )
+    check_file(parser, "--plot", path)
 
 
 def progress(steps: Iterable[Any], description: str) -> Iterable[Any]:

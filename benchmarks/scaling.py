@@ -93,6 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=report.positive, default=7, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
     arguments = parser.parse_args(argv)
+    report.check_file(parser, "--json", arguments.json)
     arguments.devices = sorted(set(arguments.devices))
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # where JAX has begun it has the devices it has

@@ -112,7 +112,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         reason = captum_peer.why_not(arguments.device.platform)
         if reason is not None:
             parser.error(f"--peers captum: {reason}")
+    report.check_file(parser, "--json", arguments.json)
     report.check_plot(parser, arguments.plot)
+    report.check_folder(parser, "--cache", arguments.cache)
     if arguments.cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(arguments.cache.resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
 from jaxtyping import Array, Shaped
 
-from jaxattn._static import is_array
+from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey
 
 
@@ -28,6 +29,28 @@ def batch_length(xs: Inputs, args: Any) -> int:
     if batch == 0:
         raise ValueError("xs holds no examples: its leading axis has length 0")
     return batch
+
+
+def check_sharding(xs: Inputs, args: Any) -> None:
+    """Refuses examples spread over explicit axes of a mesh, which vmap and chunks cannot divide.
+
+    Other axes than that of the examples may be spread: JAX's own rules hold for them.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"xs": xs, "args": args}):
+        if not (isinstance(leaf, jax.Array) and is_concrete(leaf)):
+            continue
+        if not (isinstance(leaf.sharding, NamedSharding) and leaf.sharding.spec):
+            continue
+        mesh, first = leaf.sharding.mesh, leaf.sharding.spec[0]
+        kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+        names = first if isinstance(first, tuple) else (first,)
+        explicit = tuple(name for name in names if kinds.get(name) == AxisType.Explicit)
+        if explicit:
+            name = _name(path)
+            raise ValueError(
+                f"{name} is sharded over explicit mesh axes {explicit}: "
+                f"give mesh=..., such as {name}.sharding.mesh"
+            )
 
 
 def _name(path: tuple[Any, ...]) -> str:

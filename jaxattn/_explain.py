@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
@@ -15,17 +14,33 @@ from jax.sharding import Mesh
 
 from jaxattn._callable import as_function
 from jaxattn._compiled import Plan, in_engine
-from jaxattn._examples import batch_length, example_keys, example_structs, split_batched
+from jaxattn._examples import (
+    batch_length,
+    check_sharding,
+    example_keys,
+    example_structs,
+    split_batched,
+)
 from jaxattn._job import Job, explained_input
+from jaxattn._options import with_sizes
 from jaxattn._perturb import check_baseline
 from jaxattn._static import is_array, is_concrete
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.jaxpr.capture import split_at
 
 Core = TypeVar("Core", bound=Callable[..., Attribution])
 
 #: Numbers that one core looks through in a tenth of a millisecond.
 _FEW = 2**18
+
+#: What JAX takes for an array.
+_NUMBERS = jax.Array, np.ndarray, np.generic, int, float, complex
+
+#: Python's own numbers.
+_PLAIN = bool, int, float, complex
+
+#: Beyond it a Python number may be infinite as an array.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def explain(
@@ -73,9 +88,12 @@ def explain(
 
     Raises:
         ValueError: for an empty batch, lengths that differ, targets that do not fit the output,
-            inputs that are not finite, or an `fn` that takes only batches.
-        TypeError: for a `fn`, target or `mesh` of a wrong kind.
+            inputs that are not finite, an `fn` that takes only batches, or examples sharded over
+            explicit axes where no `mesh` is given.
+        TypeError: for a `fn`, target, `mesh` or `progress` of a wrong kind, or `xs` that is a list
+            of numbers.
     """
+    check_bool("progress", progress)
     work = prepare(
         method_,
         fn,
@@ -201,14 +219,17 @@ def prepare(
         if in_engine.get():
             raise ValueError("mesh must be left out inside of an fn that is itself explained")
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
+    elif not in_engine.get():
+        check_sharding(xs, args)
     _check_options(method_, options, at)
+    options = with_sizes(method_, options)
     x, one_args = example_structs((xs, args))
     keeps_input = getattr(method_, "keeps_input", False)
     explained = explained_input(fn, x, one_args, None if keeps_input else at)
     _check_baseline(options, explained, check_finite)
     shared, batched = split_batched(method_, options, explained, batch)
     one_batched = example_structs(batched)
-    job = Job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
+    job = _job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
     keys = None if key is None else example_keys(key, batch)
     examples = xs, job.indices(targets, batch), args, keys, batched
     return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
@@ -219,6 +240,7 @@ def explainer(
     evaluations: Callable[..., int] = lambda x, output, options: 1,
     in_flight: Callable[..., int] | None = None,
     per_example: tuple[str, ...] = ("baseline",),
+    sizes: tuple[str, ...] = (),
     takes_at: bool = True,
     needs_at: bool = False,
     keeps_input: bool = False,
@@ -236,6 +258,7 @@ def explainer(
         needs_at: whether only an intermediate can.
         keeps_input: whether the method is given the input and `at`, not the intermediate as `x`.
         per_example: options that `explain` accepts with a leading axis of examples.
+        sizes: options of which a numpy array is as good as a tuple, and is not traced.
     """
 
     def decorate(core: Core) -> Core:
@@ -263,12 +286,13 @@ def explainer(
                 return core(function, x, target, **shared)
             _check_inputs("x", x, args, key)
             _check_options(method, options, at)
+            options = with_sizes(method, options)
             if check_finite:
                 check_finite_numbers("x", x)
             args = tuple(args)
             explained = explained_input(fn, x, args, None if keeps_input else at)
             _check_baseline(options, explained, check_finite)
-            job = Job(method, fn, x, target, args, at, explained, options, {})
+            job = _job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
             plan = job.plan(example, None, batch_size, None)
             while True:
@@ -281,6 +305,7 @@ def explainer(
             evaluations=evaluations,
             in_flight=in_flight or evaluations,
             per_example=per_example,
+            sizes=sizes,
             takes_at=takes_at,
             needs_at=needs_at,
             keeps_input=keeps_input,
@@ -289,6 +314,46 @@ def explainer(
         return cast(Core, method)
 
     return decorate
+
+
+def _job(
+    method: Callable[..., Attribution],
+    fn: Callable[..., Any],
+    x: Any,
+    target: Target,
+    args: tuple[Any, ...],
+    *rest: Any,
+) -> Job:
+    """The job; where JAX cannot take what `fn` or a target answers, the error says whose it is."""
+    try:
+        return Job(method, fn, x, target, args, *rest)
+    except TypeError as error:
+        refusal = _no_array(fn, x, target, args)
+        if refusal is None:
+            raise
+        raise TypeError(refusal) from error
+
+
+def _no_array(fn: Any, x: Any, target: Target, args: tuple[Any, ...]) -> str | None:
+    """What to say of an answer that is no array, where `fn` or a target gives one."""
+    refusals: list[str] = []
+
+    def look(must: str, answer: Any) -> None:
+        for leaf in jax.tree.leaves(answer):
+            if not isinstance(leaf, _NUMBERS):
+                refusals.append(f"{must}, got {type(leaf).__name__} {leaf!r}")
+
+    def run(*inputs: Any) -> None:
+        output = as_function(fn)(*inputs)
+        look("fn must answer arrays", output)
+        if not refusals and callable(target):
+            look("target must give one number of the output", target(output))
+
+    try:
+        jax.eval_shape(run, x, *args)
+    except Exception:  # something else is wrong, and its own error says what
+        return None
+    return refusals[0] if refusals else None
 
 
 def _signature(core: Callable[..., Any]) -> inspect.Signature:
@@ -308,10 +373,15 @@ def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
     leaves = jax.tree.leaves(x)
     if not leaves:
         raise ValueError(f"{name} must hold at least one array, got an empty pytree: {x!r}")
+    if type(leaves[0]) in _PLAIN and _is_listed(x):
+        raise TypeError(
+            f"{name} must hold arrays, got a list of numbers, each of which would be an input of "
+            f"its own: give an array, such as np.array({name})"
+        )
     for what, leaf in [(name, leaf) for leaf in leaves] + [
         ("args", a) for a in jax.tree.leaves(args)
     ]:
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+        if not isinstance(leaf, _NUMBERS):
             raise TypeError(f"{what} must hold arrays, got {type(leaf).__name__} {leaf!r}")
         if isinstance(leaf, np.ma.MaskedArray):
             raise TypeError(f"{what} must hold plain arrays, got a masked one: fill it first")
@@ -319,6 +389,18 @@ def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
             raise TypeError(f"{what} must hold numbers, got an array of dtype {leaf.dtype}")
     if key is not None and not _is_key(key):
         raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
+
+
+def _is_listed(x: Any) -> bool:
+    """Whether all that a pytree holds are lists of Python numbers, at whatever depth."""
+
+    def is_list(node: Any) -> bool:
+        return isinstance(node, list)
+
+    def is_listed(node: Any) -> bool:
+        return type(node) in _PLAIN or (type(node) in (list, tuple) and all(map(is_listed, node)))
+
+    return all(is_list(n) and is_listed(n) for n in jax.tree.leaves(x, is_leaf=is_list))
 
 
 def _check_options(
@@ -354,7 +436,7 @@ def _check_baseline(options: dict[str, Any], explained: Any, check_finite: bool)
     if baseline is None or isinstance(baseline, str):
         return
     check_baseline(baseline, explained)
-    plain = isinstance(baseline, (int, float)) and math.isfinite(baseline)
+    plain = isinstance(baseline, (int, float)) and abs(baseline) <= _LARGEST
     if check_finite and not plain:
         check_finite_numbers("baseline", baseline)
 
@@ -369,7 +451,8 @@ def _is_key(key: Any) -> bool:
 
 def check_finite_numbers(name: str, xs: Any) -> None:
     """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
-    with jax.ensure_compile_time_eval():  # numbers may be known inside of a trace too
+    # Numbers may be known inside of a trace too. What overflows as JAX casts it counts as infinite.
+    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
         _refuse_nan(name, xs)
 
 
@@ -385,7 +468,7 @@ def _refuse_nan(name: str, xs: Any) -> None:
 
 def _all_finite(leaves: list[Any]) -> bool:
     if all(map(_is_near, leaves)):
-        return all(np.isfinite(leaf).all() for leaf in leaves)
+        return all(np.isfinite(_as_in_jax(leaf)).all() for leaf in leaves)
     return bool(_all_finite_there(leaves))
 
 
@@ -394,6 +477,11 @@ def _is_near(leaf: Any) -> bool:
     if isinstance(leaf, jax.Array) and [d.platform for d in leaf.devices()] != ["cpu"]:
         return False
     return np.size(leaf) <= _FEW and jnp.result_type(leaf).kind in "fc"  # the dtypes of numpy
+
+
+def _as_in_jax(leaf: Any) -> Any:
+    """Numbers in the dtype that JAX will give them: float64 is often float32 there."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, jnp.result_type(leaf))
 
 
 @jax.jit

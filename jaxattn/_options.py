@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxattn._callable import Recipe, known
 from jaxattn._static import UnkeyableError, is_array, typed_key
@@ -27,6 +28,24 @@ def count(
         return count(what, method.func, x, output, {**method.keywords, **options})
     stated = getattr(method, what, None)
     return 1 if stated is None else max(1, int(stated(x, output, options)))
+
+
+def with_sizes(method: Callable[..., Attribution], options: dict[str, Any]) -> dict[str, Any]:
+    """The options, numpy arrays of sizes as tuples: shapes rest on them, so they are not traced."""
+    inner = options.get("method")  # whose options smooth_grad takes beside its own
+    names = (*getattr(method, "sizes", ()), *getattr(inner, "sizes", ()))
+    return options | {name: as_tuples(options[name]) for name in names if name in options}
+
+
+def as_tuples(sizes: Any) -> Any:
+    """Sizes for each leaf, those in numpy arrays of one axis or none as tuples and numbers."""
+
+    def of_leaf(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray) or leaf.ndim > 1:
+            return leaf
+        return tuple(leaf.tolist()) if leaf.ndim else leaf.item()
+
+    return jax.tree.map(of_leaf, sizes)
 
 
 def static(value: Any) -> Recipe:

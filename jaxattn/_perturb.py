@@ -218,8 +218,11 @@ def sliding_windows(
 
 def _per_axis(name: str, value: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    hint = ": window=None leaves that leaf alone" if name == "window" and not shape else ""
     if len(sizes) > len(shape):
-        raise ValueError(f"{name} {sizes} names {len(sizes)} axes, x has shape {shape}")
+        raise ValueError(f"{name} {sizes} names {len(sizes)} axes, x has shape {shape}{hint}")
+    if name == "window" and not sizes:
+        raise ValueError(f"window must name at least one axis, got {value!r}{hint}")
     for size, limit in zip(sizes, shape, strict=False):
         if isinstance(size, bool) or not isinstance(size, int | np.integer):
             raise TypeError(f"{name} must hold ints, got {size!r}")

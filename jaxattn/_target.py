@@ -132,11 +132,13 @@ def batch_indices(target: Any, shape: tuple[int, ...], batch: int | None) -> Any
         ValueError: for a wrong number of them, or one that lies outside of the output.
     """
     rank, lead = len(shape), () if batch is None else (batch,)
+    if target.size == 0:  # numpy makes floats of ()
+        target = target.astype(np.int32)
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise TypeError(f"target must hold integers, got {target.dtype}")
-    if rank == 0:
+    if rank == 0 and target.shape != (*lead, 0):
         raise ValueError(
-            f"target must be None where fn answers a single number of shape (), got {target}"
+            f"target must be None or () where fn answers a single number of shape (), got {target}"
         )
     wanted = [(*lead, rank)] + [lead] * (rank == 1)
     if target.shape not in wanted:

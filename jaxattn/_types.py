@@ -62,12 +62,19 @@ class _Shown:
         return f"{getattr(self.leaf, 'dtype', type(self.leaf).__name__)}[{shape}]"
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Refuses what is not a whole number of at least `least`."""
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int; refuses what is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Refuses what is not true or false, but would be taken for one: "no" is true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
 
 
 class Method(Protocol):

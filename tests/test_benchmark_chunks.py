@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxattn as ja
-from benchmarks import chunks, scaling
+from benchmarks import cells, chunks, scaling
 from jaxattn import _memory
 from jaxattn._explain import prepare
 from jaxattn.jaxpr.rows import worthwhile_rows
@@ -35,6 +35,10 @@ def test_every_cell_is_a_network_that_takes_its_examples(name):
     one = jax.ShapeDtypeStruct(cell.shape, np.float32)
     output = jax.eval_shape(lambda x: cell.network()(x), one)
     assert output.shape[-1] in (3, 5, 10)
+
+
+def test_the_same_work_has_the_same_name():
+    assert set(cells.CELLS) <= set(chunks.CELLS)
 
 
 def test_a_sweep_whose_sizes_disagree_fails(monkeypatch):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxattn as ja
 from jaxattn._explain import prepare
@@ -123,6 +123,38 @@ def test_half_precision_is_summed_over_devices_in_single():
         key=jax.random.key(0), mesh=mesh(8),
     )  # fmt: skip
     np.testing.assert_array_equal(found.values, np.full((1, 4), 3000, np.float16))
+
+
+def explicit(spec):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
+    return jax.device_put(np.ones((8, 8, 2), np.float32), NamedSharding(mesh, spec))
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec("d"), PartitionSpec(("d",), None)])
+def test_examples_on_explicit_axes_want_a_mesh(spec):
+    xs = explicit(spec)
+    for method in (ja.saliency, ja.occlusion):
+        with pytest.raises(ValueError, match=r"^xs is sharded over explicit .*'d'.*give mesh="):
+            ja.explain(method, fn, xs, 1)
+        with pytest.raises(ValueError, match=r"^xs\['a'\] is sharded .*give mesh="):
+            ja.explain(method, lambda x: fn(x["a"]), {"a": xs}, 1)
+        with pytest.raises(ValueError, match=r"^args\[0\] is sharded .*give mesh="):
+            ja.explain(method, lambda x, y: fn(x + y), np.asarray(xs), 1, args=(xs,))
+        alone = ja.explain(method, fn, np.asarray(xs), 1)
+        close(ja.explain(method, fn, xs, 1, mesh=xs.sharding.mesh), alone)
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec(None, None, None)])
+def test_examples_that_each_device_has_want_none(spec):
+    xs = explicit(spec)
+    close(ja.explain(ja.saliency, fn, xs, 1), ja.explain(ja.saliency, fn, np.asarray(xs), 1))
+
+
+def test_examples_on_automatic_axes_want_none():
+    xs = jax.device_put(
+        np.ones((8, T, D), np.float32), NamedSharding(mesh(8), PartitionSpec("rows"))
+    )
+    close(ja.explain(ja.saliency, fn, xs, 1), ja.explain(ja.saliency, fn, np.asarray(xs), 1))
 
 
 def test_derivatives_go_through_devices():

@@ -109,6 +109,13 @@ def test_several_outputs_want_a_callable(target):
         ({"window": True}, TypeError, ["window", "True"]),
         ({"window": "all"}, (TypeError, ValueError), ["window", "all"]),
         ({"window": {"a": 1}}, ValueError, ["window", "{'a': 1}"]),
+        ({"window": ()}, ValueError, ["window must name at least one axis", "()"]),
+        ({"window": np.array([2, 4])}, ValueError, ["window", "(2, 4)", "(5, 3)"]),
+        ({"window": np.array([2.0, 1.0])}, TypeError, ["window must hold ints", "2.0"]),
+        ({"window": np.array([True, True])}, TypeError, ["window must hold ints", "True"]),
+        ({"window": np.array([], int)}, ValueError, ["window must name at least one axis"]),
+        ({"window": np.ones((2, 2), int)}, ValueError, ["window must be one for all of x"]),
+        ({"window": 2, "stride": np.array([3])}, ValueError, ["stride", "3", "window", "2"]),
         ({"window": 2, "stride": 3}, ValueError, ["stride", "3", "window", "2"]),
         ({"window": 2, "stride": 0}, ValueError, ["stride", "0"]),
         ({"window": 2, "stride": -1}, ValueError, ["stride", "-1"]),
@@ -174,6 +181,26 @@ def test_inputs_that_are_not_finite(value, dtype):
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):
         with refuses(ValueError, "1 NaN or infinite"):
             ja.smooth_grad(jnp.sum, bad[2], key=key)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [3, 2**19])
+def test_inputs_that_are_not_finite_as_jax_has_them(size):
+    for bad in (np.full(size, 1e300), np.full(size, 1e300 + 0j)):
+        with refuses(ValueError, f"x holds {size} NaN or infinite"):
+            ja.occlusion(lambda x: x.real.sum(), bad)
+    for bad in (1e300, np.float64(1e300)):
+        with refuses(ValueError, "x holds 1 NaN or infinite", "float32"):
+            ja.gradient(jnp.sum, bad)
+    for baseline in (1e300, np.full(T, 1e300)[:, None]):
+        with refuses(ValueError, "baseline holds", "infinite", "float32"):
+            ja.integrated_gradients(fn, X, 0, baseline=baseline)
+
+
+def test_large_numbers_are_finite_in_float64(x64):
+    x = np.full(3, 1e300)
+    np.testing.assert_array_equal(ja.gradient(jnp.sum, x).values, np.ones(3))
+    np.testing.assert_allclose(ja.occlusion(jnp.sum, x, baseline=-1e300).values, 2 * x)
 
 
 def test_the_check_for_finite_inputs_can_be_left_out():
@@ -284,6 +311,10 @@ def test_unknown_options(name):
             ValueError,
             ["quadrature", "simpson", "midpoint"],
         ),
+        (ja.integrated_gradients, {"num_steps": None}, TypeError, ["num_steps must be", "None"]),
+        (ja.integrated_gradients, {"num_steps": "8"}, TypeError, ["num_steps must be", "'8'"]),
+        (ja.smooth_grad, {"num_samples": None}, TypeError, ["num_samples must be", "None"]),
+        (ja.learned_mask, {"num_steps": None}, TypeError, ["num_steps must be", "None"]),
         (ja.jacobian, {"mode": "both"}, ValueError, ["mode", "both", "reverse"]),
         (ja.learned_mask, {"num_steps": 0}, ValueError, ["num_steps", "0"]),
         (ja.learned_mask, {"num_steps": 2.5}, TypeError, ["num_steps", "2.5"]),
@@ -301,6 +332,12 @@ def test_unknown_options(name):
         (ja.temporal_output_score, {"steps": np.arange(3)}, TypeError, ["steps", "tuple"]),
         (ja.temporal_output_score, {"steps": 3}, TypeError, ["steps", "3"]),
         (ja.temporal_output_score, {"length_argnum": 0}, ValueError, ["length_argnum", "0"]),
+        (ja.temporal_output_score, {"length_argnum": -1}, ValueError, ["length_argnum", "-1"]),
+        (ja.temporal_output_score, {"length_argnum": True}, TypeError, ["length_argnum", "True"]),
+        (ja.temporal_output_score, {"length_argnum": "0"}, TypeError, ["length_argnum", "'0'"]),
+        (ja.temporal_output_score, {"reuse": "no"}, TypeError, ["reuse must be a bool", "'no'"]),
+        (ja.occlusion, {"reuse": "no"}, TypeError, ["reuse must be a bool", "'no'"]),
+        (ja.occlusion, {"reuse": 1}, TypeError, ["reuse must be a bool", "1"]),
     ],
 )
 @pytest.mark.parametrize("batched", [False, True])
@@ -352,15 +389,76 @@ def test_inputs_that_are_no_numbers(x, error, got):
         ja.explain(ja.gradient, fn, x, 0)
 
 
+@pytest.mark.parametrize("progress", ["no", 1, None])
+def test_progress_must_be_a_bool(progress):
+    with refuses(TypeError, "progress must be a bool", repr(progress)):
+        ja.explain(ja.gradient, fn, XS, 0, progress=progress)
+
+
+def test_steps_of_a_layer():
+    def tagged(x):
+        return fn(ja.tag(x, "layer"))
+
+    with refuses(TypeError, "num_steps must be an int, got None"):
+        ja.layer_conductance(tagged, X, 0, at="layer", num_steps=None)
+
+
 def test_args_must_be_a_tuple():
     with refuses(TypeError, "args", "ndarray"):
         ja.explain(ja.gradient, lambda x, scale: scale * fn(x), XS, 0, args=np.ones(B, np.float32))
+
+
+@pytest.mark.parametrize(
+    "listed", [[1.0, 2.0], [[1, 2], [3, 4]], [(1.0, 2.0)], {"a": [1.0], "b": [[True]]}]
+)
+def test_a_list_of_numbers_is_no_array(listed):
+    with refuses(TypeError, "x must hold arrays", "list of numbers", "np.array(x)"):
+        ja.saliency(fn, listed, 1)
+    with refuses(TypeError, "xs must hold arrays", "list of numbers", "np.array(xs)"):
+        ja.explain(ja.saliency, fn, listed, 1)
+
+
+@pytest.mark.parametrize("x", [[X, X], [np.array(2, "f")], [[jnp.float32(2)], X]])
+def test_a_list_of_arrays_is_a_pytree(x):
+    values = ja.gradient(lambda x: sum(map(jnp.sum, jax.tree.leaves(x))), x).values
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(values))
+
+
+@pytest.mark.parametrize("method", [ja.gradient, ja.occlusion])
+def test_an_answer_that_is_no_array(method):
+    for run, x in ((method, X), (partial(ja.explain, method), XS)):
+        with refuses(TypeError, "fn must answer arrays", "str 'cat'"):
+            run(lambda x: "cat", x, 0)
+        with refuses(TypeError, "fn must answer arrays", "str 'cat'"):
+            run(lambda x: (fn(x), "cat"), x, lambda out: out[0][0])
+        with refuses(TypeError, "target must give one number", "str 'cat'"):
+            run(fn, x, lambda out: "cat")
+
+
+def test_a_type_error_of_fn_is_its_own():
+    def broken(x):
+        raise TypeError("my own")
+
+    with pytest.raises(TypeError, match="my own"):
+        ja.gradient(broken, X, 0)
 
 
 @pytest.mark.parametrize("key", [0, "key", np.zeros((B, 2), np.uint32)])
 def test_key_must_be_a_random_key(key):
     with refuses(TypeError, "key must be a random key"):
         ja.explain(ja.smooth_grad, fn, XS, 0, key=key)
+
+
+def test_a_window_for_a_single_number():
+    with refuses(ValueError, "window (1,)", "shape ()", "window=None leaves that leaf alone"):
+        ja.occlusion(lambda x: 2 * x, np.float32(3))
+    tree = {"a": X, "b": jnp.float32(3)}
+    with refuses(ValueError, "window (2,)", "shape ()", "window=None leaves that leaf alone"):
+        ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=2)
+    with refuses(ValueError, "window must name at least one axis", "()", "window=None"):
+        ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window={"a": 2, "b": ()})
+    window = {"a": 2, "b": None}
+    assert ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=window).values["b"] == 0
 
 
 def test_a_window_for_no_leaf():
@@ -371,6 +469,19 @@ def test_a_window_for_no_leaf():
 def test_a_single_number_takes_no_target():
     with refuses(ValueError, "target", "single number", "0"):
         ja.gradient(lambda x: x.sum(), X, 0)
+
+
+@pytest.mark.parametrize("method", [ja.gradient, ja.occlusion, ja.jacobian])
+def test_a_single_number_is_what_an_empty_index_names(method):
+    one = method(lambda x: fn(x).sum(), X, ()).values
+    np.testing.assert_array_equal(one, method(lambda x: fn(x).sum(), X).values)
+    many = ja.explain(method, lambda x: fn(x).sum(), XS, ()).values
+    np.testing.assert_allclose(many[0], one, rtol=1e-5)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    shared = ja.explain(method, lambda x: fn(x).sum(), XS, (), mesh=mesh).values
+    np.testing.assert_allclose(shared, many, rtol=1e-5)
+    with refuses(ValueError, "target", "(0,)", f"({K},)"):
+        method(fn, X, ())
 
 
 @pytest.mark.parametrize("target", [np.int64(2), jnp.int32(2), np.array(2)])

@@ -1,7 +1,9 @@
 """Occlusion against loops in numpy: each cell the mean over the windows that cover it."""
 
 import itertools
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -79,6 +81,34 @@ def test_axes_that_are_not_named_are_covered_whole(window, same, stride, steps):
     got = ja.occlusion(smooth, x, 0, window=window, stride=stride).values
     want = ja.occlusion(smooth, x, 0, window=same, stride=steps).values
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("options", [{}, {"reuse": False}])
+def test_windows_in_numpy_arrays(options):
+    """Also inside of another method, and fixed beforehand."""
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    tuples = {"window": (2, 3), "stride": (1, 2), **options}
+    arrays = tuples | {"window": np.array([2, 3]), "stride": np.array([1, 2], np.uint8)}
+    want = ja.occlusion(smooth, x, 0, **tuples).values
+    np.testing.assert_array_equal(ja.occlusion(smooth, x, 0, **arrays).values, want)
+    batch = ja.explain(partial(ja.occlusion, **arrays), smooth, x[None], 0).values[0]
+    np.testing.assert_allclose(batch, want, rtol=1e-5, atol=1e-6)
+    noise = {"key": jax.random.key(0), "noise": 0.0, "num_samples": 2}
+    for method, given in ((ja.occlusion, arrays), (partial(ja.occlusion, **arrays), {})):
+        given = {"method": method, **noise, **given}
+        np.testing.assert_allclose(
+            ja.smooth_grad(smooth, x, 0, **given).values, want, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_windows_of_leaves_in_numpy_arrays():
+    x = {"a": jnp.arange(4.0), "b": jnp.ones((2, 2))}
+    window = {"a": np.array(2), "b": np.array([1, 2])}
+    got = ja.occlusion(lambda x: x["a"].sum() * x["b"].sum(), x, window=window).values
+    want = ja.occlusion(
+        lambda x: x["a"].sum() * x["b"].sum(), x, window={"a": 2, "b": (1, 2)}
+    ).values
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_one_baseline_for_each_example():

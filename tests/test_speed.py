@@ -1,5 +1,6 @@
 """The contenders of the benchmark of speed compute the same; what fails is said, not timed."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,7 +11,17 @@ import numpy as np
 import pytest
 
 import jaxattn as ja
-from benchmarks import captum_peer, cells, contest, curves, handwritten, report, speed
+from benchmarks import (
+    captum_peer,
+    cells,
+    chunks,
+    contest,
+    curves,
+    handwritten,
+    report,
+    scaling,
+    speed,
+)
 
 TINY = {
     "image-jacobian": {"network": cells.Network(6, 4, 3, 2, bidirectional=True), "batch": 3},
@@ -180,6 +191,64 @@ def test_the_command_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):
         speed.main(arguments)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def nowhere(tmp_path, name):
+    """A path in a folder that cannot be made, for a file has its name."""
+    (tmp_path / "file").touch()
+    return str(tmp_path / "file" / name)
+
+
+@pytest.mark.parametrize("command", [speed, curves, chunks, scaling])
+def test_numbers_that_could_not_be_written_are_not_measured(command, tmp_path, capsys):
+    for path, message in (
+        (nowhere(tmp_path, "numbers.json"), "--json: cannot write to the folder"),
+        (str(tmp_path), "is a folder, give a file in it"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(["--json", path])
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", [speed, curves])
+def test_a_plot_that_could_not_be_written_is_not_measured(command, tmp_path, capsys, monkeypatch):
+    refused = [
+        (nowhere(tmp_path, "times.png"), "--plot: cannot write to the folder"),
+        (str(tmp_path / "times.xyz"), "--plot: matplotlib cannot save .xyz, it can"),
+    ]
+    for path, message in refused:
+        with pytest.raises(SystemExit):
+            command.main(["--plot", path])
+        assert message in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        command.main(["--plot", str(tmp_path / "times.png")])
+    assert "--plot: matplotlib is not installed" in capsys.readouterr().err
+
+
+def test_a_file_that_is_kept_from_writing(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "numbers.json"
+    path.write_text("kept")
+    monkeypatch.setattr(report.os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit):
+        speed.main(["--json", str(path)])
+    assert f"--json: cannot write over {path}" in " ".join(capsys.readouterr().err.split())
+    assert path.read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["times.PNG", "times.svg", "times"])
+def test_a_plot_that_can_be_drawn(name, tmp_path):
+    path = tmp_path / "new" / name
+    report.check_plot(argparse.ArgumentParser(), path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made(tmp_path, capsys):
+    before = jax.config.jax_compilation_cache_dir
+    with pytest.raises(SystemExit):
+        speed.main(["--cache", nowhere(tmp_path, "cache")])
+    assert "--cache: cannot write to the folder" in " ".join(capsys.readouterr().err.split())
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_a_peer_that_is_missing_names_its_extra(capsys, monkeypatch):

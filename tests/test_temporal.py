@@ -104,6 +104,13 @@ def test_a_callable_target_sees_the_probabilities(x):
     close(got, score(model, x, 0).values - score(model, x, 2).values)
 
 
+@pytest.mark.parametrize("number", [np.int64(0), np.uint8(0)])
+def test_which_is_the_length_may_be_a_numpy_integer(number, x):
+    model, lengths = classifier(), (jnp.array(T, jnp.int32),)
+    got = score(model, x, args=lengths, length_argnum=number).values
+    close(got, score(model, x, args=lengths, length_argnum=0).values, 0)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_lengths_of_any_integer_dtype(dtype, direction):

@@ -147,7 +147,8 @@ def _samples_times(what: str, x: Any, output: Any, options: dict[str, Any]) -> i
     own = ("method", "num_samples", "noise", "relative", "reduction")
     inner = {name: value for name, value in options.items() if name not in own}
     method = options.get("method", gradient)
-    return int(options.get("num_samples", 32)) * count(what, method, x, output, inner)
+    samples = check_count("num_samples", options.get("num_samples", 32))
+    return samples * count(what, method, x, output, inner)
 
 
 @explainer(

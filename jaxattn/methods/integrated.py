@@ -113,7 +113,7 @@ def _mean_slope(
     return list(jax.linear_transpose(push, *start)(means))
 
 
-@explainer(evaluations=lambda x, output, options: int(options.get("num_steps", 64)))
+@explainer(evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 64)))
 def integrated_gradients(
     fn: Callable[..., Any],
     x: Inputs,

@@ -12,7 +12,7 @@ from jaxattn._batch import chunked_map, varying_as, wide
 from jaxattn._explain import explainer
 from jaxattn._perturb import floating_leaves
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.jaxpr.flat import primitives
 from jaxattn.jaxpr.reuse import Traced
 from jaxattn.methods.stepwise import Stepwise, every_image
@@ -100,6 +100,7 @@ def jacobian(
         return jnp.concatenate([n.astype(dtype).ravel() for n in numbers]), (explained, output)
 
     explained, output = jax.eval_shape(flat, inputs)[1]
+    check_bool("reuse", reuse)
     if reduction not in (None, "norm"):
         raise ValueError(f'reduction must be "norm" or None, got {reduction!r}')
     if _is_series(x) and _is_series(explained):

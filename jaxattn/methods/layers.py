@@ -85,7 +85,7 @@ def grad_cam(
 
 
 @explainer(
-    evaluations=lambda x, output, options: int(options.get("num_steps", 64)),
+    evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 64)),
     needs_at=True,
     keeps_input=True,
 )

@@ -27,7 +27,7 @@ def total_variation(mask: Float[Array, "..."], beta: float) -> Float[Array, ""]:
 
 
 @explainer(
-    evaluations=lambda x, output, options: int(options.get("num_steps", 300)) + 2,
+    evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 300)) + 2,
     in_flight=lambda x, output, options: 1,
 )
 def learned_mask(

@@ -10,15 +10,16 @@ import numpy as np
 from jaxattn._batch import chunked_map, wide
 from jaxattn._explain import explainer
 from jaxattn._grouped import best_grouping
+from jaxattn._options import as_tuples
 from jaxattn._perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 
 
 def _windows(x: Any, window: Any, stride: Any) -> list[Windows | None]:
     """The windows of each leaf of `x`; `None` for a leaf that is left alone."""
-    windows = leaves_like(x, window, "window", _is_one)
-    strides = leaves_like(x, stride, "stride", _is_one)
+    windows = leaves_like(x, as_tuples(window), "window", _is_one)
+    strides = leaves_like(x, as_tuples(stride), "stride", _is_one)
     if all(one is None for one in windows):
         raise ValueError("window must name cells of at least one leaf of x, got None")
     return [
@@ -39,7 +40,7 @@ def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
     return max(w.number + 1 if w else 1 for w in windows)
 
 
-@explainer(evaluations=_evaluations)
+@explainer(evaluations=_evaluations, sizes=("window", "stride"))
 def occlusion(
     fn: Callable[..., Any],
     x: Inputs,
@@ -86,11 +87,13 @@ def occlusion(
     Raises:
         ValueError: if the target does not fit the output, the baseline does not broadcast, or a
             window or stride is not positive or too large.
+        TypeError: for a window or stride that holds no ints, or `reuse` that is no bool.
 
     Reference:
         Zeiler and Fergus 2014, Visualizing and understanding convolutional networks,
         arXiv:1311.2901.
     """
+    check_bool("reuse", reuse)
     score_of = scored(fn, target, args)
     score, output = score_of(x)
     info = {"flops_saved": jnp.zeros((), wide(score.dtype))}

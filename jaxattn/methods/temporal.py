@@ -11,7 +11,7 @@ from jaxattn._batch import chunked_map
 from jaxattn._explain import explainer
 from jaxattn._grouped import prefix_scores
 from jaxattn._target import scored
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
 
 
 def _chosen(x: Any, steps: Any) -> list[int]:
@@ -52,7 +52,7 @@ def temporal_output_score(
     batch_size: int | None = None,
     direction: Literal["forward", "backward"] = "forward",
     steps: Sequence[int] | None = None,
-    length_argnum: int | None = None,
+    length_argnum: int | np.integer | None = None,
     padding: Literal["right", "left"] = "right",
     softmax: bool = True,
     reuse: bool = True,
@@ -90,7 +90,7 @@ def temporal_output_score(
     Raises:
         ValueError: if the target does not fit the output, for a step outside of the series, an
             unknown direction or padding, or a softmax over a single output.
-        TypeError: if `steps` is traced.
+        TypeError: if `steps` is traced, `length_argnum` is no int, or `reuse` is no bool.
 
     Reference:
         van der Westhuizen and Lasenby 2017, Techniques for visualizing LSTMs applied to
@@ -100,6 +100,11 @@ def temporal_output_score(
         raise ValueError(f'direction must be "forward" or "backward", got {direction!r}')
     if padding not in ("right", "left"):
         raise ValueError(f'padding must be "right" or "left", got {padding!r}')
+    check_bool("reuse", reuse)
+    if length_argnum is not None:
+        length_argnum = check_count("length_argnum", length_argnum, 0)
+        if length_argnum >= len(args):
+            raise ValueError(f"length_argnum is {length_argnum}, but args holds {len(args)} inputs")
     chosen = _chosen(x, steps)
     total = jax.tree.leaves(x)[0].shape[0]
 
@@ -111,8 +116,6 @@ def temporal_output_score(
         cuts = [slice(None, t + 1) if direction == "forward" else slice(t, None) for t in chosen]
         parts = [jax.tree.map(lambda leaf, c=c: leaf[c], x) for c in cuts]
         return Attribution(jnp.stack([score(part, args) for part in parts]), output)
-    if not isinstance(length_argnum, int) or not 0 <= length_argnum < len(args):
-        raise ValueError(f"length_argnum is {length_argnum}, but args holds {len(args)} inputs")
 
     given = jnp.asarray(args[length_argnum])
     if not jnp.issubdtype(given.dtype, jnp.integer):
