@@ -23,6 +23,9 @@ from jaxattn.jaxpr.reuse import Reuse, Traced
 #: More groups begin later on average, which saves at most a share of 1 / groups, and take longer
 #: to compile: each is a loop of its own.
 MOST = 16
+#: With half as many groups there are half as many loops to compile. They are enough if they leave
+#: no more than so many times the operations.
+MUCH_MORE = 1.1
 #: The share of the operations that must be saved for it to be worth while.
 LEAST_SAVED = 0.05
 
@@ -181,15 +184,21 @@ def best_grouping(
     for axis, (begin, end) in enumerate(spans):
         if len(np.unique(begin)) == 1:
             continue
-        groups = grouped(axis, begin, end, most)
-        reuse = Reuse(traced, [*groups.rows, None])
-        columns = len(groups.members)
+        both = [_grouping(traced, axis, begin, end, groups) for groups in (most, -(-most // 2))]
         plain = traced.flops * (len(begin) + 1)
-        once = reuse.flops - traced.flops
-        saved = plain - traced.flops - columns * once
-        if saved > LEAST_SAVED * plain:
-            found.append(Grouped(groups, reuse, saved))
+        left, left_of_fewer = (plain - one.saved for one in both)
+        one = both[left_of_fewer <= MUCH_MORE * left]
+        if one.saved > LEAST_SAVED * plain:
+            found.append(one)
     return max(found, key=lambda one: one.saved, default=None)
+
+
+def _grouping(traced: Traced, axis: int, begin: np.ndarray, end: np.ndarray, most: int) -> Grouped:
+    groups = grouped(axis, begin, end, most)
+    reuse = Reuse(traced, [*groups.rows, None])
+    once = reuse.flops - traced.flops
+    saved = traced.flops * len(begin) - len(groups.members) * once
+    return Grouped(groups, reuse, saved)
 
 
 def prefix_scores(

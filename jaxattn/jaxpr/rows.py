@@ -41,8 +41,8 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
     """From how many examples at once a function runs at full speed, on a device with caches.
 
     A product with weights reads them once, however many rows it has: with fewer rows than make up
-    half of the weights' size, the time goes into reading. A recurrent step of H units wants some
-    0.4 H. And an operation on a small array takes as long to start as to run.
+    three quarters of the weights' size, much of the time goes into reading. A recurrent step of H
+    units wants some 0.5 H. And an operation on a small array takes as long to start as to run.
 
     Args:
         jaxpr: the function of one example.
@@ -79,11 +79,11 @@ def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             flops = 2 * out * math.prod(shapes[0][axis] for axis in contracted)
             # Of one example there is less than of the weights, or it needs no others beside it.
-            rows = max(sizes) / max(1, 2 * (min(sizes) + out))
+            rows = 0.75 * max(sizes) / max(1, min(sizes) + out)
         elif name == "conv_general_dilated":
             features = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
             flops = 2 * out * sizes[1] // max(1, features)
-            rows = sizes[1] / max(1, 2 * (sizes[0] + out))
+            rows = 0.75 * sizes[1] / max(1, sizes[0] + out)
         written = sum(_bytes(var.aval) for var in eqn.outvars)
         costs.append(_Cost(times, flops, rows, written, name == "conv_general_dilated"))
     return costs
