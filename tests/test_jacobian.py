@@ -82,16 +82,20 @@ def test_with_a_target_it_is_the_gradient(mode, x):
 
 
 def test_auto_takes_whichever_mode_is_cheaper():
-    def primitives(numbers_in, numbers_out):
+    def alike(numbers_in, numbers_out):
         def fn(x):
-            return jnp.tile(jnp.sin(x).sum(), numbers_out)
+            inner = jnp.tanh(jnp.ones((20, numbers_in)) @ x)
+            return jnp.sin(jnp.ones((numbers_out, 20)) @ inner)
+
+        def flops(mode):
+            compiled = jax.jit(lambda x: ja.jacobian(fn, x, mode=mode).values).lower(x).compile()
+            return compiled.cost_analysis()["flops"]
 
         x = jnp.ones(numbers_in)
-        modes = [str(jax.make_jaxpr(lambda x, m=m: ja.jacobian(fn, x, mode=m))(x)) for m in MODES]
-        return [modes[0] == other for other in modes[1:]]
+        return [flops("auto") == flops(mode) for mode in MODES[1:]]
 
-    assert primitives(2, 5) == [True, False]
-    assert primitives(5, 2) == [False, True]
+    assert alike(2, 5) == [True, False]
+    assert alike(5, 2) == [False, True]
 
 
 def test_many_examples_at_once(x):
@@ -191,10 +195,10 @@ def test_norms_in_half_precision(x):
 
 
 def test_norms_of_what_is_no_number(x):
-    bad = ja.jacobian(lambda x: jnp.cumsum(x, 0) * jnp.array([1, jnp.nan, 1]), x, reduction="norm")
-    assert np.isnan(bad.values).all()
-    infinite = ja.jacobian(lambda x: x * jnp.inf, x, reduction="norm", check_finite=False).values
-    assert np.isinf(np.diag(infinite)).all()
+    bad = ja.jacobian(
+        lambda x: jnp.cumsum(x, 0) * jnp.array([[1, jnp.nan, 1]]), x, reduction="norm"
+    )
+    assert np.isnan(bad.values)[np.tri(T) > 0].all()
 
 
 def test_norms_of_no_steps():
