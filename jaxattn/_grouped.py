@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxattn._batch import chunked_map
@@ -98,7 +99,7 @@ class Grouped(NamedTuple):
         """
         traced = self.reuse.traced
 
-        def plain(constants: list[Any], x: Any, given: Any) -> tuple[Array, Array]:
+        def plain(constants: list[Any], x: Any, given: Any, options: Any) -> tuple[Array, Array]:
             def score(option: Any) -> Array:
                 answer: Array = traced.run(constants, changed(x, given, option))[0]
                 return answer
@@ -106,11 +107,11 @@ class Grouped(NamedTuple):
             scores = chunked_map(score, options, batch_size)
             return scores, jnp.broadcast_to(traced.run(constants, x)[0], scores.shape)
 
-        def shared(constants: list[Any], x: Any, given: Any) -> tuple[Array, Array]:
+        def shared(constants: list[Any], x: Any, given: Any, options: Any) -> tuple[Array, Array]:
             return self._shared(constants, x, partial(changed, x, given), options, batch_size)
 
         scores = _with_derivative_of(plain, shared) if opens_rules(traced.flat) else shared
-        found: tuple[Array, Array] = scores(traced.constants, x, given)
+        found: tuple[Array, Array] = scores(traced.constants, x, given, options)
         return found
 
     def _shared(
@@ -149,15 +150,25 @@ def _with_derivative_of(plain: Callable[..., Any], f: Callable[..., Any]) -> Cal
     """`f` with the derivative of `plain`, which has the same values.
 
     Reuse opens derivative rules of more than single cells, and would differentiate what is inside.
+    Neither may close over what is traced: the rule is looked at when that trace has long ended.
     """
 
     @jax.custom_jvp
     def call(*inputs: Any) -> Any:
         return f(*inputs)
 
-    @call.defjvp
+    # A rule for derivatives may refuse a slope, even 0, of what it closes over.
+    @partial(call.defjvp, symbolic_zeros=True)
     def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
-        return call(*primals), jax.jvp(plain, primals, tangents)[1]
+        leaves, treedef = jax.tree.flatten(primals)
+        slopes = dict(enumerate(jax.tree.leaves(tangents)))
+        moving = {i: t for i, t in slopes.items() if not isinstance(t, SymbolicZero)}
+
+        def of_moving(new: dict[int, Any]) -> Any:
+            mixed = [new.get(i, leaf) for i, leaf in enumerate(leaves)]
+            return plain(*jax.tree.unflatten(treedef, mixed))
+
+        return call(*primals), jax.jvp(of_moving, ({i: leaves[i] for i in moving},), (moving,))[1]
 
     return call
 
@@ -229,11 +240,11 @@ def prefix_scores(
         return None
     size = batch_size and max(1, batch_size // len(groups.rows))
 
-    def each(constants: list[Any]) -> Array:
+    def each(constants: list[Any], length: Array, lengths: Array) -> Array:
         answers: Array = chunked_map(partial(traced.run, constants), lengths, batch_size)
         return answers
 
-    def shared(constants: list[Any]) -> Array:
+    def shared(constants: list[Any], length: Array, lengths: Array) -> Array:
         unchanged = reuse.clean(length, constants)
 
         def column(chosen: Any) -> Any:
@@ -242,5 +253,5 @@ def prefix_scores(
         return chunked_map(column, lengths[groups.members], size).ravel()[groups.places]
 
     scores = _with_derivative_of(each, shared) if opens_rules(traced.flat) else shared
-    found: Array = scores(traced.constants)
+    found: Array = scores(traced.constants, length, lengths)
     return found

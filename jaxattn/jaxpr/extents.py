@@ -77,10 +77,9 @@ def _counted(step: Step, changes: Sequence[Any], positions: Mapping[Var, int]) -
     count = next(change for change in changes if change is not None)
     whole: list[Rows | None] = [None] * len(step.inputs)
     if step.name in ("broadcast_in_dim", "copy", "reshape", "squeeze", "convert_element_type"):
-        before, after = step.inputs[0].aval.dtype, step.outputs[0].aval.dtype
-        holds = jnp.issubdtype(after, jnp.integer) and (
-            jnp.iinfo(after).max >= jnp.iinfo(before).max  # else a length may wrap around
-        )
+        after = step.outputs[0].aval.dtype
+        # In fewer bits a length could wrap around.
+        holds = jnp.issubdtype(after, jnp.integer) and jnp.iinfo(after).bits >= 32
         return Local([count], whole) if holds else None
     if step.name not in ("lt", "le", "gt", "ge") or len([c for c in changes if c]) != 1:
         return None
