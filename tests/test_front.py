@@ -98,7 +98,7 @@ def test_integrated_gradients_are_those_of_the_whole_function(name):
 
     for size in (None, 4):
         got = ja.integrated_gradients(fn, X, num_steps=6, baseline=start, batch_size=size)
-        agree(got.values, written_out(X), 1e-10)
+        agree(got.values, written_out(X), 1e-6 if name == "rounded" else 1e-10)
 
 
 def test_a_projection_is_not_made_at_each_point():
