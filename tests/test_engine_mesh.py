@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attributions import close
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxattn as ja
@@ -28,20 +29,6 @@ def fn(x):
 def mesh(*shape):
     devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
     return Mesh(devices, ("rows", "columns")[: len(shape)])
-
-
-def close(got, want, atol=1e-5):
-    jax.tree.map(
-        lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=atol), answer(got), answer(want)
-    )
-
-
-def answer(found):
-    """All but how many operations were left out, which depends on how the work was divided."""
-    if not isinstance(found, ja.Attribution):
-        return found
-    info = {name: value for name, value in found.info.items() if name != "flops_saved"}
-    return found.values, found.output, info
 
 
 @pytest.mark.parametrize(

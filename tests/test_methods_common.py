@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attributions import close
 from jax.sharding import AxisType
 from jax.tree_util import Partial
 
@@ -89,20 +90,6 @@ def make(dtype=np.float32):
     weights = {name: rng.normal(size=shape) / 2 for name, shape in shapes.items()}
     weights = {name: jnp.asarray(w, dtype) for name, w in weights.items()}
     return Partial(network, weights), jnp.asarray(rng.normal(size=(B, T, D)), dtype)
-
-
-def close(got, want, atol=1e-5):
-    jax.tree.map(
-        lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=atol), answer(got), answer(want)
-    )
-
-
-def answer(found):
-    """All but how many operations were left out, which depends on how the work was divided."""
-    if not isinstance(found, ja.Attribution):
-        return found
-    info = {name: value for name, value in found.info.items() if name != "flops_saved"}
-    return found.values, found.output, info
 
 
 def zero(tree):
