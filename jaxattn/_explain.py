@@ -21,26 +21,13 @@ from jaxattn._examples import (
     example_structs,
     split_batched,
 )
+from jaxattn._inputs import NUMBERS, check_baseline_option, check_finite_numbers, check_inputs
 from jaxattn._job import Job, explained_input
 from jaxattn._options import with_sizes
-from jaxattn._perturb import check_baseline
-from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.jaxpr.capture import split_at
 
 Core = TypeVar("Core", bound=Callable[..., Attribution])
-
-#: Numbers that one core looks through in a tenth of a millisecond.
-_FEW = 2**18
-
-#: What JAX takes for an array.
-_NUMBERS = jax.Array, np.ndarray, np.generic, int, float, complex
-
-#: Python's own numbers.
-_PLAIN = bool, int, float, complex
-
-#: Beyond it a Python number may be infinite as an array.
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def explain(
@@ -201,7 +188,7 @@ def prepare(
     **options: Any,
 ) -> Work:
     """Checks the arguments of `explain`, and plans; compiles where it must find a batch size."""
-    _check_inputs("xs", xs, args, key)
+    check_inputs("xs", xs, args, key)
     args = tuple(args)
     batch = batch_length(xs, args)
     if check_finite:
@@ -226,7 +213,7 @@ def prepare(
     x, one_args = example_structs((xs, args))
     keeps_input = getattr(method_, "keeps_input", False)
     explained = explained_input(fn, x, one_args, None if keeps_input else at)
-    _check_baseline(options, explained, check_finite)
+    check_baseline_option(options, explained, check_finite)
     shared, batched = split_batched(method_, options, explained, batch)
     one_batched = example_structs(batched)
     job = _job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
@@ -284,14 +271,14 @@ def explainer(
                     args = ()
                 shared = {"args": args, "key": key, "batch_size": batch_size, **options}
                 return core(function, x, target, **shared)
-            _check_inputs("x", x, args, key)
+            check_inputs("x", x, args, key)
             _check_options(method, options, at)
             options = with_sizes(method, options)
             if check_finite:
                 check_finite_numbers("x", x)
             args = tuple(args)
             explained = explained_input(fn, x, args, None if keeps_input else at)
-            _check_baseline(options, explained, check_finite)
+            check_baseline_option(options, explained, check_finite)
             job = _job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
             plan = job.plan(example, None, batch_size, None)
@@ -340,7 +327,7 @@ def _no_array(fn: Any, x: Any, target: Target, args: tuple[Any, ...]) -> str | N
 
     def look(must: str, answer: Any) -> None:
         for leaf in jax.tree.leaves(answer):
-            if not isinstance(leaf, _NUMBERS):
+            if not isinstance(leaf, NUMBERS):
                 refusals.append(f"{must}, got {type(leaf).__name__} {leaf!r}")
 
     def run(*inputs: Any) -> None:
@@ -364,43 +351,6 @@ def _signature(core: Callable[..., Any]) -> inspect.Signature:
         keyword = inspect.Parameter.KEYWORD_ONLY
         shown[name] = inspect.Parameter(name, keyword, default=default, annotation=annotation)
     return inspect.Signature([*shown.values(), *filter(None, [options])])
-
-
-def _check_inputs(name: str, x: Any, args: Any, key: Any) -> None:
-    """Refuses what is no array where arrays are wanted."""
-    if not isinstance(args, (tuple, list)):
-        raise TypeError(f"args must be a tuple of further inputs, got {type(args).__name__}")
-    leaves = jax.tree.leaves(x)
-    if not leaves:
-        raise ValueError(f"{name} must hold at least one array, got an empty pytree: {x!r}")
-    if type(leaves[0]) in _PLAIN and _is_listed(x):
-        raise TypeError(
-            f"{name} must hold arrays, got a list of numbers, each of which would be an input of "
-            f"its own: give an array, such as np.array({name})"
-        )
-    for what, leaf in [(name, leaf) for leaf in leaves] + [
-        ("args", a) for a in jax.tree.leaves(args)
-    ]:
-        if not isinstance(leaf, _NUMBERS):
-            raise TypeError(f"{what} must hold arrays, got {type(leaf).__name__} {leaf!r}")
-        if isinstance(leaf, np.ma.MaskedArray):
-            raise TypeError(f"{what} must hold plain arrays, got a masked one: fill it first")
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufcV":
-            raise TypeError(f"{what} must hold numbers, got an array of dtype {leaf.dtype}")
-    if key is not None and not _is_key(key):
-        raise TypeError(f"key must be a random key such as jax.random.key(0), got {key!r}")
-
-
-def _is_listed(x: Any) -> bool:
-    """Whether all that a pytree holds are lists of Python numbers, at whatever depth."""
-
-    def is_list(node: Any) -> bool:
-        return isinstance(node, list)
-
-    def is_listed(node: Any) -> bool:
-        return type(node) in _PLAIN or (type(node) in (list, tuple) and all(map(is_listed, node)))
-
-    return all(is_list(n) and is_listed(n) for n in jax.tree.leaves(x, is_leaf=is_list))
 
 
 def _check_options(
@@ -429,61 +379,3 @@ def _check_options(
             raise TypeError(
                 f"{method.__name__} has no option {name!r}{hint}; its options are {known}"
             )
-
-
-def _check_baseline(options: dict[str, Any], explained: Any, check_finite: bool) -> None:
-    baseline = options.get("baseline")
-    if baseline is None or isinstance(baseline, str):
-        return
-    check_baseline(baseline, explained)
-    plain = isinstance(baseline, (int, float)) and abs(baseline) <= _LARGEST
-    if check_finite and not plain:
-        check_finite_numbers("baseline", baseline)
-
-
-def _is_key(key: Any) -> bool:
-    if not is_array(key):
-        return False
-    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key.ndim == 0
-    return key.ndim == 1 and key.dtype == np.uint32
-
-
-def check_finite_numbers(name: str, xs: Any) -> None:
-    """Refuses NaN and infinity, which would come back as NaN attributions without a word."""
-    # Numbers may be known inside of a trace too. What overflows as JAX casts it counts as infinite.
-    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
-        _refuse_nan(name, xs)
-
-
-def _refuse_nan(name: str, xs: Any) -> None:
-    leaves = [x for x in jax.tree.leaves(xs) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-    if all(map(is_concrete, leaves)) and not _all_finite(leaves):
-        count = sum(int((~jnp.isfinite(leaf)).sum()) for leaf in leaves)
-        raise ValueError(
-            f"{name} holds {count} NaN or infinite numbers as {jnp.result_type(leaves[0])}; "
-            "check_finite=False lets them pass"
-        )
-
-
-def _all_finite(leaves: list[Any]) -> bool:
-    if all(map(_is_near, leaves)):
-        return all(np.isfinite(_as_in_jax(leaf)).all() for leaf in leaves)
-    return bool(_all_finite_there(leaves))
-
-
-def _is_near(leaf: Any) -> bool:
-    """Whether numpy can look at a few numbers faster than a device can be asked to."""
-    if isinstance(leaf, jax.Array) and [d.platform for d in leaf.devices()] != ["cpu"]:
-        return False
-    return np.size(leaf) <= _FEW and jnp.result_type(leaf).kind in "fc"  # the dtypes of numpy
-
-
-def _as_in_jax(leaf: Any) -> Any:
-    """Numbers in the dtype that JAX will give them: float64 is often float32 there."""
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, jnp.result_type(leaf))
-
-
-@jax.jit
-def _all_finite_there(leaves: list[Any]) -> Any:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Each may import those before it.
 FOUNDATION = (
     "_types _static jaxpr _batch _grouped _callable _intermediates _target _threads _memory "
-    "_compiled _placement _examples _options _job _perturb"
+    "_compiled _placement _examples _options _job _perturb _inputs"
 ).split()
 
 # What each part may import of jaxattn besides itself. A new part needs a row.

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxattn._batch import chunked_map
-from jaxattn._explain import check_finite_numbers, explain, explainer
+from jaxattn._explain import explain, explainer
+from jaxattn._inputs import check_finite_numbers
 from jaxattn._perturb import broadcast_baseline, is_floating
 from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
