@@ -259,7 +259,7 @@ class Wrapper:
 
 
 class Unbatched(Wrapper):
-    """See `unbatched`."""
+    """What `unbatched` gives: `fn` called with a batch of the one example."""
 
     def __call__(self, *inputs: Any) -> Any:
         batched = jax.tree.map(lambda leaf: leaf[None], inputs)
@@ -267,7 +267,7 @@ class Unbatched(Wrapper):
 
 
 class WithoutSoftmax(Wrapper):
-    """See `without_softmax`."""
+    """What `without_softmax` gives: `fn`, answering with the logits of its last softmax."""
 
     def __call__(self, *inputs: Any) -> Any:
         return before_softmax(as_function(self.fn))(*inputs)

@@ -59,11 +59,12 @@ def _name(path: tuple[Any, ...]) -> str:
 
 @functools.partial(jax.jit, static_argnums=1)
 def example_keys(key: RandomKey, batch: int) -> Shaped[Array, "B ..."]:
+    """A random key for each example, by its index: chunks and devices change no draw."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
 
 
 def example_structs(batch: Any) -> Any:
-    """One example of a batch, abstractly."""
+    """The shapes and dtypes of one example of a batch, without its leading axis."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), batch
     )

@@ -38,13 +38,13 @@ class _Reemitted(Wrapper):
 
 
 class Capture(_Reemitted):
-    """See `capture`; the options are the names."""
+    """What `capture` gives: `fn`, answering with the values of the names that are its options."""
 
     change = staticmethod(captured)
 
 
 class Intervene(_Reemitted):
-    """See `intervene`; the options are the replacements."""
+    """What `intervene` gives: `fn` with the replacements that are its options."""
 
     change = staticmethod(intervened)
 

@@ -44,7 +44,7 @@ def over_examples(mesh: Mesh) -> NamedSharding:
 
 
 def device_of(leaves: list[Any]) -> jax.Device:
-    """Where the arrays are."""
+    """The device that holds the first of some concrete arrays; JAX's default if there are none."""
     for leaf in leaves:
         if isinstance(leaf, jax.Array) and is_concrete(leaf):
             return min(leaf.devices(), key=lambda device: device.id)

@@ -44,7 +44,7 @@ if hasattr(os, "register_at_fork"):  # a child has the pools, but not their thre
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use, by its affinity or PYTHON_CPU_COUNT."""
     if hasattr(os, "process_cpu_count"):
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
