@@ -17,7 +17,7 @@ from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
-from jaxattn._explain import prepare
+from jaxattn.engine.explain import prepare
 
 
 class Series(nnx.Module):

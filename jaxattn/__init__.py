@@ -9,23 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxattn import metrics as metrics, models as models, nn as nn
-from jaxattn._benchmark import Benchmark as Benchmark, benchmark as benchmark
-from jaxattn._callable import unbatched as unbatched, without_softmax as without_softmax
-from jaxattn._explain import explain as explain
-from jaxattn._intermediates import capture as capture, intervene as intervene
 from jaxattn._types import Attribution as Attribution
+from jaxattn.engine.benchmark import Benchmark as Benchmark, benchmark as benchmark
+from jaxattn.engine.callable import unbatched as unbatched, without_softmax as without_softmax
+from jaxattn.engine.explain import explain as explain
+from jaxattn.engine.intermediates import capture as capture, intervene as intervene
 from jaxattn.jaxpr.capture import tag as tag
-from jaxattn.jaxpr.layer_rules import Rule as Rule
-from jaxattn.methods.attention import (
+from jaxattn.jaxpr.propagation.layer_rules import Rule as Rule
+from jaxattn.methods.attention_weights import (
     attention as attention,
     gradient_x_attention as gradient_x_attention,
     value_zeroing as value_zeroing,
 )
 from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as guided_backprop
-from jaxattn.methods.decomposition import (
+from jaxattn.methods.contextual import (
     contextual_decomposition as contextual_decomposition,
 )
-from jaxattn.methods.deep_lift import deep_lift as deep_lift
+from jaxattn.methods.differences import deep_lift as deep_lift
 from jaxattn.methods.gradients import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,
@@ -37,7 +37,7 @@ from jaxattn.methods.jacobian import jacobian as jacobian
 from jaxattn.methods.layers import grad_cam as grad_cam, layer_conductance as layer_conductance
 from jaxattn.methods.masks import learned_mask as learned_mask
 from jaxattn.methods.occlusion import occlusion as occlusion
-from jaxattn.methods.patterns import (
+from jaxattn.methods.pattern_methods import (
     fit_patterns as fit_patterns,
     pattern_attribution as pattern_attribution,
     pattern_net as pattern_net,

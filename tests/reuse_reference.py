@@ -5,10 +5,10 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxattn.jaxpr.extents import Rows
 from jaxattn.jaxpr.flat import is_replayable
-from jaxattn.jaxpr.rerun import reads
-from jaxattn.jaxpr.reuse import Reuse, Traced
+from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
+from jaxattn.jaxpr.reuse.extents import Rows
+from jaxattn.jaxpr.reuse.rerun import reads
 
 T, D, H = 9, 3, 3
 RNG = np.random.default_rng(0)

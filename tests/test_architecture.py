@@ -10,22 +10,37 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Each may import those before it.
-FOUNDATION = (
-    "_types _static jaxpr _batch _grouped _callable _intermediates _target _threads _memory "
-    "_compiled _placement _examples _options _job _perturb _inputs"
-).split()
+# Each module, or each package as a whole, may import those before it.
+ORDER = """
+_static _types
 
-# What each part may import of jaxattn besides itself. A new part needs a row.
-MAY_IMPORT = {part: set(FOUNDATION[:i]) for i, part in enumerate(FOUNDATION)} | {
-    "_static": set(),
-    "_explain": {*FOUNDATION},
-    "methods": {*FOUNDATION, "_explain"},
-    "metrics": {*FOUNDATION, "_explain"},
-    "_benchmark": {*FOUNDATION, "_explain"} - {"_perturb"},
+jaxpr.interpreter jaxpr.flat jaxpr.program jaxpr.names jaxpr.capture jaxpr.readout jaxpr.relu
+jaxpr.flops jaxpr.rows
+
+jaxpr.structure.facts jaxpr.structure.graph jaxpr.structure.analysis jaxpr.structure.hoisted
+jaxpr.structure.activations
+
+jaxpr.propagation.reverse jaxpr.propagation.windowed_layer jaxpr.propagation.modified_layer
+jaxpr.propagation.layer_rules jaxpr.propagation.score jaxpr.propagation.lrp
+jaxpr.propagation.deep_lift jaxpr.propagation.patterns jaxpr.propagation.decomposition
+
+jaxpr.reuse.extents jaxpr.reuse.loop_split jaxpr.reuse.rerun jaxpr.reuse.changed_runs
+jaxpr.reuse.affine_prefix
+
+engine.batch engine.perturb engine.inputs engine.callable engine.target engine.options
+engine.intermediates engine.compiled engine.placement engine.threads engine.memory
+engine.examples engine.window_groups engine.job engine.explain engine.benchmark
+
+methods metrics nn models introspect plot
+""".split()
+
+# Parts that may import less than all that comes before them.
+MAY_IMPORT_ONLY = {
+    "_types": set(),
+    "metrics": {"_static", "_types", "jaxpr", "engine"},
     "nn": {"jaxpr.capture"},
     "models": {"nn"},
-    "introspect": {"_types", "_callable", "jaxpr", "nn"},
+    "introspect": {"_types", "engine", "jaxpr", "nn"},
     "plot": set(),
 }
 
@@ -54,8 +69,19 @@ def imports(module: str, source: str) -> Iterator[str]:
             yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
+def part_of(path: str) -> str | None:
+    """Return the entry of `ORDER` that a module below `jaxattn` belongs to."""
+    return next((part for part in ORDER if within(path, part)), None)
+
+
+def allowed_parts(part: str) -> set[str]:
+    """Return the parts that may be imported by a part, itself among them."""
+    before = set(ORDER[: ORDER.index(part)])
+    return {part} | MAY_IMPORT_ONLY.get(part, before)
+
+
 def violations(module: str, source: str) -> list[str]:
-    """Say what a module imports, uses or is called that it must not."""
+    """Return what a module imports, uses or is called that it must not."""
     imported = set(imports(module, source))
     attributes = {n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute)}
     banned = BANNED if within(module, "jaxattn.jaxpr") else (*BANNED, "jax.extend")
@@ -66,19 +92,30 @@ def violations(module: str, source: str) -> list[str]:
     }
     _, *path = module.split(".")
     found |= {name for name in path if VAGUE & set(name.split("_"))}
-    part = path[0]
-    if part == "__init__":  # the public API sees everything
+    found |= {f"{name} starts with an underscore" for name in path[1:] if is_private(name)}
+    if path == ["__init__"]:  # the public API sees everything
         return sorted(found)
-    if part not in MAY_IMPORT:
-        found.add(f"{part} has no row in MAY_IMPORT")
+    inside = ".".join(path).removesuffix(".__init__")
+    part = part_of(inside)
+    if part is None and not source_is_docstring(source):
+        found.add(f"{inside} is not in ORDER")
+    allowed = allowed_parts(part) if part else set()
     for name in imported:
         package, _, target = name.partition(".")
         if package == "jaxattn":
-            allowed = {part} | MAY_IMPORT.get(part, set())
             found |= set() if any(within(target, other) for other in allowed) else {name}
-        elif package not in MAY_IMPORT_FROM_OUTSIDE.get(part, {package}):
+        elif package not in MAY_IMPORT_FROM_OUTSIDE.get(path[0], {package}):
             found.add(name)
     return sorted(found)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and name != "__init__"
+
+
+def source_is_docstring(source: str) -> bool:
+    """Return whether a file, such as a package's `__init__`, holds no code."""
+    return all(isinstance(node, ast.Expr) for node in ast.parse(source).body)
 
 
 def cycle(sources: dict[str, str]) -> list[str]:
@@ -114,30 +151,57 @@ def test_imports_are_acyclic():
     assert cycle(SOURCES) == []
 
 
+def test_file_names_are_unique():
+    names = [module.rpartition(".")[2] for module in SOURCES]
+    assert sorted({name for name in names if names.count(name) > 1}) == ["__init__"]
+
+
 @pytest.mark.parametrize(
     ("module", "source", "name"),
     [
         ("_types", "from jaxattn import _static", "jaxattn._static"),
         ("_types", "from . import _static", "jaxattn._static"),
         ("_static", "import jaxattn._types", "jaxattn._types"),
-        ("_callable", "from jaxattn._target import select", "jaxattn._target.select"),
-        ("_explain", "from jaxattn.methods.gradients import g", "jaxattn.methods.gradients.g"),
-        ("_explain", "def f():\n    from .methods import g", "jaxattn.methods.g"),
-        ("jaxpr.rules", "from jaxattn._callable import f", "jaxattn._callable.f"),
-        ("jaxpr.__init__", "from .._explain import f", "jaxattn._explain.f"),
+        (
+            "engine.batch",
+            "from jaxattn.engine.target import select",
+            "jaxattn.engine.target.select",
+        ),
+        (
+            "engine.explain",
+            "from jaxattn.methods.gradients import g",
+            "jaxattn.methods.gradients.g",
+        ),
+        ("engine.explain", "def f():\n    from ..methods import g", "jaxattn.methods.g"),
+        (
+            "jaxpr.structure.facts",
+            "from jaxattn.engine.callable import f",
+            "jaxattn.engine.callable.f",
+        ),
+        (
+            "jaxpr.interpreter",
+            "from jaxattn.jaxpr.structure.facts import f",
+            "jaxattn.jaxpr.structure.facts.f",
+        ),
+        ("jaxpr.__init__", "from ..engine.explain import f", "jaxattn.engine.explain.f"),
         ("methods.masks", "import jaxattn as ja", "jaxattn"),
         ("methods.masks", "from jaxattn.metrics import f", "jaxattn.metrics.f"),
         ("nn.recurrent", "from jaxattn.jaxpr import interpreter", "jaxattn.jaxpr.interpreter"),
         ("models.captioner", "from jaxattn._types import Array", "jaxattn._types.Array"),
-        ("plot._image", "from jaxattn._types import Attribution", "jaxattn._types.Attribution"),
-        ("plot._image", "import jax.numpy as jnp", "jax.numpy"),
+        ("plot.style", "from jaxattn._types import Attribution", "jaxattn._types.Attribution"),
+        ("plot.style", "import jax.numpy as jnp", "jax.numpy"),
         ("methods.masks", "import jax\njax.core.Tracer", "jax.core.Tracer"),
         ("methods.masks", "from jax import core", "jax.core"),
-        ("jaxpr.rules", "from jax._src.lax import scan", "jax._src.lax.scan"),
-        ("_explain", "from jax.experimental.shard_map import f", "jax.experimental.shard_map.f"),
+        ("jaxpr.flat", "from jax._src.lax import scan", "jax._src.lax.scan"),
+        (
+            "engine.explain",
+            "from jax.experimental.shard_map import f",
+            "jax.experimental.shard_map.f",
+        ),
         ("methods.masks", "import jax.extend.core as jex", "jax.extend.core"),
-        ("methods._utils", "", "_utils"),
-        ("novelty", "", "novelty has no row in MAY_IMPORT"),
+        ("methods.utils", "", "utils"),
+        ("methods._masks", "", "_masks starts with an underscore"),
+        ("novelty", "x = 1", "novelty is not in ORDER"),
     ],
 )
 def test_the_checker_sees_a_violation(module, source, name):
@@ -148,10 +212,10 @@ def test_the_checker_sees_a_violation(module, source, name):
     ("module", "source"),
     [
         ("__init__", "from jaxattn.methods import gradient\nfrom . import plot"),
-        ("jaxpr.rules", "import jax.extend.core as jex\nfrom .interpreter import evaluate"),
+        ("jaxpr.flat", "import jax.extend.core as jex\nfrom .interpreter import evaluate"),
         ("nn.recurrent", "import jax\nfrom jaxattn.jaxpr.capture import tag\nfrom . import gates"),
         ("nn.recurrent", "from jaxattn.jaxpr import capture"),
-        ("plot._image", "import math\nimport matplotlib.pyplot as plt\nfrom numpy import nan"),
+        ("plot.style", "import math\nimport matplotlib.pyplot as plt\nfrom numpy import nan"),
     ],
 )
 def test_the_checker_allows_the_design(module, source):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxattn as ja
-from jaxattn._batch import balanced, chunked_map, chunked_sum
+from jaxattn.engine.batch import balanced, chunked_map, chunked_sum
 
 COUNT = 7
 XS = {"a": jnp.arange(1.0, 15).reshape(COUNT, 2), "n": jnp.arange(COUNT)}

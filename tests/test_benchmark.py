@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 import jaxattn as ja
 from benchmarks.__main__ import main
-from jaxattn._explain import prepare
+from jaxattn.engine.explain import prepare
 
 B, N = 6, 5
 X = jnp.asarray(np.random.default_rng(0).normal(size=(B, N)), jnp.float32)
@@ -58,7 +58,7 @@ def test_times_and_rates_are_consistent():
 
 def test_the_times_are_quartiles_of_whole_calls(monkeypatch):
     clock = iter([0, 5, 10, 11, 20, 23, 30, 32, 40, 44, 100, 107])
-    monkeypatch.setattr("jaxattn._benchmark.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("jaxattn.engine.benchmark.time.perf_counter", lambda: float(next(clock)))
     b = ja.benchmark(ja.saliency, linear, X, repeats=5)
     assert (b.run_seconds_q1, b.run_seconds, b.run_seconds_q3) == (2, 3, 4)
     assert b.compile_seconds == 7

@@ -9,8 +9,8 @@ import pytest
 
 import jaxattn as ja
 from benchmarks import cells, chunks, scaling
-from jaxattn import _memory
-from jaxattn._explain import prepare
+from jaxattn.engine import memory
+from jaxattn.engine.explain import prepare
 from jaxattn.jaxpr.rows import worthwhile_rows
 
 TINY = chunks.Cell("occlusion", lambda: chunks.Series(2, 3, 2), 4, (6, 2), {"window": 2})
@@ -125,17 +125,17 @@ def test_who_convolves_has_an_example_s_evaluations_together():
 
 
 def test_the_caches_decide_above_what_a_function_needs(monkeypatch):
-    monkeypatch.setattr(_memory, "_caches", lambda: 2**24)
+    monkeypatch.setattr(memory, "_caches", lambda: 2**24)
     cpu = jax.devices("cpu")[0]
-    assert _memory.fewer_in_flight(cpu, 50, 256, 2**24) == 256
-    assert _memory.fewer_in_flight(cpu, 50, 256, 2**25) == 128
-    assert _memory.fewer_in_flight(cpu, 50, 256, 2**28) == 64
-    assert _memory.fewer_in_flight(cpu, 50, 40, 2**28) == 40
-    assert _memory.fewer_in_flight(cpu, 300, 256, 2**28) == 256
-    monkeypatch.setattr(_memory, "budget", lambda device: 2**20)
-    assert _memory.fewer_in_flight(cpu, 300, 256, 2**28) == 128
+    assert memory.fewer_in_flight(cpu, 50, 256, 2**24) == 256
+    assert memory.fewer_in_flight(cpu, 50, 256, 2**25) == 128
+    assert memory.fewer_in_flight(cpu, 50, 256, 2**28) == 64
+    assert memory.fewer_in_flight(cpu, 50, 40, 2**28) == 40
+    assert memory.fewer_in_flight(cpu, 300, 256, 2**28) == 256
+    monkeypatch.setattr(memory, "budget", lambda device: 2**20)
+    assert memory.fewer_in_flight(cpu, 300, 256, 2**28) == 128
 
 
 def test_caches_of_a_machine_that_does_not_say(monkeypatch):
-    monkeypatch.setattr(_memory.os, "sysconf_names", {})
-    assert _memory._caches.__wrapped__() == 2**24
+    monkeypatch.setattr(memory.os, "sysconf_names", {})
+    assert memory._caches.__wrapped__() == 2**24

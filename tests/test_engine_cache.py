@@ -160,7 +160,7 @@ def test_statics_of_other_types_do_not_share_a_program(make):
         fn = make(power)
         fresh = jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])
         assert str(jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])) == str(fresh)
-    keys = {ja._callable.split(make(power))[1] for power in (1, 1.0, True)}
+    keys = {ja.engine.callable.split(make(power))[1] for power in (1, 1.0, True)}
     assert len(keys) == 3
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxattn as ja
-from jaxattn import _job
+from jaxattn.engine import job
 
 B, N = 41, 6
 X = np.random.default_rng(0).normal(size=(B, N)).astype(np.float32)
@@ -25,7 +25,7 @@ class Device:
 
     def __init__(self, holds, after=0):
         self.holds, self.after, self.asked = holds, after, []
-        self._run = _job.Job.run
+        self._run = job.Job.run
 
     def __call__(self, job, examples, plan):
         self.asked.append(plan.in_flight)
@@ -38,12 +38,12 @@ class Device:
 def device(monkeypatch):
     def install(holds, after=0):
         found = Device(holds, after)
-        monkeypatch.setattr(_job.Job, "run", lambda *call: found(*call))
+        monkeypatch.setattr(job.Job, "run", lambda *call: found(*call))
         return found
 
-    _job._limits.clear()
+    job._limits.clear()
     yield install
-    _job._limits.clear()
+    job._limits.clear()
 
 
 def explained(**options):
@@ -125,30 +125,30 @@ def test_other_errors_pass(monkeypatch):
     def fails(*call):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(_job.Job, "run", fails)
+    monkeypatch.setattr(job.Job, "run", fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
         quiet(explained)
 
 
 def test_a_program_that_cannot_be_compiled_for_want_of_memory(device, monkeypatch):
     expected = explained()
-    compiles = _job.Job.compile
+    compiles = job.Job.compile
 
     def compile_(job, examples, plan):
         if plan.in_flight > 7:
             raise jax.errors.JaxRuntimeError(SHORT)
         return compiles(job, examples, plan)
 
-    monkeypatch.setattr(_job.Job, "compile", compile_)
-    _job._plans.clear()
+    monkeypatch.setattr(job.Job, "compile", compile_)
+    job._plans.clear()
     with pytest.warns(UserWarning):
         np.testing.assert_allclose(explained(), expected, atol=1e-6)
 
 
 @pytest.fixture
 def threads(monkeypatch):
-    monkeypatch.setattr(_job, "_WORTH_A_THREAD", 0)
-    monkeypatch.setattr(_job, "cores", lambda: 2)
+    monkeypatch.setattr(job, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(job, "cores", lambda: 2)
 
 
 @pytest.mark.parametrize("holds", [1, 2, 7, 20])

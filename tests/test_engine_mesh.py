@@ -10,7 +10,7 @@ from attributions import close
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxattn as ja
-from jaxattn._explain import prepare
+from jaxattn.engine.explain import prepare
 
 B, T, D, K = 3, 12, 2, 3
 rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from test_reuse import SAVING, WHOLE, rnn
 
 import jaxattn as ja
 from jaxattn.jaxpr.flops import count_flops
-from jaxattn.jaxpr.front import Front
+from jaxattn.jaxpr.reuse.affine_prefix import Front
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 import jaxattn as ja
-from jaxattn.plot import _lettering as lettering, _style as style
+from jaxattn.plot import lettering, style
 
 WEIGHTS = np.random.default_rng(0).dirichlet(np.ones(4), 3)
 IN, OUT = ["a", " ", "$x$", "שלום"], list("bcd")

@@ -9,8 +9,8 @@ import pytest
 from jax import lax
 from reuse_reference import ACROSS, RNG, SHORT, TABLE, WIDE, D, H, T, U, V, W, X, equal
 
-from jaxattn.jaxpr.extents import Rows
-from jaxattn.jaxpr.reuse import Reuse, Traced
+from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
+from jaxattn.jaxpr.reuse.extents import Rows
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 import jaxattn as ja
-from jaxattn._callable import as_function
-from jaxattn.jaxpr.extents import Count
-from jaxattn.jaxpr.reuse import Reuse, Traced
+from jaxattn.engine.callable import as_function
+from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
+from jaxattn.jaxpr.reuse.extents import Count
 
 T, D, H, K = 4, 3, 4, 3
 pytestmark = pytest.mark.usefixtures("x64")

@@ -16,9 +16,9 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxattn as ja
-from jaxattn import _job, _threads
-from jaxattn._explain import prepare
-from jaxattn._threads import cores, side_by_side
+from jaxattn.engine import job, threads as engine_threads
+from jaxattn.engine.explain import prepare
+from jaxattn.engine.threads import cores, side_by_side
 
 B, N = 24, 6
 X = np.random.default_rng(0).normal(size=(B, N)).astype(np.float32)
@@ -31,21 +31,21 @@ def fn(x):
 @pytest.fixture
 def threads(monkeypatch):
     """Two cores, and work that is worth them; says which threads computed."""
-    monkeypatch.setattr(_job, "_WORTH_A_THREAD", 0)
-    monkeypatch.setattr(_job, "cores", lambda: 2)
-    seen, run = [], _job.Job.run
+    monkeypatch.setattr(job, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(job, "cores", lambda: 2)
+    seen, run = [], job.Job.run
 
     def watched(*call):
         seen.append(threading.current_thread())
         return run(*call)
 
-    monkeypatch.setattr(_job.Job, "run", watched)
+    monkeypatch.setattr(job.Job, "run", watched)
     return seen
 
 
 def in_one_thread(monkeypatch, call):
     with monkeypatch.context() as patch:
-        patch.setattr(_job, "cores", lambda: 1)
+        patch.setattr(job, "cores", lambda: 1)
         return call()
 
 
@@ -165,7 +165,7 @@ def test_what_holds_in_the_callers_thread_only():
 def test_after_the_interpreters_end_has_begun(monkeypatch):
     ended = ThreadPoolExecutor(2)
     ended.shutdown()
-    monkeypatch.setitem(_threads._pools, 2, ended)
+    monkeypatch.setitem(engine_threads._pools, 2, ended)
     assert list(side_by_side(lambda part: part, range(4), 2)) == [0, 1, 2, 3]
 
 
@@ -176,15 +176,15 @@ def test_a_forked_child_starts_its_own_threads():
         warnings.simplefilter("ignore")  # Python and JAX advise against it
         child = os.fork()
     if child == 0:
-        os._exit(0 if not _threads._pools else 1)
+        os._exit(0 if not engine_threads._pools else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert _threads._pools
+    assert engine_threads._pools
 
 
 def test_an_interrupt_ends_the_process():
     program = """
 import _thread, signal, threading, time
-from jaxattn._threads import side_by_side
+from jaxattn.engine.threads import side_by_side
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 threading.Timer(0.2, _thread.interrupt_main).start()
 list(side_by_side(lambda part: time.sleep(0.05), range(200), 2))
@@ -396,7 +396,7 @@ def test_where_there_are_no_threads(monkeypatch):
     class Accelerator:
         platform = "gpu"
 
-    monkeypatch.setattr(_job, "device_of", lambda leaves: Accelerator())
+    monkeypatch.setattr(job, "device_of", lambda leaves: Accelerator())
     assert workers(batch_size=100) == 1
 
 
@@ -408,6 +408,6 @@ def test_inside_of_jit(threads):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_progress_counts_all_parts(threads, capsys):
+def test_progress_counts_all_parts(engine_threads, capsys):
     ja.explain(ja.gradient, fn, X, 0, batch_size=6, progress=True)
     assert "100%" in capsys.readouterr().out

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxattn._explain import explainer
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.engine.explain import explainer
 from jaxattn.jaxpr.relu import rectified
 from jaxattn.methods.gradients import value_and_gradient
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxattn._batch import chunked_sum, wide
-from jaxattn._explain import explainer
-from jaxattn._options import count
-from jaxattn._perturb import floating_leaves, is_floating
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn.engine.batch import chunked_sum, wide
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.options import count
+from jaxattn.engine.perturb import floating_leaves, is_floating
+from jaxattn.engine.target import scored
 
 
 def value_and_gradient(

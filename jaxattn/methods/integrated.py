@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_sum, chunked_total, wide
-from jaxattn._explain import explainer
-from jaxattn._perturb import broadcast_baseline, floating_leaves, is_floating
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
-from jaxattn.jaxpr.front import Front
+from jaxattn.engine.batch import chunked_sum, chunked_total, wide
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
+from jaxattn.engine.target import scored
+from jaxattn.jaxpr.reuse.affine_prefix import Front
 
 
 def _quadrature(rule: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_map, varying_as, wide
-from jaxattn._explain import explainer
-from jaxattn._perturb import floating_leaves
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
+from jaxattn.engine.batch import chunked_map, varying_as, wide
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.perturb import floating_leaves
+from jaxattn.engine.target import scored
 from jaxattn.jaxpr.flat import primitives
-from jaxattn.jaxpr.reuse import Traced
+from jaxattn.jaxpr.reuse.changed_runs import Traced
 from jaxattn.methods.stepwise import Stepwise, every_image
 
 Mode = Literal["auto", "forward", "reverse"]

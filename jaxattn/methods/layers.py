@@ -7,10 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxattn._explain import explainer
-from jaxattn._perturb import broadcast_baseline, floating_leaves
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
+from jaxattn.engine.target import scored
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.methods.gradients import value_and_gradient
 from jaxattn.methods.integrated import path_integral, straight_line

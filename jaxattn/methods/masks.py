@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxattn._explain import explainer
-from jaxattn._perturb import broadcast_baseline, floating_leaves
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
+from jaxattn.engine.target import scored
 
 
 def total_variation(mask: Float[Array, "..."], beta: float) -> Float[Array, ""]:

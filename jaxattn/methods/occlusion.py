@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_map, wide
-from jaxattn._explain import explainer
-from jaxattn._grouped import best_grouping
-from jaxattn._options import as_tuples
-from jaxattn._perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
+from jaxattn.engine.batch import chunked_map, wide
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.options import as_tuples
+from jaxattn.engine.perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
+from jaxattn.engine.target import scored
+from jaxattn.engine.window_groups import best_grouping
 
 
 def _windows(x: Any, window: Any, stride: Any) -> list[Windows | None]:

@@ -7,14 +7,14 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._explain import explainer
-from jaxattn._perturb import floating_leaves
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
-from jaxattn.jaxpr.layer_rules import Kind, Rule
-from jaxattn.jaxpr.relevance import Options, Relevance, Where
-from jaxattn.jaxpr.score import send_back
-from jaxattn.jaxpr.structure import Structure
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.perturb import floating_leaves
+from jaxattn.engine.target import scored
+from jaxattn.jaxpr.propagation.layer_rules import Kind, Rule
+from jaxattn.jaxpr.propagation.lrp import Options, Relevance, Where
+from jaxattn.jaxpr.propagation.score import send_back
+from jaxattn.jaxpr.structure.graph import Structure
 
 Gates = Literal["all", "half", "proportional"]
 Attention = Literal["gate", "attnlrp"]

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from jaxattn._explain import explainer
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.engine.explain import explainer
 from jaxattn.jaxpr.names import choose, places
-from jaxattn.methods.attention import named_weights, names_of
+from jaxattn.methods.attention_weights import named_weights, names_of
 
 Heads = Literal["mean", "max", "min"]
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_map, varying_as
-from jaxattn._grouped import LEAST_SAVED, Groups, grouped
-from jaxattn.jaxpr.extents import Rows
+from jaxattn.engine.batch import chunked_map, varying_as
+from jaxattn.engine.window_groups import LEAST_SAVED, Groups, grouped
 from jaxattn.jaxpr.flat import is_replayable, varying_axes
-from jaxattn.jaxpr.reuse import Reuse, Traced
+from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
+from jaxattn.jaxpr.reuse.extents import Rows
 
 #: Fewer than for occlusion: a loop that answers at every step takes longer to compile.
 MOST = 8

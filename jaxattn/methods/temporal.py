@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn._batch import chunked_map
-from jaxattn._explain import explainer
-from jaxattn._grouped import prefix_scores
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
+from jaxattn.engine.batch import chunked_map
+from jaxattn.engine.explain import explainer
+from jaxattn.engine.target import scored
+from jaxattn.engine.window_groups import prefix_scores
 
 
 def _chosen(x: Any, steps: Any) -> list[int]:

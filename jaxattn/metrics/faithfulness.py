@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxattn._batch import chunked_map
-from jaxattn._explain import explain, explainer
-from jaxattn._inputs import check_finite_numbers
-from jaxattn._perturb import broadcast_baseline, is_floating
-from jaxattn._target import scored
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn.engine.batch import chunked_map
+from jaxattn.engine.explain import explain, explainer
+from jaxattn.engine.inputs import check_finite_numbers
+from jaxattn.engine.perturb import broadcast_baseline, is_floating
+from jaxattn.engine.target import scored
 
 
 class Curve(NamedTuple):

@@ -1,7 +1,7 @@
 """Recurrent and attention layers worth explaining: Flax NNX modules over pure functions."""
 
 from jaxattn.nn.attending import Attended as Attended, masked_softmax as masked_softmax
-from jaxattn.nn.attention import (
+from jaxattn.nn.cross_attention import (
     AdditiveAttention as AdditiveAttention,
     CrossAttention as CrossAttention,
     MultiplicativeAttention as MultiplicativeAttention,

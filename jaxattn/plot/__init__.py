@@ -6,17 +6,17 @@ to draw into a figure of yours. Nothing is shown and no global setting changes. 
 zero: red speaks for the output, blue against it, in a map that colour-blind readers can tell apart.
 """
 
-from jaxattn.plot._attention import attention, attention_heads
-from jaxattn.plot._captions import captions
-from jaxattn.plot._comparison import comparison, comparison_grid
-from jaxattn.plot._curves import curve, score_over_time
-from jaxattn.plot._features import features_0d, features_1d, features_2d, features_hist
-from jaxattn.plot._glimpses import glimpses
-from jaxattn.plot._image import image, images
-from jaxattn.plot._jacobian import jacobian, temporal_jacobian
-from jaxattn.plot._series import series
-from jaxattn.plot._text import Text, text
-from jaxattn.plot._window import window
+from jaxattn.plot.attention_maps import attention, attention_heads
+from jaxattn.plot.caption_panels import captions
+from jaxattn.plot.comparisons import comparison, comparison_grid
+from jaxattn.plot.curves import curve, score_over_time
+from jaxattn.plot.features import features_0d, features_1d, features_2d, features_hist
+from jaxattn.plot.glimpse_paths import glimpses
+from jaxattn.plot.jacobians import jacobian, temporal_jacobian
+from jaxattn.plot.pictures import image, images
+from jaxattn.plot.text_pages import Text, text
+from jaxattn.plot.time_series import series
+from jaxattn.plot.windows import window
 
 __all__ = [
     "Text",

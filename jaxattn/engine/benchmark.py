@@ -1,0 +1,195 @@
+"""What a method costs on a device: time, memory and arithmetic."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.engine.explain import explain, prepare
+from jaxattn.jaxpr.flops import count_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What one call of `jaxattn.explain` costs, in seconds and bytes.
+
+    Attributes:
+        method: the method's name.
+        platform: "cpu", "gpu" or "tpu".
+        device: the device's own name.
+        device_count: how many devices worked.
+        examples: how many were explained.
+        evaluations: how many evaluations of `fn` that took, as the method states it; one with its
+            gradient counts once.
+        compile_seconds: to trace, lower and compile the program, with no cache to help.
+        repeats: how many calls were timed.
+        run_seconds: the median of a call's time, compilation excluded.
+        run_seconds_q1: the first quartile.
+        run_seconds_q3: the third quartile.
+        peak_bytes: arguments, output and temporaries of the program on each device, by XLA's
+            account; `None` where it gives none.
+        flops: operations of a call on all devices, before XLA optimises, the body of a loop counted
+            as often as it runs; what fills up the last chunk counts as well.
+        flops_exact: whether `flops` is more than a lower bound: no loop's length is unknown.
+    """
+
+    method: str
+    platform: str
+    device: str
+    device_count: int
+    examples: int
+    evaluations: int
+    compile_seconds: float
+    repeats: int
+    run_seconds: float
+    run_seconds_q1: float
+    run_seconds_q3: float
+    peak_bytes: int | None
+    flops: int
+    flops_exact: bool
+
+    @property
+    def examples_per_second(self) -> float:
+        """At the median time."""
+        return self.examples / self.run_seconds
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """At the median time."""
+        return self.evaluations / self.run_seconds
+
+    @property
+    def flops_per_second(self) -> float:
+        """At the median time."""
+        return self.flops / self.run_seconds
+
+    def __str__(self) -> str:
+        low, middle, high = (
+            f"{1e3 * s:.4g}" for s in (self.run_seconds_q1, self.run_seconds, self.run_seconds_q3)
+        )
+        memory = "" if self.peak_bytes is None else f"{self.peak_bytes / 2**20:.4g} MiB, "
+        return (
+            f"{self.method} on {self.device_count} x {self.device}: {self.examples} examples in "
+            f"{middle} ms (quartiles {low} to {high}), {self.examples_per_second:.4g} examples/s, "
+            f"{self.evaluations_per_second:.4g} evaluations/s, "
+            f"{self.flops_per_second / 1e9:.4g} Gflop/s, {memory}"
+            f"compiled in {self.compile_seconds:.3g} s"
+        )
+
+
+def benchmark(
+    method_: Callable[..., Attribution],
+    fn: Callable[..., Any],
+    xs: Inputs,
+    /,
+    targets: Target = None,
+    *,
+    repeats: int = 10,
+    args: tuple[Any, ...] = (),
+    at: str | None = None,
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+    check_finite: bool = True,
+    **options: Any,
+) -> Benchmark:
+    """Measures a call of `jaxattn.explain`.
+
+    A run is the whole call, until its result is ready: checks, chunks, and whatever must move to
+    the device (give arrays that are there already to leave that out). One run goes before those
+    that count. Compilation is measured by itself, on a copy of the program that neither JAX's
+    caches in memory nor a persistent one on disk can know; JAX itself is warm by then.
+
+    Args:
+        method_: as for `jaxattn.explain`, like all arguments but `repeats`.
+        fn: maps one example to an output.
+        xs: the examples, each leaf with a leading axis of length B.
+        targets: which number of the output is explained.
+        repeats: how many runs are timed.
+        args: further inputs of `fn`, each leaf with a leading axis of length B.
+        at: the name of an intermediate that is explained instead of `xs`.
+        key: a random key for methods that draw.
+        batch_size: how many evaluations of `fn` are in flight on a device.
+        mesh: devices over which the examples are spread.
+        check_finite: whether to refuse NaN and infinity in `xs`.
+        **options: the method's own.
+
+    Returns:
+        the `Benchmark`.
+
+    Raises:
+        ValueError: for `repeats` that is not a positive int, and as `jaxattn.explain`.
+        TypeError: as `jaxattn.explain`.
+    """
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be a positive int, got {repeats!r}")
+    call: dict[str, Any] = {
+        "args": args,
+        "at": at,
+        "key": key,
+        "batch_size": batch_size,
+        "mesh": mesh,
+        "check_finite": check_finite,
+        **options,
+    }
+
+    def run() -> Any:
+        return jax.block_until_ready(explain(method_, fn, xs, targets, **call))
+
+    attribution = run()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    low, middle, high = map(float, np.percentile(seconds, (25, 50, 75)))
+
+    work = prepare(method_, fn, xs, targets, **call)
+    start = time.perf_counter()
+    traced = work.job.trace_anew(work.examples, work.plan)
+    compiled = traced.lower().compile()
+    compile_seconds = time.perf_counter() - start
+
+    flops = count_flops(traced.jaxpr)
+    calls = -(-work.batch // work.plan.examples)
+    devices = list(mesh.devices.flat if mesh else jax.tree.leaves(attribution)[0].devices())
+    return Benchmark(
+        method=_name(method_),
+        platform=devices[0].platform,
+        device=devices[0].device_kind,
+        device_count=len(devices),
+        examples=work.batch,
+        evaluations=work.batch * work.job.evaluations,
+        compile_seconds=compile_seconds,
+        repeats=repeats,
+        run_seconds=middle,
+        run_seconds_q1=low,
+        run_seconds_q3=high,
+        peak_bytes=_peak_bytes(compiled),
+        flops=calls * flops.total,
+        flops_exact=not flops.unbounded,
+    )
+
+
+def _name(method: Callable[..., Attribution]) -> str:
+    while isinstance(method, functools.partial):
+        method = method.func
+    return getattr(method, "__name__", type(method).__name__)
+
+
+def _peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    return int(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )

@@ -1,0 +1,307 @@
+"""What may be explained: modules of every JAX library, Keras models, and plain functions.
+
+A callable is split into arrays, which are traced, and a recipe, which is static and hashable and
+makes the callable again from arrays. Equal recipes share a compiled program; nothing that may
+change ever sits inside a recipe.
+"""
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxattn._static import UnkeyableError, is_array, typed_key
+from jaxattn.jaxpr.program import Signature, trace
+from jaxattn.jaxpr.readout import before_softmax
+
+Arrays = list[Any]
+
+
+class _Key:
+    """A key that hashes once; equal ones are one object, as long as that is remembered."""
+
+    def __init__(self, key: Hashable) -> None:
+        self._key, self._hash = key, hash(key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Key) and self._key == other._key)
+
+
+class Recipe:
+    """How to make a callable from its arrays; equal keys make interchangeable callables."""
+
+    def __init__(self, key: Hashable, rebuild: Callable[[Sequence[Any]], Any]) -> None:
+        self.key, self.rebuild, self._hash = key, rebuild, hash(key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Recipe) and self.key == other.key)
+
+
+@functools.lru_cache(maxsize=1024)
+def _first(value: Any) -> Any:
+    return value
+
+
+def known(value: Any) -> Any:
+    """A recipe or program whose later comparisons need not look inside.
+
+    A program is the first of equal ones. A recipe only has its key from the first: what it makes
+    may have been changed since then.
+    """
+    if isinstance(value, Recipe):
+        return Recipe(_first(_Key(value.key)), value.rebuild)
+    return _first(value)
+
+
+def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Arrays, Any]:
+    """Splits a callable into arrays and a hashable recipe or program with a `rebuild` method.
+
+    Args:
+        fn: what is explained.
+        signatures: what it will be called with; only a function that must be traced to be known
+            looks at them.
+
+    Raises:
+        TypeError: if `fn` cannot be called.
+    """
+    try:
+        arrays, recipe = split(fn)
+    except UnkeyableError:
+        constants, program = trace(as_function(fn), signatures)
+        return constants, known(program)
+    # What a callable answers depends on the shapes of its arrays too.
+    shapes = tuple((array.shape, array.dtype) for array in arrays)
+    return arrays, known(Recipe((recipe.key, shapes), recipe.rebuild))
+
+
+def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The callable as a pure function of one example, in inference mode.
+
+    Raises:
+        TypeError: if `fn` cannot be called.
+    """
+    if _is_keras(fn):
+        return functools.partial(_call_keras, fn)
+    if isinstance(fn, Unbatched) and _is_keras(fn.fn):
+        return as_function(fn.fn)
+    if isinstance(fn, Wrapper):
+        return type(fn)(as_function(fn.fn), fn.options)
+    try:
+        arrays, recipe = split(fn)
+    except UnkeyableError:
+        return fn
+    return rebuilding(recipe, arrays)
+
+
+def rebuilding(recipe: Any, arrays: Sequence[Any]) -> Callable[..., Any]:
+    """The callable of a recipe, made anew at each call.
+
+    An nnx module may change its own state, such as a count of random numbers, only in the trace in
+    which it was made.
+    """
+    return lambda *inputs: recipe.rebuild(arrays)(*inputs)
+
+
+def split(fn: Any) -> tuple[Arrays, Recipe]:
+    """Splits a module, a `Partial`, a method of one, or a callable pytree.
+
+    Raises:
+        UnkeyableError: for a callable that only its trace can tell apart.
+        TypeError: if `fn` cannot be called.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+    if isinstance(fn, Wrapper):
+        wrapper = type(fn)
+        options, treedef = jax.tree.flatten(fn.options, is_leaf=callable)
+        parts = [split(part) if callable(part) else _split_tree(part) for part in options]
+        arrays, all_parts = _joined([split(fn.fn), *parts])
+
+        def rebuild(arrays: Sequence[Any]) -> Any:
+            inner, *options = all_parts.rebuild(arrays)
+            return wrapper(inner, jax.tree.unflatten(treedef, options))
+
+        return arrays, Recipe((wrapper, typed_key(treedef), all_parts), rebuild)
+    if _is_keras(fn) or _is_plain(fn):
+        raise UnkeyableError("a function may close over anything")
+    return _split_tree(fn)
+
+
+def _is_plain(fn: Any) -> bool:
+    """Whether what is called in the end is a function or an unknown object."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    known = isinstance(fn, (nnx.Module, types.MethodType))
+    return not known and jax.tree_util.all_leaves([fn])
+
+
+def _split_tree(value: Any) -> tuple[Arrays, Recipe]:
+    """Splits anything that a callable may be made of."""
+    if isinstance(value, nnx.Module):
+        return _split_nnx(value)
+    if isinstance(value, functools.partial):  # also jax.tree_util.Partial
+        kind = type(value)
+        arrays, parts = _split_all([value.func, value.args, value.keywords])
+        return arrays, Recipe(
+            (kind, parts.key),
+            lambda a: (lambda f, args, kw: kind(f, *args, **kw))(*parts.rebuild(a)),
+        )
+    if isinstance(value, types.MethodType):
+        function = value.__func__
+        arrays, self = _split_tree(value.__self__)
+        return arrays, Recipe(
+            (types.MethodType, typed_key(function), self),
+            lambda a: types.MethodType(function, self.rebuild(a)),
+        )
+    if is_array(value):
+        return [value], Recipe("array", lambda a: a[0])
+    if jax.tree_util.all_leaves([value]):
+        return [], Recipe(typed_key(value), lambda a: value)
+    leaves, treedef = jax.tree.flatten(value, is_leaf=lambda x: x is not value and _is_atomic(x))
+    arrays, parts = _split_all(leaves)
+    return arrays, Recipe(
+        (typed_key(treedef), parts.key),
+        lambda a: _inference(jax.tree.unflatten(treedef, parts.rebuild(a))),
+    )
+
+
+def _is_atomic(value: Any) -> bool:
+    return isinstance(value, (nnx.Module, functools.partial, types.MethodType))
+
+
+def _split_all(values: Sequence[Any]) -> tuple[Arrays, Recipe]:
+    return _joined([_split_tree(value) for value in values])
+
+
+def _joined(splits: Sequence[tuple[Arrays, Recipe]]) -> tuple[Arrays, Recipe]:
+    sizes = [len(arrays) for arrays, _ in splits]
+
+    def rebuild(arrays: Sequence[Any]) -> list[Any]:
+        rest = iter(arrays)
+        return [
+            recipe.rebuild([next(rest) for _ in range(size)])
+            for size, (_, recipe) in zip(sizes, splits, strict=True)
+        ]
+
+    key = tuple((size, recipe.key) for size, (_, recipe) in zip(sizes, splits, strict=True))
+    return [array for arrays, _ in splits for array in arrays], Recipe(key, rebuild)
+
+
+def _split_nnx(module: nnx.Module) -> tuple[Arrays, Recipe]:
+    graphdef, state = nnx.split(module)
+    arrays, treedef = jax.tree.flatten(nnx.as_pure(state))
+
+    def rebuild(arrays: Sequence[Any]) -> nnx.Module:
+        merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, arrays))
+        return nnx.view(
+            merged, deterministic=True, use_running_average=True, raise_if_not_found=False
+        )
+
+    return arrays, Recipe((typed_key(graphdef), typed_key(treedef)), rebuild)
+
+
+def _inference(module: Any) -> Any:
+    """An equinox module with dropout off; anything else as it is."""
+    equinox = sys.modules.get("equinox")
+    if equinox is None or not isinstance(module, equinox.Module):
+        return module
+    return equinox.nn.inference_mode(module)
+
+
+def _is_keras(fn: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(fn, keras.Layer)
+
+
+def _call_keras(model: Any, *inputs: Any) -> Any:
+    """Runs a Keras model on one example, its weights taken as they are now."""
+    return Unbatched(functools.partial(_call_keras_batch, model))(*inputs)
+
+
+def _call_keras_batch(model: Any, *inputs: Any) -> Any:
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise TypeError(
+            f"fn is a Keras model on the {keras.backend.backend()} backend; jaxattn explains those "
+            'on the JAX backend: set KERAS_BACKEND="jax" before Keras is imported'
+        )
+    trainable = [variable.value for variable in model.trainable_variables]
+    others = [variable.value for variable in model.non_trainable_variables]
+    given = inputs[0] if len(inputs) == 1 else list(inputs)
+    output, _ = model.stateless_call(trainable, others, given, training=False)
+    return output
+
+
+class Wrapper:
+    """A callable around another; split and traced together with it.
+
+    Its options are a pytree of arrays, callables and statics.
+    """
+
+    def __init__(self, fn: Callable[..., Any], options: Any = ()) -> None:
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+        self.fn, self.options = fn, options
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.fn!r})"
+
+
+class Unbatched(Wrapper):
+    """What `unbatched` gives: `fn` called with a batch of the one example."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Call `fn` with a batch of one example."""
+        batched = jax.tree.map(lambda leaf: leaf[None], inputs)
+        return jax.tree.map(lambda leaf: leaf[0], self.fn(*batched))
+
+
+class WithoutSoftmax(Wrapper):
+    """What `without_softmax` gives: `fn`, answering with the logits of its last softmax."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the logits of `fn`'s last softmax."""
+        return before_softmax(as_function(self.fn))(*inputs)
+
+
+def unbatched(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a model that takes only batches one that takes one example.
+
+    Args:
+        fn: maps arrays with a leading batch axis to outputs with one.
+
+    Returns:
+        a callable of one example, which every method and `jaxattn.explain` take.
+    """
+    return Unbatched(fn)
+
+
+def without_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a model that ends in a softmax or a sigmoid answer with the logits before it.
+
+    A softmax saturates: the more certain the network, the smaller the gradient of its
+    probabilities. The last softmax or sigmoid is found in the traced program and left out,
+    whatever library the model was written with.
+
+    Args:
+        fn: a model whose output is a softmax over its last axis, or a sigmoid.
+
+    Returns:
+        a callable that answers the logits. For a sigmoid with one output z these are two, (-z, z):
+        the logits of the negative class 0 and of the positive class 1.
+
+    Raises:
+        ValueError: when called, if the output does not come out of a softmax or a sigmoid.
+    """
+    return WithoutSoftmax(fn)

@@ -1,0 +1,1 @@
+"""Relevance and differences, propagated back through a program by rules."""
