@@ -1,7 +1,7 @@
-"""Keys for everything that is not a traced array.
+"""Hashable keys for values that are not traced arrays.
 
-Two keys are equal only if types and values agree all the way down. Python's own equality would not
-do: `1`, `1.0` and `True` are equal and share an entry of `jax.jit`'s cache.
+Two keys are equal only if types and values are equal at every level. Python's own equality is not
+enough: `1`, `1.0` and `True` are equal and share an entry of `jax.jit`'s cache.
 """
 
 import dataclasses
@@ -10,22 +10,22 @@ import functools
 import hashlib
 import sys
 import types
-from collections.abc import Hashable, Iterator, Mapping, Set
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
 
 
 class UnkeyableError(TypeError):
-    """The value can change without its key changing, so no compiled program may rest on it."""
+    """Raised for a value that may change while its key stays: no program can be cached by it."""
 
 
 _BY_VALUE = frozenset(
     (types.NoneType, bool, int, str, bytes, complex, types.EllipsisType, types.CodeType)
 )
 _DATA = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, jax.Array)
-_BY_IDENTITY = (
+_CONSTANT = (
     np.dtype,
     enum.Enum,
     type,
@@ -35,8 +35,8 @@ _BY_IDENTITY = (
 )
 
 
-def typed_key(value: Any) -> Any:
-    """A hashable key that two values share only if they may stand for each other in a program.
+def typed_key(value: object) -> Hashable:
+    """Return a hashable key that is equal for two values only if programs may exchange them.
 
     Raises:
         UnkeyableError: for objects that compare by identity and could change unseen.
@@ -45,39 +45,44 @@ def typed_key(value: Any) -> Any:
     if kind in _BY_VALUE:
         return kind, value
     if kind is float:  # hex keeps nan equal to itself and -0.0 apart from 0.0
-        return kind, value.hex()
+        return kind, cast(float, value).hex()
     if isinstance(value, (tuple, list)):
-        # A module has hundreds of leaves, keyed at every call: each spared call of Python counts.
+        # A module has hundreds of leaves, keyed at every call: fewer Python calls save time.
         return kind, *[(type(v), v) if type(v) in _BY_VALUE else typed_key(v) for v in value]
-    if isinstance(value, _BY_IDENTITY):
+    if isinstance(value, _CONSTANT):
         return kind, value
     if hasattr(kind, "__dataclass_fields__"):
-        return kind, *[(name, typed_key(given)) for name, given in _attributes(value)]
-    if isinstance(value, Mapping):
-        return kind, tuple((typed_key(k), typed_key(v)) for k, v in value.items())
-    if isinstance(value, Set):
-        return kind, frozenset(map(typed_key, value))
-    if isinstance(value, types.FunctionType):
-        return _function_key(value)
+        return kind, *[(name, typed_key(field)) for name, field in _attributes(value)]
+    return _object_key(value)
+
+
+def _object_key(value: object) -> Hashable:
+    """Return the key of a container, a function or another object."""
+    for kinds, key in _CONTAINERS_AND_FUNCTIONS:
+        if isinstance(value, kinds):
+            return key(value)
+    kind = type(value)
     if _is_importable(value):
         return kind, value
-    if isinstance(value, types.MethodType):
-        return kind, typed_key(value.__func__), typed_key(value.__self__)
-    if isinstance(value, functools.partial):
-        return kind, typed_key(value.func), typed_key(value.args), typed_key(value.keywords)
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return _array_key(value)
-    if isinstance(value, jax.tree_util.PyTreeDef):
-        return kind, typed_key(value.node_data()), *map(typed_key, value.children())
-    if getattr(value, "__dict__", None) == {} and not hasattr(kind, "__slots__"):
-        return kind, value  # a sentinel: it holds nothing that could change
-    if kind.__hash__ not in (None, object.__hash__) and kind.__eq__ is not object.__eq__:
+    for kinds, key in _COMPOSITE:
+        if isinstance(value, kinds):
+            return key(value)
+    if _is_sentinel(value) or _compares_by_value(kind):
         return kind, value
     raise UnkeyableError(f"a {kind.__name__} compares by identity and may change unseen")
 
 
-def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """A dataclass instance's fields, and what it was given beside them but for private names."""
+def _is_sentinel(value: object) -> bool:
+    """Return whether an object has no attributes, so that it cannot change."""
+    return getattr(value, "__dict__", None) == {} and not hasattr(type(value), "__slots__")
+
+
+def _compares_by_value(kind: type) -> bool:
+    return kind.__hash__ not in (None, object.__hash__) and kind.__eq__ is not object.__eq__
+
+
+def _attributes(value: object) -> Iterator[tuple[str, object]]:
+    """Yield the fields of a dataclass instance, and its other attributes without private ones."""
     names = _field_names(cast(Hashable, type(value)))
     beside = [n for n in getattr(value, "__dict__", ()) if n not in names and n[0] != "_"]
     for name in (*names, *sorted(beside)):
@@ -90,9 +95,9 @@ def _field_names(kind: Hashable) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cast(Any, kind)))
 
 
-def _is_importable(value: Any) -> bool:
-    """Whether the value is what its module holds under its name: one object for ever."""
-    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+def _is_importable(value: object) -> bool:
+    """Return whether a value is its module's attribute of its name, and thus a constant."""
+    found: object = sys.modules.get(getattr(value, "__module__", None) or "")
     path = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if found is None or not isinstance(path, str):
         return False
@@ -102,10 +107,10 @@ def _is_importable(value: Any) -> bool:
 
 
 def _function_key(function: types.FunctionType) -> Hashable:
-    """The code together with the data that it can reach: defaults, closure, globals that it names.
+    """Return the key of a function's code with its defaults, its closure and the globals it names.
 
-    A function that its module holds under its name stands for itself; of the globals only plain
-    data counts then, since what else a module holds is as constant as the function.
+    An importable function is its own key. Of its globals only plain data is added: the module's
+    other attributes are as constant as the function.
     """
     scope = function.__globals__
     reached = {name: scope[name] for name in _names(function.__code__) if name in scope}
@@ -135,15 +140,53 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _array_key(array: Any) -> Hashable:
+def _mapping_key(value: Mapping[Hashable, object]) -> Hashable:
+    return type(value), tuple((typed_key(k), typed_key(v)) for k, v in value.items())
+
+
+def _set_key(value: Set[Hashable]) -> Hashable:
+    return type(value), frozenset(map(typed_key, value))
+
+
+def _method_key(method: types.MethodType) -> Hashable:
+    return type(method), typed_key(method.__func__), typed_key(method.__self__)
+
+
+def _partial_key(value: functools.partial[object]) -> Hashable:
+    return type(value), typed_key(value.func), typed_key(value.args), typed_key(value.keywords)
+
+
+def _treedef_key(treedef: jax.tree_util.PyTreeDef) -> Hashable:
+    kind = cast(Hashable, type(treedef))
+    return kind, typed_key(treedef.node_data()), *map(typed_key, treedef.children())
+
+
+def _array_key(array: np.ndarray | np.generic | jax.Array) -> Hashable:
     if not is_concrete(array):
         raise UnkeyableError("a traced array")
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
+        array = jax.random.key_data(cast(jax.Array, array))
     data = np.ascontiguousarray(array)
     if data.dtype == object:
         raise UnkeyableError("an array of Python objects")
     return type(array), str(data.dtype), np.shape(array), hashlib.sha256(data.tobytes()).digest()
+
+
+_Kinds: TypeAlias = type | tuple[type, ...]
+_Key: TypeAlias = Callable[[Any], Hashable]
+#: The keys of these precede the check for importable values: a dict or a function of a module may
+#: change although the module always holds the same object.
+_CONTAINERS_AND_FUNCTIONS: tuple[tuple[_Kinds, _Key], ...] = (
+    (Mapping, _mapping_key),
+    (Set, _set_key),
+    (types.FunctionType, _function_key),
+)
+_COMPOSITE: tuple[tuple[_Kinds, _Key], ...] = (
+    (types.MethodType, _method_key),
+    (functools.partial, _partial_key),
+    ((np.ndarray, np.generic, jax.Array), _array_key),
+    (jax.tree_util.PyTreeDef, _treedef_key),
+)
 
 
 @functools.cache
@@ -152,11 +195,11 @@ def _concrete_types() -> tuple[type, ...]:
         return type(jax.device_put(np.zeros(()))), type(jax.random.key(0))
 
 
-def is_array(value: Any) -> bool:
-    """Whether the value is a JAX or numpy array, traced or not."""
+def is_array(value: object) -> bool:
+    """Return whether a value is a JAX or numpy array, traced or not."""
     return isinstance(value, (jax.Array, np.ndarray))
 
 
-def is_concrete(value: Any) -> bool:
-    """Whether the value holds numbers now, not a tracer that stands for later ones."""
+def is_concrete(value: object) -> bool:
+    """Return whether a value is not a tracer."""
     return not isinstance(value, jax.Array) or isinstance(value, _concrete_types())

@@ -17,8 +17,10 @@ _static _types
 jaxpr.interpreter jaxpr.flat jaxpr.program jaxpr.names jaxpr.capture jaxpr.readout jaxpr.relu
 jaxpr.flops jaxpr.rows
 
-jaxpr.structure.facts jaxpr.structure.graph jaxpr.structure.analysis jaxpr.structure.hoisted
-jaxpr.structure.activations
+jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
+jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph
+jaxpr.structure.normalisations jaxpr.structure.affine jaxpr.structure.analysis
+jaxpr.structure.hoisted jaxpr.structure.activations
 
 jaxpr.propagation.reverse jaxpr.propagation.windowed_layer jaxpr.propagation.modified_layer
 jaxpr.propagation.layer_rules jaxpr.propagation.score jaxpr.propagation.lrp

@@ -279,13 +279,17 @@ def test_unknown_names_list_those_there_are():
 @pytest.mark.parametrize(
     ("replacement", "error", "message"),
     [
-        (X[:3], ValueError, r"shape \(3, 2\), wanted \(4, 2\) or, the same for all .* \(2,\)"),
-        (X[None], ValueError, r"shape \(1, 4, 2\), wanted"),
-        (X + 1j, TypeError, "array of complex64, wanted float32"),
-        ((X, X), ValueError, "gives out 1 arrays, .*got 2"),
-        (lambda v: v[None], ValueError, "must answer what it gets, float32.2., got float32.1, 2."),
-        (lambda v: v > 0, ValueError, "must answer what it gets, float32.2., got bool.2."),
-        (lambda v: (v, v), ValueError, "must answer what it gets"),
+        (X[:3], ValueError, r"shape \(4, 2\) or, the same for all .* \(2,\), got \(3, 2\)"),
+        (X[None], ValueError, r"must have shape \(4, 2\) .*, got \(1, 4, 2\)"),
+        (X + 1j, TypeError, "must have dtype float32, got complex64"),
+        ((X, X), ValueError, "returns 1 arrays, .*got 2"),
+        (
+            lambda v: v[None],
+            ValueError,
+            "arrays like its argument's, float32.2., got float32.1, 2.",
+        ),
+        (lambda v: v > 0, ValueError, "arrays like its argument's, float32.2., got bool.2."),
+        (lambda v: (v, v), ValueError, "must return arrays like its argument's"),
     ],
 )
 def test_replacements_must_fit(replacement, error, message):

@@ -1,181 +1,223 @@
-"""Reads and replaces named intermediates of any JAX function."""
+"""Capture and replacement of the named intermediates of any JAX function."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.tree_util import Partial
-from jaxtyping import Array, Shaped
+from jax.tree_util import Partial, PyTreeDef
+from jaxtyping import Array, PyTree, Shaped
 
-from jaxattn.jaxpr.interpreter import bind, evaluate, reemit, scopes, sub_jaxprs
+from jaxattn.jaxpr.interpreter import (
+    Body,
+    Env,
+    Value,
+    bind,
+    evaluate,
+    reemit,
+    scopes,
+    sub_jaxprs,
+)
 from jaxattn.jaxpr.names import Place, choose, joined, layer_outputs, places, places_of, tag_of
+
+#: Selected names of intermediates, each with whether it is a tag.
+Selection: TypeAlias = dict[str, bool]
+#: Arrays or a function, for one call of an intermediate.
+Replacement: TypeAlias = PyTree
+#: For each name the value, or the replacement, of every call in order.
+ByCall: TypeAlias = dict[str, list[PyTree]]
+
+
+class Split(NamedTuple):
+    """A function cut at an intermediate.
+
+    Attributes:
+        value: the intermediate, stacked over the steps of the enclosing scans.
+        rest: the function from the intermediate to the output.
+    """
+
+    value: Array
+    rest: Callable[[Array], PyTree]
+
+
+class _Traced(NamedTuple):
+    """A traced function: its jaxpr, the structure of its output, its named intermediates."""
+
+    closed: jex.ClosedJaxpr
+    treedef: PyTreeDef
+    places: list[Place]
 
 
 def tag(x: Shaped[Array | np.ndarray, "..."], name: str) -> Shaped[Array, "..."]:
-    """Names an intermediate, so that it can be explained (`at=name`), captured and replaced.
+    """Name an intermediate, to explain it (`at=name`), to capture or to replace it.
 
     Args:
-        x: an array. In a model that takes batches it keeps the batch axis, of length 1.
-        name: what to call it.
+        x: an array. In a model that takes batches it has the batch axis, of length 1.
+        name: its name.
 
     Returns:
         `x`, unchanged.
 
     Raises:
-        TypeError: if the name is no string.
+        TypeError: if `name` is not a string.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {name!r}")
+        raise TypeError(f"`name` must be a string, got {name!r}.")
     return checkpoint_name(jnp.asarray(x), name)
 
 
-def captured(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., tuple[Any, Any]]:
-    """The function that answers named intermediates too; see `jaxattn.capture`."""
+def captured(
+    fn: Callable[..., PyTree], names: Sequence[str]
+) -> Callable[..., tuple[PyTree, dict[str, PyTree]]]:
+    """Return the function that returns named intermediates as well; see `jaxattn.capture`."""
 
-    def call(*inputs: Any) -> tuple[Any, dict[str, Any]]:
+    def call(*inputs: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
         closed, treedef, found = _trace(fn, inputs)
-        wanted = choose(names, found, "capture")
-        outputs, seen = _walk(closed, jax.tree.leaves(inputs), "", wanted, {})
-        values = {name: seen[name][0] if len(seen[name]) == 1 else seen[name] for name in wanted}
-        return jax.tree.unflatten(treedef, outputs), values
+        selection = choose(names, found, "capture")
+        outputs, values = _walk(closed, jax.tree.leaves(inputs), "", selection, {})
+        single = {name: calls[0] if len(calls) == 1 else calls for name, calls in values.items()}
+        return jax.tree.unflatten(treedef, outputs), single
 
     return call
 
 
-def intervened(fn: Callable[..., Any], replacements: dict[str, Any]) -> Callable[..., Any]:
-    """The function with other intermediates; see `jaxattn.intervene`."""
+def intervened(
+    fn: Callable[..., PyTree], replacements: dict[str, Replacement | list[Replacement]]
+) -> Callable[..., PyTree]:
+    """Return the function with other intermediates; see `jaxattn.intervene`."""
 
-    def call(*inputs: Any) -> Any:
+    def call(*inputs: PyTree) -> PyTree:
         closed, treedef, found = _trace(fn, inputs)
-        wanted: dict[str, bool] = {}
-        given: dict[str, list[Any]] = {}
+        selection: Selection = {}
+        by_call: ByCall = {}
         for pattern, replacement in replacements.items():
             chosen = choose([pattern], found, "intervene")
             for name, is_tag in chosen.items():
-                if name in wanted:
-                    raise ValueError(f"intervene: {name!r} is replaced twice")
+                if name in selection:
+                    raise ValueError(f"intervene: {name!r} is replaced twice.")
                 calls = [p for p in found if (p.name, p.is_tag) == (name, is_tag)]
-                given[name] = _for_each(calls, replacement)
-            wanted |= chosen
-        outputs, _ = _walk(closed, jax.tree.leaves(inputs), "", wanted, given)
+                by_call[name] = _for_each_call(calls, replacement)
+            selection |= chosen
+        outputs, _ = _walk(closed, jax.tree.leaves(inputs), "", selection, by_call)
         return jax.tree.unflatten(treedef, outputs)
 
     return call
 
 
-def split_at(
-    fn: Callable[..., Any], inputs: tuple[Any, ...], name: str
-) -> tuple[Any, Callable[[Any], Any]]:
-    """Cuts a function at a named intermediate.
+def split_at(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...], name: str) -> Split:
+    """Cut a function at a named intermediate.
+
+    Values that reach the output on other paths are constants of the second part. In a scan each
+    time step has a value of its own: the effect of one step's value through those of later steps is
+    cut.
 
     Args:
         fn: the function.
-        inputs: what it is called with.
-        name: a tag or a layer, as `jaxattn.capture` finds it: one intermediate, one array.
+        inputs: its inputs.
+        name: a tag or a layer, as in `jaxattn.capture`: one intermediate, one array.
 
     Returns:
-        the intermediate, stacked over the steps of the scans around it, and the function from it to
-        the output of `fn`; what reaches the output by another way keeps its value. Every step
-        gets its own value: what a step's value would do through those of later steps is cut.
+        The intermediate and the function from it to the output of `fn`.
 
     Raises:
         ValueError: if no intermediate has that name, or several have.
     """
     closed, treedef, found = _trace(fn, inputs)
-    wanted = choose([name], found, "at")
-    meant = [p for p in found if wanted.get(p.name) is p.is_tag]
-    if len(meant) > 1 or len(meant[0].structs) > 1:
-        several = [f"{p.name} {[s.shape for s in p.structs]}" for p in meant]
+    selection = choose([name], found, "at")
+    calls = [p for p in found if selection.get(p.name) is p.is_tag]
+    if len(calls) > 1 or len(calls[0].structs) > 1:
+        several = [f"{p.name} {[s.shape for s in p.structs]}" for p in calls]
         raise ValueError(f"at={name!r} must name one array, and names {'; '.join(several)}")
-    (full_name,) = wanted
+    (full_name,) = selection
     leaves = jax.tree.leaves(inputs)
 
-    def run(value: Any) -> Any:
-        outputs, _ = _walk(closed, leaves, "", wanted, {full_name: [value]})
+    def rest(value: Array) -> PyTree:
+        outputs, _ = _walk(closed, leaves, "", selection, {full_name: [value]})
         return jax.tree.unflatten(treedef, outputs)
 
-    return _walk(closed, leaves, "", wanted, {})[1][full_name][0], run
+    _, values = _walk(closed, leaves, "", selection, {})
+    return Split(values[full_name][0], rest)
 
 
-def _trace(fn: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, Any, list[Place]]:
-    """The jaxpr of a function, the structure of its output, and its named intermediates."""
-    # JAX remembers the trace of a function that it has seen: it must not know this one.
+def _trace(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...]) -> _Traced:
+    # JAX caches the traces of functions by identity: a new function is traced anew.
     fresh = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)
     closed, output = fresh(*inputs)
-    return closed, jax.tree.structure(output), places(closed)
+    return _Traced(closed, jax.tree.structure(output), places(closed))
 
 
 def _walk(
     closed: jex.ClosedJaxpr,
-    args: Sequence[Any],
+    args: Sequence[Value],
     prefix: str,
-    wanted: dict[str, bool],
-    given: dict[str, list[Any]],
-) -> tuple[tuple[Any, ...], dict[str, list[Any]]]:
-    """Evaluates a jaxpr.
+    selection: Selection,
+    replacements: ByCall,
+) -> tuple[tuple[Value, ...], ByCall]:
+    """Evaluate a jaxpr, and capture or replace intermediates.
 
     Args:
         closed: the jaxpr.
         args: its inputs.
         prefix: the path of the equation that it belongs to.
-        wanted: the names to look for, each with whether it is a tag's.
-        given: what to replace, for every call in order, by name.
+        selection: the intermediates.
+        replacements: their replacements, if they are replaced.
 
     Returns:
-        the outputs, and the values of every call in order, by name.
+        The outputs, and the values of the intermediates.
     """
-    seen: dict[str, list[Any]] = {name: [] for name in wanted}
-    rest = {name: iter(replacements) for name, replacements in given.items()}
-    given_out = layer_outputs(closed.jaxpr)
+    captured: ByCall = {name: [] for name in selection}
+    remaining = {name: iter(each) for name, each in replacements.items()}
+    outputs_of = layer_outputs(closed.jaxpr)
 
-    def rule(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
-        inner = [p for p in places_of(eqn, prefix) if wanted.get(p.name) is p.is_tag]
+    def rule(eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
+        inner = [p for p in places_of(eqn, prefix) if selection.get(p.name) is p.is_tag]
         if not inner:
             return None
         name = tag_of(eqn)
         if name is not None:
-            if name in rest:
-                inputs = [_replaced(name, inputs[0], next(rest[name]))]
+            if name in remaining:
+                inputs = [_replaced(name, inputs[0], next(remaining[name]))]
             outputs = bind(eqn, inputs)
-            seen[name] += outputs
+            captured[name] += outputs
             return outputs
         path = joined(prefix, [label for label, *_ in scopes(eqn)])
-        times = Counter(place.name for place in inner)
-        taken = {name: [next(rest[name]) for _ in range(times[name])] for name in rest}
+        calls = Counter(place.name for place in inner)
+        taken = {name: [next(remaining[name]) for _ in range(calls[name])] for name in remaining}
 
-        def inside(body: jex.ClosedJaxpr) -> Callable[..., Any]:
-            return lambda taken, *args: _walk(body, args, path, wanted, taken)
+        def inside(body: jex.ClosedJaxpr) -> Body:
+            return lambda taken, *args: _walk(body, args, path, selection, taken)
 
-        found = reemit(eqn, inputs, inside, taken)
-        # A derivative rule of its own would not know of what happens inside: it is given up.
-        outputs, values = found or inside(sub_jaxprs(eqn)[0])(taken, *inputs)
-        for name in wanted:
-            seen[name] += values[name]
+        results = reemit(eqn, inputs, inside, taken)
+        # A custom derivative rule does not include the replacements inside: it is dropped.
+        outputs, values = results or inside(sub_jaxprs(eqn)[0])(taken, *inputs)
+        for name in selection:
+            captured[name] += values[name]
         return outputs
 
-    def leave(path: tuple[str, ...], eqns: Sequence[jex.JaxprEqn], values: dict[Any, Any]) -> None:
+    def leave(path: tuple[str, ...], eqns: Sequence[jex.JaxprEqn], values: Env) -> None:
         name = joined(prefix, path)
-        outputs = given_out(eqns) if wanted.get(name) is False else []
+        outputs = outputs_of(eqns) if selection.get(name) is False else []
         if not outputs:
             return
-        value: Any = tuple(values[var] for var in outputs)
-        value = value if len(value) > 1 else value[0]
-        if name in rest:
-            # A copy is an equation of this layer: it has an output again for whoever looks next.
-            value = jax.tree.map(jnp.copy, _replaced(name, value, next(rest[name])))
+        arrays = tuple(values[var] for var in outputs)
+        value: PyTree = arrays if len(arrays) > 1 else arrays[0]
+        if name in remaining:
+            # A copy is an equation of this layer, which later calls then find as its output.
+            value = jax.tree.map(jnp.copy, _replaced(name, value, next(remaining[name])))
             values.update(zip(outputs, jax.tree.leaves(value), strict=True))
-        seen[name].append(value)
+        captured[name].append(value)
 
-    return tuple(evaluate(closed, args, rule, leave)), seen
+    return tuple(evaluate(closed, args, rule, leave)), captured
 
 
-def _for_each(calls: Sequence[Place], replacement: Any) -> list[Any]:
-    """What replaces the value of each call: a pytree of full-shaped arrays, or a `Partial`."""
+def _for_each_call(
+    calls: Sequence[Place], replacement: Replacement | list[Replacement]
+) -> list[Replacement]:
+    """Return the replacement of each call: full-shaped arrays, or a `Partial`."""
     name = calls[0].name
     each = replacement if isinstance(replacement, list) else [replacement] * len(calls)
     if len(each) != len(calls):
@@ -185,45 +227,53 @@ def _for_each(calls: Sequence[Place], replacement: Any) -> list[Any]:
     return [_fitted(place, one) for place, one in zip(calls, each, strict=True)]
 
 
-def _fitted(place: Place, replacement: Any) -> Any:
-    """Checks a replacement, and stretches arrays over all steps of the scans around."""
+def _fitted(place: Place, replacement: Replacement) -> Replacement:
+    """Check a replacement, and broadcast arrays over the steps of the enclosing scans."""
     if callable(replacement):
-        # What a Partial holds itself must not be taken for the steps of a scan.
+        # The arrays inside a `Partial` must not be sliced over the steps of a scan.
         return Partial(lambda value: replacement(value))
     arrays = replacement if isinstance(replacement, tuple) else (replacement,)
     if len(arrays) != len(place.structs):
         raise ValueError(
-            f"intervene: {place.name!r} gives out {len(place.structs)} arrays, of shapes "
+            f"intervene: {place.name!r} returns {len(place.structs)} arrays, of shapes "
             f"{[s.shape for s in place.structs]}, got {len(arrays)}"
         )
-    full = []
-    for array, struct in zip(map(jnp.asarray, arrays), place.structs, strict=True):
-        shapes = [struct.shape[i:] for i in range(place.steps + 1)]
-        if array.shape not in shapes:
-            wanted = " or, the same for all steps, ".join(map(str, shapes))
-            raise ValueError(
-                f"intervene: {place.name!r} got an array of shape {array.shape}, wanted {wanted}"
-            )
-        real = jnp.issubdtype(struct.dtype, jnp.floating) and not jnp.iscomplexobj(array)
-        if array.dtype != struct.dtype and not real:
-            raise TypeError(
-                f"intervene: {place.name!r} got an array of {array.dtype}, wanted {struct.dtype}"
-            )
-        full.append(jnp.broadcast_to(array.astype(struct.dtype), struct.shape))
-    return tuple(full) if len(full) > 1 else full[0]
+    full = tuple(
+        _fitted_array(place, jnp.asarray(array), struct)
+        for array, struct in zip(arrays, place.structs, strict=True)
+    )
+    return full if len(full) > 1 else full[0]
 
 
-def _replaced(name: str, value: Any, replacement: Any) -> Any:
-    """What stands for a value: an array that fits already, or what a function makes of it."""
+def _fitted_array(place: Place, array: Array, struct: jax.ShapeDtypeStruct) -> Array:
+    shapes = [struct.shape[i:] for i in range(place.steps + 1)]
+    if array.shape not in shapes:
+        expected = " or, the same for all steps, ".join(map(str, shapes))
+        raise ValueError(
+            f"intervene: the replacement of {place.name!r} must have shape {expected}, "
+            f"got {array.shape}"
+        )
+    real = jnp.issubdtype(struct.dtype, jnp.floating) and not jnp.iscomplexobj(array)
+    if array.dtype != struct.dtype and not real:
+        raise TypeError(
+            f"intervene: the replacement of {place.name!r} must have dtype {struct.dtype}, "
+            f"got {array.dtype}"
+        )
+    return jnp.broadcast_to(array.astype(struct.dtype), struct.shape)
+
+
+def _replaced(name: str, value: PyTree, replacement: Replacement) -> PyTree:
+    """Return an array that replaces a value, or apply the function that does."""
     if not callable(replacement):
         return replacement
-    answer = jax.tree.map(jnp.asarray, replacement(value))
-    got, wanted = (
+    result = jax.tree.map(jnp.asarray, replacement(value))
+    got, expected = (
         jax.tree.map(lambda array: f"{array.dtype}{list(array.shape)}", tree)
-        for tree in (answer, value)
+        for tree in (result, value)
     )
-    if got != wanted:
+    if got != expected:
         raise ValueError(
-            f"intervene: the function for {name!r} must answer what it gets, {wanted}, got {got}"
+            f"intervene: the function for {name!r} must return arrays like its argument's, "
+            f"{expected}, got {got}"
         )
-    return answer
+    return result

@@ -1,21 +1,21 @@
-"""A function as one flat list of steps: calls are opened, loops and branches keep their bodies."""
+"""A function as one flat list of steps: calls are inlined, loops and branches keep bodies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.interpreter import scan_counts, sub_jaxprs
+from jaxattn.jaxpr.interpreter import JaxprAtom, Value, scan_counts, struct_of, sub_jaxprs
 
 _PACKAGE = str(Path(__file__).parents[1])
 _CALLS = ("jit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
-#: Primitives that treat every cell alike and alone.
+#: Primitives that compute each element from the same element of every operand.
 ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
     "convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
@@ -26,7 +26,7 @@ ELEMENTWISE = frozenset(
 
 
 class Var:
-    """A value that a step makes or reads; two calls of one function have different ones."""
+    """A variable of a flat function; two calls of one jaxpr have different variables."""
 
     def __init__(self, aval: Any) -> None:
         self.aval = aval
@@ -38,33 +38,35 @@ class Var:
 
     @property
     def is_floating(self) -> bool:
-        """Whether the value is no integer and no truth value."""
+        """Whether the elements are floating-point or complex numbers."""
         return bool(jnp.issubdtype(self.aval.dtype, jnp.inexact))
 
 
 class Number:
-    """A number that is written in the program."""
+    """A literal: a number that is written in the program."""
 
     def __init__(self, literal: jex.Literal) -> None:
         self.aval: Any = literal.aval
         self.val = literal.val
 
 
+#: An operand of a step.
 Atom: TypeAlias = Var | Number
 
 
 @dataclass(eq=False)
 class Step:
-    """One equation, with the variables of this very call of it.
+    """One equation, with the variables of one call of it.
 
     Attributes:
         eqn: the equation.
         inputs: its operands.
-        outputs: what it makes.
+        outputs: its results.
         path: the path of its layer.
-        stack: the part of that path that the function itself gives.
-        counts: of a scan, how many operands are constants, and how many are carried.
-        bodies: the insides of a loop, a branch, a custom derivative rule.
+        stack: the part of that path that comes from the function's own name stack.
+        counts: the numbers of a scan's operands that are constants and that are carried.
+        bodies: the bodies of a loop, the branches of a conditional, the function of a custom
+            derivative rule.
     """
 
     eqn: jex.JaxprEqn
@@ -77,12 +79,12 @@ class Step:
 
     @property
     def name(self) -> str:
-        """What the step computes: the name of its primitive."""
+        """The name of the step's primitive."""
         return str(self.eqn.primitive.name)
 
     @property
     def variables(self) -> list[Var]:
-        """The operands that are no literals."""
+        """The operands that are not literals."""
         return [atom for atom in self.inputs if isinstance(atom, Var)]
 
     def __str__(self) -> str:
@@ -92,10 +94,11 @@ class Step:
 
     @property
     def line(self) -> str:
-        """The user's line of code that the step comes from, where that is known."""
+        """The file and line of the user's code that the step was traced from, if recorded."""
         traceback = self.eqn.source_info.traceback
-        frames: list[Any] = [] if traceback is None else traceback.frames
-        for frame in frames:
+        if traceback is None:
+            return ""
+        for frame in traceback.frames:
             if not any(part in frame.file_name for part in ("site-packages", _PACKAGE, "<")):
                 return f"{Path(frame.file_name).name}, line {frame.line_num}"
         return ""
@@ -103,114 +106,129 @@ class Step:
 
 @dataclass(eq=False)
 class Flat:
-    """A function: what goes in, the steps in order, what comes out; and if a rule was opened."""
+    """A function as steps.
+
+    Attributes:
+        inputs: its inputs.
+        constants: the values that it closes over, by variable.
+        steps: its steps, in order.
+        outputs: its outputs.
+        opened: whether a custom derivative rule was inlined.
+    """
 
     inputs: list[Var]
-    constants: dict[Var, Any]
+    constants: dict[Var, Value]
     steps: list[Step]
     outputs: list[Atom]
     opened: bool = False
 
 
 def flatten(closed: jex.ClosedJaxpr, path: str = "", opened: Sequence[str] | None = None) -> Flat:
-    """Opens the calls of a jaxpr, those of its loops and branches included.
+    """Inline the calls of a jaxpr, also in the bodies of its loops and branches.
 
     Args:
         closed: the jaxpr.
         path: the path of the layer that it belongs to.
-        opened: the primitives to open. By default all calls, and custom derivative rules but for
-            those of single cells.
+        opened: the primitives to inline. By default all calls, and functions with custom derivative
+            rules unless they are elementwise.
     """
     flat = Flat([Var(v.aval) for v in closed.jaxpr.invars], {}, [], [])
-    flat.outputs = _open(closed, flat.inputs, flat, (path, ""), opened)
+    flat.outputs = _open(closed, flat.inputs, flat, _Paths(path, ""), opened)
     return flat
 
 
 def primitives(flat: Flat) -> set[str]:
-    """The names of all steps, those of loops and branches included."""
+    """Return the primitives of all steps, also in the bodies of loops and branches."""
     inside = [primitives(body) for step in flat.steps for body in step.bodies]
     return {step.name for step in flat.steps}.union(*inside)
 
 
 def is_replayable(flat: Flat) -> bool:
-    """Whether the steps may be run apart, and as often as one likes.
+    """Return whether the steps may be evaluated separately, any number of times.
 
-    Not so if they print or write to memory, nor inside of a `shard_map` that keeps track of what
-    varies over its devices.
+    Steps with effects may not. Neither may those inside a `shard_map` that tracks which values vary
+    over its devices.
     """
     values = [*flat.inputs, *flat.constants]
     return not _has_effects(flat) and not any(varying_axes(v.aval) for v in values)
 
 
-def varying_axes(value: Any) -> frozenset[str]:
-    """The axes of a mesh along which a value, abstract or not, is known to vary over devices."""
+def varying_axes(value: object) -> frozenset[str]:
+    """Return the axes of a mesh along which an array, or an abstract value, varies over devices."""
     aval = jax.typeof(value) if isinstance(value, jax.Array) else value
     return getattr(getattr(aval, "manual_axis_type", None), "varying", frozenset())
 
 
 def _has_effects(flat: Flat) -> bool:
-    # Memory that a function makes for itself is no effect of its loops, but of their steps.
+    # A loop over references that the function itself created has no effects; its steps have.
     return any(bool(step.eqn.effects) or any(map(_has_effects, step.bodies)) for step in flat.steps)
 
 
 def opens_rules(flat: Flat) -> bool:
-    """Whether derivative rules were opened, so that the steps may have another derivative."""
+    """Return whether custom derivative rules were inlined: the steps' derivative may differ."""
     return flat.opened or any(opens_rules(body) for step in flat.steps for body in step.bodies)
+
+
+class _Paths(NamedTuple):
+    """The paths of an equation: of its layer, and from the function's own name stack alone."""
+
+    path: str
+    stack: str
 
 
 def _open(
     closed: jex.ClosedJaxpr,
     args: Sequence[Atom],
     flat: Flat,
-    around: tuple[str, str],
+    around: _Paths,
     opened: Sequence[str] | None,
 ) -> list[Atom]:
-    env: dict[Any, Atom] = dict(zip(closed.jaxpr.invars, args, strict=True))
+    """Append the steps of a jaxpr to `flat`, and return its outputs."""
+    env: dict[jex.Var, Atom] = dict(zip(closed.jaxpr.invars, args, strict=True))
     for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
         env[var] = constant = Var(var.aval)
         flat.constants[constant] = value
 
-    def read(atom: Any) -> Atom:
+    def read(atom: JaxprAtom) -> Atom:
         return Number(atom) if isinstance(atom, jex.Literal) else env[atom]
 
     for eqn in closed.jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         own = str(eqn.source_info.name_stack)
-        here, inside = ("/".join(filter(None, (above, own))) for above in around)
+        here = _Paths(*("/".join(filter(None, (above, own))) for above in around))
         if _is_opened(eqn) if opened is None else eqn.primitive.name in opened:
             (called,) = sub_jaxprs(eqn)[:1]
             flat.opened |= eqn.primitive.name.startswith(_CUSTOM)
-            outputs = _open(called, inputs, flat, (here, inside), opened)
+            outputs = _open(called, inputs, flat, here, opened)
             env.update(zip(eqn.outvars, outputs, strict=True))
             continue
-        step = Step(eqn, inputs, [Var(v.aval) for v in eqn.outvars], here, inside)
+        step = Step(eqn, inputs, [Var(v.aval) for v in eqn.outvars], here.path, here.stack)
         if step.name == "scan":
             step.counts = scan_counts(eqn.params)
-        step.bodies = [flatten(inner, here, opened) for inner in sub_jaxprs(eqn)]
+        step.bodies = [flatten(inner, here.path, opened) for inner in sub_jaxprs(eqn)]
         flat.steps.append(step)
         env.update(zip(eqn.outvars, step.outputs, strict=True))
     return [read(atom) for atom in closed.jaxpr.outvars]
 
 
 def _is_opened(eqn: jex.JaxprEqn) -> bool:
-    """Whether it is a call, or a custom derivative rule of more than single cells."""
+    """Return whether an equation is a call, or a custom derivative rule that is not elementwise."""
     if eqn.primitive.name in _CALLS:
         return True
     if not eqn.primitive.name.startswith(_CUSTOM):
         return False
     (called,) = sub_jaxprs(eqn)[:1]
     inner = flatten(called)
-    around: list[Any] = [*eqn.invars, *eqn.outvars]
-    shapes = {v.aval.shape for v in around if v.aval.shape}
+    shapes = {struct_of(atom).shape for atom in (*eqn.invars, *eqn.outvars)} - {()}
     known = all(step.name in ELEMENTWISE or step.name == "broadcast_in_dim" for step in inner.steps)
     return not (known and len(shapes) <= 1 and len(eqn.outvars) == 1)
 
 
-def is_cellwise(step: Step) -> bool:
-    """Whether each cell of the output is a function of one cell of each operand."""
-    return is_atomic(step) or step.name in ELEMENTWISE
+def is_elementwise(step: Step) -> bool:
+    """Return whether each element of the output depends on one element of each operand."""
+    return has_custom_derivative(step) or step.name in ELEMENTWISE
 
 
-def is_atomic(step: Step) -> bool:
-    """Whether the step is a function of single cells with a derivative rule of its own."""
+def has_custom_derivative(step: Step) -> bool:
+    """Return whether the step is an elementwise function with a custom derivative rule."""
     return step.name.startswith(_CUSTOM)

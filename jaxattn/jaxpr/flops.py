@@ -1,15 +1,17 @@
-"""Count the arithmetic of a traced program.
+"""Operation counts of a traced program.
 
-XLA's `cost_analysis` counts the body of a loop once, however often it runs; here a body counts
-as often as it runs.
+XLA's `cost_analysis` counts the body of a loop once, however often it runs. Here a body counts as
+often as it runs.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from jaxattn.jaxpr.interpreter import JaxprAtom
 
 _MOVES_DATA = frozenset(
     """after_all all_gather all_to_all axis_index bitcast_convert_type broadcast_in_dim complex
@@ -26,9 +28,9 @@ class Flops(NamedTuple):
 
     Attributes:
         total: the number of operations.
-        by_primitive: the same for each primitive that costs anything, the costliest first.
-        unbounded: whether something of unknown length (`while`, a Pallas kernel's grid) was
-            counted as if it ran once; `total` is then a lower bound.
+        by_primitive: the number for each primitive that costs anything, the costliest first.
+        unbounded: whether a loop of unknown length (`while`, a Pallas kernel's grid) was counted as
+            if it ran once. `total` is then a lower bound.
     """
 
     total: int
@@ -37,13 +39,14 @@ class Flops(NamedTuple):
 
 
 def count_flops(closed_jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
-    """Count the operations of a program, loops included, before a compiler touches it.
+    """Count the operations of a program before compilation, loops included.
 
-    A multiplication and an addition are one operation each, of any dtype; so is an elementwise
-    function, transcendental or not, for each element of its output. A reduction costs its input, a
-    windowed one its window for each output; moving data costs nothing. A convolution counts its
-    padding. A `cond` costs its most expensive branch, a `shard_map` all its devices. What is not
-    known, such as a matrix decomposition, costs one operation for each element of its output.
+    A multiplication and an addition are one operation each, of any dtype. So is an elementwise
+    function, transcendental or not, for each element of its output. A reduction costs one operation
+    for each element of its input, a windowed one its window for each output. Moving data costs
+    nothing. A convolution counts its padding. A `cond` costs its most expensive branch, a
+    `shard_map` the sum over its devices. Any other primitive, such as a matrix decomposition, costs
+    one operation for each element of its output.
 
     Args:
         closed_jaxpr: the program, as `jax.make_jaxpr(fn)(*args)` returns it.
@@ -56,45 +59,48 @@ def count_flops(closed_jaxpr: ClosedJaxpr | Jaxpr) -> Flops:
     """
     if not isinstance(closed_jaxpr, ClosedJaxpr | Jaxpr):
         raise TypeError(
-            f"closed_jaxpr: got {type(closed_jaxpr).__name__}, wanted what "
-            "jax.make_jaxpr(fn)(*args) returns"
+            "`closed_jaxpr` must be a jaxpr, as jax.make_jaxpr(fn)(*args) returns it, "
+            f"got {type(closed_jaxpr).__name__}."
         )
-    flops, unbounded = _count(closed_jaxpr)
+    flops, unbounded = _count(closed_jaxpr.eqns)
     by_primitive = {name: count for name, count in flops.most_common() if count}
     return Flops(flops.total(), by_primitive, unbounded)
 
 
 def count_equations(eqns: Iterable[JaxprEqn]) -> int:
-    """The operations of some equations, counted as `count_flops` does."""
-    return _count_equations(eqns)[0].total()
+    """Count the operations of some equations as `count_flops` does."""
+    return _count(eqns).flops.total()
 
 
-def _count(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Counter[str], bool]:
-    return _count_equations(jaxpr.eqns)
+class _Count(NamedTuple):
+    """Operations by primitive, and whether a loop of unknown length is among them."""
+
+    flops: Counter[str]
+    unbounded: bool
 
 
-def _count_equations(eqns: Iterable[JaxprEqn]) -> tuple[Counter[str], bool]:
+def _count(eqns: Iterable[JaxprEqn]) -> _Count:
     flops: Counter[str] = Counter()
     unbounded = False
     for eqn in eqns:
         name = eqn.primitive.name
         # Known costs come first: a reduction, too, holds a jaxpr, that of its scalar step.
         cost = _cost(eqn)
-        bodies = [_count(body) for body in _bodies(eqn)] if cost is None else []
+        bodies = [_count(body.eqns) for body in _bodies(eqn)] if cost is None else []
         if bodies:
-            unbounded |= name in ("while", "pallas_call") or any(body[1] for body in bodies)
+            unbounded |= name in ("while", "pallas_call") or any(body.unbounded for body in bodies)
             if name == "cond":
-                bodies = [max(bodies, key=lambda body: body[0].total())]
+                bodies = [max(bodies, key=lambda body: body.flops.total())]
             times = _times(eqn)
-            for body, _ in bodies:
-                flops.update({key: times * count for key, count in body.items()})
+            for body in bodies:
+                flops.update({key: times * count for key, count in body.flops.items()})
         else:
             flops[name] += _outputs(eqn) if cost is None else cost
-    return flops, unbounded
+    return _Count(flops, unbounded)
 
 
 def _cost(eqn: JaxprEqn) -> int | None:
-    """What one equation costs, or None where its jaxprs or its output tell."""
+    """Return the cost of an equation; `None` where its jaxprs or its output determine it."""
     params = eqn.params
     match eqn.primitive.name:
         case "dot_general":
@@ -135,7 +141,7 @@ def _bodies(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:
 
 
 def _times(eqn: JaxprEqn) -> int:
-    """How often the body of an equation runs."""
+    """Return how often the body of an equation runs."""
     match eqn.primitive.name:
         case "scan":
             return eqn.params["length"]
@@ -146,11 +152,11 @@ def _times(eqn: JaxprEqn) -> int:
     return 1
 
 
-def _shape(var: Any) -> tuple[int, ...]:
+def _shape(var: JaxprAtom) -> tuple[int, ...]:
     return getattr(var.aval, "shape", (0,))  # a token has no shape
 
 
-def _size(var: Any) -> int:
+def _size(var: JaxprAtom) -> int:
     return math.prod(_shape(var))
 
 

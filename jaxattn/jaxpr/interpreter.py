@@ -1,20 +1,30 @@
-"""Walks a jaxpr and re-emits it as JAX code, with a chance to step in at every equation."""
+"""Evaluation of a jaxpr as JAX code, with a rule that may replace each equation."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core as jex
+from jaxtyping import PyTree
 
-#: Answers an equation's outputs, or `None` for what the equation itself computes.
-Rule: TypeAlias = Callable[[jex.JaxprEqn, Sequence[Any]], Sequence[Any] | None]
-#: Sees the values by variable where a named scope ends: its path and its equations.
-Leave: TypeAlias = Callable[[tuple[str, ...], Sequence[jex.JaxprEqn], dict[Any, Any]], None]
+#: The value of a variable: an array, a literal's scalar, a token or a mutable reference. These have
+#: no common class: a traced `jax.Ref` is no `jax.Array`.
+Value: TypeAlias = Any
+#: The values of variables.
+Env: TypeAlias = MutableMapping[jex.Var, Value]
+#: An operand of an equation.
+JaxprAtom: TypeAlias = jex.Var | jex.Literal
+#: Computes an equation's outputs from its operands; `None` leaves it to the equation itself.
+Rule: TypeAlias = Callable[[jex.JaxprEqn, Sequence[Value]], Sequence[Value] | None]
+#: Called where a named scope ends, with its path, its equations and all values so far.
+Leave: TypeAlias = Callable[[tuple[str, ...], Sequence[jex.JaxprEqn], Env], None]
+#: A jaxpr as a function of a pytree and of its operands, to its outputs and a further pytree.
+Body: TypeAlias = Callable[..., tuple[tuple[Value, ...], PyTree]]
 
 
 def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
-    """The closed jaxprs that an equation runs: bodies, branches, called functions."""
+    """Return the jaxprs that an equation runs: bodies, branches, called functions."""
     found = []
     for value in eqn.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
@@ -25,10 +35,19 @@ def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
     return found
 
 
-def scopes(eqn: jex.JaxprEqn) -> list[tuple[str, int, int]]:
-    """The named scopes in which an equation was traced, each with what tells entries apart.
+def struct_of(atom: JaxprAtom) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of an operand."""
+    aval: Any = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
-    A scope is an object made on entry: two calls of one layer share its name, not its identity.
+
+def scopes(eqn: jex.JaxprEqn) -> list[tuple[str, int, int]]:
+    """Return the named scopes in which an equation was traced.
+
+    Returns:
+        The label of each scope, the identity of the entry in the name stack and the label's
+        position in it. Each call of a layer has an entry of its own: two calls of one layer have
+        the same labels, not the same identity.
     """
     found, wrap = [], ""
     for element in eqn.source_info.name_stack.stack:
@@ -45,26 +64,34 @@ def scopes(eqn: jex.JaxprEqn) -> list[tuple[str, int, int]]:
 def by_scope(
     eqns: Sequence[jex.JaxprEqn], depth: int
 ) -> Iterator[tuple[str | None, list[jex.JaxprEqn]]]:
-    """Parts equations where their scope of that depth changes; its name, or `None` for no scope."""
+    """Group consecutive equations by their named scope of a given depth.
+
+    Yields:
+        The label of the scope, `None` for equations outside of any, and its equations.
+    """
     for scope, part in itertools.groupby(eqns, lambda eqn: scopes(eqn)[depth : depth + 1]):
         yield scope[0][0] if scope else None, list(part)
 
 
 def evaluate(
     closed: jex.ClosedJaxpr,
-    args: Sequence[Any],
+    args: Sequence[Value],
     rule: Rule,
     leave: Leave = lambda path, eqns, values: None,
-) -> list[Any]:
-    """The outputs of a jaxpr, each equation's from `rule` where that has an answer.
+) -> list[Value]:
+    """Evaluate a jaxpr, with a rule for its equations.
 
-    Named scopes are entered as they once were. `leave` may change the values that the equations
-    after a scope read.
+    Args:
+        closed: the jaxpr. Its named scopes are entered again.
+        args: its inputs.
+        rule: computes the outputs of an equation, or returns `None`.
+        leave: called at the end of each named scope. It may change the values that later equations
+            read.
     """
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values: dict[jex.Var, Value] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     values |= dict(zip(closed.jaxpr.invars, args, strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: JaxprAtom) -> Value:
         return atom.val if isinstance(atom, jex.Literal) else values[atom]
 
     def run(eqns: Sequence[jex.JaxprEqn], path: tuple[str, ...]) -> None:
@@ -85,8 +112,14 @@ def evaluate(
     return [read(atom) for atom in closed.jaxpr.outvars]
 
 
-def bind(eqn: jex.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Sequence[Any]:
-    """What the equation itself computes, or would with some of its parameters changed."""
+def bind(eqn: jex.JaxprEqn, inputs: Sequence[Value], **changed: object) -> Sequence[Value]:
+    """Compute an equation's outputs.
+
+    Args:
+        eqn: the equation.
+        inputs: its operands.
+        **changed: parameters of the equation to replace.
+    """
     params = eqn.primitive.get_bind_params(eqn.params | changed)
     with eqn.ctx.manager:
         outputs = eqn.primitive.bind(*inputs, **params)
@@ -95,47 +128,47 @@ def bind(eqn: jex.JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Sequence[A
 
 def descend(
     eqn: jex.JaxprEqn,
-    inputs: Sequence[Any],
+    inputs: Sequence[Value],
     rule: Rule,
     prepare: Callable[[jex.ClosedJaxpr], jex.ClosedJaxpr] = lambda closed: closed,
-) -> Sequence[Any] | None:
-    """Re-emits a call or a control-flow equation with `rule` applied inside.
+) -> Sequence[Value] | None:
+    """Evaluate a call or a control-flow equation with a rule for the equations inside.
 
     Args:
         eqn: the equation.
         inputs: its operands.
-        rule: what to apply to each equation inside.
-        prepare: what to make of each inner jaxpr first.
+        rule: applied to each equation inside.
+        prepare: applied to each inner jaxpr first.
 
     Returns:
-        the outputs, or `None` where there is no inside, or one with a derivative rule of its own.
+        The outputs; `None` for an equation without inner jaxprs, or with a custom derivative rule.
     """
 
-    def inside(closed: jex.ClosedJaxpr) -> Callable[..., tuple[Any, Any]]:
+    def inside(closed: jex.ClosedJaxpr) -> Body:
         return lambda _, *args: (tuple(evaluate(prepare(closed), args, rule)), ())
 
-    found = reemit(eqn, inputs, inside)
-    return None if found is None else found[0]
+    results = reemit(eqn, inputs, inside)
+    return None if results is None else results[0]
 
 
 def reemit(
     eqn: jex.JaxprEqn,
-    inputs: Sequence[Any],
-    inside: Callable[[jex.ClosedJaxpr], Callable[..., tuple[Any, Any]]],
-    more: Any = (),
-) -> tuple[Sequence[Any], Any] | None:
-    """Re-emits a call or a control-flow equation around functions of our own.
+    inputs: Sequence[Value],
+    inside: Callable[[jex.ClosedJaxpr], Body],
+    more: PyTree = (),
+) -> tuple[Sequence[Value], PyTree] | None:
+    """Evaluate a call or a control-flow equation with other functions for its inner jaxprs.
 
     Args:
         eqn: the equation.
         inputs: its operands.
-        inside: makes of each inner jaxpr a function of `more` and of its operands, to its outputs
-            and anything else.
-        more: a pytree; in a scan each step gets its slice.
+        inside: maps each inner jaxpr to the function that takes its place.
+        more: a pytree that each of these functions takes as well. In a scan each step takes its
+            slice.
 
     Returns:
-        the outputs, and what else came out: stacked from a scan, nothing from a while. Or `None`
-        where there is no inside, or one with a derivative rule of its own.
+        The outputs and what the functions return besides: stacked by a scan, `()` for a while
+        loop. `None` for an equation without inner jaxprs, or with a custom derivative rule.
     """
     params = eqn.params
     match eqn.primitive.name:
@@ -165,8 +198,8 @@ def reemit(
     return None
 
 
-def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """How many operands of a scan are constants, and how many are carried."""
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the numbers of a scan's operands that are constants and that are carried."""
     if "ft_in" in params:  # jax >= 0.12 counts operands by a tree
         of_consts, of_carry, _ = params["ft_in"].unpack()
         return len(list(of_consts)), len(list(of_carry))
@@ -174,11 +207,8 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def _scan(
-    params: dict[str, Any],
-    inputs: Sequence[Any],
-    body: Callable[..., tuple[Any, Any]],
-    more: Any,
-) -> tuple[tuple[Any, ...], Any]:
+    params: Mapping[str, Any], inputs: Sequence[Value], body: Body, more: PyTree
+) -> tuple[Sequence[Value], PyTree]:
     n_consts, n_carry = scan_counts(params)
     consts, init, xs = (
         tuple(inputs[:n_consts]),
@@ -186,10 +216,12 @@ def _scan(
         tuple(inputs[n_consts + n_carry :]),
     )
 
-    def step(carry: tuple[Any, ...], x: tuple[Any, Any]) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
-        outputs, other = body(x[0], *consts, *carry, *x[1])
-        return outputs[:n_carry], (outputs[n_carry:], other)
+    def step(
+        carry: tuple[Value, ...], x: tuple[PyTree, tuple[Value, ...]]
+    ) -> tuple[tuple[Value, ...], tuple[tuple[Value, ...], PyTree]]:
+        outputs, besides = body(x[0], *consts, *carry, *x[1])
+        return outputs[:n_carry], (outputs[n_carry:], besides)
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, (ys, other) = jax.lax.scan(step, init, (more, xs), **options)
-    return (*carry, *ys), other
+    carry, (ys, besides) = jax.lax.scan(step, init, (more, xs), **options)
+    return (*carry, *ys), besides

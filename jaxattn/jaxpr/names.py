@@ -1,28 +1,28 @@
-"""The named intermediates of a jaxpr: tags, and what layers give out under their path."""
+"""The named intermediates of a jaxpr: tags, and the outputs of layers by path."""
 
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.interpreter import by_scope, scopes, sub_jaxprs
+from jaxattn.jaxpr.interpreter import JaxprAtom, by_scope, scopes, struct_of, sub_jaxprs
 
-#: Equations with one inner jaxpr that is run once, in place.
+#: Primitives with one inner jaxpr, which is evaluated once, in place.
 _CALLS = ("jit", "checkpoint", "remat", "remat2", "closed_call", "core_call")
 
 
 class Place(NamedTuple):
-    """Where a named intermediate is made.
+    """A place where a named intermediate is computed.
 
     Attributes:
         name: the tag, or the path of the layer.
         is_tag: which of the two.
-        structs: its arrays, abstractly, stacked over the steps of the scans around: a tag's one, or
-            as many as leave a layer's call.
-        steps: how many scans are around.
+        structs: the shapes and dtypes of its arrays, stacked over the steps of the enclosing scans.
+            A tag has one array, a layer as many as its call returns.
+        steps: the number of enclosing scans.
         flaw: why it has no value, if it has none.
     """
 
@@ -34,23 +34,23 @@ class Place(NamedTuple):
 
 
 def tag_of(eqn: jex.JaxprEqn) -> str | None:
-    """The name that a tag gives."""
+    """Return the name of the tag that an equation is, if it is one."""
     return str(eqn.params["name"]) if eqn.primitive.name == "name" else None
 
 
 def joined(prefix: str, labels: Sequence[str]) -> str:
-    """The path of an equation or layer; name stacks inside of an equation start from it anew."""
+    """Return the path of an equation or layer: name stacks inside an equation start empty."""
     return "/".join([*filter(None, [prefix]), *labels])
 
 
 def places(closed: jex.ClosedJaxpr, prefix: str = "") -> list[Place]:
-    """All named intermediates at any depth, in the order in which they are made.
+    """Find all named intermediates at any depth, in the order in which they are computed.
 
     Args:
         closed: the jaxpr.
         prefix: the path of the equation that it belongs to.
     """
-    given_out = layer_outputs(closed.jaxpr)
+    outputs_of = layer_outputs(closed.jaxpr)
 
     def visit(eqns: Sequence[jex.JaxprEqn], path: tuple[str, ...]) -> Iterator[Place]:
         for name, part in by_scope(eqns, len(path)):
@@ -59,18 +59,18 @@ def places(closed: jex.ClosedJaxpr, prefix: str = "") -> list[Place]:
                     yield from places_of(eqn, prefix)
                 continue
             yield from visit(part, (*path, name))
-            outputs = given_out(part)
+            outputs = outputs_of(part)
             if outputs:
-                yield Place(joined(prefix, (*path, name)), False, tuple(map(_struct, outputs)))
+                yield Place(joined(prefix, (*path, name)), False, tuple(map(struct_of, outputs)))
 
     return list(visit(closed.jaxpr.eqns, ()))
 
 
 def places_of(eqn: jex.JaxprEqn, prefix: str) -> list[Place]:
-    """The named intermediates that are made by one equation, and inside of it."""
+    """Find the named intermediates that one equation computes, also inside of it."""
     name = tag_of(eqn)
     if name is not None:
-        return [Place(name, True, (_struct(eqn.outvars[0]),))]
+        return [Place(name, True, (struct_of(eqn.outvars[0]),))]
     bodies = sub_jaxprs(eqn)
     if not bodies:
         return []
@@ -83,44 +83,50 @@ def places_of(eqn: jex.JaxprEqn, prefix: str) -> list[Place]:
         return _in_every_branch(inner)
     if primitive in _CALLS or primitive.startswith(("custom_jvp_call", "custom_vjp_call")):
         return inner[0]
-    why = f"lies inside of a `{primitive}`, which is not opened"
+    why = f"is inside a `{primitive}`, which is not opened"
     if primitive == "while":
-        why = "lies inside of a `while`, which has no fixed number of steps to stack"
+        why = "is inside a `while`, which has no fixed number of steps to stack"
     return [place._replace(flaw=place.flaw or why) for part in inner for place in part]
 
 
-def layer_outputs(jaxpr: jex.Jaxpr) -> Callable[[Sequence[jex.JaxprEqn]], list[Any]]:
-    """Tells which variables leave some consecutive equations: those that later ones read.
+def layer_outputs(jaxpr: jex.Jaxpr) -> Callable[[Sequence[jex.JaxprEqn]], list[jex.Var]]:
+    """Return a function that finds the outputs of consecutive equations of a jaxpr.
 
-    Where any of them is floating, the others, such as masks and keys, do not count.
+    Outputs are the variables that later equations read. If some of them are floating-point arrays,
+    the others, such as masks and random keys, are left out.
     """
-    last_use = {atom: eqn for eqn in jaxpr.eqns for atom in _variables(eqn.invars)}
+    last_use: dict[jex.Var, jex.JaxprEqn | None] = {
+        var: eqn for eqn in jaxpr.eqns for var in _variables(eqn.invars)
+    }
     last_use |= dict.fromkeys(_variables(jaxpr.outvars))
 
-    def given_out(eqns: Sequence[jex.JaxprEqn]) -> list[Any]:
+    def outputs_of(eqns: Sequence[jex.JaxprEqn]) -> list[jex.Var]:
         inside = set(map(id, eqns))
-        made: list[Any] = [var for eqn in eqns for var in eqn.outvars]
-        leaving = [var for var in made if var in last_use and id(last_use[var]) not in inside]
-        floating = [var for var in leaving if jnp.issubdtype(var.aval.dtype, jnp.inexact)]
-        return floating or leaving
+        computed = [var for eqn in eqns for var in eqn.outvars]
+        outputs = [var for var in computed if var in last_use and id(last_use[var]) not in inside]
+        floating = [var for var in outputs if jnp.issubdtype(struct_of(var).dtype, jnp.inexact)]
+        return floating or outputs
 
-    return given_out
+    return outputs_of
 
 
 def choose(patterns: Sequence[str], found: Sequence[Place], what: str) -> dict[str, bool]:
-    """The names that match, each with whether it is a tag's; without patterns all tags.
+    """Select named intermediates by patterns.
 
     A pattern is a name; or the end of a path; or a glob of either; or a part of a tag, or of a
-    layer's path that reaches into its last component. The first of these that finds anything
-    counts. A tag goes before a layer of the same name.
+    layer's path that reaches into its last component. The first of these interpretations that
+    matches anything is taken. A tag takes precedence over a layer of the same name.
 
     Args:
-        patterns: what was asked for.
-        found: what there is.
-        what: the argument that asked, for the errors.
+        patterns: the patterns; all tags are selected if there are none.
+        found: the intermediates to select from.
+        what: the argument or function that takes the patterns, for error messages.
+
+    Returns:
+        The selected names, each with whether it is a tag.
 
     Raises:
-        ValueError: for a pattern that matches nothing, or something that has no value.
+        ValueError: if a pattern matches nothing, or an intermediate that has no value.
     """
     kinds = {place.name: False for place in found} | {p.name: True for p in found if p.is_tag}
     tags = [name for name, is_tag in kinds.items() if is_tag]
@@ -131,7 +137,7 @@ def choose(patterns: Sequence[str], found: Sequence[Place], what: str) -> dict[s
             layers = [name for name, is_tag in kinds.items() if not is_tag]
             raise ValueError(
                 f"{what}: fn has no intermediate {pattern!r}; it has the tags {tags} and the "
-                f"layers {layers}; jaxattn.tag names others"
+                f"layers {layers}; jaxattn.tag names further ones"
             )
         chosen |= set(matching)
     for place in found:
@@ -141,11 +147,11 @@ def choose(patterns: Sequence[str], found: Sequence[Place], what: str) -> dict[s
 
 
 def _matching(pattern: str, kinds: dict[str, bool]) -> list[str]:
-    """The names that the pattern means."""
+    """Return the names that a pattern matches."""
     is_glob = any(sign in pattern for sign in "*?[")
 
     def is_part(name: str) -> bool:
-        # A layer's parts have its path in theirs: they are not meant.
+        # The paths of a layer's parts contain its own path, but the pattern means the layer.
         own = 0 if kinds[name] else name.rfind("/") + 1
         return pattern in name and name.rfind(pattern) + len(pattern) > own
 
@@ -166,7 +172,7 @@ def _stacked(place: Place, length: int) -> Place:
 
 
 def _in_every_branch(branches: Sequence[Sequence[Place]]) -> list[Place]:
-    """What the branches of a `cond` have in common; the rest is flawed."""
+    """Return the intermediates of a `cond`: those that not every branch has get a flaw."""
     why = "does not occur equally often, with equal shapes, in every branch of a `cond`"
     kept: list[Place] = []
     for key in dict.fromkeys((p.name, p.is_tag) for branch in branches for p in branch):
@@ -176,9 +182,5 @@ def _in_every_branch(branches: Sequence[Sequence[Place]]) -> list[Place]:
     return kept
 
 
-def _variables(atoms: Sequence[Any]) -> list[Any]:
+def _variables(atoms: Sequence[JaxprAtom]) -> list[jex.Var]:
     return [atom for atom in atoms if not isinstance(atom, jex.Literal)]
-
-
-def _struct(var: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)

@@ -1,57 +1,78 @@
-"""A function as the program that it traces to, so that equal programs are recognised as equal.
+"""A function as its traced program, hashable and equal to other traces of the same program.
 
-A lambda or a closure has no identity worth trusting: two fresh ones may do the same, and one may do
-something else than before once what it closes over has changed. Its jaxpr tells.
+The identity of a lambda or a closure says little: two new ones may compute the same, and one may
+compute something else once a variable that it closes over has changed. Jaxprs are compared instead.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxattn._static import UnkeyableError, typed_key
 from jaxattn.jaxpr.flat import varying_axes
-from jaxattn.jaxpr.interpreter import bind, descend, evaluate, sub_jaxprs
+from jaxattn.jaxpr.interpreter import (
+    JaxprAtom,
+    Value,
+    bind,
+    descend,
+    evaluate,
+    struct_of,
+    sub_jaxprs,
+)
+
+#: The custom derivative rules whose programs are being keyed, outermost first.
+_Enclosing: TypeAlias = tuple[Hashable, ...]
 
 
 class Signature(NamedTuple):
     """The structure, shapes and dtypes of a function's positional arguments."""
 
     treedef: jax.tree_util.PyTreeDef
-    avals: tuple[tuple[tuple[int, ...], Any], ...]
+    avals: tuple[tuple[tuple[int, ...], np.dtype], ...]
 
     @classmethod
-    def of(cls, inputs: Any) -> "Signature":
-        """The signature of a tuple of arguments, concrete, traced or abstract."""
+    def of(cls, inputs: PyTree) -> "Signature":
+        """Return the signature of a tuple of arguments, concrete, traced or abstract."""
         leaves, treedef = jax.tree.flatten(inputs)
         return cls(treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
-    def structs(self) -> Any:
-        """Abstract arguments of this signature."""
+    def structs(self) -> PyTree:
+        """Return abstract arguments of this signature."""
         return self.treedef.unflatten([jax.ShapeDtypeStruct(*aval) for aval in self.avals])
 
 
 class UntracedError(LookupError):
-    """A program was called with a signature for which it has not been traced."""
+    """Raised by a program that is called with a signature for which it has not been traced."""
 
     def __init__(self, program: "Program", signature: Signature) -> None:
-        super().__init__("the function has not been traced for these shapes")
+        super().__init__("The function has not been traced for these shapes.")
         self.program, self.signature = program, signature
 
 
 class Trace(NamedTuple):
-    """One traced form of a function: open, and which arrays it takes as constants and arguments."""
+    """A function traced for one signature.
+
+    Attributes:
+        jaxpr: the jaxpr, open: its constants are bound from outside.
+        constants: the positions of its constants among the arrays of the program. Those that are no
+            `constvars` of the jaxpr are its first arguments.
+        output: the abstract output.
+    """
 
     jaxpr: jex.Jaxpr
     constants: tuple[int, ...]
-    output: Any
+    output: PyTree
 
 
 class Program:
-    """What a function computes, for some signatures; hashable, and equal for equal programs."""
+    """A function traced for some signatures; hashable, and equal to an equal program."""
 
     def __init__(self, key: Hashable, traces: dict[Signature, Trace]) -> None:
         self._key, self._hash, self._traces = key, hash(key), traces
@@ -62,18 +83,18 @@ class Program:
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Program) and self._key == other._key)
 
-    def output(self, signature: Signature) -> Any:
-        """The abstract output for a signature that has been traced."""
+    def output(self, signature: Signature) -> PyTree:
+        """Return the abstract output for a signature that has been traced."""
         return self._traces[signature].output
 
     def jaxpr(self, signature: Signature) -> jex.Jaxpr:
-        """What was traced for a signature."""
+        """Return the jaxpr for a signature that has been traced."""
         return self._traces[signature].jaxpr
 
-    def rebuild(self, arrays: Sequence[Any]) -> Callable[..., Any]:
-        """The function, given its constants."""
+    def rebuild(self, arrays: Sequence[Value]) -> Callable[..., PyTree]:
+        """Return the function with these arrays as its constants."""
 
-        def call(*inputs: Any) -> Any:
+        def call(*inputs: PyTree) -> PyTree:
             signature = Signature.of(inputs)
             trace = self._traces.get(signature)
             if trace is None:
@@ -85,9 +106,9 @@ class Program:
             closed = jex.ClosedJaxpr(trace.jaxpr, constants[:n_bound])
             if any(varying_axes(leaf) for leaf in leaves):
                 raise ValueError(
-                    "fn is known by its trace, which a jax.shard_map that checks what varies over "
-                    "its devices cannot run: give shard_map check_vma=False, or explain mesh=, or "
-                    "a module as fn"
+                    "`fn` is evaluated from its trace, which does not work inside a jax.shard_map "
+                    "that checks which values vary over devices: pass check_vma=False to "
+                    "shard_map, or mesh= to explain, or a module as `fn`."
                 )
             flat = jex.jaxpr_as_fun(closed)(*constants[n_bound:], *leaves)
             return jax.tree.unflatten(jax.tree.structure(trace.output), flat)
@@ -95,17 +116,19 @@ class Program:
         return call
 
 
-def trace(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[list[Any], Program]:
-    """Traces `fn` for each signature.
+def trace(
+    fn: Callable[..., PyTree], signatures: Sequence[Signature]
+) -> tuple[list[Value], Program]:
+    """Trace `fn` for each signature.
 
     Returns:
-        the arrays that it closes over, and the program that takes them.
+        The arrays that it closes over, and the program that takes them.
     """
-    arrays: dict[int, Any] = {}
+    arrays: dict[int, Value] = {}
     traces: dict[Signature, Trace] = {}
     parts: list[Hashable] = []
     for signature in signatures:
-        # JAX remembers the trace of a function that it has seen: it must not know this one.
+        # JAX caches the traces of functions by identity: a new function is traced anew.
         fresh = jax.make_jaxpr(lambda *inputs: fn(*inputs), return_shape=True)
         closed, output = fresh(*signature.structs())
         jaxpr, constants = _hoist(closed)
@@ -118,58 +141,66 @@ def trace(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[list
     return list(arrays.values()), Program(tuple(parts), traces)
 
 
-def _constants(closed: jex.ClosedJaxpr) -> dict[int, Any]:
-    """The constants at any depth, by identity, outer ones first."""
+def _constants(closed: jex.ClosedJaxpr) -> dict[int, Value]:
+    """Return the constants at any depth, by identity, outer ones first."""
     return {id(c): c for c in closed.consts} | _inner_constants(closed.jaxpr)
 
 
-def _inner_constants(jaxpr: jex.Jaxpr) -> dict[int, Any]:
-    found: dict[int, Any] = {}
+def _inner_constants(jaxpr: jex.Jaxpr) -> dict[int, Value]:
+    found: dict[int, Value] = {}
     for eqn in jaxpr.eqns:
         for inner in sub_jaxprs(eqn):
             found |= _constants(inner)
     return found
 
 
-def _hoist(closed: jex.ClosedJaxpr) -> tuple[jex.Jaxpr, list[Any]]:
-    """The jaxpr with all its constants, also those of inner jaxprs, bound from outside."""
+class _Hoisted(NamedTuple):
+    """A jaxpr whose constants, also those of inner jaxprs, are bound from outside."""
+
+    jaxpr: jex.Jaxpr
+    constants: list[Value]
+
+
+def _hoist(closed: jex.ClosedJaxpr) -> _Hoisted:
+    """Make the constants of a jaxpr and of its inner jaxprs its first arguments."""
     if not _inner_constants(closed.jaxpr):
-        return closed.jaxpr, list(closed.consts)
+        return _Hoisted(closed.jaxpr, list(closed.consts))
     constants = _constants(closed)
 
-    def flat(arrays: list[Any], args: list[Any]) -> list[Any]:
-        given = dict(zip(constants, arrays, strict=True))
+    def flat(arrays: list[Value], args: list[Value]) -> list[Value]:
+        values = dict(zip(constants, arrays, strict=True))
 
         def bound(inner: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
-            return jex.ClosedJaxpr(inner.jaxpr, [given[id(c)] for c in inner.consts])
+            return jex.ClosedJaxpr(inner.jaxpr, [values[id(c)] for c in inner.consts])
 
-        def rule(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
+        def rule(eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
             holds_constants = any(_constants(inner) for inner in sub_jaxprs(eqn))
             return descend(eqn, inputs, rule, bound) if holds_constants else None
 
         return evaluate(bound(closed), args, rule)
 
     arrays = list(constants.values())
-    return jax.make_jaxpr(flat)(arrays, list(map(_struct, closed.jaxpr.invars))).jaxpr, arrays
+    structs = list(map(struct_of, closed.jaxpr.invars))
+    return _Hoisted(jax.make_jaxpr(flat)(arrays, structs).jaxpr, arrays)
 
 
 def _program_key(jaxpr: jex.Jaxpr) -> Hashable:
-    """A key that two jaxprs share only if they compute the same, derivatives included."""
+    """Return a key that is equal for two jaxprs only if they and their derivatives are equal."""
     try:
         return _jaxpr_key(jaxpr, ())
     except UnkeyableError:
         return object()
 
 
-def _jaxpr_key(jaxpr: jex.Jaxpr, within: tuple[Hashable, ...]) -> Hashable:
-    number: dict[Any, int] = {}
+def _jaxpr_key(jaxpr: jex.Jaxpr, within: _Enclosing) -> Hashable:
+    number: dict[jex.Var, int] = {}
 
-    def atom(a: Any) -> Hashable:
+    def atom(a: JaxprAtom) -> Hashable:
         if isinstance(a, jex.Literal):
             return "literal", str(a.aval), typed_key(a.val)
         return number.setdefault(a, len(number))
 
-    def var(v: Any) -> Hashable:
+    def var(v: jex.Var) -> Hashable:
         return atom(v), str(v.aval), getattr(v.aval, "weak_type", None)
 
     head = tuple(var(v) for v in (*jaxpr.constvars, *jaxpr.invars))
@@ -186,11 +217,11 @@ def _jaxpr_key(jaxpr: jex.Jaxpr, within: tuple[Hashable, ...]) -> Hashable:
     return head, body, tuple(atom(a) for a in jaxpr.outvars)
 
 
-def _params_key(eqn: jex.JaxprEqn, within: tuple[Hashable, ...]) -> Hashable:
+def _params_key(eqn: jex.JaxprEqn, within: _Enclosing) -> Hashable:
     if eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
         (called,) = sub_jaxprs(eqn)
         key = eqn.primitive.name, _param_key(called, ())
-        # A rule may call the very function that it belongs to, as relu's does.
+        # A rule may call the function that it belongs to, as that of relu does.
         if key in within:
             return key, within.index(key)
         rule = _derivative(eqn)
@@ -198,7 +229,7 @@ def _params_key(eqn: jex.JaxprEqn, within: tuple[Hashable, ...]) -> Hashable:
     return tuple((name, _param_key(eqn.params[name], within)) for name in sorted(eqn.params))
 
 
-def _param_key(value: Any, within: tuple[Hashable, ...]) -> Hashable:
+def _param_key(value: object, within: _Enclosing) -> Hashable:
     if isinstance(value, jex.ClosedJaxpr):
         return _jaxpr_key(value.jaxpr, within), typed_key(list(value.consts))
     if isinstance(value, jex.Jaxpr):
@@ -208,26 +239,26 @@ def _param_key(value: Any, within: tuple[Hashable, ...]) -> Hashable:
     try:
         return typed_key(value)
     except UnkeyableError:
-        hash(value)  # by identity: at worst an equal program is not recognised
+        hash(value)  # by identity: at worst two equal programs get different keys
         return type(value), value
 
 
 def _derivative(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
-    """The program of an equation's custom derivative rule, which the equation itself hides."""
-    structs = [_struct(atom) for atom in eqn.invars]
+    """Trace the custom derivative rule of an equation, which is not among its jaxprs."""
+    structs = [struct_of(atom) for atom in eqn.invars]
 
-    def ones(struct: Any) -> Any:
+    def ones(struct: jax.ShapeDtypeStruct | Array) -> ArrayLike:
         if jnp.issubdtype(struct.dtype, jnp.inexact):
             return jnp.ones(struct.shape, struct.dtype)
         return np.zeros(struct.shape, jax.dtypes.float0)
 
-    # What the function closes over has no derivative by the rule.
+    # The rule has no derivative with respect to the values that the function closes over.
     closed_over = eqn.params.get("num_consts", 0)
 
-    def differentiated(*args: Any) -> Any:
+    def differentiated(*args: Value) -> PyTree:
         constants, inputs = args[:closed_over], args[closed_over:]
 
-        def call(*inputs: Any) -> Any:
+        def call(*inputs: Value) -> list[Value]:
             return list(bind(eqn, [*constants, *inputs]))
 
         if eqn.primitive.name.startswith("custom_jvp_call"):
@@ -240,9 +271,5 @@ def _derivative(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
     return jax.make_jaxpr(differentiated)(*structs)
 
 
-def _strong(leaf: Any) -> Any:
+def _strong(leaf: Value) -> Value:
     return jax.lax.convert_element_type(leaf, leaf.dtype) if jax.typeof(leaf).weak_type else leaf
-
-
-def _struct(atom: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)

@@ -1,46 +1,48 @@
-"""Finds the softmax or the sigmoid with which a function ends, and stops before it."""
+"""The logits of a function that ends in a softmax or a sigmoid."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from jaxattn.jaxpr.interpreter import evaluate, sub_jaxprs
+from jaxattn.jaxpr.interpreter import JaxprAtom, Value, evaluate, sub_jaxprs
 
-#: Equations that only lay the same numbers out otherwise.
+#: Primitives that only lay out the elements of their operand.
 _LAYOUT = {"reshape", "squeeze", "convert_element_type", "broadcast_in_dim", "transpose", "copy"}
-#: What lies between a softmax's logits and the maximum that it subtracts.
-_MAXIMUM = _LAYOUT | {"stop_gradient", "max"}
+#: Primitives between a softmax's logits and the maximum that it subtracts from them.
+_TO_MAXIMUM = _LAYOUT | {"stop_gradient", "max"}
 
 
-def before_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that answers the logits of `fn`; see `jaxattn.without_softmax`."""
+def before_softmax(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Return the function that returns the logits of `fn`; see `jaxattn.without_softmax`."""
 
-    def logits(*inputs: Any) -> Any:
+    def logits(*inputs: PyTree) -> PyTree:
         leaves = jax.tree.leaves(inputs)
         fresh = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)
         closed, output = fresh(*inputs)
         flat = jax.make_jaxpr(lambda *args: evaluate(closed, args, _inline))(*leaves)
         if len(flat.jaxpr.outvars) != 1:
             raise ValueError(
-                f"without_softmax wants an fn with one output array, got {len(flat.jaxpr.outvars)}"
+                "without_softmax: `fn` must return one array, "
+                f"got an output of {len(flat.jaxpr.outvars)} arrays."
             )
         producers = {var: eqn for eqn in flat.jaxpr.eqns for var in eqn.outvars}
-        last = _behind(flat.jaxpr.outvars[0], producers, _LAYOUT)
+        last = _producer_behind(flat.jaxpr.outvars[0], producers, _LAYOUT)
         source = _logits_of(last, producers)
-        if source is None:
+        if last is None or source is None:
             end = "its input" if last is None else f"`{last.primitive.name}`"
             raise ValueError(
-                f"without_softmax wants an fn that ends in a softmax or a sigmoid, not in {end}"
+                "without_softmax: `fn` must be a function that ends in a softmax or a sigmoid, "
+                f"not in {end}."
             )
-        seen: dict[Any, Any] = {}
+        operands: dict[JaxprAtom, Value] = {}
 
-        def skip(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
-            """Answers the logits for the last equation; what lays them out stays as it is."""
-            seen.update((a, v) for a, v in zip(eqn.invars, inputs, strict=True) if a is source)
-            return [seen[source]] if eqn is last else None
+        def skip(eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
+            """Return the logits for the last equation; the layout after it stays as it is."""
+            operands.update((a, v) for a, v in zip(eqn.invars, inputs, strict=True) if a is source)
+            return [operands[source]] if eqn is last else None
 
         (z,) = evaluate(flat, leaves, skip)
         if last.primitive.name == "logistic" and z.shape[-1:] in ((), (1,)):
@@ -51,16 +53,16 @@ def before_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
     return logits
 
 
-def ends_in_softmax(fn: Callable[..., Any], *inputs: Any) -> bool:
-    """Whether the output of `fn` is that of a softmax or of a sigmoid."""
+def ends_in_softmax(fn: Callable[..., PyTree], *inputs: PyTree) -> bool:
+    """Return whether an output of `fn` is the result of a softmax or of a sigmoid."""
     closed = jax.make_jaxpr(lambda *args: fn(*args))(*inputs)
     flat = jax.make_jaxpr(lambda *args: evaluate(closed, args, _inline))(*jax.tree.leaves(inputs))
     producers = {var: eqn for eqn in flat.jaxpr.eqns for var in eqn.outvars}
-    last = [_behind(var, producers, _LAYOUT) for var in flat.jaxpr.outvars]
+    last = [_producer_behind(var, producers, _LAYOUT) for var in flat.jaxpr.outvars]
     return any(_logits_of(eqn, producers) is not None for eqn in last)
 
 
-def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
+def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
     custom = eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
     if eqn.primitive.name == "jit" or (custom and "softmax" in str(eqn.params.get("name", ""))):
         (called,) = sub_jaxprs(eqn)
@@ -68,42 +70,50 @@ def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any] | None:
     return None
 
 
-def _behind(atom: Any, producers: dict[Any, Any], through: set[str]) -> Any:
-    """The equation that made the numbers of `atom`, past those that are named in `through`."""
-    while True:
-        eqn = None if isinstance(atom, jex.Literal) else producers.get(atom)
+def _producer_behind(
+    atom: JaxprAtom,
+    producers: Mapping[jex.Var, jex.JaxprEqn],
+    through: Set[str],
+    name: str | None = None,
+) -> jex.JaxprEqn | None:
+    """Return the equation that computed the elements of `atom`, past some primitives.
+
+    Args:
+        atom: the value.
+        producers: the equation that computes each value.
+        through: the primitives to look through.
+        name: the primitive that the equation must be of; `None` for any.
+    """
+    while not isinstance(atom, jex.Literal):
+        eqn = producers.get(atom)
         if eqn is None or eqn.primitive.name not in through:
-            return eqn
+            matches = eqn is not None and name in (None, eqn.primitive.name)
+            return eqn if matches else None
         atom = next((a for a in eqn.invars if not isinstance(a, jex.Literal)), eqn.invars[0])
+    return None
 
 
-def _logits_of(eqn: Any, producers: dict[Any, jex.JaxprEqn]) -> Any:
-    """The operand of a logistic or of a softmax whose last equation is `eqn`, if it is one."""
+def _logits_of(
+    eqn: jex.JaxprEqn | None, producers: Mapping[jex.Var, jex.JaxprEqn]
+) -> JaxprAtom | None:
+    """Return the operand of the logistic or of the softmax that ends in `eqn`, if there is one."""
     if eqn is None:
         return None
     if eqn.primitive.name == "logistic":
         return eqn.invars[0]
     if eqn.primitive.name != "div":
         return None
-    exponential = _behind(eqn.invars[0], producers, _LAYOUT)
-    total = _behind(eqn.invars[1], producers, _LAYOUT)
-    if exponential is None or exponential.primitive.name != "exp":
+    exponential = _producer_behind(eqn.invars[0], producers, _LAYOUT, "exp")
+    total = _producer_behind(eqn.invars[1], producers, _LAYOUT, "reduce_sum")
+    if exponential is None or total is None:
         return None
-    if total is None or total.primitive.name != "reduce_sum":
+    summed = _producer_behind(total.invars[0], producers, _LAYOUT, "exp")
+    if summed is None or summed.invars[0] is not exponential.invars[0]:
         return None
-    summed = _behind(total.invars[0], producers, _LAYOUT)
-    if summed is None or summed.primitive.name != "exp":
-        return None
-    if summed.invars[0] is not exponential.invars[0]:
-        return None
-    shifted = _behind(exponential.invars[0], producers, _LAYOUT)
-    if shifted is not None and shifted.primitive.name == "sub":
+    shifted = _producer_behind(exponential.invars[0], producers, _LAYOUT, "sub")
+    if shifted is not None:
         z, shift = shifted.invars
-        maximum = _behind(shift, producers, _MAXIMUM)
-        if (
-            maximum is not None
-            and maximum.primitive.name == "reduce_max"
-            and maximum.invars[0] is z
-        ):
+        maximum = _producer_behind(shift, producers, _TO_MAXIMUM, "reduce_max")
+        if maximum is not None and maximum.invars[0] is z:
             return z
     return exponential.invars[0]

@@ -1,7 +1,7 @@
-"""From how many rows on a function is worth running: what each of its operations costs anyway."""
+"""The batch size from which a function runs at full speed, estimated from its program."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.extend.core as jex
 
@@ -12,7 +12,15 @@ _OPERATION = 2**14
 
 
 class _Cost(NamedTuple):
-    """An operation on one row: how often it runs, its flops, and the rows that its weights want."""
+    """The cost of an operation on one example.
+
+    Attributes:
+        times: how often it runs.
+        flops: its floating-point operations, each time.
+        rows: the number of examples that make up for reading its weights.
+        bytes: the size of its output.
+        convolves: whether it is a convolution.
+    """
 
     times: int
     flops: int
@@ -22,13 +30,13 @@ class _Cost(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """How many examples a function should take at once.
+    """The number of examples that a function should take at once.
 
     Attributes:
-        least: from so many on it runs at full speed.
-        bytes: of the input and of all that is computed from it, of one example.
-        flops: of one example.
-        convolves: whether it does.
+        least: the number from which it runs at full speed.
+        bytes: the size of the input and of all intermediates, of one example.
+        flops: the floating-point operations of one example.
+        convolves: whether it has a convolution.
     """
 
     least: int
@@ -38,27 +46,27 @@ class Rows(NamedTuple):
 
 
 def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
-    """From how many examples at once a function runs at full speed, on a device with caches.
+    """Estimate from how many examples at once a function runs at full speed.
 
-    A product with weights reads them once, however many rows it has: with fewer rows than make up
-    three quarters of the weights' size, much of the time goes into reading. A recurrent step of H
-    units wants some 0.5 H. And an operation on a small array takes as long to start as to run.
+    A product with weights reads them once, however many rows it has. With fewer rows than make up
+    three quarters of the weights' size, much of the time is spent on reading: a recurrent step of H
+    units takes some 0.5 H rows. And an operation on a small array takes as long to start as to run.
 
     Args:
         jaxpr: the function of one example.
 
     Returns:
-        the larger of the two numbers: the first is a mean over the products, weighted by flops.
-        With it goes what an example takes at most.
+        The `Rows`. `least` is the larger of two numbers: a mean over the products, weighted by
+        flops, and the rows that make up for starting operations.
     """
     costs = _costs(jaxpr, 1)
     flops = sum(cost.times * cost.flops for cost in costs)
     operations = sum(cost.times for cost in costs)
     written = sum(cost.times * cost.bytes for cost in costs)
-    of_weights = sum(c.times * c.flops * c.rows for c in costs) / flops if flops else 1
-    of_starts = _OPERATION * operations / written if written else 1
-    inputs = sum(_bytes(var.aval) for var in jaxpr.invars)
-    least = max(1, round(of_weights), round(of_starts))
+    for_weights = sum(c.times * c.flops * c.rows for c in costs) / flops if flops else 1
+    for_starts = _OPERATION * operations / written if written else 1
+    inputs = sum(map(_bytes, jaxpr.invars))
+    least = max(1, round(for_weights), round(for_starts))
     return Rows(least, inputs + written, flops, any(cost.convolves for cost in costs))
 
 
@@ -78,17 +86,17 @@ def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             flops = 2 * out * math.prod(shapes[0][axis] for axis in contracted)
-            # Of one example there is less than of the weights, or it needs no others beside it.
+            # One example is smaller than the weights, or needs no others beside it.
             rows = 0.75 * max(sizes) / max(1, min(sizes) + out)
         elif name == "conv_general_dilated":
             features = shapes[1][eqn.params["dimension_numbers"].rhs_spec[0]]
             flops = 2 * out * sizes[1] // max(1, features)
             rows = 0.75 * sizes[1] / max(1, sizes[0] + out)
-        written = sum(_bytes(var.aval) for var in eqn.outvars)
+        written = sum(map(_bytes, eqn.outvars))
         costs.append(_Cost(times, flops, rows, written, name == "conv_general_dilated"))
     return costs
 
 
-def _bytes(aval: Any) -> int:
-    width: int = getattr(getattr(aval, "dtype", None), "itemsize", 1)
-    return width * math.prod(getattr(aval, "shape", ()))
+def _bytes(var: jex.Var) -> int:
+    width: int = getattr(getattr(var.aval, "dtype", None), "itemsize", 1)
+    return width * math.prod(getattr(var.aval, "shape", ()))

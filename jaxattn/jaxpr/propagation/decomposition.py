@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, is_cellwise
+from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, is_elementwise
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.propagation.lrp import refusal
 from jaxattn.jaxpr.structure.activations import activation, function_between
-from jaxattn.jaxpr.structure.facts import CONTRACTING, SUMMING, Fact
+from jaxattn.jaxpr.structure.facts import Fact
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.hoisted import analyse_whole
+from jaxattn.jaxpr.structure.normalisations import is_normalised_by
+from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SUMMING
 
 
 class Parts(NamedTuple):
@@ -56,7 +58,7 @@ def decompose(
             f"fn has side effects ({', '.join(sorted(map(str, closed.effects)))}), which cannot be "
             "decomposed: leave them out (jax.debug.print, io_callback)"
         )
-    structure = analyse_whole(closed, [Fact(active=True, touched=True)])
+    structure = analyse_whole(closed, [Fact(active=True, depends_on_input=True)])
     zero = jnp.zeros_like(x)
     parts = Parts(jnp.where(mask, x, 0), jnp.where(mask, 0, x), zero, mask.astype(x.dtype) + zero)
     outputs = _Walk(structure, None).run([parts])
@@ -152,10 +154,10 @@ class _Walk:
         if not isinstance(second, Var) or len(self.structure.actives(step)) != 2:
             return None
         norm = self.structure.facts[second].norm or step.name == "div"
-        if norm and self.structure.weighs_down(first, second):
+        if norm and is_normalised_by(self.structure, first, second):
             return 0
         norm = self.structure.facts[first].norm and step.name == "mul"
-        return 1 if norm and self.structure.weighs_down(second, first) else None
+        return 1 if norm and is_normalised_by(self.structure, second, first) else None
 
     def _is_cellwise(self, step: Step) -> bool:
         """Whether both operands of a product are functions of the same single cells."""
@@ -192,7 +194,7 @@ class _Walk:
             if maker is None or not other.is_gate or self.structure.fact(atom).is_gate:
                 continue
             source = activation(self.structure, maker)
-            if source is not None and self.structure.level(source) == 0:
+            if source is not None and not self.structure.is_preactivation(source):
                 return i
         return None
 
@@ -211,7 +213,7 @@ class _Walk:
                     fill = jnp.ones_like if self.structure.contracts(step) else jnp.zeros_like
                     operands[i] = fill(value)
             return jnp.minimum(bind(step.eqn, operands)[0], 1)
-        if is_cellwise(step):
+        if is_elementwise(step):
             here = functools.reduce(jnp.maximum, flags)
             return jnp.broadcast_to(here, out.shape).astype(out.aval.dtype)
         anywhere = sum(jnp.max(f) for f in flags) > 0

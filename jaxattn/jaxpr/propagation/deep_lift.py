@@ -10,15 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.flat import Atom, Step, Var, is_cellwise
+from jaxattn.jaxpr.flat import Atom, Step, Var, is_elementwise
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.propagation import modified_layer as maps
 from jaxattn.jaxpr.propagation.layer_rules import quotient
 from jaxattn.jaxpr.propagation.lrp import pull, refusal
 from jaxattn.jaxpr.propagation.reverse import Memory, Runs
 from jaxattn.jaxpr.structure.activations import activation, function_between
-from jaxattn.jaxpr.structure.facts import CONTRACTING, SUMMING
+from jaxattn.jaxpr.structure.affine import affine_map
 from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SUMMING
 
 Shares = list[tuple[Atom, Any]]
 
@@ -65,7 +66,7 @@ class DeepLift:
             return self._extreme(structure, step, memory, multiplier)
         if step.name in CONTRACTING:
             return self._contract(structure, step, memory, multiplier)
-        if is_cellwise(step):
+        if is_elementwise(step):
             source = activation(structure, step)
             if source is not None and source.shape == step.outputs[0].shape:
                 return self._activation(structure, step, source, memory, multiplier)
@@ -80,9 +81,9 @@ class DeepLift:
         apply = function_between(structure, source, step.outputs[0], lambda a: memory[a][0])
         maker = structure.producers.get(source)
         sums = maker is not None and (structure.adds(maker) or maker.name in SUMMING)
-        if not self.reveal_cancel or not (sums or structure.level(source) == 1):
+        if not self.reveal_cancel or not (sums or structure.is_preactivation(source)):
             return [(source, multiplier * _secant(apply, u, u0, y, y0).astype(self.dtype))]
-        layer = structure.affine(source)
+        layer = affine_map(structure, source)
         by_sign = maps.signed(structure, layer, lambda a: memory[a][0])
         differences = [memory[v][0] - memory[v][1] for v in layer.inputs]
         pairs = [(jnp.maximum(d, 0), jnp.minimum(d, 0)) for d in differences]
@@ -178,7 +179,7 @@ class DeepLift:
 
 def _is_linear(structure: Structure, step: Step) -> bool:
     """Whether the step is linear in its active operands, and the same in both runs."""
-    if any(structure.fact(a).touched and not structure.is_active(a) for a in step.inputs):
+    if any(structure.fact(a).depends_on_input and not structure.is_active(a) for a in step.inputs):
         return False
     return (
         structure.lays_out(step)

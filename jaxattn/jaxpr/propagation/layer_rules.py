@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.jaxpr.propagation import modified_layer as maps
-from jaxattn.jaxpr.structure.graph import Affine, Structure
+from jaxattn.jaxpr.structure.affine import Affine
+from jaxattn.jaxpr.structure.graph import Structure
 
 Kind = Literal["epsilon", "z", "gamma", "alpha_beta", "z_plus", "w_square", "flat", "bounded"]
 

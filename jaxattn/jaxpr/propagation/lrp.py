@@ -14,8 +14,10 @@ from jaxattn.jaxpr.propagation import modified_layer as maps
 from jaxattn.jaxpr.propagation.layer_rules import Rule, quotient, share, share_equally, stabilised
 from jaxattn.jaxpr.propagation.reverse import Memory
 from jaxattn.jaxpr.structure.activations import activation
-from jaxattn.jaxpr.structure.facts import CONTRACTING, SELECTING
-from jaxattn.jaxpr.structure.graph import Affine, Structure
+from jaxattn.jaxpr.structure.affine import Affine, affine_map
+from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.normalisations import is_mean, is_normalised_by, normalised_signal
+from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SELECTING
 
 #: Where a rule holds: a depth, a sort of layer, or the name of one.
 Where = int | str
@@ -72,16 +74,16 @@ class Relevance:
 
         if step.name == "convert_element_type":
             return [(structure.actives(step)[0], given[0])]
-        if any(structure.level(v) for v in step.outputs):
+        if any(map(structure.is_preactivation, step.outputs)):
             shares: Shares = []
             for var, relevance in zip(step.outputs, given, strict=True):
                 if relevance is not None:
-                    layer = structure.affine(var)
+                    layer = affine_map(structure, var)
                     shares += self._affine(structure, layer, read, relevance, self._rule(layer))
             return shares
         if structure.adds_nothing(step):
             return [(structure.actives(step)[0], given[0])]
-        signal = structure.normalised(step)
+        signal = normalised_signal(structure, step)
         if signal is not None:
             return [(signal, given[0])]
         if structure.lays_out(step) or step.name in SELECTING:
@@ -93,12 +95,14 @@ class Relevance:
             return self._softmax(structure, step, read, relevance)
         if step.name in ("mul", "div", *CONTRACTING) and _operands(structure, step) == 2:
             return self._product(structure, step, read, relevance)
-        mean = structure.is_mean(step.outputs[0])
+        mean = is_mean(structure, step.outputs[0])
         if structure.scales(step) and not mean:
             return self._scale(structure, step, read, relevance)
         if structure.shifts(step) or structure.adds(step) or mean:
             rule = Rule("epsilon", self.options.epsilon)
-            return self._affine(structure, structure.affine(step.outputs[0]), read, relevance, rule)
+            return self._affine(
+                structure, affine_map(structure, step.outputs[0]), read, relevance, rule
+            )
         source = activation(structure, step)
         if source is not None and source.shape == step.outputs[0].shape:
             return [(source, relevance)]
@@ -203,12 +207,12 @@ class Relevance:
         assert isinstance(first, Var)
         assert isinstance(second, Var)
         if step.name == "div" or b.norm:
-            if structure.weighs_down(first, second):
+            if is_normalised_by(structure, first, second):
                 return "first"
-        elif a.norm and structure.weighs_down(second, first):
+        elif a.norm and is_normalised_by(structure, second, first):
             return "second"
         attentive = self.options.attention == "attnlrp" and step.name != "div"
-        if attentive and (a.soft or b.soft):
+        if attentive and (a.softmax or b.softmax):
             return "half"
         if a.is_gate != b.is_gate and step.name != "div":
             if self.options.gates == "all":

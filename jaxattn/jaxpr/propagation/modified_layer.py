@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxattn.jaxpr.flat import Step
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.propagation.windowed_layer import Read, Windowed
-from jaxattn.jaxpr.structure.facts import CONTRACTING
-from jaxattn.jaxpr.structure.graph import Affine, Structure
+from jaxattn.jaxpr.structure.affine import Affine
+from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING
 
 #: What to make of a coefficient, or of the weights of a contraction.
 Change: TypeAlias = Callable[[Any, bool], Any]

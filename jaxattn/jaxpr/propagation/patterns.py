@@ -20,8 +20,10 @@ from jaxattn.jaxpr.propagation.layer_rules import quotient
 from jaxattn.jaxpr.propagation.lrp import pull, refusal
 from jaxattn.jaxpr.propagation.reverse import Memory, Reverse, Rules, Runs
 from jaxattn.jaxpr.propagation.score import check_path, structure_of
-from jaxattn.jaxpr.structure.facts import CONTRACTING, SUMMING, Fact
-from jaxattn.jaxpr.structure.graph import Affine, Structure
+from jaxattn.jaxpr.structure.affine import Affine, affine_map
+from jaxattn.jaxpr.structure.facts import Fact
+from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SUMMING
 
 Shares = list[tuple[Atom, Any]]
 
@@ -49,7 +51,7 @@ class Network:
         facts = [Fact()] * len(jax.tree.leaves(self.inputs))
         for i, leaf in enumerate(explained):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
-                facts[i] = Fact(active=True, touched=True)
+                facts[i] = Fact(active=True, depends_on_input=True)
         self.structure, self.treedef = structure_of(fn, self.inputs, facts)
         check_path(self.structure, self.structure.flat.outputs)
         self.weights = list(_find(self.structure, {}))
@@ -184,8 +186,8 @@ class Neurons(abc.ABC):
         shares: Shares = []
         rest = list(given)
         for i, (var, value) in enumerate(zip(step.outputs, given, strict=True)):
-            if value is not None and structure.level(var):
-                layer = structure.affine(var)
+            if value is not None and structure.is_preactivation(var):
+                layer = affine_map(structure, var)
                 steps = [s for s in layer.steps if structure.contracts(s)]
                 if all(s in self.index for s in steps):
                     layer = _without_means(structure, layer, steps)
@@ -291,7 +293,9 @@ class Sums(Neurons):
     ) -> Sequence[Any]:
         """Measures the layer."""
         made = [self.weights[i].step for i in weights]
-        after = [s for s in layer.steps if structure.level(s.outputs[0]) and s not in made]
+        after = [
+            s for s in layer.steps if structure.is_preactivation(s.outputs[0]) and s not in made
+        ]
         sums = dataclasses.replace(layer, inputs=[s.outputs[0] for s in made], steps=after)
 
         def over_cells(values: Sequence[Any]) -> Any:

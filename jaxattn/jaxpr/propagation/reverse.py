@@ -300,7 +300,7 @@ class Reverse:
         self, structure: Structure, step: Step, memory: Memory, given: list[Any]
     ) -> list[tuple[Atom, Any]]:
         index, *values = (memory[atom] for atom in step.inputs)
-        if memory.number > 1 and structure.fact(step.inputs[0]).touched:
+        if memory.number > 1 and structure.fact(step.inputs[0]).depends_on_input:
             raise ValueError(f"{step} may take another branch at the baseline than at the input")
         flags = self._branches.get(step, [])
 

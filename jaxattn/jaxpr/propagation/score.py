@@ -40,7 +40,7 @@ def send_back(
         ValueError: if the score depends on the arguments through no differentiable path, or if the
             function has side effects in an order.
     """
-    facts = [Fact(active=True, touched=True)] * len(runs[0])
+    facts = [Fact(active=True, depends_on_input=True)] * len(runs[0])
     structure, treedef = structure_of(score, runs[0], facts, exact=len(runs) > 1)
     check_path(structure, structure.flat.outputs[:1])
     rule = rules(structure)
@@ -91,7 +91,7 @@ def check_path(structure: Structure, outputs: Sequence[Atom]) -> None:
         ValueError: if they do.
     """
     facts = [structure.fact(atom) for atom in outputs]
-    if any(f.touched for f in facts) and not any(f.active for f in facts):
+    if any(f.depends_on_input for f in facts) and not any(f.active for f in facts):
         last = [s for s in structure.flat.steps if _ends(structure, s)]
         raise ValueError(
             "fn has no differentiable path from x to the target: "

@@ -7,7 +7,7 @@ import jax
 
 from jaxattn.jaxpr.flat import Step
 from jaxattn.jaxpr.interpreter import bind
-from jaxattn.jaxpr.structure.graph import Affine
+from jaxattn.jaxpr.structure.affine import Affine
 
 #: The value of an operand that is not part of the map: a weight, a bias, an index.
 Read: TypeAlias = Callable[[Any], Any]

@@ -12,7 +12,7 @@ import jax
 
 from jaxattn.jaxpr.flat import Atom, Flat, Number, Step, Var, flatten, is_replayable
 from jaxattn.jaxpr.reuse.rerun import Values, reads, run_steps
-from jaxattn.jaxpr.structure.facts import CONTRACTING, LAYOUT, SUMMING
+from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, LAYOUT, SUMMING
 
 _MOVING = LAYOUT - {"reduce_precision"} | SUMMING | {"add", "add_any", "neg", "sub"}
 

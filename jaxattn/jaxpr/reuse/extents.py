@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.flat import Number, Step, Var, is_atomic, is_cellwise
+from jaxattn.jaxpr.flat import Number, Step, Var, has_custom_derivative, is_elementwise
 
 
 class Rows(NamedTuple):
@@ -68,7 +68,7 @@ def local(
     """
     if any(isinstance(change, Count) for change in changes):
         return _counted(step, changes, positions)
-    rule = _cellwise if is_cellwise(step) else _RULES.get(step.name)
+    rule = _cellwise if is_elementwise(step) else _RULES.get(step.name)
     return None if rule is None else rule(step, changes)
 
 
@@ -106,7 +106,7 @@ def _cellwise(step: Step, changes: Sequence[Rows | None]) -> Local | None:
     if any(c is not None and s != size for s, c in zip(sizes, changes, strict=True)):
         return None
     outputs: list[Rows | None] = [whole] * len(step.outputs)
-    if is_atomic(step):  # its own derivative rule was traced for this very shape
+    if has_custom_derivative(step):  # its own derivative rule was traced for this very shape
         return Local(outputs, [None] * len(step.inputs), trim=whole)
     return Local(outputs, [whole if s == size else None for s in sizes])
 

@@ -1,39 +1,58 @@
-"""Functions of single cells: activations, in one step or in several."""
+"""Activations: functions of single elements of a value, in one step or in several."""
 
 from collections.abc import Callable
-from typing import Any
 
-from jaxattn.jaxpr.flat import Atom, Step, Var, is_cellwise
-from jaxattn.jaxpr.interpreter import bind
+from jax import Array
+
+from jaxattn.jaxpr.flat import Atom, Step, Var, is_elementwise
+from jaxattn.jaxpr.interpreter import Value, bind
 from jaxattn.jaxpr.structure.graph import Structure
 
 
 def activation(structure: Structure, step: Step) -> Var | None:
-    """The one value whose single cells the step's output is a function of, the nearest such."""
-    if is_cellwise(step):
-        operands = [a for a in step.inputs if structure.fact(a).touched]
-        if len(operands) == 1:
-            return structure.actives(step)[0] if structure.actives(step) else None
-        return _common_source(structure, [v for v in operands if isinstance(v, Var)])
-    return None
+    """Return the operand of the activation that a step completes.
+
+    Args:
+        structure: the function.
+        step: a step of it with an active operand.
+
+    Returns:
+        The nearest value of whose single elements the step's output is a function, if there is one.
+    """
+    if not is_elementwise(step):
+        return None
+    operands = [v for v in step.inputs if structure.fact(v).depends_on_input]
+    if len(operands) == 1:
+        return next(iter(structure.actives(step)), None)
+    return _common_source(structure, [v for v in operands if isinstance(v, Var)])
 
 
 def function_between(
-    structure: Structure, source: Var, output: Var, read: Callable[[Atom], Any]
-) -> Callable[[Any], Any]:
-    """The function from a value to one whose cells are functions of its cells."""
-    found, queue, seen = set(), [output], {source, output}
+    structure: Structure, source: Var, output: Var, read: Callable[[Atom], Value]
+) -> Callable[[Array], Array]:
+    """Return the elementwise function from one value to another.
+
+    Args:
+        structure: the function that both are values of.
+        source: the operand of the activation.
+        output: its output, a function of single elements of `source`.
+        read: returns the value of an operand that does not depend on `source`.
+    """
+    steps: set[Step] = set()
+    queue, visited = [output], {source, output}
     while queue:
         step = structure.producers[queue.pop()]
-        found.add(step)
-        new = [v for v in step.variables if structure.facts[v].touched and v not in seen]
-        seen.update(new)
+        steps.add(step)
+        new = [
+            v for v in step.variables if structure.facts[v].depends_on_input and v not in visited
+        ]
+        visited.update(new)
         queue.extend(new)
-    steps = sorted(found, key=structure.order.__getitem__)
+    ordered = sorted(steps, key=structure.order.__getitem__)
 
-    def apply(value: Any) -> Any:
-        env: dict[Any, Any] = {source: value}
-        for step in steps:
+    def apply(value: Array) -> Array:
+        env: dict[Atom, Value] = {source: value}
+        for step in ordered:
             operands = [env[a] if a in env else read(a) for a in step.inputs]
             env.update(zip(step.outputs, bind(step.eqn, operands), strict=True))
         return env[output]
@@ -42,49 +61,50 @@ def function_between(
 
 
 def _common_source(structure: Structure, operands: list[Var]) -> Var | None:
-    ancestors = [_cells_behind(structure, v) for v in operands]
-    common = set(ancestors[0]).intersection(*ancestors[1:])
-    for source in ancestors[0]:
+    """Return the latest active value that all operands are elementwise functions of."""
+    sources = [_sources(structure, v) for v in operands]
+    common = set(sources[0]).intersection(*sources[1:])
+    for source in sources[0]:
         candidate = source in common and structure.facts[source].active
-        if candidate and all(_passes(structure, v, source) for v in operands):
+        if candidate and all(_passes_through(structure, v, source) for v in operands):
             return source
     return None
 
 
-def _cells_behind(structure: Structure, var: Var) -> list[Var]:
-    """All values of whose cells the cells of a value are functions, later ones first."""
+def _sources(structure: Structure, var: Var) -> list[Var]:
+    """Return all values that a value is an elementwise function of, the latest first."""
     found, queue = {var}, [var]
     while queue:
-        for operand in _cellwise(structure, queue.pop()) or ():
+        for operand in _elementwise_operands(structure, queue.pop()) or ():
             if operand not in found:
                 found.add(operand)
                 queue.append(operand)
-    return sorted(found, key=lambda v: _made(structure, v), reverse=True)
+    return sorted(found, key=lambda v: _position(structure, v), reverse=True)
 
 
-def _made(structure: Structure, var: Var) -> int:
+def _position(structure: Structure, var: Var) -> int:
     step = structure.producers.get(var)
     return -1 if step is None else structure.order[step]
 
 
-def _passes(structure: Structure, var: Var, source: Var) -> bool:
-    """Whether all ways from a value back to the input go through `source`, cell by cell."""
-    seen, queue = {var}, [var]
+def _passes_through(structure: Structure, var: Var, source: Var) -> bool:
+    """Return whether a value depends on the input by elementwise functions of `source` alone."""
+    visited, queue = {var}, [var]
     while queue:
-        here = queue.pop()
-        if here is source:
+        current = queue.pop()
+        if current is source:
             continue
-        operands = _cellwise(structure, here)
+        operands = _elementwise_operands(structure, current)
         if operands is None:
             return False
-        queue.extend(v for v in operands if v not in seen)
-        seen.update(operands)
+        queue.extend(v for v in operands if v not in visited)
+        visited.update(operands)
     return True
 
 
-def _cellwise(structure: Structure, var: Var) -> list[Var] | None:
-    """What the cells of a value are functions of, one by one; `None` if not so."""
+def _elementwise_operands(structure: Structure, var: Var) -> list[Var] | None:
+    """Return the operands of the elementwise step behind a value; `None` without such a step."""
     step = structure.producers.get(var)
-    if step is None or not is_cellwise(step):
+    if step is None or not is_elementwise(step):
         return None
-    return [v for v in step.variables if structure.facts[v].touched]
+    return [v for v in step.variables if structure.facts[v].depends_on_input]

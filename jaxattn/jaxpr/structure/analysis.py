@@ -1,53 +1,28 @@
-"""Finds out what a function is made of: facts of its values, softmaxes, loops and branches."""
+"""Abstract evaluation of a function: facts of its values, through loops and branches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, is_atomic
-from jaxattn.jaxpr.structure.facts import LAYOUT, Fact, join, joined, transfer, widened
-from jaxattn.jaxpr.structure.graph import TO_MAXIMUM, Softmax, Structure, maker_of
+from jaxattn.jaxpr.flat import Flat, Step, Var, has_custom_derivative
+from jaxattn.jaxpr.structure.affine import find_preactivations
+from jaxattn.jaxpr.structure.bounds import Bounds
+from jaxattn.jaxpr.structure.facts import Fact, join, transfer, widen_bounds
+from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.softmaxes import find_softmaxes, is_maximum
 
-
-def _find_softmaxes(flat: Flat, producers: dict[Var, Step]) -> Iterator[tuple[Step, Softmax]]:
-    """Softmaxes have no primitive: a maximum, a difference, an exponential, a sum, a quotient."""
-
-    def behind(atom: Atom, name: str) -> Step | None:
-        maker = maker_of(atom, producers, LAYOUT)
-        return maker if maker is not None and maker.name == name else None
-
-    for step in flat.steps:
-        if step.name == "div":
-            exponential = behind(step.inputs[0], "exp")
-            total = behind(step.inputs[1], "reduce_sum")
-        elif step.name == "exp" and (difference := behind(step.inputs[0], "sub")):
-            # The exponential of a log-softmax: z - log(sum(exp(z))).
-            logarithm = behind(difference.inputs[1], "log")
-            total = None if logarithm is None else behind(logarithm.inputs[0], "reduce_sum")
-            exponential = None if total is None else behind(total.inputs[0], "exp")
-            if exponential is None or exponential.inputs[0] is not difference.inputs[0]:
-                continue
-        else:
-            continue
-        if exponential is None or total is None:
-            continue
-        if behind(total.inputs[0], "exp") is not exponential:
-            continue
-        logits = exponential.inputs[0]
-        if shifted := behind(logits, "sub"):
-            largest = maker_of(shifted.inputs[1], producers, TO_MAXIMUM)
-            if largest is not None and largest.name == "reduce_max":
-                logits = shifted.inputs[0]
-        if isinstance(logits, Var) and logits.shape == step.outputs[0].shape:
-            yield step, Softmax(logits, tuple(total.eqn.params["axes"]))
+#: Computes the facts of a step's outputs from those of its operands.
+_Evaluate: TypeAlias = Callable[[Structure, Step, Sequence[Fact]], list[Fact]]
 
 
 def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structure:
-    """Finds out what a function is made of, from what is known about its inputs.
+    """Find the structure of a function from the facts of its inputs.
 
     Args:
         flat: the function.
-        inputs: what is known about its inputs.
+        inputs: the facts of its inputs.
         exact: whether the maximum that a softmax subtracts counts as a function of the input, as
-            for differences it must; slopes do not see it, with a `stop_gradient` around it.
+            for differences it must. A derivative does not depend on it: there is a `stop_gradient`
+            around the maximum.
     """
     producers = {var: step for step in flat.steps for var in step.outputs}
     users: dict[Var, list[Step]] = {var: [] for var in (*flat.inputs, *flat.constants, *producers)}
@@ -55,60 +30,79 @@ def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structur
         for var in dict.fromkeys(step.variables):
             users[var].append(step)
     facts = dict(zip(flat.inputs, inputs, strict=True)) | {v: Fact() for v in flat.constants}
-    softmaxes = dict(_find_softmaxes(flat, producers))
-    found = Structure(flat, facts, producers, users, softmaxes, {}, exact)
+    softmaxes = find_softmaxes(flat, producers)
+    structure = Structure(flat, facts, producers, users, softmaxes, exact)
     for step in flat.steps:
-        given = [found.fact(atom) for atom in step.inputs]
-        if step.name == "scan":
-            outputs = _through_scan(found, step, given)
-        elif step.name == "cond":
-            outputs = _through_branches(found, step, given)
-        elif step.name == "while":
-            one = joined(given)
-            outputs = [Fact(one.active, one.touched)] * len(step.outputs)
-        elif step in softmaxes and found.is_active(softmaxes[step].logits):
-            depth = max(f.depth for f in given)
-            outputs = [Fact(True, True, 0.0, 1.0, gate=True, soft=True, depth=depth)]
-        elif is_atomic(step):
-            inner = analyse(step.bodies[0], given, exact)
-            outputs = [inner.fact(atom) for atom in inner.flat.outputs]
-        elif step.name == "stop_gradient" and exact and found.follows_maximum(step):
-            outputs = given
-        else:
-            fact = transfer(step, given)
-            if step.name == "reduce_sum" and found.contracts(step):
-                fact = fact._replace(depth=fact.depth + 1)
-            outputs = [fact] * len(step.outputs)
-        for var, fact in zip(step.outputs, outputs, strict=True):
+        operands = [structure.fact(atom) for atom in step.inputs]
+        evaluate = _CONTROL_FLOW.get(step.name, _evaluate_step)
+        for var, fact in zip(step.outputs, evaluate(structure, step, operands), strict=True):
             facts[var] = fact._replace(active=fact.active and var.is_floating)
-    for var in producers:  # in order, so that no level waits for many others
-        found.level(var)
-    return found
+    structure.preactivations = find_preactivations(structure)
+    return structure
 
 
-def _through_scan(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
+def _evaluate_step(structure: Structure, step: Step, operands: Sequence[Fact]) -> list[Fact]:
+    """Compute the facts of the outputs of a step without control flow."""
+    softmax = structure.softmaxes.get(step)
+    if softmax is not None and structure.is_active(softmax.logits):
+        depth = max(fact.depth for fact in operands)
+        return [Fact(True, True, Bounds(0.0, 1.0), gate=True, softmax=True, depth=depth)]
+    if has_custom_derivative(step):
+        body = analyse(step.bodies[0], operands, structure.exact)
+        return [body.fact(atom) for atom in body.flat.outputs]
+    differs = step.name == "stop_gradient" and structure.exact
+    if differs and is_maximum(step.inputs[0], structure.producers):
+        return list(operands)
+    fact = transfer(step, operands)
+    if step.name == "reduce_sum" and structure.contracts(step):
+        fact = fact._replace(depth=fact.depth + 1)
+    return [fact] * len(step.outputs)
+
+
+def _evaluate_scan(structure: Structure, step: Step, operands: Sequence[Fact]) -> list[Fact]:
+    """Evaluate a scan's body until the facts of the carry no longer change."""
     n_consts, n_carry = step.counts
-    carried = slice(n_consts, n_consts + n_carry)
+    consts, carry = list(operands[:n_consts]), list(operands[n_consts : n_consts + n_carry])
+    xs = list(operands[n_consts + n_carry :])
     turns = 0
     while True:
-        inner = analyse(step.bodies[0], given, found.exact)
-        outputs = [inner.fact(atom) for atom in inner.flat.outputs]
-        carry = []
-        for before, after in zip(given[carried], outputs, strict=False):
-            # A loop does not add layers by going round.
-            both = join(before, after._replace(depth=before.depth))
-            carry.append(widened(before, both) if turns else both)
-        if carry == given[carried]:
-            found.inner[step] = [inner]
+        body = analyse(step.bodies[0], [*consts, *carry, *xs], structure.exact)
+        outputs = [body.fact(atom) for atom in body.flat.outputs]
+        # The turns of a loop do not add layers.
+        joined = [
+            join((before, after._replace(depth=before.depth)))
+            for before, after in zip(carry, outputs, strict=False)
+        ]
+        if turns:
+            joined = [widen_bounds(*pair) for pair in zip(carry, joined, strict=True)]
+        if joined == carry:
+            structure.inner[step] = [body]
             return outputs
-        given = [*given[: carried.start], *carry, *given[carried.stop :]]
+        carry = joined
         turns += 1
 
 
-def _through_branches(found: Structure, step: Step, given: list[Fact]) -> list[Fact]:
-    found.inner[step] = branches = [analyse(body, given[1:], found.exact) for body in step.bodies]
+def _evaluate_while(structure: Structure, step: Step, operands: Sequence[Fact]) -> list[Fact]:
+    """Let every output of a `while` depend on all operands: its body is not analysed."""
+    one = join(operands)
+    return [Fact(one.active, one.depends_on_input)] * len(step.outputs)
+
+
+def _evaluate_cond(structure: Structure, step: Step, operands: Sequence[Fact]) -> list[Fact]:
+    """Join the facts of the outputs of all branches."""
+    index, *inputs = operands
+    branches = [analyse(body, inputs, structure.exact) for body in step.bodies]
+    structure.inner[step] = branches
     outputs = []
     for atoms in zip(*(branch.flat.outputs for branch in branches), strict=True):
-        fact = joined([b.fact(atom) for b, atom in zip(branches, atoms, strict=True)])
-        outputs.append(fact._replace(touched=fact.touched or given[0].touched))
+        fact = join(branch.fact(atom) for branch, atom in zip(branches, atoms, strict=True))
+        depends = fact.depends_on_input or index.depends_on_input
+        outputs.append(fact._replace(depends_on_input=depends))
     return outputs
+
+
+_CONTROL_FLOW: dict[str, _Evaluate] = {
+    "cond": _evaluate_cond,
+    "scan": _evaluate_scan,
+    "while": _evaluate_while,
+}

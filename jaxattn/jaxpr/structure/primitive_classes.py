@@ -1,0 +1,22 @@
+"""Classes of primitives, by what they do with the elements of their operands."""
+
+#: Primitives that only lay out, copy or select elements.
+LAYOUT = frozenset(
+    "all_gather broadcast_in_dim concatenate convert_element_type copy copy_p dynamic_slice "
+    "dynamic_update_slice expand_dims gather name optimization_barrier pad pvary reduce_precision "
+    "reshape rev scatter select_n sharding_constraint slice split squeeze stack tile transpose "
+    "unstack".split()
+)
+#: Primitives each of whose results is an element of the operand.
+SELECTING = frozenset(
+    "argsort cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min sort "
+    "top_k".split()
+)
+#: Primitives that sum elements.
+SUMMING = frozenset("cumsum reduce_sum reduce_window_sum scatter-add scatter_add".split())
+#: Reductions whose result is a statistic of the operand's elements.
+POOLING = frozenset("reduce_max reduce_min reduce_sum".split())
+#: Primitives that are linear in either operand and sum over products.
+CONTRACTING = frozenset("conv_general_dilated dot_general".split())
+#: Primitives that add or subtract two operands.
+ADDING = frozenset("add add_any sub".split())
