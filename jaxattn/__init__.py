@@ -15,7 +15,7 @@ from jaxattn.engine.callable import unbatched as unbatched, without_softmax as w
 from jaxattn.engine.explain import explain as explain
 from jaxattn.engine.intermediates import capture as capture, intervene as intervene
 from jaxattn.jaxpr.capture import tag as tag
-from jaxattn.jaxpr.propagation.layer_rules import Rule as Rule
+from jaxattn.jaxpr.propagation.layer_rules import LRPRule as LRPRule
 from jaxattn.methods.attention_weights import (
     attention as attention,
     gradient_x_attention as gradient_x_attention,
@@ -56,7 +56,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Attribution",
     "Benchmark",
-    "Rule",
     "attention",
     "attention_flow",
     "attention_rollout",

@@ -22,9 +22,11 @@ jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph
 jaxpr.structure.normalisations jaxpr.structure.affine jaxpr.structure.analysis
 jaxpr.structure.hoisted jaxpr.structure.activations
 
+jaxpr.propagation.walk jaxpr.propagation.loop_plans jaxpr.propagation.loops
 jaxpr.propagation.reverse jaxpr.propagation.windowed_layer jaxpr.propagation.modified_layer
-jaxpr.propagation.layer_rules jaxpr.propagation.score jaxpr.propagation.lrp
-jaxpr.propagation.deep_lift jaxpr.propagation.patterns jaxpr.propagation.decomposition
+jaxpr.propagation.layer_rules jaxpr.propagation.selection jaxpr.propagation.products
+jaxpr.propagation.score jaxpr.propagation.lrp jaxpr.propagation.deep_lift
+jaxpr.propagation.patterns jaxpr.propagation.parts jaxpr.propagation.decomposition
 
 jaxpr.reuse.extents jaxpr.reuse.loop_split jaxpr.reuse.rerun jaxpr.reuse.changed_runs
 jaxpr.reuse.affine_prefix

@@ -227,7 +227,7 @@ COMPOSITES = {
     ((-1, "z"), (1, "gamma"), ("*", "flat")): (FLAT, GAMMA, FLAT, Z),
     (("dense", "flat"), ("input", "z")): (Z, EPSILON, FLAT, FLAT),
     (("second", "flat"), ("*", "gamma")): (GAMMA, FLAT, GAMMA, GAMMA),
-    (("sec*", "flat"), ("conv", ja.Rule("gamma", gamma=0.5))): (
+    (("sec*", "flat"), ("conv", ja.LRPRule("gamma", gamma=0.5))): (
         GAMMA | {"gamma": 0.5},
         FLAT,
         EPSILON,
@@ -587,6 +587,16 @@ def until_large_or_long(x):
     )[1].sum()
 
 
+def test_z_b_is_another_name_of_bounded():
+    values = {
+        rule: ja.lrp(
+            lambda x: jnp.tanh(x @ SQUARE), VECTOR, 0, rule=rule, low=-3.0, high=3.0
+        ).values
+        for rule in ("bounded", "z_b")
+    }
+    np.testing.assert_array_equal(values["bounded"], values["z_b"])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -596,6 +606,7 @@ def until_large_or_long(x):
         ({"epsilon": -1.0}, "epsilon.*-1"),
         ({"rule": "gamma", "gamma": -1.0}, "gamma.*-1"),
         ({"rule": "bounded"}, "low|high"),
+        ({"rule": "z_b"}, "z_b.*low"),
         ({"gates": "none"}, "gates.*none"),
         ({"attention": "none"}, "attention.*none"),
         ({"rule": [("no_such_layer", "gamma"), ("*", "epsilon")]}, "no_such_layer"),

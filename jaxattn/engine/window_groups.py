@@ -2,7 +2,8 @@
 
 Each group is one of the runs of `jaxattn.jaxpr.reuse.changed_runs`, which go side by side and join
 one after the other; a column is one change of each group. Where the groups begin is known before
-tracing, so all is one straight program: it can be compiled for an accelerator, differentiated and vectorised.
+tracing, so all is one straight program: it can be compiled for an accelerator, differentiated and
+vectorised.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.explain import explainer
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
-from jaxattn.jaxpr.propagation.decomposition import decompose
+from jaxattn.jaxpr.propagation.decomposition import Split, decompose
 
 
 def _phrases(x: Any, output: Any, options: dict[str, Any]) -> int:
@@ -78,10 +78,9 @@ def contextual_decomposition(
         raise ValueError(f"x has no time steps: its shape is {leaf.shape}")
     score = scored(fn, target, args)
 
-    def split(mask: Any) -> Any:
+    def split(mask: Any) -> Split:
         mask = jnp.expand_dims(mask, [axis for axis in range(leaf.ndim) if axis != time])
-        parts, _ = decompose(lambda value: score(merge([value])), leaf, mask)
-        return parts
+        return decompose(lambda value: score(merge([value])), leaf, mask)
 
     _, output = score(x)
     if phrase is None:

@@ -15,8 +15,14 @@ from jaxattn.engine.explain import explainer, prepare
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import select
 from jaxattn.jaxpr.propagation.layer_rules import quotient
-from jaxattn.jaxpr.propagation.patterns import Network, PatternNet, Sums
-from jaxattn.jaxpr.propagation.reverse import Runs
+from jaxattn.jaxpr.propagation.patterns import (
+    MeanSums,
+    Network,
+    PatternNet,
+    PatternSums,
+    Sums,
+)
+from jaxattn.jaxpr.propagation.walk import Runs
 
 Patterns = Sequence[Shaped[Array | np.ndarray, "..."]]
 
@@ -112,12 +118,15 @@ def _sums(
     def absorbed(probes: Any) -> Any:
         def one(x: Any, args: Any) -> Any:
             network = Network(fn, x, args, at)
-            rules = Sums(network, probes, rule == "relu", means)
+            if means is None:
+                rules: Sums = MeanSums(network, probes)
+            else:
+                rules = PatternSums(network, probes, means, rule == "relu")
 
             def seed(outputs: list[Runs]) -> list[Any]:
                 return [jnp.zeros_like(value) for (value,) in outputs]
 
-            return network.send_back(rules, seed)[2]
+            return network.send_back(rules, seed).absorbed
 
         return jnp.where(valid, jax.vmap(one)(xs, args), 0).sum()
 

@@ -11,21 +11,22 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.explain import explainer
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
-from jaxattn.jaxpr.propagation.layer_rules import Kind, Rule
-from jaxattn.jaxpr.propagation.lrp import Options, Relevance, Where
+from jaxattn.jaxpr.propagation.layer_rules import Kind, LRPRule
+from jaxattn.jaxpr.propagation.lrp import Options, Relevance
 from jaxattn.jaxpr.propagation.score import send_back
+from jaxattn.jaxpr.propagation.selection import Where
 from jaxattn.jaxpr.structure.graph import Structure
 
 Gates = Literal["all", "half", "proportional"]
-Attention = Literal["gate", "attnlrp"]
+Attention = Literal["cp_lrp", "attnlrp"]
 Choice = Literal["first", "second", "half", "proportional"]
 
-_PLUS = Rule("alpha_beta", alpha=1.0)
-_ALPHA2_BETA1 = Rule("alpha_beta", alpha=2.0)
+_PLUS = LRPRule("alpha_beta", alpha=1.0)
+_ALPHA2_BETA1 = LRPRule("alpha_beta", alpha=2.0)
 
 #: Composites by name, as Zennit and iNNvestigate call them. What is named alone takes its numbers
 #: from the call.
-PRESETS: dict[str, tuple[tuple[str, str | Rule], ...]] = {
+PRESETS: dict[str, tuple[tuple[str, str | LRPRule], ...]] = {
     "epsilon_plus": (("conv", _PLUS), ("dense", "epsilon")),
     "epsilon_plus_flat": (("input", "flat"), ("conv", _PLUS), ("dense", "epsilon")),
     "epsilon_alpha2_beta1": (("conv", _ALPHA2_BETA1), ("dense", "epsilon")),
@@ -54,7 +55,7 @@ def lrp(
     args: tuple[Any, ...] = (),
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    rule: str | Rule | Sequence[tuple[Where, str | Rule]] = "epsilon",
+    rule: str | LRPRule | Sequence[tuple[Where, str | LRPRule]] = "epsilon",
     epsilon: Any = 1e-3,
     gamma: Any = 0.25,
     alpha: Any = 2.0,
@@ -63,7 +64,7 @@ def lrp(
     ignore_bias: bool = False,
     conserve_bias: bool = False,
     gates: Gates = "all",
-    attention: Attention = "gate",
+    attention: Attention = "cp_lrp",
     products: Choice | Mapping[str, Choice] | None = None,
 ) -> Attribution:
     """Layer-wise relevance propagation: the explained number, shared out layer by layer.
@@ -87,12 +88,12 @@ def lrp(
         rule: how a layer shares relevance among its inputs. `"epsilon"` and `"z"`, in proportion to
             their contributions; `"gamma"`, favouring positive weights; `"alpha_beta"`, positive and
             negative contributions apart; `"z_plus"`, positive ones only; `"w_square"` and `"flat"`,
-            whatever the inputs; `"bounded"`, for inputs between `low` and `high`. Or a
-            `jaxattn.Rule`; or a preset, such as `"epsilon_plus_flat"`; or pairs `(where, rule)`, of
-            which the first that matches a layer is taken: `"input"`, `"conv"`, `"dense"`, `"*"`, a
-            depth (0 for the first layer, -1 for the last), or the name of a layer or a tag: whole,
-            a part of its path between slashes, or with wildcards. A layer that none matches gets
-            `"epsilon"`.
+            whatever the inputs; `"bounded"`, or `"z_b"`, for inputs between `low` and `high`. Or a
+            `jaxattn.LRPRule`; or a preset, such as `"epsilon_plus_flat"`; or pairs `(where, rule)`,
+            of which the first that matches a layer is taken: `"input"`, `"conv"`, `"dense"`,
+            `"*"`, a depth (0 for the first layer, -1 for the last), or the name of a layer or a
+            tag: whole, a part of its path between slashes, or with wildcards. A layer that none
+            matches gets `"epsilon"`.
         epsilon: what is added to the size of a denominator, in units of a pre-activation.
         gamma: how much more `"gamma"` weighs positive weights.
         alpha: the share of positive contributions in `"alpha_beta"`; negative ones get `1 - alpha`.
@@ -103,9 +104,9 @@ def lrp(
             cells that feed a pre-activation.
         gates: what a signal takes in a product with a gate: `"all"`, `"half"`, or a part
             `"proportional"` to its value.
-        attention: `"gate"` takes the weights of a softmax as a gate on what they weigh; `"attnlrp"`
-            shares products with them, and of queries and keys, half and half, and goes through the
-            softmax by its Taylor expansion.
+        attention: `"cp_lrp"` takes the weights of a softmax as a gate on what they weigh;
+            `"attnlrp"` shares products with them, and of queries and keys, half and half, and goes
+            through the softmax by its Taylor expansion.
         products: who takes the relevance of a product of two signals, which is refused otherwise:
             `"first"`, `"second"`, `"half"` or `"proportional"`; or such for each product by its
             name: its tag, its layer's path, its line of code, as the refusal gives it.
@@ -132,7 +133,7 @@ def lrp(
         raise TypeError(f"conserve_bias must be True or False, got {conserve_bias!r}")
     if isinstance(rule, str) and rule == "z":
         epsilon = 0.0  # in sums and products too
-    rules = _rules(rule, Rule("epsilon", epsilon, gamma, alpha, low, high, ignore_bias))
+    rules = _rules(rule, LRPRule("epsilon", epsilon, gamma, alpha, low, high, ignore_bias))
     _check("gates", gates, Gates)
     _check("attention", attention, Attention)
     for choice in products.values() if isinstance(products, Mapping) else [products]:
@@ -208,20 +209,20 @@ def deep_taylor(
 
 
 def _rules(
-    rule: str | Rule | Sequence[tuple[Where, str | Rule]], given: Rule
-) -> list[tuple[Where, Rule]]:
+    rule: str | LRPRule | Sequence[tuple[Where, str | LRPRule]], given: LRPRule
+) -> list[tuple[Where, LRPRule]]:
     """A rule by name, a preset, or a composite as pairs of a place and a rule."""
 
-    def one(rule: str | Rule) -> Rule:
-        if isinstance(rule, Rule):
+    def one(rule: str | LRPRule) -> LRPRule:
+        if isinstance(rule, LRPRule):
             return rule.check()
         if isinstance(rule, str):
             return given._replace(kind=rule).check()  # type: ignore[arg-type]
-        raise TypeError(f"rule must be a name or a jaxattn.Rule, got {rule!r}")
+        raise TypeError(f"rule must be a name or a jaxattn.LRPRule, got {rule!r}")
 
     if isinstance(rule, str) and rule in PRESETS:
         return [(where, one(preset)) for where, preset in PRESETS[rule]]
-    if isinstance(rule, (str, Rule)):
+    if isinstance(rule, (str, LRPRule)):
         if isinstance(rule, str) and rule not in get_args(Kind):
             known = ", ".join(map(repr, (*get_args(Kind), *PRESETS)))
             raise ValueError(
@@ -229,7 +230,7 @@ def _rules(
             )
         return [("*", one(rule))]
     try:
-        if any(isinstance(part, (str, Rule)) for part in rule):
+        if any(isinstance(part, (str, LRPRule)) for part in rule):
             raise ValueError(f"write (({rule!r}),) for one pair")
         pairs = [
             (where if isinstance(where, str) else operator.index(where), one(kind))

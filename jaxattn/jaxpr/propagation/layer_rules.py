@@ -1,245 +1,259 @@
-"""How one affine map shares out the relevance of what it answers among its inputs."""
+"""Redistribute the relevance of one affine map's output among its inputs."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
-from jaxattn.jaxpr.propagation import modified_layer as maps
-from jaxattn.jaxpr.structure.affine import Affine
-from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.propagation.modified_layer import Layer, Map, Signed, transposed
 
-Kind = Literal["epsilon", "z", "gamma", "alpha_beta", "z_plus", "w_square", "flat", "bounded"]
+Kind = Literal[
+    "epsilon", "z", "gamma", "alpha_beta", "z_plus", "w_square", "flat", "bounded", "z_b"
+]
 
 
-class Rule(NamedTuple):
-    """How a layer shares relevance out among its inputs; see `jaxattn.lrp`.
+class LRPRule(NamedTuple):
+    """A rule by which a layer redistributes relevance among its inputs; see `jaxattn.lrp`.
 
     Attributes:
-        kind: which rule.
-        epsilon: what `"epsilon"` adds to the size of each denominator.
-        gamma: how much more `"gamma"` weighs positive weights.
-        alpha: how much of the relevance `"alpha_beta"` gives to positive contributions; `alpha - 1`
-            is taken from the negative ones.
-        low: the least value that an input may have, for `"bounded"`.
-        high: the largest.
+        kind: the rule's name. `"z_b"` and `"bounded"` are two names of one rule.
+        epsilon: the stabiliser that `"epsilon"` adds to the magnitude of each denominator.
+        gamma: the additional weight that `"gamma"` gives to positive coefficients.
+        alpha: the factor of positive contributions in `"alpha_beta"`; that of negative ones is
+            `1 - alpha`.
+        low: the lower bound of the inputs, for `"bounded"`.
+        high: the upper bound.
         ignore_bias: whether `"alpha_beta"` leaves biases out of its denominators.
     """
 
     kind: Kind = "epsilon"
-    epsilon: Any = 1e-3
-    gamma: Any = 0.25
-    alpha: Any = 2.0
-    low: Any = None
-    high: Any = None
+    epsilon: ArrayLike = 1e-3
+    gamma: ArrayLike = 0.25
+    alpha: ArrayLike = 2.0
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
     ignore_bias: bool = False
 
-    def check(self) -> "Rule":
-        """Refuses what is no rule.
+    def check(self) -> "LRPRule":
+        """Validate the rule and return it.
 
         Raises:
+            TypeError: if a parameter is not a number.
             ValueError: for an unknown kind, a negative `epsilon` or `gamma`, an `alpha` below 1, or
-                bounds that are missing.
+                missing bounds.
         """
         if self.kind not in get_args(Kind):
             known = ", ".join(map(repr, get_args(Kind)))
-            raise ValueError(f"rule must be one of {known}, got {self.kind!r}")
+            raise ValueError(f"`rule` must be one of {known}, got {self.kind!r}")
         for name, least in (("epsilon", 0), ("gamma", 0), ("alpha", 1)):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)):
-                if not least <= value < float("inf"):
-                    raise ValueError(f"{name} must be at least {least} and finite, got {value}")
-            elif not hasattr(value, "dtype") or value.ndim:
-                raise TypeError(f"{name} must be one number, got {value!r}")
-        plain = all(isinstance(end, (int, float)) for end in (self.low, self.high))
-        if plain and self.low > self.high:
-            raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
-        if self.kind == "bounded" and (self.low is None or self.high is None):
+            _check_parameter(name, getattr(self, name), least)
+        low, high = self.low, self.high
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
+            raise ValueError(f"`low` must not be above `high`, got {low} and {high}")
+        if self.kind in ("bounded", "z_b") and (low is None or high is None):
             raise ValueError(
-                'rule="bounded" wants low and high, the least and the largest value that an input '
-                f"may have, got low={self.low} and high={self.high}"
+                f'rule="{self.kind}" needs `low` and `high`, the bounds of the inputs, '
+                f"got low={low} and high={high}"
             )
         return self
 
 
-def stabilised(z: Any, epsilon: Any) -> Any:
-    """`z`, moved away from zero."""
+def _check_parameter(name: str, value: ArrayLike, least: float) -> None:
+    if isinstance(value, (int, float)):
+        if not least <= value < float("inf"):
+            raise ValueError(f"`{name}` must be at least {least} and finite, got {value}")
+    elif not hasattr(value, "dtype") or jnp.ndim(value):
+        raise TypeError(f"`{name}` must be one number, got {value!r}")
+
+
+class Redistribution(NamedTuple):
+    """The relevance of a layer's output, redistributed.
+
+    Attributes:
+        inputs: the relevance of each input, of its shape.
+        absorbed: the relevance that no input got, of the output's shape.
+    """
+
+    inputs: list[Array]
+    absorbed: Array
+
+
+def stabilised(z: Array, epsilon: ArrayLike) -> Array:
+    """Return `z` with its magnitude increased by `epsilon`."""
     epsilon = jnp.asarray(epsilon, z.dtype)
     return z + jnp.where(z >= 0, epsilon, -epsilon)
 
 
-def quotient(a: Any, b: Any) -> Any:
-    """`a / b`, and 0 where `b` is."""
+def quotient(a: Array, b: Array) -> Array:
+    """Return `a / b`, and 0 where `b` is 0."""
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
-def share(
-    rule: Rule, structure: Structure, affine: Affine, read: maps.Read, given: Any
-) -> tuple[list[Any], Any]:
-    """What each input of an affine map gets of the relevance of its output.
+def redistribute(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute the relevance of a layer's output among its inputs.
 
     Args:
-        rule: how.
-        structure: the function that the map is a part of.
-        affine: the map.
-        read: the value of an operand.
-        given: the relevance of the output.
-
-    Returns:
-        the relevance of the inputs, and for each cell of the output what they did not get.
+        rule: the rule.
+        layer: the layer.
+        relevance: of the layer's output.
     """
-    inputs = [read(v) for v in affine.inputs]
-    if rule.kind in ("epsilon", "z"):
-        epsilon = rule.epsilon if rule.kind == "epsilon" else 0.0
-        return _proportional(structure, affine, read, inputs, given, epsilon)
-    if rule.kind in ("w_square", "flat"):
-        return _by_weights(rule, structure, affine, read, inputs, given)
-    if rule.kind == "bounded":
-        return _bounded(rule, structure, affine, read, inputs, given)
-    if rule.kind == "gamma":
-        return _gamma(rule, structure, affine, read, inputs, given)
-    return _by_sign(rule, structure, affine, read, inputs, given)
+    return _REDISTRIBUTE[rule.kind](rule, layer, relevance)
 
 
-def _proportional(
-    structure: Structure,
-    affine: Affine,
-    read: maps.Read,
-    inputs: Sequence[Any],
-    given: Any,
-    epsilon: Any,
-) -> tuple[list[Any], Any]:
-    z = read(affine.output)
-    # In half precision a small number is none.
+def redistribute_equally(layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute relevance equally among the features that each output element depends on."""
+    weigh = layer.with_ones()
+    ones = [jnp.ones(var.shape, var.aval.dtype) for var in layer.affine.inputs]
+    count = weigh(*ones)
+    each = quotient(relevance, count)
+    inputs = list(transposed(weigh, ones, each))
+    return Redistribution(inputs, jnp.where(count == 0, relevance, 0))
+
+
+def _epsilon(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute in proportion to the contributions, with a stabiliser."""
+    return _proportional(layer, relevance, rule.epsilon)
+
+
+def _z(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute in proportion to the contributions."""
+    return _proportional(layer, relevance, 0.0)
+
+
+def _proportional(layer: Layer, relevance: Array, epsilon: ArrayLike) -> Redistribution:
+    inputs = layer.inputs
+    z = layer.output
+    # In half precision a small number may be rounded to zero.
     positive = isinstance(epsilon, (int, float)) and np.asarray(epsilon, z.dtype) > 0
     denominator = stabilised(z, epsilon)
-    s = given / denominator if positive else quotient(given, denominator)
-    slopes = maps.transposed(maps.plain(affine, read), inputs, s)
-    bias = maps.shift(structure, affine, read)
-    # A cell that a mask holds at minus infinity takes no part.
+    s = relevance / denominator if positive else quotient(relevance, denominator)
+    slopes = transposed(layer.unmodified, inputs, s)
+    bias = layer.bias()
+    # An element that a mask sets to minus infinity takes no part.
     own = z if bias is None else jnp.where(jnp.isfinite(z), z - bias, 0)
-    return [x * g for x, g in zip(inputs, slopes, strict=True)], given - s * own
+    contributions = [x * slope for x, slope in zip(inputs, slopes, strict=True)]
+    return Redistribution(contributions, relevance - s * own)
 
 
-def _by_weights(
-    rule: Rule,
-    structure: Structure,
-    affine: Affine,
-    read: maps.Read,
-    inputs: Sequence[Any],
-    given: Any,
-) -> tuple[list[Any], Any]:
-    """By the weights alone, whatever the inputs."""
-    if rule.kind == "flat":
-        weigh = maps.ones(structure, affine, read)
-    else:
-        weigh = maps.changed(structure, affine, read, lambda weight, contracts: weight * weight)
-    every = [jnp.ones_like(x) for x in inputs]
-    total = weigh(*every)
-    s = quotient(given, total)
-    return list(maps.transposed(weigh, every, s)), given - s * total
+def _flat(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute equally, with the bias left out."""
+    return _by_coefficients(layer, layer.with_ones(), relevance)
 
 
-def _bounded(
-    rule: Rule,
-    structure: Structure,
-    affine: Affine,
-    read: maps.Read,
-    inputs: Sequence[Any],
-    given: Any,
-) -> tuple[list[Any], Any]:
-    """By the distance of each input from the end of its range that the weight points away from."""
+def _w_square(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute in proportion to the squares of the coefficients."""
+    squares = layer.with_coefficients(lambda weight, contracts: weight * weight)
+    return _by_coefficients(layer, squares, relevance)
+
+
+def _by_coefficients(layer: Layer, weigh: Map, relevance: Array) -> Redistribution:
+    """Redistribute by coefficients alone, whatever the inputs."""
+    ones = [jnp.ones_like(x) for x in layer.inputs]
+    total = weigh(*ones)
+    s = quotient(relevance, total)
+    return Redistribution(list(transposed(weigh, ones, s)), relevance - s * total)
+
+
+def _bounded(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute by the z^B rule.
+
+    An input contributes by its distance from the bound that its coefficient points away from.
+    """
+    inputs = layer.inputs
     lows = [_bound("low", rule.low, x) for x in inputs]
     highs = [_bound("high", rule.high, x) for x in inputs]
-    by_sign = maps.signed(structure, affine, read)
+    by_sign = layer.by_sign()
 
-    def parts(x: Sequence[Any], low: Sequence[Any], high: Sequence[Any]) -> Any:
-        def through(values: Sequence[Any]) -> Any:
-            return by_sign(*[(v, jnp.zeros_like(v)) for v in values])
+    def contributions(x: list[Array], low: list[Array], high: list[Array]) -> Array:
+        def through(values: list[Array]) -> Signed:
+            return by_sign(*[Signed(v, jnp.zeros_like(v)) for v in values])
 
-        return sum(through(x)) - through(low)[0] - through(high)[1]
+        positive, negative = through(x)
+        return positive + negative - through(low).positive - through(high).negative
 
-    total = parts(inputs, lows, highs)
-    s = quotient(given, total)
-    of_x, of_low, of_high = maps.transposed(parts, (inputs, lows, highs), s)
-    shares = [
+    total = contributions(inputs, lows, highs)
+    s = quotient(relevance, total)
+    of_x, of_low, of_high = transposed(contributions, (inputs, lows, highs), s)
+    redistributed = [
         x * a + low * b + high * c
         for x, a, low, b, high, c in zip(inputs, of_x, lows, of_low, highs, of_high, strict=True)
     ]
-    return shares, given - s * total
+    return Redistribution(redistributed, relevance - s * total)
 
 
-def _bound(name: str, value: Any, x: Any) -> Any:
+def _bound(name: str, value: ArrayLike | None, x: Array) -> Array:
+    bound = jnp.asarray(value, x.dtype)
     try:
-        return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
+        return jnp.broadcast_to(bound, x.shape)
     except ValueError as error:
         raise ValueError(
-            f"{name} of shape {jnp.shape(value)} does not broadcast to the input of shape "
-            f'{x.shape} of a layer with rule "bounded": give numbers, or choose the rule for the '
-            "first layer only"
+            f"`{name}` of shape {bound.shape} does not broadcast to the input of shape "
+            f'{x.shape} of a layer with rule "bounded": use numbers, or this rule for the first '
+            "layer only"
         ) from error
 
 
-def _gamma(
-    rule: Rule,
-    structure: Structure,
-    affine: Affine,
-    read: maps.Read,
-    inputs: Sequence[Any],
-    given: Any,
-) -> tuple[list[Any], Any]:
-    by_sign = maps.signed(structure, affine, read)
+def _gamma(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute in proportion to contributions in which positive coefficients weigh more."""
+    inputs, by_sign = layer.inputs, layer.by_sign()
 
-    def weigh(*inputs: Any) -> Any:
-        up, down = by_sign(*[(x, jnp.zeros_like(x)) for x in inputs])
+    def weigh(*inputs: Array) -> Array:
+        up, down = by_sign(*[Signed(x, jnp.zeros_like(x)) for x in inputs])
         return up + down + jnp.asarray(rule.gamma, up.dtype) * up
 
     own = weigh(*inputs)
-    bias = maps.shift(structure, affine, read)
+    bias = layer.bias()
     total = own
     if bias is not None:
         total = own + bias + jnp.asarray(rule.gamma, own.dtype) * jnp.maximum(bias, 0)
         own = jnp.where(jnp.isfinite(bias), own, 0)
-    s = quotient(given, total)
-    slopes = maps.transposed(weigh, inputs, s)
-    return [x * g for x, g in zip(inputs, slopes, strict=True)], given - s * own
+    s = quotient(relevance, total)
+    slopes = transposed(weigh, inputs, s)
+    contributions = [x * slope for x, slope in zip(inputs, slopes, strict=True)]
+    return Redistribution(contributions, relevance - s * own)
+
+
+def _alpha_beta(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute by positive and negative contributions, each with a factor."""
+    return _by_sign(layer, relevance, rule.alpha, None if rule.ignore_bias else layer.bias())
+
+
+def _z_plus(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
+    """Redistribute by positive contributions only."""
+    return _by_sign(layer, relevance, 1.0, None)
 
 
 def _by_sign(
-    rule: Rule,
-    structure: Structure,
-    affine: Affine,
-    read: maps.Read,
-    inputs: Sequence[Any],
-    given: Any,
-) -> tuple[list[Any], Any]:
-    """Positive and negative contributions apart."""
-    by_sign = maps.signed(structure, affine, read)
-    pairs = [(jnp.maximum(x, 0), jnp.minimum(x, 0)) for x in inputs]
-    up, down = by_sign(*pairs)
-    ignored = rule.kind == "z_plus" or rule.ignore_bias
-    bias = None if ignored else maps.shift(structure, affine, read)
+    layer: Layer, relevance: Array, alpha: ArrayLike, bias: ArrayLike | None
+) -> Redistribution:
+    by_sign = layer.by_sign()
+    inputs = [Signed.of(x) for x in layer.inputs]
+    up, down = by_sign(*inputs)
     above, below = up, down
     if bias is not None:
         above, below = up + jnp.maximum(bias, 0), down + jnp.minimum(bias, 0)
-    alpha = jnp.asarray(rule.alpha if rule.kind == "alpha_beta" else 1.0, up.dtype)
-    of_up, of_down = alpha * quotient(given, above), (1 - alpha) * quotient(given, below)
-    slopes = maps.transposed(by_sign, pairs, (of_up, of_down))
-    shares = [p * a + n * b for (p, n), (a, b) in zip(pairs, slopes, strict=True)]
-    return shares, given - of_up * up - of_down * down
+    alpha = jnp.asarray(alpha, up.dtype)
+    s = Signed(alpha * quotient(relevance, above), (1 - alpha) * quotient(relevance, below))
+    slopes = transposed(by_sign, inputs, s)
+    contributions = [
+        x.positive * slope.positive + x.negative * slope.negative
+        for x, slope in zip(inputs, slopes, strict=True)
+    ]
+    return Redistribution(contributions, relevance - s.positive * up - s.negative * down)
 
 
-def share_equally(
-    structure: Structure, affine: Affine, read: maps.Read, lost: Any
-) -> tuple[list[Any], Any]:
-    """Gives what got lost at each output cell to the input cells that it is connected with.
-
-    Returns:
-        what each input gets, and what found no cell.
-    """
-    weigh = maps.ones(structure, affine, read)
-    every = [jnp.ones(v.shape, v.aval.dtype) for v in affine.inputs]
-    count = weigh(*every)
-    each = quotient(lost, count)
-    return list(maps.transposed(weigh, every, each)), jnp.where(count == 0, lost, 0)
+_Rule: TypeAlias = Callable[[LRPRule, Layer, Array], Redistribution]
+_REDISTRIBUTE: dict[Kind, _Rule] = {
+    "epsilon": _epsilon,
+    "z": _z,
+    "gamma": _gamma,
+    "alpha_beta": _alpha_beta,
+    "z_plus": _z_plus,
+    "w_square": _w_square,
+    "flat": _flat,
+    "bounded": _bounded,
+    "z_b": _bounded,
+}

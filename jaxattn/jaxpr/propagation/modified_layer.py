@@ -1,157 +1,244 @@
-"""The affine maps of a function, with their coefficients as they are or changed.
+"""The affine maps of a function, with their coefficients as they are or modified.
 
-Relevance rules change coefficients: their squares, ones in their place, their positive parts. The
-coefficients of a whole map are never laid out: the map's own steps are computed with changed ones.
+Relevance rules modify coefficients: they square them, replace them by ones, or keep their positive
+parts. A map's matrix of coefficients is never built: its own steps are computed with modified
+operands.
 """
 
+import abc
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
-from jaxattn.jaxpr.flat import Step
+from jaxattn.jaxpr.flat import Atom, Step
 from jaxattn.jaxpr.interpreter import bind
-from jaxattn.jaxpr.propagation.windowed_layer import Read, Windowed
+from jaxattn.jaxpr.propagation.walk import Read
+from jaxattn.jaxpr.propagation.windowed_layer import WindowedLayer
 from jaxattn.jaxpr.structure.affine import Affine
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING
 
-#: What to make of a coefficient, or of the weights of a contraction.
-Change: TypeAlias = Callable[[Any, bool], Any]
+#: Modifies a coefficient, or the weights of a contraction (if the second argument is true).
+Change: TypeAlias = Callable[[Array, bool], Array]
+#: An affine or linear function of a map's inputs.
+Map: TypeAlias = Callable[..., Array]
+#: Applies a bilinear step to an input and its coefficient.
+Apply: TypeAlias = Callable[[Array, Array], Array]
 
 
-def plain(affine: Affine, read: Read) -> Callable[..., Any]:
-    """The map as it is, biases included, as a function of its inputs."""
+class Signed(NamedTuple):
+    """A positive and a negative part."""
 
-    def run(*inputs: Any) -> Any:
-        return Windowed(affine, read, inputs)(affine.output, None)
+    positive: Array
+    negative: Array
 
-    return run
-
-
-def shift(structure: Structure, affine: Affine, read: Read) -> Any:
-    """What the map adds, whatever its inputs: its biases. `None` where it adds nothing."""
-    env: dict[Any, Any] = dict.fromkeys(affine.inputs)
-    for step in affine.steps:
-        own = [a in env for a in step.inputs]
-        values = [env[a] if a in env else read(a) for a in step.inputs]
-        adds = structure.adds(step) or structure.shifts(step)
-        if adds:
-            first, second = values
-            if step.name == "sub" and second is not None:
-                second = -second
-            total, (out,) = _plus(first, second), step.outputs
-            # A number that is written in the program has no shape.
-            env[out] = None if total is None else jnp.broadcast_to(total, out.shape)
-        elif all(v is None for v, mine in zip(values, own, strict=True) if mine) and not any(
-            _is_data(step, i) and not mine for i, mine in enumerate(own)
-        ):
-            env.update(dict.fromkeys(step.outputs))
-        else:
-            zeros = [
-                jnp.zeros(a.aval.shape, a.aval.dtype) if v is None else v
-                for a, v in zip(step.inputs, values, strict=True)
-            ]
-            env.update(zip(step.outputs, bind(step.eqn, zeros), strict=True))
-    return env[affine.output]
+    @classmethod
+    def of(cls, x: Array) -> "Signed":
+        """Split an array by its sign."""
+        return cls(jnp.maximum(x, 0), jnp.minimum(x, 0))
 
 
-def changed(structure: Structure, affine: Affine, read: Read, change: Change) -> Callable[..., Any]:
-    """The map with `change(weight, contracts)` for every coefficient, without biases."""
-
-    def minus(x: Any) -> Any:
-        return change(-jnp.ones((), x.dtype), False) * x
-
-    def weigh(apply: Callable[[Any, Any], Any], x: Any, weight: Any, contracts: bool) -> Any:
-        return apply(x, change(weight, contracts))
-
-    def run(*inputs: Any) -> Any:
-        return _evaluate(structure, affine, read, inputs, weigh, minus, _plus)
-
-    return run
+T = TypeVar("T", Array, Signed)
 
 
-def signed(structure: Structure, affine: Affine, read: Read) -> Callable[..., Any]:
-    """The map on pairs of positive and negative parts, without biases.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """An affine map of a function, with the values of its operands.
 
-    With `(max(x, 0), min(x, 0))` for its inputs it answers the sums of the positive and of the
-    negative contributions; with `(x, 0)` the contributions through positive coefficients and
-    through negative ones.
+    Attributes:
+        structure: the function.
+        affine: the map.
+        read: returns the value of an operand.
     """
 
-    def minus(x: Any) -> Any:
-        return -x[1], -x[0]
+    structure: Structure
+    affine: Affine
+    read: Read
 
-    def plus(x: Any, y: Any) -> Any:
-        return _plus(x[0], y[0]), _plus(x[1], y[1])
+    @property
+    def inputs(self) -> list[Array]:
+        """The values of the map's inputs."""
+        return [jnp.asarray(self.read(var)) for var in self.affine.inputs]
 
-    def weigh(apply: Callable[[Any, Any], Any], x: Any, weight: Any, contracts: bool) -> Any:
-        up, down = jnp.maximum(weight, 0), jnp.minimum(weight, 0)
-        positive, negative = x
-        return apply(positive, up) + apply(negative, down), apply(positive, down) + apply(
-            negative, up
+    @property
+    def output(self) -> Array:
+        """The value of the map's output."""
+        return jnp.asarray(self.read(self.affine.output))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the map's output."""
+        dtype: np.dtype = self.affine.output.aval.dtype
+        return dtype
+
+    def unmodified(self, *inputs: Array) -> Array:
+        """Apply the map as it is, with its biases."""
+        return WindowedLayer(self.affine, self.read, inputs).output()
+
+    def bias(self) -> ArrayLike | None:
+        """Return what the map adds whatever its inputs; `None` where it adds nothing."""
+        env: dict[Atom, ArrayLike | None] = dict.fromkeys(self.affine.inputs)
+        for step in self.affine.steps:
+            own = [i for i, atom in enumerate(step.inputs) if atom in env]
+            values = [env[a] if a in env else self.read(a) for a in step.inputs]
+            if self.structure.adds(step) or self.structure.shifts(step):
+                # A scalar that is written in the program has no shape.
+                total, out = _sum(step, *values), step.outputs[0]
+                env[out] = None if total is None else jnp.broadcast_to(total, out.shape)
+            elif all(values[i] is None for i in own) and not any(
+                _is_data(step, i) for i in range(len(values)) if i not in own
+            ):
+                env.update(dict.fromkeys(step.outputs))
+            else:
+                operands = [
+                    jnp.zeros(atom.aval.shape, atom.aval.dtype) if value is None else value
+                    for atom, value in zip(step.inputs, values, strict=True)
+                ]
+                env.update(zip(step.outputs, bind(step.eqn, operands), strict=True))
+        return env[self.affine.output]
+
+    def with_coefficients(self, change: Change) -> Map:
+        """Return the map with `change(weight, contracts)` for its coefficients, without biases."""
+
+        def run(*inputs: Array) -> Array:
+            return _evaluate(self, inputs, _Changed(change))
+
+        return run
+
+    def with_ones(self) -> Map:
+        """Return the map with 1 for every coefficient, and 0 for those that mask."""
+
+        def change(weight: Array, contracts: bool) -> Array:
+            return jnp.ones_like(weight) if contracts else (weight != 0).astype(weight.dtype)
+
+        return self.with_coefficients(change)
+
+    def by_sign(self) -> Callable[..., Signed]:
+        """Return the map on positive and negative parts, without biases.
+
+        Applied to `Signed.of(x)` it returns the sums of the positive and of the negative
+        contributions; applied to `Signed(x, 0)` the contributions through positive and through
+        negative coefficients.
+        """
+
+        def run(*inputs: Signed) -> Signed:
+            return _evaluate(self, inputs, _BySign())
+
+        return run
+
+
+class _Arithmetic(abc.ABC, Generic[T]):
+    """How the steps of a map are computed on its values."""
+
+    @abc.abstractmethod
+    def negate(self, x: T) -> T:
+        """Return `-x`."""
+
+    @abc.abstractmethod
+    def add(self, x: T, y: T) -> T:
+        """Return `x + y`."""
+
+    @abc.abstractmethod
+    def weigh(self, apply: Apply, x: T, weight: Array, contracts: bool) -> T:
+        """Apply a coefficient, or contract with weights."""
+
+    @abc.abstractmethod
+    def lay_out(self, move: Callable[..., list[Array]], values: list[T]) -> list[T]:
+        """Apply a step that moves elements or sums them."""
+
+
+class _Changed(_Arithmetic[Array]):
+    """Arithmetic with modified coefficients."""
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+
+    def negate(self, x: Array) -> Array:
+        return self.change(-jnp.ones((), x.dtype), False) * x
+
+    def add(self, x: Array, y: Array) -> Array:
+        return x + y
+
+    def weigh(self, apply: Apply, x: Array, weight: Array, contracts: bool) -> Array:
+        return apply(x, self.change(weight, contracts))
+
+    def lay_out(self, move: Callable[..., list[Array]], values: list[Array]) -> list[Array]:
+        return move(*values)
+
+
+class _BySign(_Arithmetic[Signed]):
+    """Arithmetic on positive and negative parts."""
+
+    def negate(self, x: Signed) -> Signed:
+        return Signed(-x.negative, -x.positive)
+
+    def add(self, x: Signed, y: Signed) -> Signed:
+        return Signed(x.positive + y.positive, x.negative + y.negative)
+
+    def weigh(self, apply: Apply, x: Signed, weight: Array, contracts: bool) -> Signed:
+        weights = Signed.of(weight)
+        return Signed(
+            apply(x.positive, weights.positive) + apply(x.negative, weights.negative),
+            apply(x.positive, weights.negative) + apply(x.negative, weights.positive),
         )
 
-    def run(*inputs: Any) -> Any:
-        return _evaluate(structure, affine, read, inputs, weigh, minus, plus)
+    def lay_out(self, move: Callable[..., list[Array]], values: list[Signed]) -> list[Signed]:
+        positive = move(*(value.positive for value in values))
+        negative = move(*(value.negative for value in values))
+        return [Signed(*parts) for parts in zip(positive, negative, strict=True)]
 
-    return run
 
-
-def _evaluate(
-    structure: Structure,
-    affine: Affine,
-    read: Read,
-    inputs: Sequence[Any],
-    weigh: Callable[..., Any],
-    minus: Callable[[Any], Any],
-    plus: Callable[[Any, Any], Any],
-) -> Any:
-    """Computes a map without its biases, on arrays or on pairs of them."""
-    env: dict[Any, Any] = dict(zip(affine.inputs, inputs, strict=True))
-    for step in affine.steps:
-        own = [i for i, a in enumerate(step.inputs) if a in env]
+def _evaluate(layer: Layer, inputs: Sequence[T], arithmetic: _Arithmetic[T]) -> T:
+    """Compute a map without its biases."""
+    env: dict[Atom, T] = dict(zip(layer.affine.inputs, inputs, strict=True))
+    for step in layer.affine.steps:
+        own = [i for i, atom in enumerate(step.inputs) if atom in env]
+        values = [env[step.inputs[i]] for i in own]
         if step.name == "neg":
-            env[step.outputs[0]] = minus(env[step.inputs[0]])
+            outputs = [arithmetic.negate(values[0])]
         elif step.name in ("add", "add_any", "sub"):
-            parts = [env[step.inputs[i]] for i in own]
             if step.name == "sub" and 1 in own:
-                parts[-1] = minus(parts[-1])
-            whole = parts[0] if len(parts) == 1 else plus(*parts)
-            # A constant that is left out may have been what gave the sum its size.
-            shape = step.outputs[0].aval.shape
-            env[step.outputs[0]] = jax.tree.map(lambda x, s=shape: jnp.broadcast_to(x, s), whole)
-        elif structure.scales(step) or step.name in CONTRACTING:
-            (position,) = own
-            env[step.outputs[0]] = _weighed(step, position, env, read, weigh)
+                values[-1] = arithmetic.negate(values[-1])
+            whole = values[0] if len(values) == 1 else arithmetic.add(*values)
+            # The shape of the sum may have been that of a constant, which is left out here.
+            shape: tuple[int, ...] = step.outputs[0].shape
+            outputs = [jax.tree.map(lambda x, s=shape: jnp.broadcast_to(x, s), whole)]
+        elif layer.structure.scales(step) or step.name in CONTRACTING:
+            (position,), (x,) = own, values
+            outputs = [_weighed(step, position, x, layer.read, arithmetic)]
         else:
-            _lay_out(step, own, env, read)
-    return env[affine.output]
+            outputs = arithmetic.lay_out(_mover(step, own, layer.read), values)
+        env.update(zip(step.outputs, outputs, strict=True))
+    return env[layer.affine.output]
 
 
-def _weighed(
-    step: Step, position: int, env: dict[Any, Any], read: Read, weigh: Callable[..., Any]
-) -> Any:
-    weight = read(step.inputs[1 - position])
+def _weighed(step: Step, position: int, x: T, read: Read, arithmetic: _Arithmetic[T]) -> T:
+    """Apply a product, a quotient or a contraction of which one operand is constant."""
+    constant = step.inputs[1 - position]
+    weight = jnp.asarray(read(constant), constant.aval.dtype)
 
-    def apply(x: Any, weight: Any) -> Any:
-        given = (x, weight) if position == 0 else (weight, x)
+    def apply(x: Array, weight: Array) -> Array:
         if step.name == "div":
             return x * weight
-        return bind(step.eqn, given)[0]
+        return bind(step.eqn, (x, weight) if position == 0 else (weight, x))[0]
 
-    weight = jnp.asarray(weight, step.inputs[1 - position].aval.dtype)
     if step.name == "div":
         weight = 1 / weight
-    return weigh(apply, env[step.inputs[position]], weight, step.name in CONTRACTING)
+    return arithmetic.weigh(apply, x, weight, step.name in CONTRACTING)
 
 
-def _lay_out(step: Step, own: list[int], env: dict[Any, Any], read: Read) -> None:
-    """Moves or sums cells, with zeros for those that are constant."""
+def _mover(step: Step, own: list[int], read: Read) -> Callable[..., list[Array]]:
+    """Return a step as a function of its operands `own`, with zeros for constant data."""
 
-    def move(*parts: Any) -> list[Any]:
-        given = dict(zip(own, parts, strict=True))
+    def move(*values: Array) -> list[Array]:
+        given: dict[int, ArrayLike] = dict(zip(own, values, strict=True))
         operands = []
         for i, atom in enumerate(step.inputs):
             if i not in given and _is_data(step, i):
@@ -159,37 +246,36 @@ def _lay_out(step: Step, own: list[int], env: dict[Any, Any], read: Read) -> Non
             operands.append(given[i] if i in given else read(atom))
         return list(bind(step.eqn, operands))
 
-    parts = [env[step.inputs[i]] for i in own]
-    if isinstance(parts[0], tuple):
-        columns = [move(*column) for column in zip(*parts, strict=True)]
-        moved: list[Any] = list(zip(*columns, strict=True))
-    else:
-        moved = move(*parts)
-    env.update(zip(step.outputs, moved, strict=True))
+    return move
 
 
 def _is_data(step: Step, position: int) -> bool:
-    """Whether an operand's numbers come out, rather than choose or weigh what does."""
+    """Return whether an operand's elements are put out, not used as indices or weights."""
     if step.name in ("mul", "div") or step.name in CONTRACTING:
         return False
     return bool(jnp.issubdtype(step.inputs[position].aval.dtype, jnp.floating))
 
 
-def _plus(x: Any, y: Any) -> Any:
-    if x is None or y is None:
-        return y if x is None else x
-    return x + y
+def _sum(step: Step, first: ArrayLike | None, second: ArrayLike | None) -> ArrayLike | None:
+    """Add or subtract two constants, of which `None` is zero."""
+    if step.name == "sub" and second is not None:
+        second = -second  # type: ignore[operator]
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second  # type: ignore[operator]
 
 
-def transposed(f: Callable[..., Any], inputs: Sequence[Any], cotangent: Any) -> tuple[Any, ...]:
-    """What the transpose of a linear map's linear part gives for a cotangent."""
+def transposed(
+    f: Callable[..., PyTree], inputs: Sequence[PyTree], cotangent: PyTree
+) -> tuple[PyTree, ...]:
+    """Apply the transpose of the linear part of an affine function to a cotangent.
+
+    Args:
+        f: the function.
+        inputs: its arguments, pytrees of arrays, where it is transposed.
+        cotangent: of its output, in the structure of the output.
+
+    Returns:
+        the cotangents of the inputs, in their structure.
+    """
     return tuple(jax.vjp(f, *inputs)[1](cotangent))
-
-
-def ones(structure: Structure, affine: Affine, read: Read) -> Callable[..., Any]:
-    """The map with 1 for every coefficient, and 0 for those that mask."""
-
-    def change(weight: Any, contracts: bool) -> Any:
-        return jnp.ones_like(weight) if contracts else (weight != 0).astype(weight.dtype)
-
-    return changed(structure, affine, read, change)

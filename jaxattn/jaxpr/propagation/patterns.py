@@ -1,8 +1,8 @@
-"""What each neuron of a layer listens for: its pattern, fitted from data, and the ways back by it.
+"""Patterns of neurons: the sums that they are fitted by, and the backward passes that use them.
 
-A neuron is one cell of a whole affine map: `x @ W + h @ U + b` has one output and patterns for both
-weights. What the map scales its inputs and its sums by is a part of the neuron, too: its whole
-coefficients are replaced.
+A neuron is one output element of a whole affine map. `x @ W + h @ U + b` has one output and
+patterns for both weights. Constant factors of the inputs and of the sums belong to the neuron:
+its whole coefficients are replaced.
 """
 
 import abc
@@ -12,20 +12,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import PyTree
 
 from jaxattn.jaxpr.capture import split_at
-from jaxattn.jaxpr.flat import Atom, Step, Var
-from jaxattn.jaxpr.propagation import modified_layer as maps
+from jaxattn.jaxpr.flat import Step, Var
 from jaxattn.jaxpr.propagation.layer_rules import quotient
-from jaxattn.jaxpr.propagation.lrp import pull, refusal
-from jaxattn.jaxpr.propagation.reverse import Memory, Reverse, Rules, Runs
+from jaxattn.jaxpr.propagation.modified_layer import Change, Layer, transposed
+from jaxattn.jaxpr.propagation.reverse import propagate
 from jaxattn.jaxpr.propagation.score import check_path, structure_of
+from jaxattn.jaxpr.propagation.walk import (
+    Cotangent,
+    Rules,
+    Seed,
+    Visit,
+    cotangents_of,
+    unsupported,
+)
 from jaxattn.jaxpr.structure.affine import Affine, affine_map
 from jaxattn.jaxpr.structure.facts import Fact
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SUMMING
-
-Shares = list[tuple[Atom, Any]]
 
 
 class Network:
@@ -35,16 +43,18 @@ class Network:
         fn: maps `x` and `args` to an output.
         x: one example.
         args: further inputs.
-        at: the name of an intermediate to go back to instead of `x`.
+        at: the name of an intermediate to propagate to instead of `x`.
     """
 
-    def __init__(self, fn: Callable[..., Any], x: Any, args: tuple[Any, ...], at: str | None):
-        self.inputs: tuple[Any, ...] = (x, *args)
+    def __init__(
+        self, fn: Callable[..., Any], x: PyTree, args: tuple[PyTree, ...], at: str | None
+    ) -> None:
+        self.inputs: tuple[PyTree, ...] = (x, *args)
         if at is not None:
             example, whole, name = self.inputs, fn, at
             self.inputs = (split_at(whole, example, name)[0], *example)
 
-            def fn(value: Any, *example: Any) -> Any:
+            def fn(value: PyTree, *example: PyTree) -> PyTree:
                 return split_at(whole, example, name)[1](value)
 
         explained = jax.tree.leaves(self.inputs[0])
@@ -56,14 +66,28 @@ class Network:
         check_path(self.structure, self.structure.flat.outputs)
         self.weights = list(_find(self.structure, {}))
 
-    def send_back(
-        self, rules: Rules, seed: Callable[[list[Runs]], list[Any]]
-    ) -> tuple[Any, list[Any], Any]:
-        """The answer; what each leaf of the input got; and what was absorbed."""
+    def send_back(self, rules: Rules, seed: Seed) -> "NetworkCotangents":
+        """Propagate cotangents from the outputs back to the explained input."""
         leaves = jax.tree.leaves(self.inputs)
-        outputs, got, absorbed = Reverse(rules)(self.structure, [(x,) for x in leaves], seed)
-        answer = jax.tree.unflatten(self.treedef, [value for (value,) in outputs])
-        return answer, got[: len(jax.tree.leaves(self.inputs[0]))], absorbed
+        runs = [(jnp.asarray(leaf),) for leaf in leaves]
+        outputs, cotangents, absorbed = propagate(rules, self.structure, runs, seed)
+        output = jax.tree.unflatten(self.treedef, [value for (value,) in outputs])
+        explained = len(jax.tree.leaves(self.inputs[0]))
+        return NetworkCotangents(output, cotangents[:explained], absorbed)
+
+
+class NetworkCotangents(NamedTuple):
+    """The result of a backward pass through a network.
+
+    Attributes:
+        output: what the network returned.
+        inputs: the cotangent of each leaf of the explained input; `None` for zero.
+        absorbed: the sum of what was absorbed.
+    """
+
+    output: PyTree
+    inputs: list[Array | None]
+    absorbed: Array
 
 
 class Weights(NamedTuple):
@@ -71,162 +95,156 @@ class Weights(NamedTuple):
 
     Attributes:
         step: the contraction.
-        shape: the operand's.
-        dtype: the operand's.
-        axes: which of its axes tell neurons apart.
-        cells: which axes of what the contraction gives these are.
+        shape: of the operand.
+        dtype: of the operand.
+        axes: those of its axes along which neurons differ.
+        output_axes: the axes of the contraction's output that correspond to them.
     """
 
     step: Step
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: np.dtype
     axes: tuple[int, ...]
-    cells: tuple[int, ...]
+    output_axes: tuple[int, ...]
 
     @property
     def units(self) -> tuple[int, ...]:
         """The shape of one number for each neuron, which broadcasts to the weights."""
         return tuple(n if axis in self.axes else 1 for axis, n in enumerate(self.shape))
 
-    def over_cells(self, values: Any) -> Any:
-        """Each neuron's number at all the cells that it makes."""
+    def over_outputs(self, values: Array) -> Array:
+        """Broadcast one number for each neuron to all outputs that it computes."""
         out = self.step.outputs[0].aval
         others = tuple(axis for axis in range(len(self.shape)) if axis not in self.axes)
         order = [sorted(self.axes).index(axis) for axis in self.axes]
         numbers = values.astype(out.dtype).squeeze(others).transpose(order)
-        return jax.lax.broadcast_in_dim(numbers, out.shape, self.cells)
+        return jax.lax.broadcast_in_dim(numbers, out.shape, self.output_axes)
 
 
-def _find(structure: Structure, turns: dict[Var, bool]) -> Iterator[Weights]:
-    """The contractions with constant weights, whatever the example.
+def _find(structure: Structure, varies: dict[Var, bool]) -> Iterator[Weights]:
+    """Find the contractions with weights that do not depend on the example.
 
-    `turns` holds the inputs that are constant; those that are another constant at each turn of a
-    loop are true.
+    Args:
+        structure: the function.
+        varies: for each input that does not depend on the example, whether it differs between the
+            steps of a loop.
     """
-    turns = turns | dict.fromkeys(structure.flat.constants, False)
+    varies = varies | dict.fromkeys(structure.flat.constants, False)
     for step in structure.flat.steps:
-        if all(v in turns for v in step.variables):
-            turns |= dict.fromkeys(step.outputs, any(turns[v] for v in step.variables))
+        if all(v in varies for v in step.variables):
+            varies |= dict.fromkeys(step.outputs, any(varies[v] for v in step.variables))
         for inner in structure.inner.get(step, []):
-            yield from _find(inner, _inside(step, inner, turns))
+            yield from _find(inner, _inside(step, inner, varies))
         if step.name in CONTRACTING and structure.contracts(step):
             (position,) = (i for i, a in enumerate(step.inputs) if not structure.is_active(a))
             operand = step.inputs[position]
-            if operand not in turns or (step.name != "dot_general" and position == 0):
+            if operand not in varies or (step.name != "dot_general" and position == 0):
                 continue
-            if turns[operand]:
+            if varies[operand]:
                 raise ValueError(
-                    f"{step} takes other weights at each turn of a loop, and has no pattern: "
-                    "write the loop's turns one after the other"
+                    f"{step} has other weights at each step of a loop, and no pattern: unroll the "
+                    "loop"
                 )
-            axes, cells = _units(step, position)
-            yield Weights(step, operand.shape, operand.aval.dtype, axes, cells)
+            units = _units(step, position)
+            yield Weights(step, operand.shape, operand.aval.dtype, units.axes, units.output_axes)
 
 
-def _inside(step: Step, inner: Structure, turns: dict[Var, bool]) -> dict[Var, bool]:
-    """Which inputs of a loop's body, or of a branch, are constant."""
+def _inside(step: Step, inner: Structure, varies: dict[Var, bool]) -> dict[Var, bool]:
+    """Return `varies` for the inputs of a loop's body, or of a branch."""
     atoms = step.inputs if step.name == "scan" else step.inputs[1:]
     n_consts, n_carry = step.counts if step.name == "scan" else (len(atoms), 0)
     return {
-        var: turns[atom] or i >= n_consts
+        var: varies[atom] or i >= n_consts
         for i, (var, atom) in enumerate(zip(inner.flat.inputs, atoms, strict=True))
-        if atom in turns and not n_consts <= i < n_consts + n_carry
+        if atom in varies and not n_consts <= i < n_consts + n_carry
     }
 
 
-def _units(step: Step, position: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes of the weights that tell neurons apart, and where they are in the output."""
+class _Units(NamedTuple):
+    """The axes along which neurons differ; see `Weights`."""
+
+    axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
+
+
+def _units(step: Step, position: int) -> _Units:
+    """Return the axes along which the neurons of a contraction differ."""
     numbers = step.eqn.params["dimension_numbers"]
     if step.name == "conv_general_dilated":
-        return (numbers.rhs_spec[0],), (numbers.out_spec[1],)
+        return _Units((numbers.rhs_spec[0],), (numbers.out_spec[1],))
     contracted, batch = numbers[0][position], tuple(numbers[1][position])
     rank, last = len(step.inputs[position].aval.shape), len(step.outputs[0].shape)
     free = tuple(axis for axis in range(rank) if axis not in (*contracted, *batch))
     start = len(batch) if position == 0 else last - len(free)
-    return (*batch, *free), (*range(len(batch)), *range(start, start + len(free)))
+    return _Units((*batch, *free), (*range(len(batch)), *range(start, start + len(free))))
 
 
-class Neurons(abc.ABC):
-    """The rules of one walk back from layer to layer; what a layer gives is left open.
+class Neurons(Rules):
+    """Rules for a pass from layer to layer; that of layers with patterns is left open.
 
     Attributes:
-        index: the place of a contraction among those with constant weights.
+        weights: the weights of the network, in order.
+        index: the position of each contraction among them.
     """
 
     def __init__(self, network: Network) -> None:
-        self.weights = network.weights
-        self.index = {weights.step: i for i, weights in enumerate(network.weights)}
         structure = network.structure
         active = filter(structure.is_active, structure.flat.outputs)
-        self.dtype: Any = next((v.aval.dtype for v in active), jnp.float32)
-        self._absorbed: list[list[Any]] = [[]]
+        super().__init__(next((v.aval.dtype for v in active), jnp.dtype(jnp.float32)))
+        self.weights = network.weights
+        self.index = {weights.step: i for i, weights in enumerate(network.weights)}
 
-    def absorb(self, given: Any) -> None:
-        """Adds up."""
-        self._absorbed[-1].append(jnp.sum(given).astype(self.dtype))
-
-    def enter(self) -> None:
-        """Begins a sum of its own, for the inside of a loop or a branch."""
-        self._absorbed.append([])
-
-    def leave(self) -> Any:
-        """Ends that sum, and answers it."""
-        return sum(self._absorbed.pop(), start=jnp.zeros((), self.dtype))
-
-    def __call__(
-        self, structure: Structure, step: Step, memory: Memory, given: list[Any]
-    ) -> Shares:
-        """What the operands of a step get: by its layer if it has patterns, else its slope."""
-
-        def read(atom: Atom) -> Any:
-            return memory[atom][0]
-
+    def __call__(self, visit: Visit) -> list[Cotangent]:
+        """Return the cotangents of a step's operands, by its layer or by its derivative."""
+        structure, step = visit.structure, visit.step
         if step.name == "while":
-            raise ValueError(refusal(step, "PatternNet"))
-        shares: Shares = []
-        rest = list(given)
-        for i, (var, value) in enumerate(zip(step.outputs, given, strict=True)):
-            if value is not None and structure.is_preactivation(var):
-                layer = affine_map(structure, var)
-                steps = [s for s in layer.steps if structure.contracts(s)]
-                if all(s in self.index for s in steps):
-                    layer = _without_means(structure, layer, steps)
-                    weights = [self.index[s] for s in steps]
-                    found = self.layer(structure, layer, weights, read, value)
-                    shares += zip(layer.inputs, found, strict=True)
-                    rest[i] = None
-        if any(value is not None for value in rest):
-            actives = structure.actives(step)
-            shares += zip(actives, self.slope(step, actives, read, rest), strict=True)
-        return shares
+            raise ValueError(unsupported(step, "PatternNet"))
+        of_operands: list[Cotangent] = []
+        rest = list(visit.cotangents)
+        for i, (var, cotangent) in enumerate(zip(step.outputs, visit.cotangents, strict=True)):
+            if cotangent is None or not structure.is_preactivation(var):
+                continue
+            affine = affine_map(structure, var)
+            contractions = [s for s in affine.steps if structure.contracts(s)]
+            if all(s in self.index for s in contractions):
+                affine = _without_means(structure, affine, contractions)
+                layer = Layer(structure, affine, visit.read)
+                indices = [self.index[s] for s in contractions]
+                of_operands += cotangents_of(affine.inputs, self.layer(layer, indices, cotangent))
+                rest[i] = None
+        if any(cotangent is not None for cotangent in rest):
+            of_operands += self.derivative(dataclasses.replace(visit, cotangents=rest))
+        return of_operands
 
     @abc.abstractmethod
-    def layer(
-        self, structure: Structure, layer: Affine, weights: list[int], read: maps.Read, given: Any
-    ) -> Sequence[Any]:
-        """What the inputs of a layer get; `weights` are the places of its contractions."""
+    def layer(self, layer: Layer, indices: list[int], cotangent: Array) -> Sequence[Array]:
+        """Return the cotangents of a layer's inputs.
 
-    def slope(
-        self, step: Step, actives: Sequence[Var], read: maps.Read, given: list[Any]
-    ) -> Sequence[Any]:
-        """What the operands of any other step get."""
-        return pull(step, actives, read, given)
+        Args:
+            layer: the layer.
+            indices: the positions of its contractions' weights in `weights`.
+            cotangent: of its output.
+        """
+
+    def derivative(self, visit: Visit) -> list[Cotangent]:
+        """Return the cotangents of the operands of any other step."""
+        return visit.transpose()
 
 
-def _with(patterns: Sequence[Any], attribution: bool = False) -> maps.Change:
-    """Puts patterns in the place of a layer's coefficients, or multiplies by them."""
+def _replacing(patterns: Sequence[Any], multiply: bool = False) -> Change:
+    """Replace a layer's coefficients by patterns, or multiply them."""
     rest = iter(patterns)
 
-    def change(weight: Any, contracts: bool) -> Any:
+    def change(weight: Array, contracts: bool) -> Array:
         pattern = next(rest) if contracts else (weight != 0)
         pattern = pattern.astype(weight.dtype)
-        return pattern * weight if attribution else pattern
+        return pattern * weight if multiply else pattern
 
     return change
 
 
 def _without_means(structure: Structure, layer: Affine, contractions: list[Step]) -> Affine:
-    """The map without what turns a sum into a mean before its weights: a pool keeps its slope."""
+    """Take the factor of a mean before the weights out of a layer: pooling keeps its derivative."""
     inputs: dict[Var, None] = {}
     apart: set[Step] = set()
     for contraction in contractions:
@@ -235,8 +253,8 @@ def _without_means(structure: Structure, layer: Affine, contractions: list[Step]
         while source not in layer.inputs:
             below.append(structure.producers[source])
             (source,) = structure.actives(below[-1])
-        maker = structure.producers.get(source)
-        if below and maker is not None and maker.name in SUMMING:
+        producer = structure.producers.get(source)
+        if below and producer is not None and producer.name in SUMMING:
             source = operand
             apart.update(below)
         inputs[source] = None
@@ -245,75 +263,111 @@ def _without_means(structure: Structure, layer: Affine, contractions: list[Step]
 
 
 class PatternNet(Neurons):
-    """The way back of the gradient, with patterns instead of weights, or times them."""
+    """The backward pass of PatternNet or PatternAttribution.
+
+    Args:
+        network: the network.
+        patterns: one array for each of its weights.
+        attribution: whether weights are multiplied by their patterns (PatternAttribution), not
+            replaced by them (PatternNet).
+    """
 
     def __init__(self, network: Network, patterns: Sequence[Any], attribution: bool) -> None:
         super().__init__(network)
         self.patterns, self.attribution = patterns, attribution
 
-    def layer(
-        self, structure: Structure, layer: Affine, weights: list[int], read: maps.Read, given: Any
-    ) -> Sequence[Any]:
-        """What the layer with other coefficients sends back."""
-        change = _with([self.patterns[i] for i in weights], self.attribution)
-        run = maps.changed(structure, layer, read, change)
-        given = given.astype(layer.output.aval.dtype)
-        return maps.transposed(run, [read(v) for v in layer.inputs], given)
+    def layer(self, layer: Layer, indices: list[int], cotangent: Array) -> Sequence[Array]:
+        """Apply the transpose of the layer with patterns for coefficients."""
+        change = _replacing([self.patterns[i] for i in indices], self.attribution)
+        run = layer.with_coefficients(change)
+        return transposed(run, layer.inputs, cotangent.astype(layer.dtype))
 
 
 class Sums(Neurons):
-    """Sums over all cells that a neuron makes, as slopes with respect to `probes`.
+    """Sums over all outputs of each neuron, as derivatives with respect to probes.
 
-    What is absorbed is linear in the probes, so that JAX itself sums their slopes over places,
+    What is absorbed is linear in the probes, so JAX itself sums their derivatives over places,
     loops and examples.
 
     Args:
-        network: the function.
-        probes: zeros, a pair of lists: without `means` two numbers for each neuron, whose slopes
-            are the sum of its linear part u and the number of cells; else an array like the
-            weights, of inputs times u - mean, and a number for each neuron, of u times u - mean.
-        positive: whether only cells above zero count; for the means all do.
+        network: the network.
+        probes: zeros for each weight, of the shapes of the numerators and of the denominators that
+            are summed.
+    """
+
+    def __init__(self, network: Network, probes: tuple[Sequence[Array], Sequence[Array]]) -> None:
+        super().__init__(network)
+        self.numerators, self.denominators = probes
+
+    def derivative(self, visit: Visit) -> list[Cotangent]:
+        """Return zeros: only which layers are reached matters."""
+        return cotangents_of(visit.actives, [self._zeros(var) for var in visit.actives])
+
+    def layer(self, layer: Layer, indices: list[int], cotangent: Array) -> Sequence[Array]:
+        """Absorb the sums of a layer's neurons."""
+        output, bias = layer.output, layer.bias()
+        self.measure(layer, indices, output, output if bias is None else output - bias)
+        return [self._zeros(var) for var in layer.affine.inputs]
+
+    @abc.abstractmethod
+    def measure(self, layer: Layer, indices: list[int], output: Array, linear: Array) -> None:
+        """Absorb the sums of a layer's neurons, given their outputs and these without biases."""
+
+    def over_outputs(self, layer: Layer, indices: list[int], values: Sequence[Array]) -> Array:
+        """Broadcast one number for each neuron to all outputs of a layer."""
+        structure = layer.structure
+        contractions = [self.weights[i].step for i in indices]
+        after = [
+            step
+            for step in layer.affine.steps
+            if structure.is_preactivation(step.outputs[0]) and step not in contractions
+        ]
+        inputs = [step.outputs[0] for step in contractions]
+        affine = dataclasses.replace(layer.affine, inputs=inputs, steps=after)
+        sums = dataclasses.replace(layer, affine=affine).with_coefficients(_replacing([]))
+        return sums(*(self.weights[i].over_outputs(values[i]) for i in indices))
+
+    def _zeros(self, var: Var) -> Array:
+        return jnp.zeros(var.shape, self.dtype)
+
+
+class MeanSums(Sums):
+    """The sum of each neuron's linear part u, and the number of its outputs."""
+
+    def measure(self, layer: Layer, indices: list[int], output: Array, linear: Array) -> None:
+        """Absorb both sums."""
+        numerator = linear * self.over_outputs(layer, indices, self.numerators)
+        self.absorb(numerator + self.over_outputs(layer, indices, self.denominators))
+
+
+class PatternSums(Sums):
+    """The sums of each neuron's inputs and of its linear part u, both times u - mean.
+
+    Args:
+        network: the network.
+        probes: zeros; the numerators have the shapes of the weights.
         means: the mean of u for each neuron.
+        positive: whether only positive outputs count.
     """
 
     def __init__(
-        self, network: Network, probes: Any, positive: bool, means: Sequence[Any] | None
+        self,
+        network: Network,
+        probes: tuple[Sequence[Array], Sequence[Array]],
+        means: Sequence[Array],
+        positive: bool,
     ) -> None:
-        super().__init__(network)
-        self.probes, self.positive, self.means = probes, positive, means
+        super().__init__(network, probes)
+        self.means, self.positive = means, positive
 
-    def slope(
-        self, step: Step, actives: Sequence[Var], read: maps.Read, given: list[Any]
-    ) -> Sequence[Any]:
-        """Nothing: only where the way leads counts."""
-        return [jnp.zeros(v.shape, self.dtype) for v in actives]
-
-    def layer(
-        self, structure: Structure, layer: Affine, weights: list[int], read: maps.Read, given: Any
-    ) -> Sequence[Any]:
-        """Measures the layer."""
-        made = [self.weights[i].step for i in weights]
-        after = [
-            s for s in layer.steps if structure.is_preactivation(s.outputs[0]) and s not in made
-        ]
-        sums = dataclasses.replace(layer, inputs=[s.outputs[0] for s in made], steps=after)
-
-        def over_cells(values: Sequence[Any]) -> Any:
-            spread = [self.weights[i].over_cells(values[i]) for i in weights]
-            return maps.changed(structure, sums, read, _with([]))(*spread)
-
-        y, bias = read(layer.output), maps.shift(structure, layer, read)
-        u = y if bias is None else y - bias
-        first, second = self.probes
-        if self.means is None:
-            self.absorb(u * over_cells(first) + over_cells(second))
-        else:
-            ones = over_cells([jnp.ones_like(mean) for mean in self.means])
-            centred = u - quotient(over_cells(self.means), ones)
-            if self.positive:
-                centred = jnp.where(y > 0, centred, 0)
-            inputs = [read(v) for v in layer.inputs]
-            run = maps.changed(structure, layer, read, _with([first[i] for i in weights]))
-            self.absorb(centred * run(*inputs))
-            self.absorb(centred * u * over_cells(second))
-        return [jnp.zeros(v.shape, self.dtype) for v in layer.inputs]
+    def measure(self, layer: Layer, indices: list[int], output: Array, linear: Array) -> None:
+        """Absorb both sums."""
+        ones = self.over_outputs(layer, indices, [jnp.ones_like(mean) for mean in self.means])
+        mean = quotient(self.over_outputs(layer, indices, self.means), ones)
+        centred = linear - mean
+        if self.positive:
+            centred = jnp.where(output > 0, centred, 0)
+        run = layer.with_coefficients(_replacing([self.numerators[i] for i in indices]))
+        self.absorb(centred * run(*layer.inputs))
+        denominators = self.over_outputs(layer, indices, self.denominators)
+        self.absorb(centred * linear * denominators)

@@ -1,96 +1,124 @@
-"""An affine map, of which only the cells are computed that come out of it."""
+"""An affine map of which only the elements are computed that its output consists of."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
-from jaxattn.jaxpr.flat import Step
+from jaxattn.jaxpr.flat import Atom, Step, Var
 from jaxattn.jaxpr.interpreter import bind
+from jaxattn.jaxpr.propagation.walk import Read
 from jaxattn.jaxpr.structure.affine import Affine
 
-#: The value of an operand that is not part of the map: a weight, a bias, an index.
-Read: TypeAlias = Callable[[Any], Any]
-#: The cells of a value that are wanted: where they begin and how many they are, on each axis.
-Window: TypeAlias = tuple[tuple[int, int], ...]
+#: Steps whose output elements are functions of the operands' elements at the same place.
+_ELEMENTWISE = frozenset("add add_any sub mul div neg name copy".split())
 
 
-class Windowed:
-    """Computes no more of a map than the cells that come out of it.
+class Interval(NamedTuple):
+    """Some consecutive elements of one axis."""
 
-    A gate's pre-activation is a slice of a product with the weights of all gates. The slice of the
-    weights is a quarter of the work, on the way back too.
+    start: int
+    size: int
+
+
+#: The elements of a value that are needed: an interval of each axis.
+Window: TypeAlias = tuple[Interval, ...]
+
+
+class WindowedLayer:
+    """Compute no more of an affine map than the elements that its output consists of.
+
+    A gate's pre-activation is a slice of a product with the weights of all gates. With a slice of
+    the weights instead it takes a quarter of the work, in the transpose too.
+
+    Args:
+        affine: the map.
+        read: returns the value of an operand that is not computed by the map, such as a weight.
+        inputs: the map's inputs.
     """
 
-    def __init__(self, affine: Affine, read: Read, inputs: Sequence[Any]) -> None:
-        self.read = read
-        self.given = dict(zip(affine.inputs, inputs, strict=True))
-        self.makers = {out: step for step in affine.steps for out in step.outputs}
-        self.whole: dict[Any, Any] = {}
+    def __init__(self, affine: Affine, read: Read, inputs: Sequence[Array]) -> None:
+        self.affine, self.read = affine, read
+        self.inputs: dict[Atom, Array] = dict(zip(affine.inputs, inputs, strict=True))
+        self.producers = {out: step for step in affine.steps for out in step.outputs}
+        self.computed: dict[Atom, ArrayLike] = {}
 
-    def __call__(self, atom: Any, window: Window | None) -> Any:
-        """The value of an operand, or of some of its cells."""
-        step = self.makers.get(atom)
-        if window is not None and step is not None and atom not in self.given:
-            if step.name == "slice" and step.eqn.params["strides"] is None:
-                return self(step.inputs[0], _within(window, step.eqn.params["start_indices"]))
-            if step.name == "split":
-                axis, sizes = step.eqn.params["axis"], step.eqn.params["sizes"]
-                first = int(sum(sizes[: step.outputs.index(atom)]))
-                starts = [first if i == axis else 0 for i in range(len(window))]
-                return self(step.inputs[0], _within(window, starts))
-            if step.name in ("add", "add_any", "sub", "mul", "div", "neg", "name", "copy"):
-                return bind(step.eqn, [self(a, _fitting(window, a)) for a in step.inputs])[0]
-            if step.name == "dot_general":
-                return bind(step.eqn, self._factors(step, window))[0]
-        value = self._all(atom)
-        return value if window is None else _cut(value, window)
+    def output(self) -> Array:
+        """Return the map's output."""
+        return jnp.asarray(self._whole(self.affine.output))
 
-    def _all(self, atom: Any) -> Any:
-        if atom in self.given:
-            return self.given[atom]
-        step = self.makers.get(atom)
+    def _whole(self, atom: Atom) -> ArrayLike:
+        """Return a value."""
+        if atom in self.inputs:
+            return self.inputs[atom]
+        step = self.producers.get(atom) if isinstance(atom, Var) else None
         if step is None:
             return self.read(atom)
-        if atom not in self.whole:
+        if atom not in self.computed:
             if step.name in ("slice", "split"):
-                self.whole[atom] = self(atom, tuple((0, n) for n in atom.shape))
+                whole = tuple(Interval(0, size) for size in atom.aval.shape)
+                self.computed[atom] = self._part(atom, whole)
             else:
-                values = bind(step.eqn, [self(a, None) for a in step.inputs])
-                self.whole.update(zip(step.outputs, values, strict=True))
-        return self.whole[atom]
+                values = bind(step.eqn, [self._whole(operand) for operand in step.inputs])
+                self.computed.update(zip(step.outputs, values, strict=True))
+        return self.computed[atom]
 
-    def _factors(self, step: Step, window: Window) -> list[Any]:
-        """The cells of both factors that some cells of their product are made of."""
-        (left, right), (over, batch) = step.inputs, step.eqn.params["dimension_numbers"]
+    def _part(self, atom: Atom, window: Window) -> ArrayLike:
+        """Return some elements of a value."""
+        step = self.producers.get(atom) if isinstance(atom, Var) else None
+        if step is None or not isinstance(atom, Var) or atom in self.inputs:
+            return _slice(self._whole(atom), window)
+        if step.name == "slice" and step.eqn.params["strides"] is None:
+            return self._part(step.inputs[0], _shifted(window, step.eqn.params["start_indices"]))
+        if step.name == "split":
+            axis, sizes = step.eqn.params["axis"], step.eqn.params["sizes"]
+            first = int(sum(sizes[: step.outputs.index(atom)]))
+            starts = [first if i == axis else 0 for i in range(len(window))]
+            return self._part(step.inputs[0], _shifted(window, starts))
+        if step.name in _ELEMENTWISE:
+            return bind(step.eqn, [self._broadcast_part(a, window) for a in step.inputs])[0]
+        if step.name == "dot_general":
+            return bind(step.eqn, self._factors(step, window))[0]
+        return _slice(self._whole(atom), window)
+
+    def _broadcast_part(self, atom: Atom, window: Window) -> ArrayLike:
+        """Return the elements of an operand that belong to some of what it is broadcast to."""
+        shape = atom.aval.shape
+        if not shape:
+            return self._whole(atom)
+        parts = zip(window, shape, strict=True)
+        return self._part(atom, tuple(Interval(0, 1) if n == 1 else part for part, n in parts))
+
+    def _factors(self, step: Step, window: Window) -> list[ArrayLike]:
+        """Return the elements of both factors that some elements of their product depend on."""
+        contracted_axes, batch_axes = step.eqn.params["dimension_numbers"]
         rest = list(window)
-        shared = [rest.pop(0) for _ in batch[0]]
-        windows = []
-        for factor, contracted, batched in zip((left, right), over, batch, strict=True):
+        batch = [rest.pop(0) for _ in batch_axes[0]]
+        parts = []
+        for factor, contracted, batched in zip(
+            step.inputs, contracted_axes, batch_axes, strict=True
+        ):
             shape = factor.aval.shape
-            cells = {axis: (0, shape[axis]) for axis in contracted} | dict(
-                zip(batched, shared, strict=True)
-            )
+            intervals = {axis: Interval(0, shape[axis]) for axis in contracted}
+            intervals |= dict(zip(batched, batch, strict=True))
             for axis in range(len(shape)):
-                if axis not in cells:
-                    cells[axis] = rest.pop(0)
-            windows.append(tuple(cells[axis] for axis in range(len(shape))))
-        return [self(left, windows[0]), self(right, windows[1])]
+                if axis not in intervals:
+                    intervals[axis] = rest.pop(0)
+            parts.append(self._part(factor, tuple(intervals[axis] for axis in range(len(shape)))))
+        return parts
 
 
-def _within(window: Window, starts: Sequence[int]) -> Window:
-    return tuple((start + first, n) for (first, n), start in zip(window, starts, strict=True))
+def _shifted(window: Window, starts: Sequence[int]) -> Window:
+    pairs = zip(window, starts, strict=True)
+    return tuple(Interval(start + part.start, part.size) for part, start in pairs)
 
 
-def _fitting(window: Window, atom: Any) -> Window | None:
-    """The part of an operand that goes with a part of what it is broadcast to."""
-    shape = atom.aval.shape
-    if not shape:
-        return None
-    return tuple((0, 1) if n == 1 else part for part, n in zip(window, shape, strict=True))
-
-
-def _cut(value: Any, window: Window) -> Any:
-    if all(part == (0, n) for part, n in zip(window, value.shape, strict=True)):
+def _slice(value: ArrayLike, window: Window) -> ArrayLike:
+    shape = jnp.shape(value)
+    if all(part == (0, size) for part, size in zip(window, shape, strict=True)):
         return value
-    return jax.lax.slice(value, [a for a, _ in window], [a + n for a, n in window])
+    starts = [part.start for part in window]
+    return jax.lax.slice(value, starts, [part.start + part.size for part in window])
