@@ -140,7 +140,7 @@ class Grouping(NamedTuple):
         clean = incremental.run_clean(self.plan, x, constants)
         old = [jax.lax.slice_in_dim(x, r.lo, r.hi, axis=r.axis) for r in rows]
 
-        def column(chosen: PyTree) -> Array:
+        def column(chosen: PyTree) -> AnyArray:
             each = [jax.tree.map(lambda leaf, g=g: leaf[g], chosen) for g in range(len(rows))]
             new = [
                 jax.lax.slice_in_dim(perturb(one), r.lo, r.hi, axis=r.axis)

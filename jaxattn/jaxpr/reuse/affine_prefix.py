@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import jax
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jaxattn.jaxpr.flat import Atom, Flat, Number, Step, Var, flatten, is_replayable
-from jaxattn.jaxpr.reuse.step_values import AnyArray, Values, read, run_steps
+from jaxattn.jaxpr.reuse.step_values import Values, read, run_steps
 from jaxattn.jaxpr.structure.facts import CONTRACTING, LAYOUT, SUMMING
 
 _LINEAR = LAYOUT - {"reduce_precision"} | SUMMING | {"add", "add_any", "neg", "sub"}
@@ -47,7 +48,7 @@ class AffinePrefix:
     outputs: Sequence[Var]
 
     @classmethod
-    def of(cls, fn: Callable[..., PyTree], x: Sequence[AnyArray]) -> "AffinePrefix | None":
+    def of(cls, fn: Callable[..., PyTree], x: Sequence[ArrayLike]) -> "AffinePrefix | None":
         """Split a function of some arrays, abstract or not; `None` where nothing is gained.
 
         That is where no contraction is affine in `x`, or `fn` prints or calls back.
@@ -83,7 +84,7 @@ class AffinePrefix:
         values = run_steps(steps.independent_steps, dict(flat.constants))
         return cls(flat, treedef, values, affine, remainder, loops, outputs)
 
-    def affine(self, *x: AnyArray) -> list[AnyArray]:
+    def affine(self, *x: ArrayLike) -> list[ArrayLike]:
         """Return the values of the affine part that the remainder reads."""
         values = {**self.constant_values, **dict(zip(self.flat.inputs, x, strict=True))}
         run_steps(self.affine_steps, values)
@@ -189,28 +190,26 @@ class LoopPrefix:
         (body, *_) = self.step.bodies
         return body.constants | dict(zip(known, self._read(known, values), strict=True))
 
-    def _read(self, inputs: Sequence[Var], values: Values) -> list[AnyArray]:
+    def _read(self, inputs: Sequence[Var], values: Values) -> list[ArrayLike]:
         """Return the operands of some inputs of the body."""
         return read([self.operands[v] for v in inputs], values)
 
-    def affine(self, values: Values) -> list[AnyArray]:
+    def affine(self, values: Values) -> list[ArrayLike]:
         """Return the values of the affine part for all rows."""
         fixed = self._fixed(values)
 
-        def at_row(row: list[AnyArray]) -> list[AnyArray]:
+        def at_row(row: PyTree) -> PyTree:
             inside = fixed | dict(zip(self.affine_rows, row, strict=True))
             return read(self.outputs, run_steps(self.affine_steps, inside))
 
         return list(jax.vmap(at_row)(self._read(self.affine_rows, values)))
 
-    def remainder(self, values: Values, prefix: Sequence[PyTree], at: Point) -> list[AnyArray]:
+    def remainder(self, values: Values, prefix: Sequence[PyTree], at: Point) -> list[ArrayLike]:
         """Return all outputs of the scan from the values of the affine part."""
         fixed, n_carry = self._fixed(values), len(self.carries)
         (body, *_) = self.step.bodies
 
-        def advance(
-            carry: list[AnyArray], row: tuple[list[AnyArray], list[PyTree]]
-        ) -> tuple[list[AnyArray], list[AnyArray]]:
+        def advance(carry: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
             inside = fixed | dict(zip(self.carries, carry, strict=True))
             inside |= dict(zip(self.remainder_rows, row[0], strict=True))
             inside |= dict(zip(self.outputs, map(at, row[1]), strict=True))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jaxattn.jaxpr.flat import Atom, Step, Var
@@ -70,7 +72,7 @@ def run_clean(
     loops: dict[Step, CleanLoop] = {}
     for step in flat.steps:
         how = plan.steps.get(step)
-        outputs: Sequence[AnyArray]
+        outputs: Sequence[ArrayLike]
         if isinstance(how, LoopPlan):
             operands = read(step.inputs, values)
             loops[step] = run_clean_loop(how, operands, linear=plan.linear)
@@ -98,7 +100,7 @@ def run_changed(plan: ReusePlan, clean: CleanRun, parts: Sequence[AnyArray | Non
 
 def changed_output_rows(
     plan: ReusePlan, clean: CleanRun, parts: Sequence[AnyArray | None]
-) -> list[AnyArray]:
+) -> list[ArrayLike]:
     """Return the rows of the single output that change, for each run.
 
     They are those of `plan.output_extents()`. In a run that leaves the output unchanged, and where
@@ -143,7 +145,7 @@ class _ChangedRuns:
             case Whole():
                 return self._whole(step)
 
-    def clean_value(self, atom: Atom) -> AnyArray:
+    def clean_value(self, atom: Atom) -> ArrayLike:
         """Return a value of the run without changes."""
         return read([atom], self.clean.values)[0]
 
@@ -163,7 +165,7 @@ class _ChangedRuns:
         assert not isinstance(extents, Whole)
         return in_run(extents, run)
 
-    def _cut(self, atom: Atom, run: int, cut: Rows | Whole) -> AnyArray:
+    def _cut(self, atom: Atom, run: int, cut: Rows | Whole) -> ArrayLike:
         """Return some rows of a value in a run."""
         clean, extent = self.clean_value(atom), self._extent(atom, run)
         if isinstance(extent, Unchanged) or not isinstance(atom, Var):
@@ -181,13 +183,14 @@ class _ChangedRuns:
         self,
         atoms: Sequence[Atom],
         cuts: Sequence[Rows | Whole],
-        values: Sequence[AnyArray],
+        values: Sequence[ArrayLike],
         run: int,
     ) -> jax.Array | bool:
         """Return whether the rows that a run reads equal those of the run without changes."""
         same: jax.Array | bool = True
         for atom, cut, value in zip(atoms, cuts, values, strict=True):
             if not isinstance(self._extent(atom, run), Unchanged):
+                assert isinstance(value, jax.Array | np.ndarray)  # it was computed
                 same &= are_identical(value, rows_of(self.clean_value(atom), cut))
         return same
 

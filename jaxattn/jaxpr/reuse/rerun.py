@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxattn.jaxpr.flat import Atom, Var
 from jaxattn.jaxpr.reuse.extents import UNCHANGED, PerRun, Rows, Unchanged, Whole
@@ -38,7 +40,7 @@ class CleanLoop:
     by_row: Mapping[Var, AnyArray]
 
 
-def run_clean_loop(plan: LoopPlan, operands: Sequence[AnyArray], *, linear: bool) -> CleanLoop:
+def run_clean_loop(plan: LoopPlan, operands: Sequence[ArrayLike], *, linear: bool) -> CleanLoop:
     """Run a loop without changes.
 
     Args:
@@ -56,9 +58,7 @@ def run_clean_loop(plan: LoopPlan, operands: Sequence[AnyArray], *, linear: bool
     steps = [step for step in body.flat.steps if step not in left_out]
     kept = [v for v in split.frontier if v not in body.flat.inputs and v not in zeros]
 
-    def advance(
-        carry: list[AnyArray], row: list[AnyArray]
-    ) -> tuple[list[AnyArray], tuple[list[AnyArray], list[AnyArray], list[AnyArray]]]:
+    def advance(carry: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
         values = {**fixed, **dict(zip(body.xs, row, strict=True))}
         values |= dict(zip(body.carries, carry, strict=True))
         run_steps(steps, values)
@@ -100,7 +100,7 @@ class LoopChanges:
     """
 
     initial: Sequence[AnyArray]
-    rows: Sequence[Mapping[Var, AnyArray]]
+    rows: Sequence[Mapping[Var, ArrayLike]]
     same: Sequence[jax.Array | bool | None]
 
 
@@ -190,7 +190,7 @@ class _Runner:
             return {}
         inputs = self._early_inputs()
 
-        def at_row(row: list[AnyArray]) -> list[AnyArray]:
+        def at_row(row: PyTree) -> PyTree:
             values = {**self.clean.fixed, **dict(zip(inputs, row, strict=True))}
             return read(ys, run_steps(plan.split.early, values))
 
@@ -252,7 +252,7 @@ class _Runner:
         body, split, fixed = self.plan.body, self.plan.split, self.clean.fixed
         carry_outputs = zip(body.carries, body.flat.outputs, split.carry_changes, strict=False)
         changed = [(v, out) for v, out, changes in carry_outputs if changes]
-        rows: list[AnyArray]
+        rows: Sequence[ArrayLike]
         if isinstance(segment.rows, OwnRows):
             steps = [step for step in body.flat.steps if step not in split.fixed]
             inputs, each, axis = self._early_inputs(), segment.rows.spans, 0
@@ -263,9 +263,7 @@ class _Runner:
             cut = body.rows(segment.rows.span)
             rows = [self.clean.by_row[v][cut.lo : cut.hi] for v in inputs]
 
-        def advance(
-            carry: list[AnyArray], row: list[AnyArray]
-        ) -> tuple[list[AnyArray], list[AnyArray]]:
+        def advance(carry: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
             values = {**fixed, **dict(zip(inputs, row, strict=True))}
             values |= dict(zip([v for v, _ in changed], carry, strict=True))
             run_steps(steps, values)
@@ -289,7 +287,7 @@ class _Runner:
         body, early = self.plan.body, self.plan.split.early_variables
         return [v for v in (*body.carries, *body.xs) if v in early]
 
-    def _input_rows(self, run: int, v: Var, span: Span) -> AnyArray:
+    def _input_rows(self, run: int, v: Var, span: Span) -> ArrayLike:
         """Return what some time steps of a run read of an input of the body."""
         body, window, clean = self.plan.body, self.plan.windows[run], self.clean.by_row[v]
         rows = body.rows(span)

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxattn.jaxpr.flat import Atom, Number, Step, Var
 from jaxattn.jaxpr.interpreter import bind
@@ -14,8 +15,8 @@ from jaxattn.jaxpr.reuse.extents import Rows, Unchanged, Whole
 
 #: An array, traced or a constant of the trace.
 AnyArray: TypeAlias = jax.Array | np.ndarray
-#: What a program computes, by variable. Constants of the trace are NumPy arrays.
-Values: TypeAlias = dict[Var, AnyArray]
+#: What a program computes, by variable. An input of a body may be a literal: JAX's Python scalars.
+Values: TypeAlias = dict[Var, ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,22 @@ def run_steps(steps: Iterable[Step], values: Values) -> Values:
     return values
 
 
-def read(atoms: Iterable[Atom], values: Values) -> list[AnyArray]:
+def read(atoms: Iterable[Atom], values: Values) -> list[ArrayLike]:
     """Return the values of variables and literals."""
     return [_literal(atom) if isinstance(atom, Number) else values[atom] for atom in atoms]
 
 
-def _literal(number: Number) -> AnyArray:
-    """Return a literal with its dtype, which a Python scalar does not have."""
-    value, dtype = number.val, number.aval.dtype
-    if isinstance(value, jax.Array | np.ndarray) and value.dtype == dtype:
-        return value
-    return jnp.asarray(value, dtype)
+def _literal(number: Number) -> ArrayLike:
+    """Return a literal with its dtype, which a plain Python scalar does not have.
+
+    JAX's own Python scalars have one, and are weakly typed: they are returned as they are.
+    """
+    typed = getattr(number.val, "dtype", None) == number.aval.dtype
+    value: ArrayLike = number.val if typed else jnp.asarray(number.val, number.aval.dtype)
+    return value
 
 
-def are_identical(new: AnyArray, old: AnyArray) -> jax.Array:
+def are_identical(new: AnyArray, old: ArrayLike) -> jax.Array:
     """Return whether two arrays are equal in all elements, the signs of zeros included."""
     same = new == old
     if jnp.issubdtype(new.dtype, jnp.floating):
@@ -81,7 +84,7 @@ def are_identical(new: AnyArray, old: AnyArray) -> jax.Array:
 
 
 @jax.custom_jvp
-def clean_where(same: AnyArray | bool, clean: AnyArray, value: AnyArray) -> AnyArray:
+def clean_where(same: ArrayLike, clean: ArrayLike, value: AnyArray) -> AnyArray:
     """Return `clean` where a run reads the same as the clean run, and `value` elsewhere.
 
     Rounding differs between programs, and a change without effect must score exactly zero. The
@@ -92,19 +95,23 @@ def clean_where(same: AnyArray | bool, clean: AnyArray, value: AnyArray) -> AnyA
 
 @clean_where.defjvp
 def _(
-    primals: tuple[AnyArray, AnyArray, AnyArray], tangents: tuple[AnyArray, AnyArray, AnyArray]
+    primals: tuple[ArrayLike, ArrayLike, AnyArray], tangents: tuple[AnyArray, AnyArray, AnyArray]
 ) -> tuple[AnyArray, AnyArray]:
     return clean_where(*primals), tangents[2]
 
 
-def rows_of(value: AnyArray, cut: Rows | Whole) -> AnyArray:
+def rows_of(value: ArrayLike, cut: Rows | Whole) -> ArrayLike:
     """Return some rows of a value, or all of it."""
-    if isinstance(cut, Whole):
-        return value
+    return value if isinstance(cut, Whole) else slice_rows(value, cut)
+
+
+def slice_rows(value: ArrayLike, cut: Rows) -> jax.Array:
+    """Return some rows of a value."""
+    assert isinstance(value, jax.Array | np.ndarray)  # a literal has no axes
     return jax.lax.slice_in_dim(value, cut.lo, cut.hi, axis=cut.axis)
 
 
-def splice(clean: AnyArray, changed: AnyArray, reached: Rows, cut: Rows) -> AnyArray:
+def splice(clean: ArrayLike, changed: ArrayLike, reached: Rows, cut: Rows) -> ArrayLike:
     """Return some rows of a value of which other rows have changed.
 
     Args:
@@ -115,10 +122,10 @@ def splice(clean: AnyArray, changed: AnyArray, reached: Rows, cut: Rows) -> AnyA
     """
     axis, inside = reached.axis, cut.within(reached.lo, reached.hi)
     if inside.size <= 0:
-        return jax.lax.slice_in_dim(clean, cut.lo, cut.hi, axis=axis)
-    pieces = [changed if inside == reached else rows_of(changed, inside.shifted(-reached.lo))]
+        return slice_rows(clean, cut)
+    pieces = [changed if inside == reached else slice_rows(changed, inside.shifted(-reached.lo))]
     if cut.lo < inside.lo:
-        pieces.insert(0, rows_of(clean, Rows(axis, cut.lo, inside.lo)))
+        pieces.insert(0, slice_rows(clean, Rows(axis, cut.lo, inside.lo)))
     if inside.hi < cut.hi:
-        pieces.append(rows_of(clean, Rows(axis, inside.hi, cut.hi)))
+        pieces.append(slice_rows(clean, Rows(axis, inside.hi, cut.hi)))
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
