@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from jaxattn.jaxpr.flat import is_replayable
-from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
-from jaxattn.jaxpr.reuse.extents import Rows
-from jaxattn.jaxpr.reuse.rerun import reads
+from jaxattn.jaxpr.reuse.extents import UNCHANGED, Rows
+from jaxattn.jaxpr.reuse.incremental import run_changed, run_clean
+from jaxattn.jaxpr.reuse.reuse_plan import Traced, plan_reuse
+from jaxattn.jaxpr.reuse.step_values import read
 
 T, D, H = 9, 3, 3
 RNG = np.random.default_rng(0)
@@ -16,9 +17,9 @@ W, U, V = (RNG.normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, 2)])
 X = RNG.normal(size=(T, D))
 TABLE = RNG.normal(size=(5, D))
 
-WIDE = [Rows(0, 2, 5), None, Rows(0, 0, T), Rows(0, T - 1, T), Rows(0, 3, 4)]
-SHORT = [Rows(0, 4, 6), Rows(0, 0, 2), Rows(0, T - 2, T), None]
-ACROSS = [Rows(1, 0, 1), None, Rows(1, 1, 3)]
+WIDE = [Rows(0, 2, 5), UNCHANGED, Rows(0, 0, T), Rows(0, T - 1, T), Rows(0, 3, 4)]
+SHORT = [Rows(0, 4, 6), Rows(0, 0, 2), Rows(0, T - 2, T), UNCHANGED]
+ACROSS = [Rows(1, 0, 1), UNCHANGED, Rows(1, 1, 3)]
 
 
 def cells(x, rows):
@@ -31,14 +32,14 @@ def changed_inputs(x, changes):
     rng, inputs, parts = np.random.default_rng(1), [], []
     for rows in changes:
         new = np.array(x)
-        if rows is not None:
+        if isinstance(rows, Rows):
             old = new[cells(x, rows)]
             fresh = (
                 rng.integers(0, 5, old.shape) if x.dtype.kind == "i" else rng.normal(size=old.shape)
             )
             new[cells(x, rows)] = fresh
         inputs.append(new)
-        parts.append(None if rows is None else new[cells(x, rows)])
+        parts.append(new[cells(x, rows)] if isinstance(rows, Rows) else None)
     return np.stack(inputs), parts
 
 
@@ -47,17 +48,15 @@ def equal(fn, x, *changes, rtol=1e-12):
     traced = Traced.of(fn, x)
     assert is_replayable(traced.flat)
     given = [changed_inputs(x, each) for each in changes]
-    reuses = [Reuse(traced, each) for each in changes]
+    plans = [plan_reuse(traced, each) for each in changes]
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def both(x, given):
         got, clean = [], []
-        for reuse, (_, parts) in zip(reuses, given, strict=True):
-            unchanged = reuse.clean(x)
-            got.append(reuse.run(unchanged, parts))
-            clean.append(
-                jax.tree.unflatten(traced.treedef, reads(traced.flat.outputs, unchanged.values))
-            )
+        for plan, (_, parts) in zip(plans, given, strict=True):
+            run = run_clean(plan, x)
+            got.append(run_changed(plan, run, parts))
+            clean.append(jax.tree.unflatten(traced.treedef, read(traced.flat.outputs, run.values)))
         return (got, clean), ([jax.vmap(fn)(whole) for whole, _ in given], [fn(x)] * len(given))
 
     got, want = both(x, given)
@@ -69,4 +68,4 @@ def equal(fn, x, *changes, rtol=1e-12):
 
     jax.tree.map(compare, got, want)
     plain = traced.flops
-    return [(r.flops - plain) / max(1, plain * r.number) for r in reuses]
+    return [(plan.flops - plain) / max(1, plain * plan.number) for plan in plans]

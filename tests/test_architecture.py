@@ -28,7 +28,8 @@ jaxpr.propagation.layer_rules jaxpr.propagation.selection jaxpr.propagation.prod
 jaxpr.propagation.score jaxpr.propagation.lrp jaxpr.propagation.deep_lift
 jaxpr.propagation.patterns jaxpr.propagation.parts jaxpr.propagation.decomposition
 
-jaxpr.reuse.extents jaxpr.reuse.loop_split jaxpr.reuse.rerun jaxpr.reuse.changed_runs
+jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse.loop_split
+jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.incremental
 jaxpr.reuse.affine_prefix
 
 engine.batch engine.perturb engine.inputs engine.callable engine.target engine.options

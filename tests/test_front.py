@@ -11,7 +11,7 @@ from test_reuse import SAVING, WHOLE, rnn
 
 import jaxattn as ja
 from jaxattn.jaxpr.flops import count_flops
-from jaxattn.jaxpr.reuse.affine_prefix import Front
+from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -63,24 +63,24 @@ def agree(got, want, rtol=1e-12):
 @pytest.mark.parametrize("name", sorted({*FUNCTIONS} - FRONTLESS))
 def test_the_parts_are_the_whole(name):
     fn = FUNCTIONS[name]
-    front = Front.of(fn, [X])
-    got, want = jax.jit(lambda x: (front.rest(front.affine(x), lambda leaf: leaf), fn(x)))(X)
+    prefix = AffinePrefix.of(fn, [X])
+    got, want = jax.jit(lambda x: (prefix.remainder(prefix.affine(x), lambda leaf: leaf), fn(x)))(X)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(agree, got, want)
     # Affine: what lies between two points is between what they give.
     other = X[::-1] + 0.5
-    between = jax.jit(front.affine)(X + 0.3 * (other - X))
-    for first, last, mid in zip(front.affine(X), front.affine(other), between, strict=True):
+    between = jax.jit(prefix.affine)(X + 0.3 * (other - X))
+    for first, last, mid in zip(prefix.affine(X), prefix.affine(other), between, strict=True):
         agree(mid, first + 0.3 * (last - first))
 
 
 def test_the_others_have_none():
-    assert {name for name, fn in FUNCTIONS.items() if Front.of(fn, [X]) is None} == FRONTLESS
+    assert {name for name, fn in FUNCTIONS.items() if AffinePrefix.of(fn, [X]) is None} == FRONTLESS
 
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_without_a_front(name):
-    assert Front.of(WITHOUT[name], [X]) is None
+    assert AffinePrefix.of(WITHOUT[name], [X]) is None
 
 
 @pytest.mark.parametrize("name", sorted({*FUNCTIONS, *WITHOUT} - {"while"}))  # has no gradient
@@ -121,8 +121,8 @@ def test_layers_keep_their_derivative_rules(layer):
     net = getattr(ja.nn, layer)(
         D, H, bidirectional=True, num_layers=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
     )
-    front = Front.of(lambda x: net(x, 6).state, [X])
-    jaxpr = str(jax.make_jaxpr(lambda x: front.rest(front.affine(x), lambda leaf: leaf))(X))
+    prefix = AffinePrefix.of(lambda x: net(x, 6).state, [X])
+    jaxpr = str(jax.make_jaxpr(lambda x: prefix.remainder(prefix.affine(x), lambda leaf: leaf))(X))
     assert ("custom_jvp_call" in jaxpr) == (layer != "RNN")
 
     def values(x):

@@ -8,7 +8,7 @@ from flax import nnx
 
 import jaxattn as ja
 from jaxattn.engine.callable import as_function
-from jaxattn.jaxpr.reuse.changed_runs import Traced
+from jaxattn.jaxpr.reuse.reuse_plan import Traced
 from jaxattn.methods.stepwise import Stepwise
 
 T, D, H, K = 5, 3, 4, 2

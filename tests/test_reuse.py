@@ -9,8 +9,9 @@ import pytest
 from jax import lax
 from reuse_reference import ACROSS, RNG, SHORT, TABLE, WIDE, D, H, T, U, V, W, X, equal
 
-from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
-from jaxattn.jaxpr.reuse.extents import Rows
+from jaxattn.jaxpr.reuse.extents import UNCHANGED, Rows
+from jaxattn.jaxpr.reuse.incremental import run_changed, run_clean
+from jaxattn.jaxpr.reuse.reuse_plan import Traced, plan_reuse
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -229,7 +230,7 @@ def test_tokens_are_embedded_by_row():
 
 
 def test_one_step():
-    equal(lambda x: (rnn(x), lstm(x)), X[:1], [Rows(0, 0, 1), None], [Rows(1, 0, 2)])
+    equal(lambda x: (rnn(x), lstm(x)), X[:1], [Rows(0, 0, 1), UNCHANGED], [Rows(1, 0, 2)])
 
 
 def test_numbers_that_are_not_finite_stay_where_they_are():
@@ -273,10 +274,9 @@ def test_linear_functions_and_their_transposes(fn):
         answers = []
         for linear, size in ((forward, D), (lambda ct: backward(ct)[0], H)):
             zero = jnp.zeros((T, size))
-            reuse = Reuse(
-                Traced.of(linear, zero), [Rows(0, s, s + width) for s in starts], linear=True
-            )
-            got = reuse.run(reuse.clean(zero), list(ones))
+            rows = [Rows(0, s, s + width) for s in starts]
+            plan = plan_reuse(Traced.of(linear, zero), rows, linear=True)
+            got = run_changed(plan, run_clean(plan, zero), list(ones))
             want = [linear(whole(size, one, s)) for s, one in zip(starts, ones, strict=True)]
             answers.append((got, jnp.stack(want)))
         return answers

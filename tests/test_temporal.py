@@ -8,8 +8,8 @@ from flax import nnx
 
 import jaxattn as ja
 from jaxattn.engine.callable import as_function
-from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
 from jaxattn.jaxpr.reuse.extents import Count
+from jaxattn.jaxpr.reuse.reuse_plan import Traced, plan_reuse
 
 T, D, H, K = 4, 3, 4, 3
 pytestmark = pytest.mark.usefixtures("x64")
@@ -143,7 +143,7 @@ def test_what_prefixes_share_is_what_each_has(options, batch_size):
 def test_half_of_the_steps_are_shared_by_prefixes():
     model, x = as_function(classifier()), jnp.ones((32, D))
     traced = Traced.of(lambda length: model(x, length), jnp.array(32))
-    shared = Reuse(traced, [Count(t + 1) for t in range(32)])
+    shared = plan_reuse(traced, [Count(t + 1) for t in range(32)])
     assert 0.45 < (shared.flops - traced.flops) / (32 * traced.flops) < 0.5
 
 

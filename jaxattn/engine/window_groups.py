@@ -1,34 +1,35 @@
-"""Changes of an input in groups that begin near each other, so that they share what comes before.
+"""Group changes of an input that begin near each other: a group shares what comes before it.
 
-Each group is one of the runs of `jaxattn.jaxpr.reuse.changed_runs`, which go side by side and join
-one after the other; a column is one change of each group. Where the groups begin is known before
-tracing, so all is one straight program: it can be compiled for an accelerator, differentiated and
+The groups are the runs of a `jaxattn.jaxpr.reuse.reuse_plan.ReusePlan`, which go side by side; a
+column holds one change of each group. Where the groups begin is known before tracing, so the
+program has no loop of unknown length. It can be compiled for an accelerator, differentiated and
 vectorised.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from jaxattn.engine.batch import chunked_map
 from jaxattn.jaxpr.flat import is_replayable, opens_rules
-from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
-from jaxattn.jaxpr.reuse.extents import Count, Rows
-from jaxattn.jaxpr.reuse.rerun import is_same, settled
+from jaxattn.jaxpr.reuse import incremental
+from jaxattn.jaxpr.reuse.extents import UNCHANGED, Count, Rows
+from jaxattn.jaxpr.reuse.reuse_plan import ReusePlan, Traced, plan_reuse
+from jaxattn.jaxpr.reuse.step_values import AnyArray, are_identical, clean_where
 
-#: More groups begin later on average, which saves at most a share of 1 / groups, and take longer
-#: to compile: each is a loop of its own.
+#: The largest number of groups. More of them begin later on average, which saves at most a share
+#: of 1 / groups, and take longer to compile: each is a loop of its own.
 MOST = 16
-#: With half as many groups there are half as many loops to compile. They are enough if they leave
-#: no more than so many times the operations.
+#: Half as many groups are used if they leave at most this factor of the operations: there are half
+#: as many loops to compile.
 MUCH_MORE = 1.1
-#: The share of the operations that must be saved for it to be worth while.
+#: The share of the operations that must be saved to pay for the additional compile time.
 LEAST_SAVED = 0.05
 
 
@@ -37,7 +38,7 @@ class Groups(NamedTuple):
 
     Attributes:
         rows: the rows that hold all changes of a group.
-        members: which change each column has of each group; the last may occur again.
+        members: the change of each group in each column; the last one may be repeated.
     """
 
     rows: list[Rows]
@@ -45,7 +46,7 @@ class Groups(NamedTuple):
 
     @property
     def places(self) -> Int[np.ndarray, " changes"]:
-        """Where each change lies in `members`, flattened."""
+        """The position of each change in `members`, flattened."""
         places = np.zeros(self.members.max() + 1, np.int64)
         places[self.members.ravel()] = np.arange(self.members.size)
         return places
@@ -54,13 +55,13 @@ class Groups(NamedTuple):
 def grouped(
     axis: int, begin: Int[np.ndarray, " N"], end: Int[np.ndarray, " N"], most: int
 ) -> Groups:
-    """Parts changes into at most `most` groups of one size, by where they begin.
+    """Partition changes into groups of one size, by where they begin.
 
     Args:
-        axis: along which they begin and end.
-        begin: the first row of each.
-        end: one past the last.
-        most: how many groups there may be.
+        axis: the axis along which they begin and end.
+        begin: the first row of each change.
+        end: one past its last row.
+        most: the largest number of groups.
     """
     order = np.argsort(begin, kind="stable")
     groups = min(most, len(np.unique(begin)))
@@ -71,101 +72,115 @@ def grouped(
     return Groups(rows, parts.T)
 
 
-class Grouped(NamedTuple):
-    """Groups, what they share of a function, and the operations that this saves."""
+class Grouping(NamedTuple):
+    """Groups of changes, and how a function is run for them.
+
+    Attributes:
+        groups: the groups.
+        plan: the plan of the function's runs, one for each group and one without a change.
+        saved: the operations saved.
+    """
 
     groups: Groups
-    reuse: Reuse
+    plan: ReusePlan
     saved: int
 
     def scores(
         self,
-        x: Any,
-        changed: Callable[[Any, Any, Any], Any],
-        given: Any,
-        options: Any,
+        x: Array,
+        perturb: Callable[[Array, PyTree, PyTree], Array],
+        shared: PyTree,
+        options: PyTree,
         batch_size: int | None,
     ) -> tuple[Array, Array]:
-        """What the function answers for each change, and without one.
+        """Return the score for each change, and without one.
 
         Args:
             x: the input.
-            changed: makes of the input, `given` and the options of one change the changed input.
-            given: arrays that all changes read.
-            options: of all changes, each leaf with a leading axis.
+            perturb: returns the changed input, from the input, `shared` and the options of one
+                change.
+            shared: arrays that all changes read.
+            options: the options of all changes, each leaf with a leading axis.
             batch_size: how many changed runs are in flight.
 
         Returns:
-            for each change its score, and the score without any as the same program finds it.
+            the score of each change, and for each the score without a change, as the same program
+            computes it; both of shape (changes,).
         """
-        traced = self.reuse.traced
+        traced = self.plan.traced
 
-        def plain(constants: list[Any], x: Any, given: Any, options: Any) -> tuple[Array, Array]:
-            def score(option: Any) -> Array:
-                answer: Array = traced.run(constants, changed(x, given, option))[0]
-                return answer
+        def whole(
+            constants: list[AnyArray], x: Array, shared: PyTree, options: PyTree
+        ) -> tuple[Array, Array]:
+            def score(option: PyTree) -> Array:
+                changed_score: Array = traced.run(constants, perturb(x, shared, option))[0]
+                return changed_score
 
             scores = chunked_map(score, options, batch_size)
             return scores, jnp.broadcast_to(traced.run(constants, x)[0], scores.shape)
 
-        def shared(constants: list[Any], x: Any, given: Any, options: Any) -> tuple[Array, Array]:
-            return self._shared(constants, x, partial(changed, x, given), options, batch_size)
+        def reused(
+            constants: list[AnyArray], x: Array, shared: PyTree, options: PyTree
+        ) -> tuple[Array, Array]:
+            return self._scores(constants, x, partial(perturb, x, shared), options, batch_size)
 
-        scores = _with_derivative_of(plain, shared) if opens_rules(traced.flat) else shared
-        found: tuple[Array, Array] = scores(traced.constants, x, given, options)
-        return found
+        scores = _with_derivative_of(whole, reused) if opens_rules(traced.flat) else reused
+        return scores(traced.constants, x, shared, options)
 
-    def _shared(
+    def _scores(
         self,
-        constants: list[Any],
-        x: Any,
-        changed: Callable[[Any], Any],
-        options: Any,
+        constants: list[AnyArray],
+        x: Array,
+        perturb: Callable[[PyTree], Array],
+        options: PyTree,
         batch_size: int | None,
     ) -> tuple[Array, Array]:
+        """Return the scores from runs of the groups side by side, a column at a time."""
         rows, members = self.groups
-        unchanged = self.reuse.clean(x, constants)
-        clean = [jax.lax.slice_in_dim(x, r.lo, r.hi, axis=r.axis) for r in rows]
+        clean = incremental.run_clean(self.plan, x, constants)
+        old = [jax.lax.slice_in_dim(x, r.lo, r.hi, axis=r.axis) for r in rows]
 
-        def column(chosen: Any) -> Any:
+        def column(chosen: PyTree) -> AnyArray:
             each = [jax.tree.map(lambda leaf, g=g: leaf[g], chosen) for g in range(len(rows))]
-            cut = [
-                jax.lax.slice_in_dim(changed(one), r.lo, r.hi, axis=r.axis)
+            new = [
+                jax.lax.slice_in_dim(perturb(one), r.lo, r.hi, axis=r.axis)
                 for one, r in zip(each, rows, strict=True)
             ]
-            scores = self.reuse.run(unchanged, [*cut, None])[0]
-            # A change that changes nothing scores as none to the last bit, though it has a slope.
-            same = [is_same(new, old) for new, old in zip(cut, clean, strict=True)]
-            return settled(jnp.stack([*same, jnp.asarray(True)]), scores[-1], scores)
+            scores = incremental.run_changed(self.plan, clean, [*new, None])[0]
+            # A change without effect scores as no change to the last bit, though it has a slope.
+            same = [are_identical(changed, cut) for changed, cut in zip(new, old, strict=True)]
+            return clean_where(jnp.stack([*same, jnp.asarray(True)]), scores[-1], scores)
 
         columns = jax.tree.map(lambda leaf: leaf[members], options)
         size = batch_size and max(1, batch_size // (len(rows) + 1))
         scores = chunked_map(column, columns, size)
         # Rounding differs between programs: the score of the input goes by the same one.
-        mine, none = scores[:, :-1].ravel(), jnp.repeat(scores[:, -1], len(rows))
+        changed, unchanged = scores[:, :-1].ravel(), jnp.repeat(scores[:, -1], len(rows))
         places = self.groups.places
-        return mine[places], none[places]
+        return changed[places], unchanged[places]
 
 
-def _with_derivative_of(plain: Callable[..., Any], f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f` with the derivative of `plain`, which has the same values.
+def _with_derivative_of(
+    plain: Callable[..., PyTree], f: Callable[..., PyTree]
+) -> Callable[..., PyTree]:
+    """Return `f` with the derivative of `plain`, which has the same values.
 
-    Reuse opens derivative rules of more than single cells, and would differentiate what is inside.
-    Neither may close over what is traced: the rule is looked at when that trace has long ended.
+    Reuse opens derivative rules of more than single elements, and would differentiate what is
+    inside. Neither function may close over tracers: the rule is evaluated after their trace ended.
     """
 
     @jax.custom_jvp
-    def call(*inputs: Any) -> Any:
+    def call(*inputs: PyTree) -> PyTree:
         return f(*inputs)
 
-    # A rule for derivatives may refuse a slope, even 0, of what it closes over.
+    # A derivative rule may refuse a tangent, even 0, of what it closes over.
     @partial(call.defjvp, symbolic_zeros=True)
-    def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    def _(primals: PyTree, tangents: PyTree) -> tuple[PyTree, PyTree]:
         leaves, treedef = jax.tree.flatten(primals)
         slopes = dict(enumerate(jax.tree.leaves(tangents)))
         moving = {i: t for i, t in slopes.items() if not isinstance(t, SymbolicZero)}
 
-        def of_moving(new: dict[int, Any]) -> Any:
+        def of_moving(new: dict[int, Array]) -> PyTree:
             mixed = [new.get(i, leaf) for i, leaf in enumerate(leaves)]
             return plain(*jax.tree.unflatten(treedef, mixed))
 
@@ -175,12 +190,12 @@ def _with_derivative_of(plain: Callable[..., Any], f: Callable[..., Any]) -> Cal
 
 
 def best_grouping(
-    score_of: Callable[[Any], tuple[Any, Any]],
-    x: Any,
+    score_of: Callable[[Array], tuple[Array, PyTree]],
+    x: AnyArray,
     spans: Sequence[tuple[np.ndarray, np.ndarray]],
     batch_size: int | None,
-) -> Grouped | None:
-    """The grouping of changes along one axis that saves most; `None` if none saves enough.
+) -> Grouping | None:
+    """Return the grouping of changes along one axis that saves most; `None` if none saves enough.
 
     Args:
         score_of: from the input to the score and the output.
@@ -189,43 +204,42 @@ def best_grouping(
         batch_size: how many changed runs are in flight.
     """
     traced = Traced.of(score_of, x)
-    if not is_replayable(traced.flat):  # what it does is done as often as the changes ask for
+    if not is_replayable(traced.flat):  # effects happen as often as there are changes
         return None
     most = MOST if batch_size is None else max(1, min(MOST, batch_size - 1))
-    found = []
+    candidates = []
     for axis, (begin, end) in enumerate(spans):
         if len(np.unique(begin)) == 1:
             continue
-        both = [_grouping(traced, axis, begin, end, groups) for groups in (most, -(-most // 2))]
+        many, few = (_grouping(traced, axis, begin, end, n) for n in (most, -(-most // 2)))
         plain = traced.flops * (len(begin) + 1)
-        left, left_of_fewer = (plain - one.saved for one in both)
-        one = both[left_of_fewer <= MUCH_MORE * left]
+        one = few if plain - few.saved <= MUCH_MORE * (plain - many.saved) else many
         if one.saved > LEAST_SAVED * plain:
-            found.append(one)
-    return max(found, key=lambda one: one.saved, default=None)
+            candidates.append(one)
+    return max(candidates, key=lambda one: one.saved, default=None)
 
 
-def _grouping(traced: Traced, axis: int, begin: np.ndarray, end: np.ndarray, most: int) -> Grouped:
+def _grouping(traced: Traced, axis: int, begin: np.ndarray, end: np.ndarray, most: int) -> Grouping:
     groups = grouped(axis, begin, end, most)
-    reuse = Reuse(traced, [*groups.rows, None])
-    once = reuse.flops - traced.flops
-    saved = traced.flops * len(begin) - len(groups.members) * once
-    return Grouped(groups, reuse, saved)
+    plan = plan_reuse(traced, [*groups.rows, UNCHANGED])
+    column = plan.flops - traced.flops
+    saved = traced.flops * len(begin) - len(groups.members) * column
+    return Grouping(groups, plan, saved)
 
 
 def prefix_scores(
-    score_of: Callable[[Any], Array],
+    score_of: Callable[[Array], Array],
     length: Integer[Array, ""],
     most_of_each: Int[np.ndarray, " N"],
     lengths: Integer[Array, " N"],
     batch_size: int | None,
 ) -> Float[Array, " N"] | None:
-    """What a function of a length answers for shorter ones; `None` if nothing is to be shared.
+    """Return the scores of prefixes of a series; `None` if reuse does not save enough.
 
     Args:
         score_of: from the length of the valid part of a series to a score.
         length: the whole length.
-        most_of_each: how long each shorter part is, or the whole if that is not so long.
+        most_of_each: the length of each prefix, or the whole length if that is smaller.
         lengths: the same, with that minimum taken.
         batch_size: how many runs are in flight.
     """
@@ -234,25 +248,27 @@ def prefix_scores(
         return None
     most = MOST if batch_size is None else min(MOST, batch_size)
     groups = grouped(0, most_of_each, most_of_each, most)
-    reuse = Reuse(traced, [Count(rows.lo) for rows in groups.rows])
+    plan = plan_reuse(traced, [Count(rows.lo) for rows in groups.rows])
     plain = traced.flops * len(most_of_each)
-    once = reuse.flops - traced.flops
-    if traced.flops + len(groups.members) * once > (1 - LEAST_SAVED) * plain:
+    column_flops = plan.flops - traced.flops
+    if traced.flops + len(groups.members) * column_flops > (1 - LEAST_SAVED) * plain:
         return None
     size = batch_size and max(1, batch_size // len(groups.rows))
 
-    def each(constants: list[Any], length: Array, lengths: Array) -> Array:
-        answers: Array = chunked_map(partial(traced.run, constants), lengths, batch_size)
-        return answers
+    def whole(constants: list[AnyArray], length: Array, lengths: Array) -> Array:
+        scores: Array = chunked_map(partial(traced.run, constants), lengths, batch_size)
+        return scores
 
-    def shared(constants: list[Any], length: Array, lengths: Array) -> Array:
-        unchanged = reuse.clean(length, constants)
+    def reused(constants: list[AnyArray], length: Array, lengths: Array) -> Array:
+        clean = incremental.run_clean(plan, length, constants)
 
-        def column(chosen: Any) -> Any:
-            return reuse.run(unchanged, [chosen[g] for g in range(len(groups.rows))])
+        def column(chosen: Array) -> Array:
+            runs = range(len(groups.rows))
+            scores: Array = incremental.run_changed(plan, clean, [chosen[g] for g in runs])
+            return scores
 
         return chunked_map(column, lengths[groups.members], size).ravel()[groups.places]
 
-    scores = _with_derivative_of(each, shared) if opens_rules(traced.flat) else shared
-    found: Array = scores(traced.constants, length, lengths)
-    return found
+    scores = _with_derivative_of(whole, reused) if opens_rules(traced.flat) else reused
+    result: Array = scores(traced.constants, length, lengths)
+    return result

@@ -12,7 +12,7 @@ from jaxattn.engine.batch import chunked_sum, chunked_total, wide
 from jaxattn.engine.explain import explainer
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
 from jaxattn.engine.target import scored
-from jaxattn.jaxpr.reuse.affine_prefix import Front
+from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
 
 
 def _quadrature(rule: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,15 +78,15 @@ def _mean_slope(
     What is affine at the front of the function takes the line to a straight line, and its transpose
     takes the mean of the slopes back: neither is computed at each point.
     """
-    front = Front.of(score, distance)  # from the baseline on nothing may vary over devices
-    if front is None:
+    prefix = AffinePrefix.of(score, distance)  # from the baseline on nothing may vary over devices
+    if prefix is None:
 
         def slope(alpha: Any) -> list[Any]:
             steps = [f + alpha.astype(d.dtype) * d for f, d in zip(start, distance, strict=True)]
             return jax.grad(lambda leaves: score(*leaves))(steps)
 
         return path_integral(slope, num_steps, quadrature, batch_size)
-    first, push = jax.linearize(front.affine, *start)
+    first, push = jax.linearize(prefix.affine, *start)
     along = push(*distance)
 
     def total(nodes: tuple[Any, Any], valid: Any) -> list[Any]:
@@ -99,7 +99,7 @@ def _mean_slope(
                     point = start + alpha.astype(start.dtype) * along
                     return (point.astype(moved.dtype) + moved).astype(start.dtype)
 
-                value = front.rest(list(zip(first, along, moved, strict=True)), at)
+                value = prefix.remainder(list(zip(first, along, moved, strict=True)), at)
                 return weight.astype(value.dtype) * value
 
             return jax.vmap(one)(alphas, jnp.where(valid, weights, 0)).sum()

@@ -14,7 +14,7 @@ from jaxattn.engine.explain import explainer
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.flat import primitives
-from jaxattn.jaxpr.reuse.changed_runs import Traced
+from jaxattn.jaxpr.reuse.reuse_plan import Traced
 from jaxattn.methods.stepwise import Stepwise, every_image
 
 Mode = Literal["auto", "forward", "reverse"]

@@ -11,8 +11,9 @@ import numpy as np
 from jaxattn.engine.batch import chunked_map, varying_as
 from jaxattn.engine.window_groups import LEAST_SAVED, Groups, grouped
 from jaxattn.jaxpr.flat import is_replayable, varying_axes
-from jaxattn.jaxpr.reuse.changed_runs import Reuse, Traced
-from jaxattn.jaxpr.reuse.extents import Rows
+from jaxattn.jaxpr.reuse import incremental
+from jaxattn.jaxpr.reuse.extents import Rows, RunExtent, Whole
+from jaxattn.jaxpr.reuse.reuse_plan import ReusePlan, Traced, plan_reuse
 
 #: Fewer than for occlusion: a loop that answers at every step takes longer to compile.
 MOST = 8
@@ -45,14 +46,14 @@ class Stepwise(NamedTuple):
         given: the function's input, abstractly.
         answer: its output.
         groups: the numbers of the input, by the step that they belong to.
-        reuse: what is computed for each group.
+        plan: what is computed for each group.
         flops: operations, all in all.
     """
 
     given: jax.ShapeDtypeStruct
     answer: jax.ShapeDtypeStruct
     groups: Groups
-    reuse: Reuse
+    plan: ReusePlan
     flops: int
 
     @classmethod
@@ -75,12 +76,12 @@ class Stepwise(NamedTuple):
             return None
         begin = np.repeat(np.arange(steps), size // steps)
         groups = grouped(0, begin, begin + 1, min(MOST, batch_size or MOST))
-        reuse = Reuse(traced, groups.rows, linear=True)
-        flops = reuse.flops * len(groups.members)
-        by_step = all(reach is None or reach.axis == 0 for reach in reuse.reach())
+        plan = plan_reuse(traced, groups.rows, linear=True)
+        flops = plan.flops * len(groups.members)
+        by_step = all(not isinstance(e, Rows) or e.axis == 0 for e in plan.output_extents())
         if flops > (1 - LEAST_SAVED) * traced.flops * size or not by_step:
             return None
-        return cls(struct, jax.eval_shape(linear, struct), groups, reuse, flops)
+        return cls(struct, jax.eval_shape(linear, struct), groups, plan, flops)
 
     def images(self, reduced: Callable[[Any], Any] | None, batch_size: int | None) -> Any:
         """The function's answer to each number of its input, 1 there and 0 elsewhere.
@@ -94,8 +95,8 @@ class Stepwise(NamedTuple):
         """
         rows, members = self.groups
         width = math.prod(self.given.shape[1:])
-        unchanged = self.reuse.clean(jnp.zeros(self.given.shape, self.given.dtype))
-        reach = self.reuse.reach()
+        clean = incremental.run_clean(self.plan, jnp.zeros(self.given.shape, self.given.dtype))
+        extents = self.plan.output_extents()
 
         def step(number: Any, r: Rows) -> Any:
             one = jnp.arange(r.lo * width, r.hi * width) == number
@@ -103,19 +104,19 @@ class Stepwise(NamedTuple):
 
         def column(numbers: Any) -> list[Any]:
             given = [step(numbers[g], r) for g, r in enumerate(rows)]
-            found = self.reuse.rows(unchanged, given)
+            found = incremental.changed_output_rows(self.plan, clean, given)
             return found if reduced is None else list(map(reduced, found))
 
         size = batch_size and max(1, batch_size // len(rows))
         columns = chunked_map(column, jnp.asarray(members), size)
-        filled = [self._filled(c, r) for c, r in zip(columns, reach, strict=True)]
+        filled = [self._filled(c, e) for c, e in zip(columns, extents, strict=True)]
         images = jnp.stack(filled, 1).reshape(members.size, *filled[0].shape[1:])
         return images[self.groups.places].reshape(*self.given.shape, *images.shape[1:])
 
-    def _filled(self, columns: Any, reach: Rows | None) -> Any:
+    def _filled(self, columns: Any, extent: RunExtent | Whole) -> Any:
         """Rows of answers with the zeros around them."""
-        if reach is None:
+        if not isinstance(extent, Rows):
             return columns
         around = [(0, 0)] * columns.ndim
-        around[1 + reach.axis] = reach.lo, self.answer.shape[reach.axis] - reach.hi
+        around[1 + extent.axis] = extent.lo, self.answer.shape[extent.axis] - extent.hi
         return jnp.pad(columns, around)

@@ -1,201 +1,277 @@
-"""A function parted where it stops being affine in its input.
+"""Split a function where it stops being affine in its input: an affine prefix and a remainder.
 
-The first projection of a network takes a straight line to a straight line. What moves along one
-need not be projected at each of its points, and the slopes at all of them go back through it as one
-sum.
+The first projection of a network maps a straight line to a straight line. Points along a line need
+not be projected one by one, and the gradients at all of them go back through the prefix as one sum.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from jaxattn.jaxpr.flat import Atom, Flat, Number, Step, Var, flatten, is_replayable
-from jaxattn.jaxpr.reuse.rerun import Values, reads, run_steps
+from jaxattn.jaxpr.reuse.step_values import Values, read, run_steps
 from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, LAYOUT, SUMMING
 
-_MOVING = LAYOUT - {"reduce_precision"} | SUMMING | {"add", "add_any", "neg", "sub"}
+_LINEAR = LAYOUT - {"reduce_precision"} | SUMMING | {"add", "add_any", "neg", "sub"}
+
+#: Returns a value of the prefix, from what stands for it; in a scan from a row of that.
+Point: TypeAlias = Callable[[PyTree], jax.Array]
 
 
-class Front:
-    """Parts `fn` in two: `fn(*x) == rest(affine(*x), at)`, where `at` answers what it is given.
+@dataclass(frozen=True)
+class AffinePrefix:
+    """A function as `fn(*x) == remainder(affine(*x), at)`, where `at` is the identity.
 
-    The affine part ends with its last contractions, those in the body of a scan over the input
-    included: there they are made of all rows at once.
+    The affine part ends with its last contractions. Those in the body of a scan over the input
+    belong to it, and are computed for all rows at once.
+
+    Attributes:
+        flat: the function.
+        treedef: the structure of its output.
+        constant_values: the values that do not depend on the input.
+        affine_steps: the steps of the affine part.
+        remainder_steps: the other steps that depend on the input.
+        loops: the scans with an affine part of their own.
+        outputs: the values of the affine part that the remainder reads, loops apart.
     """
 
-    def __init__(self, flat: Flat, treedef: Any) -> None:
-        """See `of`."""
-        self._flat, self._treedef = flat, treedef
-        self._loops: dict[Step, _Loop] = {}
-        touched, affine = {*flat.inputs}, {*flat.inputs}
-        before, straight = _sorted(flat.steps, touched, affine)
-        for step in flat.steps:
-            if step.name == "scan" and touched & {*step.variables}:
-                loop = _Loop(step, touched, affine)
-                if loop.made:
-                    self._loops[step] = loop
-        loops = self._loops.values()
-        self._steps = _leading(straight, [v for loop in loops for v in loop.reads])
-        chosen = {*before, *self._steps}
-        self._rest = [step for step in flat.steps if step not in chosen]
-        read = [a for step in self._rest if step not in self._loops for a in step.inputs]
-        read += [a for loop in loops for a in loop.keeps] + flat.outputs
-        made = {*flat.inputs, *(out for step in self._steps for out in step.outputs)}
-        self._made = [v for v in dict.fromkeys(read) if v in made]
-        self._known = run_steps(before, dict(flat.constants))
+    flat: Flat
+    treedef: jax.tree_util.PyTreeDef
+    constant_values: Values
+    affine_steps: Sequence[Step]
+    remainder_steps: Sequence[Step]
+    loops: "Mapping[Step, LoopPrefix]"
+    outputs: Sequence[Var]
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], x: Sequence[Any]) -> "Front | None":
-        """Parts a function of some arrays, abstract or not; `None` where nothing is gained.
+    def of(cls, fn: Callable[..., PyTree], x: Sequence[ArrayLike]) -> "AffinePrefix | None":
+        """Split a function of some arrays, abstract or not; `None` where nothing is gained.
 
         That is where no contraction is affine in `x`, or `fn` prints or calls back.
         """
         trace = jax.make_jaxpr(lambda *x: fn(*x), return_shape=True)
         closed, output = trace(*x)
-        # What has a derivative rule, or is to be computed twice to save memory, stays as it is.
+        # Custom derivative rules and rematerialised parts stay as they are.
         flat = flatten(closed, opened=("jit", "closed_call", "core_call"))
         if not is_replayable(flat):
             return None
-        front = cls(flat, jax.tree.structure(output))
-        return front if front._steps or front._loops else None
+        prefix = cls._split(flat, jax.tree.structure(output))
+        return prefix if prefix.affine_steps or prefix.loops else None
 
-    def affine(self, *x: Any) -> list[Any]:
-        """The affine part: what the rest reads of it."""
-        values = {**self._known, **dict(zip(self._flat.inputs, x, strict=True))}
-        run_steps(self._steps, values)
-        rows = [row for loop in self._loops.values() for row in loop.affine(values)]
-        return reads(self._made, values) + rows
+    @classmethod
+    def _split(cls, flat: Flat, treedef: jax.tree_util.PyTreeDef) -> "AffinePrefix":
+        steps = _classify(flat.steps, {*flat.inputs}, {*flat.inputs})
+        scans = [s for s in flat.steps if s.name == "scan" and steps.dependent & {*s.variables}]
+        splits = {step: LoopPrefix.of(step, steps.dependent, steps.affine) for step in scans}
+        loops = {step: loop for step, loop in splits.items() if loop.outputs}
+        affine = _up_to_contractions(
+            steps.affine_steps, [v for loop in loops.values() for v in loop.affine_operands]
+        )
+        chosen = {*steps.independent_steps, *affine}
+        remainder = [step for step in flat.steps if step not in chosen]
+        operands = [a for step in remainder if step not in loops for a in step.inputs]
+        operands += [a for loop in loops.values() for a in loop.remainder_operands]
+        computed = {*flat.inputs, *(out for step in affine for out in step.outputs)}
+        outputs = [
+            v
+            for v in dict.fromkeys([*operands, *flat.outputs])
+            if isinstance(v, Var) and v in computed
+        ]
+        values = run_steps(steps.independent_steps, dict(flat.constants))
+        return cls(flat, treedef, values, affine, remainder, loops, outputs)
 
-    def rest(self, made: Sequence[Any], at: Callable[[Any], Any]) -> Any:
-        """The rest.
+    def affine(self, *x: ArrayLike) -> list[ArrayLike]:
+        """Return the values of the affine part that the remainder reads."""
+        values = {**self.constant_values, **dict(zip(self.flat.inputs, x, strict=True))}
+        run_steps(self.affine_steps, values)
+        rows = [row for loop in self.loops.values() for row in loop.affine(values)]
+        return read(self.outputs, values) + rows
+
+    def remainder(self, prefix: Sequence[PyTree], at: Point) -> PyTree:
+        """Return the output of the function from the values of the affine part.
 
         Args:
-            made: for each value that `affine` answers a pytree of arrays of its shape.
-            at: makes of such a pytree the value itself; inside of a scan of the row that is read.
+            prefix: for each value that `affine` returns a pytree of arrays of its shape.
+            at: returns the value itself from such a pytree; in a scan, the row from rows.
         """
-        whole, rows = made[: len(self._made)], iter(made[len(self._made) :])
-        of_loops = {loop: [next(rows) for _ in loop.made] for loop in self._loops.values()}
-        values = {**self._known, **dict(zip(self._made, map(at, whole), strict=True))}
-        for step in self._rest:
-            if step in self._loops:
-                loop = self._loops[step]
-                outputs = loop.rest(values, of_loops[loop], at)
+        whole, rows = prefix[: len(self.outputs)], iter(prefix[len(self.outputs) :])
+        of_loops = {step: [next(rows) for _ in loop.outputs] for step, loop in self.loops.items()}
+        values = {**self.constant_values, **dict(zip(self.outputs, map(at, whole), strict=True))}
+        for step in self.remainder_steps:
+            if step in self.loops:
+                outputs = self.loops[step].remainder(values, of_loops[step], at)
                 values.update(zip(step.outputs, outputs, strict=True))
             else:
                 run_steps([step], values)
-        return jax.tree.unflatten(self._treedef, reads(self._flat.outputs, values))
+        return jax.tree.unflatten(self.treedef, read(self.flat.outputs, values))
 
 
-class _Loop:
+@dataclass(frozen=True)
+class LoopPrefix:
     """A scan whose body contracts rows of the input before anything else happens to them.
 
     Attributes:
-        made: what the affine part of the body makes for the rest of it.
-        reads: the operands that the affine part reads.
-        keeps: the operands that the rest reads.
+        step: the scan.
+        consts: the inputs of the body that are the same in every time step.
+        carries: the inputs that are carried.
+        affine_rows: the rows that the affine part reads.
+        remainder_rows: the rows that the remainder reads.
+        affine_steps: the steps of the affine part, and those that do not depend on the input.
+        remainder_steps: the steps of the remainder, and again those.
+        outputs: the values of the affine part that the remainder reads.
+        operands: the operand of each input of the body.
     """
 
-    def __init__(self, step: Step, touched: set[Var], affine: set[Var]) -> None:
-        self.step, self.body = step, step.bodies[0]
-        n_consts, n_carry = step.counts
-        inputs, operands = self.body.inputs, dict(zip(self.body.inputs, step.inputs, strict=True))
-        self._consts, rows = inputs[:n_consts], inputs[n_consts + n_carry :]
-        self._carries = inputs[n_consts : n_consts + n_carry]
-        moving = {v for v in inputs if operands[v] in touched} | {*self._carries}
-        along = {v for v in rows if operands[v] in affine}
-        ahead, straight = _sorted(self.body.steps, moving, along)
-        chosen = _leading(straight, [])
-        # What the input does not touch is computed for both parts.
-        self._front = [one for one in self.body.steps if one in {*ahead, *chosen}]
-        self._rest = [one for one in self.body.steps if one not in chosen]
-        in_front = {v for one in self._front for v in one.variables}
-        behind = {*self.body.outputs, *(atom for one in self._rest for atom in one.inputs)}
-        self.made = [out for one in chosen for out in one.outputs if out in behind]
-        self._in_front = [v for v in rows if v in in_front]
-        self._behind = [v for v in rows if v in behind]
-        self._operands = operands
-        self.reads = [operands[v] for v in inputs if v in in_front]
-        self.keeps = [operands[v] for v in [*self._consts, *self._carries, *self._behind]]
+    step: Step
+    consts: Sequence[Var]
+    carries: Sequence[Var]
+    affine_rows: Sequence[Var]
+    remainder_rows: Sequence[Var]
+    affine_steps: Sequence[Step]
+    remainder_steps: Sequence[Step]
+    outputs: Sequence[Var]
+    operands: Mapping[Var, Atom]
+
+    @classmethod
+    def of(cls, step: Step, dependent: set[Var], affine: set[Var]) -> "LoopPrefix":
+        """Split the body of a scan.
+
+        Args:
+            step: the scan.
+            dependent: the values that depend on the input of the function.
+            affine: those that are affine in it.
+        """
+        (body, *_), (n_consts, n_carry) = step.bodies, step.counts
+        operands = dict(zip(body.inputs, step.inputs, strict=True))
+        consts, rows = body.inputs[:n_consts], body.inputs[n_consts + n_carry :]
+        carries = body.inputs[n_consts : n_consts + n_carry]
+        steps = _classify(
+            body.steps,
+            {v for v in body.inputs if operands[v] in dependent} | {*carries},
+            {v for v in rows if operands[v] in affine},
+        )
+        contracted = _up_to_contractions(steps.affine_steps, [])
+        # What does not depend on the input is computed for both parts.
+        affine_steps = [s for s in body.steps if s in {*steps.independent_steps, *contracted}]
+        remainder_steps = [s for s in body.steps if s not in contracted]
+        in_affine = {v for s in affine_steps for v in s.variables}
+        in_remainder = {*body.outputs, *(atom for s in remainder_steps for atom in s.inputs)}
+        return cls(
+            step,
+            consts,
+            carries,
+            affine_rows=[v for v in rows if v in in_affine],
+            remainder_rows=[v for v in rows if v in in_remainder],
+            affine_steps=affine_steps,
+            remainder_steps=remainder_steps,
+            outputs=[out for s in contracted for out in s.outputs if out in in_remainder],
+            operands=operands,
+        )
+
+    @property
+    def affine_operands(self) -> list[Atom]:
+        """The operands that the affine part reads."""
+        inside = {v for step in self.affine_steps for v in step.variables}
+        return [atom for v, atom in self.operands.items() if v in inside]
+
+    @property
+    def remainder_operands(self) -> list[Atom]:
+        """The operands that the remainder reads."""
+        return [self.operands[v] for v in [*self.consts, *self.carries, *self.remainder_rows]]
 
     def _fixed(self, values: Values) -> Values:
-        """What is the same in each step, of what is known by now."""
-        operands = {v: self._operands[v] for v in self._consts}
+        """Return what is the same in every time step, of the values computed so far."""
+        operands = {v: self.operands[v] for v in self.consts}
         known = [v for v, a in operands.items() if isinstance(a, Number) or a in values]
-        return self.body.constants | dict(zip(known, self._given(known, values), strict=True))
+        (body, *_) = self.step.bodies
+        return body.constants | dict(zip(known, self._read(known, values), strict=True))
 
-    def _given(self, inputs: Sequence[Var], values: Values) -> list[Any]:
-        """The operands for some inputs of the body."""
-        return reads([self._operands[v] for v in inputs], values)
+    def _read(self, inputs: Sequence[Var], values: Values) -> list[ArrayLike]:
+        """Return the operands of some inputs of the body."""
+        return read([self.operands[v] for v in inputs], values)
 
-    def affine(self, values: Values) -> list[Any]:
-        """What the affine part makes of all rows."""
+    def affine(self, values: Values) -> list[ArrayLike]:
+        """Return the values of the affine part for all rows."""
         fixed = self._fixed(values)
 
-        def one(row: list[Any]) -> list[Any]:
-            now = fixed | dict(zip(self._in_front, row, strict=True))
-            return reads(self.made, run_steps(self._front, now))
+        def at_row(row: PyTree) -> PyTree:
+            inside = fixed | dict(zip(self.affine_rows, row, strict=True))
+            return read(self.outputs, run_steps(self.affine_steps, inside))
 
-        return list(jax.vmap(one)(self._given(self._in_front, values)))
+        return list(jax.vmap(at_row)(self._read(self.affine_rows, values)))
 
-    def rest(self, values: Values, made: Sequence[Any], at: Callable[[Any], Any]) -> list[Any]:
-        """All outputs of the scan, from what the affine part has made."""
-        fixed, n_carry = self._fixed(values), len(self._carries)
+    def remainder(self, values: Values, prefix: Sequence[PyTree], at: Point) -> list[ArrayLike]:
+        """Return all outputs of the scan from the values of the affine part."""
+        fixed, n_carry = self._fixed(values), len(self.carries)
+        (body, *_) = self.step.bodies
 
-        def advance(carry: list[Any], row: tuple[list[Any], list[Any]]) -> Any:
-            now = fixed | dict(zip(self._carries, carry, strict=True))
-            now |= dict(zip(self._behind, row[0], strict=True))
-            now |= dict(zip(self.made, map(at, row[1]), strict=True))
-            outputs = reads(self.body.outputs, run_steps(self._rest, now))
+        def advance(carry: PyTree, row: PyTree) -> tuple[PyTree, PyTree]:
+            inside = fixed | dict(zip(self.carries, carry, strict=True))
+            inside |= dict(zip(self.remainder_rows, row[0], strict=True))
+            inside |= dict(zip(self.outputs, map(at, row[1]), strict=True))
+            outputs = read(body.outputs, run_steps(self.remainder_steps, inside))
             return outputs[:n_carry], outputs[n_carry:]
 
-        init, rows = self._given(self._carries, values), self._given(self._behind, values)
+        init, rows = self._read(self.carries, values), self._read(self.remainder_rows, values)
         options = {name: self.step.eqn.params[name] for name in ("length", "reverse", "unroll")}
-        last, ys = jax.lax.scan(advance, init, (rows, list(made)), **options)
+        last, ys = jax.lax.scan(advance, init, (rows, list(prefix)), **options)
         return [*last, *ys]
 
 
-def _sorted(
-    steps: Sequence[Step], touched: set[Var], affine: set[Var]
-) -> tuple[list[Step], list[Step]]:
-    """The steps that the input does not touch, and those that are affine in it.
+@dataclass(frozen=True)
+class _Classified:
+    """Steps and values, by how they depend on the input.
 
-    Args:
-        steps: in order.
-        touched: the values that depend on the input; those that steps make are added.
-        affine: the values that are affine in it, likewise.
+    Attributes:
+        independent_steps: the steps that do not depend on it.
+        affine_steps: those that are affine in it.
+        dependent: the values that depend on it.
+        affine: those that are affine in it.
     """
-    before: list[Step] = []
-    straight: list[Step] = []
+
+    independent_steps: Sequence[Step]
+    affine_steps: Sequence[Step]
+    dependent: set[Var]
+    affine: set[Var]
+
+
+def _classify(steps: Sequence[Step], dependent: set[Var], affine: set[Var]) -> _Classified:
+    """Classify steps, given the values ahead of them that depend on the input."""
+    dependent, affine = {*dependent}, {*affine}
+    independent_steps, affine_steps = [], []
     for step in steps:
-        if not touched & {*step.variables}:
-            before.append(step)
+        if not dependent & {*step.variables}:
+            independent_steps.append(step)
             continue
-        touched.update(step.outputs)
-        if _is_affine(step, touched, affine):
+        dependent.update(step.outputs)
+        if _is_affine(step, dependent, affine):
             affine.update(step.outputs)
-            straight.append(step)
-    return before, straight
+            affine_steps.append(step)
+    return _Classified(independent_steps, affine_steps, dependent, affine)
 
 
-def _is_affine(step: Step, touched: set[Var], affine: set[Var]) -> bool:
-    """Whether a step is affine, without rounding, in operands that are affine in the input."""
-    moving = [atom in touched for atom in step.inputs]
-    operands = [atom for atom, moves in zip(step.inputs, moving, strict=True) if moves]
+def _is_affine(step: Step, dependent: set[Var], affine: set[Var]) -> bool:
+    """Return whether a step is affine, without rounding, in operands that are so."""
+    depends = [atom in dependent for atom in step.inputs]
+    operands = [atom for atom, does in zip(step.inputs, depends, strict=True) if does]
     dtypes = {atom.aval.dtype for atom in [*operands, *step.outputs]}
     if any(atom not in affine for atom in operands) or len(dtypes) > 1:
         return False
     if step.name == "mul" or step.name in CONTRACTING:
-        return sum(moving) == 1
-    return step.name in _MOVING or (step.name == "div" and not moving[1])
+        return sum(depends) == 1
+    return step.name in _LINEAR or (step.name == "div" and not depends[1])
 
 
-def _leading(steps: Sequence[Step], wanted: Iterable[Atom]) -> list[Step]:
-    """The contractions among some steps, what makes a wanted value, and all that lead there."""
-    needed = {*wanted}
-    found = []
+def _up_to_contractions(steps: Sequence[Step], values: Iterable[Atom]) -> list[Step]:
+    """Return the contractions among some steps, the steps that make some values, and theirs."""
+    needed = {*values}
+    chosen = []
     for step in reversed(steps):
         if step.name in CONTRACTING or needed & {*step.outputs}:
             needed.update(step.variables)
-            found.append(step)
-    return found[::-1]
+            chosen.append(step)
+    return chosen[::-1]
