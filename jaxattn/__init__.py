@@ -14,6 +14,7 @@ from jaxattn.engine.benchmark import Benchmark as Benchmark, benchmark as benchm
 from jaxattn.engine.callable import unbatched as unbatched, without_softmax as without_softmax
 from jaxattn.engine.explain import explain as explain
 from jaxattn.engine.intermediates import capture as capture, intervene as intervene
+from jaxattn.engine.method import method as method
 from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.jaxpr.propagation.layer_rules import Rule as Rule
 from jaxattn.methods.attention_weights import (
@@ -79,6 +80,7 @@ __all__ = [
     "layer_conductance",
     "learned_mask",
     "lrp",
+    "method",
     "metrics",
     "models",
     "nn",

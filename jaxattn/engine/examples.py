@@ -11,6 +11,7 @@ from jaxtyping import Array, Shaped
 
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey
+from jaxattn.engine.options import traits_of
 
 
 def batch_length(xs: Inputs, args: Any) -> int:
@@ -75,7 +76,7 @@ def split_batched(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parts the options that all examples share from those with one value for each example."""
     batched = {}
-    for name in getattr(method, "per_example", ()):
+    for name in traits_of(method).per_example:
         leaves = jax.tree.leaves(options.get(name))
         inputs = jax.tree.leaves(x)
         if len(leaves) != len(inputs) or not all(map(is_array, leaves)):

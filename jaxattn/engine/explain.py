@@ -1,10 +1,9 @@
 """The engine: one compiled entry point for every method, over many examples and devices."""
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ import rich.progress
 from jax.sharding import Mesh
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
-from jaxattn.engine.callable import as_function
 from jaxattn.engine.compiled import Plan, in_engine
 from jaxattn.engine.examples import (
     batch_length,
@@ -22,12 +20,10 @@ from jaxattn.engine.examples import (
     example_structs,
     split_batched,
 )
-from jaxattn.engine.inputs import NUMBERS, check_baseline_option, check_finite_numbers, check_inputs
+from jaxattn.engine.inputs import check_baseline_option, check_finite_numbers, check_inputs
 from jaxattn.engine.job import Job, explained_input
-from jaxattn.engine.options import with_sizes
-from jaxattn.jaxpr.capture import split_at
-
-Core = TypeVar("Core", bound=Callable[..., Attribution])
+from jaxattn.engine.method import check_options, job_of
+from jaxattn.engine.options import traits_of, with_sizes
 
 
 def explain(
@@ -208,174 +204,15 @@ def prepare(
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shard_map wants its axes automatic
     elif not in_engine.get():
         check_sharding(xs, args)
-    _check_options(method_, options, at)
+    check_options(method_, options, at)
     options = with_sizes(method_, options)
     x, one_args = example_structs((xs, args))
-    keeps_input = getattr(method_, "keeps_input", False)
+    keeps_input = traits_of(method_).keeps_input
     explained = explained_input(fn, x, one_args, None if keeps_input else at)
     check_baseline_option(options, explained, check_finite)
     shared, batched = split_batched(method_, options, explained, batch)
     one_batched = example_structs(batched)
-    job = _job(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
+    job = job_of(method_, fn, x, targets, one_args, at, explained, shared, one_batched)
     keys = None if key is None else example_keys(key, batch)
     examples = xs, job.indices(targets, batch), args, keys, batched
     return Work(job, job.plan(examples, batch, batch_size, mesh), examples, batch)
-
-
-def explainer(
-    *,
-    evaluations: Callable[..., int] = lambda x, output, options: 1,
-    in_flight: Callable[..., int] | None = None,
-    per_example: tuple[str, ...] = ("baseline",),
-    sizes: tuple[str, ...] = (),
-    takes_at: bool = True,
-    needs_at: bool = False,
-    keeps_input: bool = False,
-) -> Callable[[Core], Core]:
-    """Makes a method of a pure function of one example.
-
-    Called with concrete arrays the method goes through the engine's compiled entry point; called
-    under a transformation it is just the function.
-
-    Args:
-        evaluations: how many evaluations of `fn` one example needs, from the abstract `x` and
-            output, and the options.
-        in_flight: how many of these may run at once, likewise; all of them by default.
-        takes_at: whether an intermediate can be explained instead of the input.
-        needs_at: whether only an intermediate can.
-        keeps_input: whether the method is given the input and `at`, not the intermediate as `x`.
-        per_example: options that `explain` accepts with a leading axis of examples.
-        sizes: options of which a numpy array is as good as a tuple, and is not traced.
-    """
-
-    def decorate(core: Core) -> Core:
-        @functools.wraps(core)
-        def method(
-            fn: Callable[..., Any],
-            x: Inputs,
-            target: Target = None,
-            *,
-            args: tuple[Any, ...] = (),
-            at: str | None = None,
-            key: RandomKey | None = None,
-            batch_size: int | None = None,
-            check_finite: bool = True,
-            **options: Any,
-        ) -> Attribution:
-            if in_engine.get():
-                function = as_function(fn)
-                if keeps_input:
-                    options["at"] = at
-                elif at is not None:
-                    x, function = split_at(function, (x, *args), at)
-                    args = ()
-                shared = {"args": args, "key": key, "batch_size": batch_size, **options}
-                return core(function, x, target, **shared)
-            check_inputs("x", x, args, key)
-            _check_options(method, options, at)
-            options = with_sizes(method, options)
-            if check_finite:
-                check_finite_numbers("x", x)
-            args = tuple(args)
-            explained = explained_input(fn, x, args, None if keeps_input else at)
-            check_baseline_option(options, explained, check_finite)
-            job = _job(method, fn, x, target, args, at, explained, options, {})
-            example: Any = x, job.indices(target, None), args, key, {}
-            plan = job.plan(example, None, batch_size, None)
-            while True:
-                try:
-                    return job.run(example, plan)
-                except jax.errors.JaxRuntimeError as error:
-                    plan = job.smaller(plan, None, error)
-
-        vars(method).update(
-            evaluations=evaluations,
-            in_flight=in_flight or evaluations,
-            per_example=per_example,
-            sizes=sizes,
-            takes_at=takes_at,
-            needs_at=needs_at,
-            keeps_input=keeps_input,
-            __signature__=_signature(core),
-        )
-        return cast(Core, method)
-
-    return decorate
-
-
-def _job(
-    method: Callable[..., Attribution],
-    fn: Callable[..., Any],
-    x: Any,
-    target: Target,
-    args: tuple[Any, ...],
-    *rest: Any,
-) -> Job:
-    """The job; where JAX cannot take what `fn` or a target answers, the error says whose it is."""
-    try:
-        return Job(method, fn, x, target, args, *rest)
-    except TypeError as error:
-        refusal = _no_array(fn, x, target, args)
-        if refusal is None:
-            raise
-        raise TypeError(refusal) from error
-
-
-def _no_array(fn: Any, x: Any, target: Target, args: tuple[Any, ...]) -> str | None:
-    """What to say of an answer that is no array, where `fn` or a target gives one."""
-    refusals: list[str] = []
-
-    def look(must: str, answer: Any) -> None:
-        for leaf in jax.tree.leaves(answer):
-            if not isinstance(leaf, NUMBERS):
-                refusals.append(f"{must}, got {type(leaf).__name__} {leaf!r}")
-
-    def run(*inputs: Any) -> None:
-        output = as_function(fn)(*inputs)
-        look("fn must answer arrays", output)
-        if not refusals and callable(target):
-            look("target must give one number of the output", target(output))
-
-    try:
-        jax.eval_shape(run, x, *args)
-    except Exception:  # something else is wrong, and its own error says what
-        return None
-    return refusals[0] if refusals else None
-
-
-def _signature(core: Callable[..., Any]) -> inspect.Signature:
-    """The signature of `core` with what every method takes beside: `at` and `check_finite`."""
-    shown = dict(inspect.signature(core).parameters)
-    options = shown.pop("options", None)
-    for name, default, annotation in (("at", None, str | None), ("check_finite", True, bool)):
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        shown[name] = inspect.Parameter(name, keyword, default=default, annotation=annotation)
-    return inspect.Signature([*shown.values(), *filter(None, [options])])
-
-
-def _check_options(
-    method: Callable[..., Attribution], options: dict[str, Any], at: str | None
-) -> None:
-    """Refuses options that the method does not have, and names those that it has."""
-    if not (at is None or isinstance(at, str)):
-        raise TypeError(f"at must be the name of an intermediate, got {at!r}")
-    if at is not None and not getattr(method, "takes_at", True):
-        raise ValueError(f"at={at!r} has no meaning for {method.__name__}, which cuts the input")
-    if at is None and getattr(method, "needs_at", False):
-        raise ValueError(
-            f"at is missing: {method.__name__} explains an intermediate, give its name; "
-            "see jaxattn.tag"
-        )
-    if not hasattr(method, "evaluations"):
-        return
-    own = inspect.signature(method).parameters
-    if "options" in own:
-        return
-    every = ("fn", "x", "target", "args", "at", "key", "batch_size", "check_finite")
-    for name in options:
-        if name not in own or name in every:
-            known = ", ".join(n for n in own if n not in every) or "none of its own"
-            hint = ": explain calls it targets" if name == "target" else ""
-            raise TypeError(
-                f"{method.__name__} has no option {name!r}{hint}; its options are {known}"
-            )

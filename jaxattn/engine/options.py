@@ -1,8 +1,9 @@
 """A method's options: arrays apart from what is static, and what they say of its work."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -10,6 +11,37 @@ import numpy as np
 from jaxattn._static import UnkeyableError, is_array, typed_key
 from jaxattn._types import Attribution
 from jaxattn.engine.callable import Recipe, known
+
+
+class Count(Protocol):
+    """A number of evaluations of `fn`, from the abstract input and output, and the options."""
+
+    def __call__(self, x: Any, output: Any, options: dict[str, Any], /) -> int:
+        """Return the number for one example."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What a method declares to the engine; see `jaxattn.method`."""
+
+    evaluations: Count | None = None
+    in_flight: Count | None = None
+    per_example: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    takes_at: bool = True
+    needs_at: bool = False
+    keeps_input: bool = False
+    draws: bool = False
+
+
+_UNDECLARED = Traits()
+
+
+def traits_of(method: Any) -> Traits:
+    """Return the traits of a method; those of a function without the decorator are the defaults."""
+    traits: Traits = getattr(method, "traits", _UNDECLARED)
+    return traits
 
 
 def count(
@@ -26,14 +58,14 @@ def count(
     """
     if isinstance(method, functools.partial):
         return count(what, method.func, x, output, {**method.keywords, **options})
-    stated = getattr(method, what, None)
+    stated: Count | None = getattr(traits_of(method), what)
     return 1 if stated is None else max(1, int(stated(x, output, options)))
 
 
 def with_sizes(method: Callable[..., Attribution], options: dict[str, Any]) -> dict[str, Any]:
     """The options, numpy arrays of sizes as tuples: shapes rest on them, so they are not traced."""
     inner = options.get("method")  # whose options smooth_grad takes beside its own
-    names = (*getattr(method, "sizes", ()), *getattr(inner, "sizes", ()))
+    names = (*traits_of(method).sizes, *traits_of(inner).sizes)
     return options | {name: as_tuples(options[name]) for name in names if name in options}
 
 

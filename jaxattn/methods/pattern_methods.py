@@ -11,7 +11,8 @@ from jaxtyping import Array, Shaped
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.batch import DEFAULT, wide
 from jaxattn.engine.compiled import Plan
-from jaxattn.engine.explain import explainer, prepare
+from jaxattn.engine.explain import prepare
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import select
 from jaxattn.jaxpr.propagation.layer_rules import quotient
@@ -126,7 +127,7 @@ def _sums(
     return Attribution(jax.grad(absorbed)(probes), ())
 
 
-@explainer(keeps_input=True, per_example=())
+@method(keeps_input=True, per_example=())
 def pattern_net(
     fn: Callable[..., Any],
     x: Inputs,
@@ -172,7 +173,7 @@ def pattern_net(
     return _back(fn, x, target, args, at, patterns, attribution=False)
 
 
-@explainer(keeps_input=True, per_example=())
+@method(keeps_input=True, per_example=())
 def pattern_attribution(
     fn: Callable[..., Any],
     x: Inputs,
