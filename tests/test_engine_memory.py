@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxattn as ja
-from jaxattn.engine import job
+from jaxattn.engine import launch, plan as planning
+from jaxattn.engine.memo import MEMOS
 
 B, N = 41, 6
 X = np.random.default_rng(0).normal(size=(B, N)).astype(np.float32)
@@ -25,25 +26,25 @@ class Device:
 
     def __init__(self, holds, after=0):
         self.holds, self.after, self.asked = holds, after, []
-        self._run = job.Job.run
+        self._run = launch.run_part
 
-    def __call__(self, job, examples, plan):
+    def __call__(self, binding, examples, plan):
         self.asked.append(plan.in_flight)
         if plan.in_flight > self.holds and len(self.asked) > self.after:
             raise jax.errors.JaxRuntimeError(SHORT)
-        return self._run(job, examples, plan)
+        return self._run(binding, examples, plan)
 
 
 @pytest.fixture
 def device(monkeypatch):
     def install(holds, after=0):
         found = Device(holds, after)
-        monkeypatch.setattr(job.Job, "run", lambda *call: found(*call))
+        monkeypatch.setattr(launch, "run_part", lambda *call: found(*call))
         return found
 
-    job._limits.clear()
+    MEMOS.limits.clear()
     yield install
-    job._limits.clear()
+    MEMOS.limits.clear()
 
 
 def explained(**options):
@@ -125,30 +126,30 @@ def test_other_errors_pass(monkeypatch):
     def fails(*call):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(job.Job, "run", fails)
+    monkeypatch.setattr(launch, "run_part", fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
         quiet(explained)
 
 
 def test_a_program_that_cannot_be_compiled_for_want_of_memory(device, monkeypatch):
     expected = explained()
-    compiles = job.Job.compile
+    compiles = launch.compile_part
 
-    def compile_(job, examples, plan):
+    def compile_(binding, examples, plan):
         if plan.in_flight > 7:
             raise jax.errors.JaxRuntimeError(SHORT)
-        return compiles(job, examples, plan)
+        return compiles(binding, examples, plan)
 
-    monkeypatch.setattr(job.Job, "compile", compile_)
-    job._plans.clear()
+    monkeypatch.setattr(launch, "compile_part", compile_)
+    MEMOS.plans.clear()
     with pytest.warns(UserWarning):
         np.testing.assert_allclose(explained(), expected, atol=1e-6)
 
 
 @pytest.fixture
 def threads(monkeypatch):
-    monkeypatch.setattr(job, "_WORTH_A_THREAD", 0)
-    monkeypatch.setattr(job, "cores", lambda: 2)
+    monkeypatch.setattr(planning, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(planning, "cores", lambda: 2)
 
 
 @pytest.mark.parametrize("holds", [1, 2, 7, 20])

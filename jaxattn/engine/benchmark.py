@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.explain import explain, prepare
+from jaxattn.engine.launch import trace_part
 from jaxattn.jaxpr.flops import count_flops
 
 
@@ -92,7 +93,7 @@ def benchmark(
     *,
     repeats: int = 10,
     args: tuple[Any, ...] = (),
-    at: str | None = None,
+    at: str | Sequence[str] | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -152,7 +153,7 @@ def benchmark(
 
     work = prepare(method_, fn, xs, targets, **call)
     start = time.perf_counter()
-    traced = work.job.trace_anew(work.examples, work.plan)
+    traced = trace_part(work.binding, work.examples, work.plan)
     compiled = traced.lower().compile()
     compile_seconds = time.perf_counter() - start
 
@@ -165,7 +166,7 @@ def benchmark(
         device=devices[0].device_kind,
         device_count=len(devices),
         examples=work.batch,
-        evaluations=work.batch * work.job.evaluations,
+        evaluations=work.batch * work.load.evaluations,
         compile_seconds=compile_seconds,
         repeats=repeats,
         run_seconds=middle,

@@ -90,9 +90,9 @@ def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     Raises:
         TypeError: if `fn` cannot be called.
     """
-    if _is_keras(fn):
+    if is_keras(fn):
         return functools.partial(_call_keras, fn)
-    if isinstance(fn, Unbatched) and _is_keras(fn.fn):
+    if isinstance(fn, Unbatched) and is_keras(fn.fn):
         return as_function(fn.fn)
     if isinstance(fn, Wrapper):
         return type(fn)(as_function(fn.fn), fn.options)
@@ -132,7 +132,7 @@ def split(fn: Any) -> tuple[Arrays, Recipe]:
             return wrapper(inner, jax.tree.unflatten(treedef, options))
 
         return arrays, Recipe((wrapper, typed_key(treedef), all_parts), rebuild)
-    if _is_keras(fn) or _is_plain(fn):
+    if is_keras(fn) or _is_plain(fn):
         raise UnkeyableError("a function may close over anything")
     return _split_tree(fn)
 
@@ -218,7 +218,8 @@ def _inference(module: Any) -> Any:
     return equinox.nn.inference_mode(module)
 
 
-def _is_keras(fn: Any) -> bool:
+def is_keras(fn: object) -> bool:
+    """Return whether a callable is a layer or a model of Keras."""
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(fn, keras.Layer)
 

@@ -5,25 +5,16 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, overload
 
-import jax
-
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.engine.call import prepare_request
 from jaxattn.engine.callable import as_function
+from jaxattn.engine.checks import SHARED, Request, check_at
 from jaxattn.engine.compiled import in_engine
-from jaxattn.engine.inputs import (
-    NUMBERS,
-    check_baseline_option,
-    check_finite_numbers,
-    check_inputs,
-)
-from jaxattn.engine.job import Job, explained_input
-from jaxattn.engine.options import Count, Traits, traits_of, with_sizes
+from jaxattn.engine.options import Count, Traits
+from jaxattn.engine.parts import compute
 from jaxattn.jaxpr.capture import split_at
 
 P = ParamSpec("P")
-
-#: The arguments of every method, in the order in which they are documented.
-SHARED = ("fn", "x", "target", "args", "at", "key", "batch_size", "check_finite")
 
 
 @overload
@@ -123,6 +114,7 @@ def _method(core: Callable[..., Attribution], traits: Traits) -> Callable[..., A
         **options: Any,
     ) -> Attribution:
         if in_engine.get():
+            check_at(method, at)
             function = as_function(fn)
             if at is not None and traits.keeps_input:
                 options["at"] = at
@@ -130,24 +122,21 @@ def _method(core: Callable[..., Attribution], traits: Traits) -> Callable[..., A
                 x, function = split_at(function, (x, *args), at)
                 args = ()
             return core(function, x, target, args=args, key=key, batch_size=batch_size, **options)
-        check_inputs("x", x, args, key)
-        check_options(method, options, at)
-        options = with_sizes(method, options)
-        if check_finite:
-            check_finite_numbers("x", x)
-        args = tuple(args)
-        explained = explained_input(
-            fn, x, args, None if traits.keeps_input or at is None else str(at)
+        request = Request(
+            method,
+            fn,
+            x,
+            target,
+            args,
+            at,
+            key,
+            batch_size,
+            None,
+            check_finite,
+            options,
+            batched=False,
         )
-        check_baseline_option(options, explained, check_finite)
-        job = job_of(method, fn, x, target, args, at, explained, options, {})
-        example: Any = x, job.indices(target, None), args, key, {}
-        plan = job.plan(example, None, batch_size, None)
-        while True:
-            try:
-                return job.run(example, plan)
-            except jax.errors.JaxRuntimeError as error:
-                plan = job.smaller(plan, None, error)
+        return compute(prepare_request(request))
 
     method.__doc__ = _documented(core.__doc__, traits)
     vars(method).update(traits=traits, __signature__=_signature(core))
@@ -213,71 +202,3 @@ def _shared(traits: Traits) -> Mapping[str, str]:
         "check_finite": "whether to raise an error for NaN and infinity in `x`, outside of `jit`.",
     }
     return {name: texts[name] for name in SHARED}
-
-
-def job_of(
-    method: Callable[..., Attribution],
-    fn: Callable[..., Any],
-    x: Any,
-    target: Target,
-    args: tuple[Any, ...],
-    *rest: Any,
-) -> Job:
-    """The job; where JAX cannot take what `fn` or a target answers, the error says whose it is."""
-    try:
-        return Job(method, fn, x, target, args, *rest)
-    except TypeError as error:
-        refusal = _no_array(fn, x, target, args)
-        if refusal is None:
-            raise
-        raise TypeError(refusal) from error
-
-
-def _no_array(fn: Any, x: Any, target: Target, args: tuple[Any, ...]) -> str | None:
-    """What to say of an answer that is no array, where `fn` or a target gives one."""
-    refusals: list[str] = []
-
-    def look(must: str, answer: Any) -> None:
-        for leaf in jax.tree.leaves(answer):
-            if not isinstance(leaf, NUMBERS):
-                refusals.append(f"{must}, got {type(leaf).__name__} {leaf!r}")
-
-    def run(*inputs: Any) -> None:
-        output = as_function(fn)(*inputs)
-        look("fn must answer arrays", output)
-        if not refusals and callable(target):
-            look("target must give one number of the output", target(output))
-
-    try:
-        jax.eval_shape(run, x, *args)
-    except Exception:  # something else is wrong, and its own error says what
-        return None
-    return refusals[0] if refusals else None
-
-
-def check_options(
-    method: Callable[..., Attribution], options: dict[str, Any], at: str | Sequence[str] | None
-) -> None:
-    """Raise an error for options that the method does not take, and name those that it takes."""
-    traits, name = traits_of(method), getattr(method, "__name__", "the method")
-    several = isinstance(at, list | tuple) and all(isinstance(name, str) for name in at)
-    if not (at is None or isinstance(at, str) or (several and traits.keeps_input)):
-        raise TypeError(f"`at` must be the name of an intermediate, got {at!r}.")
-    if at is not None and not traits.takes_at:
-        raise ValueError(
-            f"`at` must be None for {name}, which replaces parts of the input, got at={at!r}."
-        )
-    if at is None and traits.needs_at:
-        raise ValueError(
-            f"`at` is missing: {name} explains an intermediate. Pass its name; see jaxattn.tag."
-        )
-    if not hasattr(method, "traits"):
-        return
-    own = inspect.signature(method).parameters
-    if "options" in own:
-        return
-    for option in options:
-        if option not in own or option in SHARED:
-            known = ", ".join(n for n in own if n not in SHARED) or "none of its own"
-            hint = ": explain calls it targets" if option == "target" else ""
-            raise TypeError(f"{name} has no option {option!r}{hint}; its options are {known}")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Target
@@ -158,3 +158,40 @@ def batch_indices(target: Any, shape: tuple[int, ...], batch: int | None) -> Any
             )
         target = target.astype(np.int32)
     return target
+
+
+def target_indices(target: Target, output: PyTree, batch: int | None) -> Array | np.ndarray | None:
+    """Check a target against the abstract output of one example, and return it as indices.
+
+    Args:
+        target: the target.
+        output: the output.
+        batch: how many examples there are, or `None` for one without a leading axis.
+
+    Returns:
+        integers of shape (rank,) or (batch, rank); `None` for a target that is no index.
+
+    Raises:
+        TypeError: for a target of a wrong kind.
+        ValueError: for a target that does not fit the output.
+    """
+    if target is None or callable(target):
+        return None
+    shape = single_output(output, "target").shape
+    is_index = is_array(target) or isinstance(target, (int, tuple, list, np.generic))
+    if isinstance(target, bool) or not is_index:
+        raise TypeError(
+            "`target` must be None, an int, a tuple of ints, an integer array or a callable, got "
+            f"{target!r}."
+        )
+    try:
+        indices = target if is_array(target) else np.asarray(target)
+    except ValueError as error:
+        raise ValueError(
+            f"`target` must have one shape for all examples, got {target!r}."
+        ) from error
+    if batch is None:
+        return batch_indices(indices, shape, None)
+    if indices.ndim and not isinstance(target, tuple):
+        return batch_indices(indices, shape, batch)
+    return batch_indices(indices, shape, None)[None].repeat(batch, 0)
