@@ -22,7 +22,7 @@ from jaxattn.jaxpr.program import Signature
 #: Where the code of libraries lies: a user's own file is none of these.
 _LIBRARIES = (
     str(Path(__file__).parents[1]),
-    *map(os.path.realpath, sysconfig.get_paths().values()),
+    *(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
 )
 
 
@@ -52,10 +52,12 @@ def diagnose(request: Request, inputs: tuple[PyTree, ...], error: Exception) -> 
 
 def _failure(fn: Callable[..., Any], structs: PyTree) -> Exception | None:
     """Return the error of `fn` for abstract inputs; an output of any kind is none."""
+
+    def run(*inputs: PyTree) -> None:
+        fn(*inputs)
+
     try:
-        jax.eval_shape(lambda *inputs: fn(*inputs) and None, *structs)
-    except jax.errors.TracerBoolConversionError as error:
-        return None if _is_own(error) else error
+        jax.eval_shape(run, *structs)
     except Exception as error:
         return error
     return None

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from jaxtyping import PyTree
 
-if TYPE_CHECKING:
-    from jaxattn.engine.compiled import Plan
-    from jaxattn.jaxpr.program import Signature
-    from jaxattn.jaxpr.rows import Rows
+from jaxattn.engine.compiled import Plan
+from jaxattn.jaxpr.program import Signature
+from jaxattn.jaxpr.rows import Rows
 
 Entry = TypeVar("Entry")
 
@@ -39,11 +38,11 @@ class Memos:
         completed: plans that have run to their end.
     """
 
-    signatures: "Memo[list[Signature]]" = dataclasses.field(default_factory=Memo)
+    signatures: Memo[list[Signature]] = dataclasses.field(default_factory=Memo)
     outputs: Memo[PyTree] = dataclasses.field(default_factory=Memo)
-    rows: "Memo[Rows]" = dataclasses.field(default_factory=Memo)
+    rows: Memo[Rows] = dataclasses.field(default_factory=Memo)
     limits: Memo[int] = dataclasses.field(default_factory=Memo)
-    plans: "Memo[Plan]" = dataclasses.field(default_factory=Memo)
+    plans: Memo[Plan] = dataclasses.field(default_factory=Memo)
     completed: Memo[bool] = dataclasses.field(default_factory=Memo)
 
     def clear(self) -> None:
