@@ -62,7 +62,7 @@ def quiet(call):
 def test_the_rest_goes_on_with_half(device, holds, batch_size):
     expected = explained()
     found = device(holds)
-    with pytest.warns(UserWarning, match=r"goes on with \d+; batch_size=\d+ would") as said:
+    with pytest.warns(UserWarning, match=r"continues with \d+; pass batch_size=\d+") as said:
         values = explained(batch_size=batch_size)
     np.testing.assert_allclose(values, expected, atol=1e-6)
     sizes = list(dict.fromkeys(found.asked))
@@ -74,7 +74,7 @@ def test_the_rest_goes_on_with_half(device, holds, batch_size):
 def test_what_was_computed_is_kept(device):
     expected = explained()
     found = device(7, after=2)  # two parts of 14 examples fit, then memory gets short
-    with pytest.warns(UserWarning, match="for 14 evaluations of fn in flight.* goes on with 7"):
+    with pytest.warns(UserWarning, match="for 14 evaluations of fn in flight.* continues with 7"):
         values = explained(batch_size=14)
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert found.asked == [14, 14, 14, 7, 7]
@@ -97,7 +97,7 @@ def test_the_next_call_remembers_and_says_nothing(device):
 def test_one_example_by_itself(device):
     expected = ja.occlusion(fn, X[0], 1).values
     found = device(3)
-    with pytest.warns(UserWarning, match="goes on with 3"):
+    with pytest.warns(UserWarning, match="continues with 3"):
         values = ja.occlusion(fn, X[0], 1).values
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert found.asked == [7, 3]
@@ -158,7 +158,7 @@ def test_side_by_side_too(device, threads, holds, after):
     """What runs at the same time counts together, and what was computed is kept."""
     expected = explained()
     found = device(holds, after)
-    with pytest.warns(UserWarning, match="goes on with"):
+    with pytest.warns(UserWarning, match="continues with"):
         values = explained(batch_size=40)
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert found.asked[0] == 22  # 41 examples in 4 parts

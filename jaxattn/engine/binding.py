@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxattn._types import Attribution, Target
+from jaxattn._types import Method, Target
 from jaxattn.engine.callable import Arrays, Recipe, as_function, bind
 from jaxattn.engine.memo import MEMOS
 from jaxattn.engine.options import split_options, static
@@ -43,7 +43,7 @@ class Binding:
 
     def __init__(
         self,
-        method: Callable[..., Attribution],
+        method: Method,
         fn: Callable[..., Any],
         inputs: tuple[PyTree, ...],
         target: Target,

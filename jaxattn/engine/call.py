@@ -50,7 +50,8 @@ def _bound(
     name = at if isinstance(at, str) and not traits_of(method).keeps_input else None
     explained = explained_input(fn, x, tuple(args), name)
     check_baseline_option(request.options, explained, request.check_finite)
-    shared, of_examples = request.options, {}
+    shared = request.options
+    of_examples: dict[str, PyTree] = {}
     if batch is not None:
         shared, of_examples = split_batched(method, shared, explained, batch)
     named = shared if at is None else {**shared, "at": at}

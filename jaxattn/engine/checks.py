@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxattn._types import Attribution, RandomKey, Target
+from jaxattn._types import Method, RandomKey, Target
 from jaxattn.engine.compiled import in_engine
 from jaxattn.engine.examples import check_sharding
 from jaxattn.engine.inputs import check_inputs
@@ -36,7 +36,7 @@ class Request(NamedTuple):
         batched: whether there is a leading axis of examples.
     """
 
-    method: Callable[..., Attribution]
+    method: Method
     fn: Callable[..., Any]
     x: PyTree
     target: Target
@@ -70,7 +70,8 @@ def check_request(request: Request) -> Request:
     method, options, args = request.method, request.options, tuple(request.args)
     while isinstance(method, functools.partial) and not method.args:
         # An option that it binds is like others: an array is traced then, not a constant.
-        method, options = method.func, {**method.keywords, **options}
+        options = {**method.keywords, **options}
+        method = method.func
     if not callable(method):
         raise TypeError(f"`method` must be callable, got {type(method).__name__}.")
     if not callable(request.fn):
@@ -112,7 +113,7 @@ def _checked_mesh(mesh: object) -> Mesh | None:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def check_at(method: Callable[..., Attribution], at: object) -> None:
+def check_at(method: Method, at: object) -> None:
     """Raise an error for an `at` that the method does not take, and for a missing one."""
     traits = traits_of(method)
     if at is None:
@@ -132,7 +133,7 @@ def check_at(method: Callable[..., Attribution], at: object) -> None:
         )
 
 
-def _check_names(method: Callable[..., Attribution], options: dict[str, Any]) -> None:
+def _check_names(method: Method, options: dict[str, Any]) -> None:
     """Raise an error for options that a decorated method does not have, with those it has."""
     if not options or not hasattr(method, "traits"):
         return
@@ -148,5 +149,5 @@ def _check_names(method: Callable[..., Attribution], options: dict[str, Any]) ->
             )
 
 
-def _name(method: Callable[..., Attribution]) -> str:
+def _name(method: Method) -> str:
     return getattr(method, "__name__", type(method).__name__)

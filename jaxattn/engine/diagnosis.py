@@ -1,6 +1,7 @@
 """Why `fn` does not accept its input, and what to pass instead."""
 
 import os
+import sys
 import sysconfig
 import traceback
 import types
@@ -131,13 +132,10 @@ def _first_of_list(x: PyTree) -> PyTree | None:
 
 def _not_traceable(name: str, function: object, failure: Exception) -> str | None:
     """Return what to do about a function that leaves JAX, if it does."""
-    frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
+    # Keras takes its own frames out of a traceback; the user's code remains, which names `predict`.
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(failure.__traceback__)]
     of_keras = isinstance(function, types.MethodType) and is_keras(function.__self__)
-    if of_keras or any(
-        frame.f_code.co_name.startswith("predict")
-        and str(frame.f_globals.get("__name__")).startswith("keras.")
-        for frame in frames
-    ):
+    if of_keras or ("keras" in sys.modules and any("predict" in code.co_names for code in codes)):
         return (
             f"`{name}` must be traceable by JAX, which `predict` of a Keras model is not: pass the "
             "model itself as fn, or call it inside fn as model(x[None])[0]."
