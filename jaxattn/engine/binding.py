@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from jaxattn._types import Method, Target
 from jaxattn.engine.callable import Arrays, Recipe, as_function, bind
 from jaxattn.engine.memo import MEMOS
-from jaxattn.engine.options import split_options, static
+from jaxattn.engine.options import split_options, static_method
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
 from jaxattn.jaxpr.rows import Rows, worthwhile_rows
@@ -49,7 +49,7 @@ class Binding:
         target: Target,
         options: Mapping[str, Any],
     ) -> None:
-        self.method = static(method)
+        self.method = static_method(method)
         self.option_arrays, self.options = split_options(dict(options))
         self.signature = Signature.of(inputs)
         self._key = self.method, self.options, self.signature

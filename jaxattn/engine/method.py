@@ -145,14 +145,15 @@ def _method(core: Callable[..., Attribution], traits: Traits) -> Callable[..., A
 
 def _signature(core: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of `core` with `at` and `check_finite`, which every method takes."""
-    shown = dict(inspect.signature(core).parameters)
-    options = shown.pop("options", None)
+    own = inspect.signature(core)
+    shown = dict(own.parameters)
     for name, default, annotation in (("at", None, str | None), ("check_finite", True, bool)):
         keyword = inspect.Parameter.KEYWORD_ONLY
         shown.setdefault(
             name, inspect.Parameter(name, keyword, default=default, annotation=annotation)
         )
-    return inspect.Signature([*shown.values(), *filter(None, [options])])
+    # `**options` comes last.
+    return own.replace(parameters=sorted(shown.values(), key=lambda parameter: parameter.kind))
 
 
 def _documented(doc: str | None, traits: Traits) -> str | None:

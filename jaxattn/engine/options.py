@@ -87,6 +87,21 @@ def static(value: object) -> Recipe:
         return Recipe(object(), lambda arrays: value)
 
 
+def static_method(method: Method) -> Recipe:
+    """Return a recipe of a method; one that is not importable goes by its undecorated function."""
+    core = getattr(method, "__wrapped__", None)
+    if core is None or not hasattr(method, "traits"):
+        return static(method)
+    try:
+        key = typed_key(method)
+    except UnkeyableError:
+        try:
+            key = typed_key((core, traits_of(method)))
+        except (UnkeyableError, RecursionError):
+            key = object()
+    return known(Recipe(key, lambda arrays: method))
+
+
 def split_options(options: dict[str, Any]) -> tuple[list[Any], Recipe]:
     """Split the arrays in the options, which are traced, from the rest, which is static."""
     leaves, treedef = jax.tree.flatten(options)
