@@ -143,7 +143,7 @@ def measure(cell: Cell, repeats: int, smallest: int = 8, most_chunks: int = 256)
     xs = jax.device_put(np.random.default_rng(0).normal(size=(cell.batch, *cell.shape)).astype("f"))
     targets = None if cell.method == "jacobian" else 0
     work = prepare(method, model, xs, targets, **cell.options)
-    total = work.job.evaluations * cell.batch
+    total = work.load.evaluations * cell.batch
     sizes: dict[int | None, list[float]] = {None: []}
     size = smallest
     while size < 2 * total:

@@ -1,12 +1,12 @@
 """jaxattn: functional explainers for recurrent and attention networks in JAX.
 
-`explain` runs a method (`gradient`, `saliency`, `integrated_gradients`, `occlusion`, ...) over a
-batch; a method by itself explains one example. `metrics` judge, `plot` shows, `nn` and `models`
-hold networks.
+A method (`gradient`, `saliency`, `integrated_gradients`, `occlusion`, ...) explains one example;
+`explain` runs a method over a batch. `metrics` evaluate attributions, `plot` draws them, `nn` and
+`models` hold networks.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxattn import metrics as metrics, models as models, nn as nn
 from jaxattn._types import Attribution as Attribution
@@ -14,6 +14,7 @@ from jaxattn.engine.benchmark import Benchmark as Benchmark, benchmark as benchm
 from jaxattn.engine.callable import unbatched as unbatched, without_softmax as without_softmax
 from jaxattn.engine.explain import explain as explain
 from jaxattn.engine.intermediates import capture as capture, intervene as intervene
+from jaxattn.engine.method import method as method
 from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.jaxpr.propagation.layer_rules import LRPRule as LRPRule
 from jaxattn.methods.attention_weights import (
@@ -78,6 +79,7 @@ __all__ = [
     "layer_conductance",
     "learned_mask",
     "lrp",
+    "method",
     "metrics",
     "models",
     "nn",
@@ -95,8 +97,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports `plot` when it is asked for: matplotlib takes longer to start than all the rest."""
+def __getattr__(name: str) -> object:
+    """Import `plot` on first use: matplotlib takes longer to import than everything else."""
     if name == "plot":
         return importlib.import_module("jaxattn.plot")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names of the public API."""
+    return [*__all__, "__version__"]

@@ -125,9 +125,9 @@ def test_names_are_checked():
         ja.saliency(lambda x: ja.tag(ja.tag(x, "a"), "a").sum(), np.ones(2), at="a")
     with pytest.raises(ValueError, match=r"at='\*' .* names state \[\(5, 3\)\]; gated"):
         ja.saliency(recurrent, ROWS[0], 0, at="*")
-    with pytest.raises(TypeError, match="at must be the name of an intermediate, got 3"):
+    with pytest.raises(TypeError, match="`at` must be the name of an intermediate, got 3"):
         ja.saliency(classify, IDS[0], 0, at=3)
-    with pytest.raises(ValueError, match="has no meaning for temporal_output_score"):
+    with pytest.raises(ValueError, match="`at` must be None for temporal_output_score"):
         ja.temporal_output_score(recurrent, ROWS[0], 0, at="state")
 
 

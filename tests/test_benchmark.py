@@ -17,6 +17,7 @@ from jax.sharding import AxisType
 import jaxattn as ja
 from benchmarks.__main__ import main
 from jaxattn.engine.explain import prepare
+from jaxattn.engine.launch import trace_part
 
 B, N = 6, 5
 X = jnp.asarray(np.random.default_rng(0).normal(size=(B, N)), jnp.float32)
@@ -131,7 +132,7 @@ def test_compilation_is_cold_despite_a_cache_on_disk(tmp_path):
             jax.config.update(name, value)
         compilation_cache.reset_cache()
         for _ in range(2):
-            work.job.trace_anew(work.examples, work.plan).lower().compile()
+            trace_part(work.binding, work.examples, work.plan).lower().compile()
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

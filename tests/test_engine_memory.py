@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxattn as ja
-from jaxattn.engine import job
+from jaxattn.engine import launch, plan as planning
+from jaxattn.engine.memo import MEMOS
 
 B, N = 41, 6
 X = np.random.default_rng(0).normal(size=(B, N)).astype(np.float32)
@@ -25,25 +26,25 @@ class Device:
 
     def __init__(self, holds, after=0):
         self.holds, self.after, self.asked = holds, after, []
-        self._run = job.Job.run
+        self._run = launch.run_part
 
-    def __call__(self, job, examples, plan):
+    def __call__(self, binding, examples, plan):
         self.asked.append(plan.in_flight)
         if plan.in_flight > self.holds and len(self.asked) > self.after:
             raise jax.errors.JaxRuntimeError(SHORT)
-        return self._run(job, examples, plan)
+        return self._run(binding, examples, plan)
 
 
 @pytest.fixture
 def device(monkeypatch):
     def install(holds, after=0):
         found = Device(holds, after)
-        monkeypatch.setattr(job.Job, "run", lambda *call: found(*call))
+        monkeypatch.setattr(launch, "run_part", lambda *call: found(*call))
         return found
 
-    job._limits.clear()
+    MEMOS.limits.clear()
     yield install
-    job._limits.clear()
+    MEMOS.limits.clear()
 
 
 def explained(**options):
@@ -61,7 +62,7 @@ def quiet(call):
 def test_the_rest_goes_on_with_half(device, holds, batch_size):
     expected = explained()
     found = device(holds)
-    with pytest.warns(UserWarning, match=r"goes on with \d+; batch_size=\d+ would") as said:
+    with pytest.warns(UserWarning, match=r"continues with \d+; pass batch_size=\d+") as said:
         values = explained(batch_size=batch_size)
     np.testing.assert_allclose(values, expected, atol=1e-6)
     sizes = list(dict.fromkeys(found.asked))
@@ -73,7 +74,7 @@ def test_the_rest_goes_on_with_half(device, holds, batch_size):
 def test_what_was_computed_is_kept(device):
     expected = explained()
     found = device(7, after=2)  # two parts of 14 examples fit, then memory gets short
-    with pytest.warns(UserWarning, match="for 14 evaluations of fn in flight.* goes on with 7"):
+    with pytest.warns(UserWarning, match="for 14 evaluations of fn in flight.* continues with 7"):
         values = explained(batch_size=14)
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert found.asked == [14, 14, 14, 7, 7]
@@ -96,7 +97,7 @@ def test_the_next_call_remembers_and_says_nothing(device):
 def test_one_example_by_itself(device):
     expected = ja.occlusion(fn, X[0], 1).values
     found = device(3)
-    with pytest.warns(UserWarning, match="goes on with 3"):
+    with pytest.warns(UserWarning, match="continues with 3"):
         values = ja.occlusion(fn, X[0], 1).values
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert found.asked == [7, 3]
@@ -125,30 +126,30 @@ def test_other_errors_pass(monkeypatch):
     def fails(*call):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(job.Job, "run", fails)
+    monkeypatch.setattr(launch, "run_part", fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
         quiet(explained)
 
 
 def test_a_program_that_cannot_be_compiled_for_want_of_memory(device, monkeypatch):
     expected = explained()
-    compiles = job.Job.compile
+    compiles = launch.compile_part
 
-    def compile_(job, examples, plan):
+    def compile_(binding, examples, plan):
         if plan.in_flight > 7:
             raise jax.errors.JaxRuntimeError(SHORT)
-        return compiles(job, examples, plan)
+        return compiles(binding, examples, plan)
 
-    monkeypatch.setattr(job.Job, "compile", compile_)
-    job._plans.clear()
+    monkeypatch.setattr(launch, "compile_part", compile_)
+    MEMOS.plans.clear()
     with pytest.warns(UserWarning):
         np.testing.assert_allclose(explained(), expected, atol=1e-6)
 
 
 @pytest.fixture
 def threads(monkeypatch):
-    monkeypatch.setattr(job, "_WORTH_A_THREAD", 0)
-    monkeypatch.setattr(job, "cores", lambda: 2)
+    monkeypatch.setattr(planning, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(planning, "cores", lambda: 2)
 
 
 @pytest.mark.parametrize("holds", [1, 2, 7, 20])
@@ -157,7 +158,7 @@ def test_side_by_side_too(device, threads, holds, after):
     """What runs at the same time counts together, and what was computed is kept."""
     expected = explained()
     found = device(holds, after)
-    with pytest.warns(UserWarning, match="goes on with"):
+    with pytest.warns(UserWarning, match="continues with"):
         values = explained(batch_size=40)
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert found.asked[0] == 22  # 41 examples in 4 parts

@@ -167,7 +167,7 @@ def test_an_fn_that_itself_explains_stays_on_its_device():
 
 def test_what_devices_tell_each_other_is_the_scores():
     work = prepare(ja.occlusion, fn, X[:1], 1, window=1, mesh=mesh(8), batch_size=8)
-    text = work.job.compile(work.examples, work.plan).as_text()
+    text = work.compile().as_text()
     found = re.findall(r"= f32\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text)
     (told,) = [(shape, operation) for shape, operation in found]
     assert told[1] == "all-gather"
@@ -176,5 +176,5 @@ def test_what_devices_tell_each_other_is_the_scores():
 
 def test_with_enough_examples_devices_tell_each_other_nothing():
     work = prepare(ja.occlusion, fn, np.concatenate([X] * 4)[:8], 1, window=1, mesh=mesh(8))
-    text = work.job.compile(work.examples, work.plan).as_text()
+    text = work.compile().as_text()
     assert not re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", text)

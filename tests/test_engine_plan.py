@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxattn as ja
-from jaxattn.engine import explain, job, memory
+from jaxattn.engine import memory, parts, plan as planning
 from jaxattn.engine.explain import prepare
+from jaxattn.engine.memo import MEMOS
 
 B, N = 10, 6
 X = np.random.default_rng(0).normal(size=(B, N)).astype(np.float32)
@@ -36,8 +37,8 @@ def test_batch_size_is_divided_over_examples_before_evaluations(batch_size, exam
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16, 40, 112, 500])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_all_examples_are_taken_with_no_more_in_flight(batch_size, workers, monkeypatch):
-    monkeypatch.setattr(job, "_WORTH_A_THREAD", 0)
-    monkeypatch.setattr(job, "cores", lambda: workers)
+    monkeypatch.setattr(planning, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(planning, "cores", lambda: workers)
     xs = np.concatenate([X] * 5)
     found = prepare(ja.occlusion, fn, xs, 0, batch_size=batch_size)
     plan = found.plan
@@ -95,16 +96,16 @@ def test_the_automatic_batch_size_fits_the_memory(monkeypatch):
     limit = 40_000
     expected = ja.explain(ja.jacobian, lambda x: jnp.outer(x, x) @ x, X)
     monkeypatch.setattr(memory, "budget", lambda device: limit)
-    job._plans.clear()
+    MEMOS.plans.clear()
 
     def wide(x):
         return jnp.tanh(jnp.outer(x, jnp.arange(500.0))).sum(1)
 
     found = prepare(ja.occlusion, lambda x: wide(x)[0], X)
-    compiled = found.job.compile(found.examples, found.plan)
+    compiled = found.compile()
     assert memory.needed(compiled) <= limit < 500 * N * 4 * B * N
     values = ja.explain(ja.occlusion, lambda x: wide(x)[0], X).values
-    job._plans.clear()
+    MEMOS.plans.clear()
     monkeypatch.undo()
     np.testing.assert_allclose(
         values, ja.explain(ja.occlusion, lambda x: wide(x)[0], X).values, atol=1e-5
@@ -166,10 +167,8 @@ def test_many_chunks():
 def test_what_lies_on_the_host_is_cut_there(size, monkeypatch):
     """A device need not hold all examples."""
     seen = []
-    cut = explain._cut
-    monkeypatch.setattr(
-        explain, "_cut", lambda leaves, *at: seen.extend(leaves) or cut(leaves, *at)
-    )
+    cut = parts._cut
+    monkeypatch.setattr(parts, "_cut", lambda leaves, *at: seen.extend(leaves) or cut(leaves, *at))
     got = ja.explain(ja.saliency, fn, X, np.arange(B) % 2, batch_size=size)
     want = ja.explain(ja.saliency, fn, jnp.asarray(X), np.arange(B) % 2)
     assert not any(isinstance(leaf, np.ndarray) for leaf in seen)

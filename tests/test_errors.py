@@ -109,12 +109,12 @@ def test_several_outputs_want_a_callable(target):
         ({"window": True}, TypeError, ["window", "True"]),
         ({"window": "all"}, (TypeError, ValueError), ["window", "all"]),
         ({"window": {"a": 1}}, ValueError, ["window", "{'a': 1}"]),
-        ({"window": ()}, ValueError, ["window must name at least one axis", "()"]),
+        ({"window": ()}, ValueError, ["`window` must have at least one axis", "()"]),
         ({"window": np.array([2, 4])}, ValueError, ["window", "(2, 4)", "(5, 3)"]),
-        ({"window": np.array([2.0, 1.0])}, TypeError, ["window must hold ints", "2.0"]),
-        ({"window": np.array([True, True])}, TypeError, ["window must hold ints", "True"]),
-        ({"window": np.array([], int)}, ValueError, ["window must name at least one axis"]),
-        ({"window": np.ones((2, 2), int)}, ValueError, ["window must be one for all of x"]),
+        ({"window": np.array([2.0, 1.0])}, TypeError, ["`window` must hold ints", "2.0"]),
+        ({"window": np.array([True, True])}, TypeError, ["`window` must hold ints", "True"]),
+        ({"window": np.array([], int)}, ValueError, ["`window` must have at least one axis"]),
+        ({"window": np.ones((2, 2), int)}, ValueError, ["`window` must be one for all of x"]),
         ({"window": 2, "stride": np.array([3])}, ValueError, ["stride", "3", "window", "2"]),
         ({"window": 2, "stride": 3}, ValueError, ["stride", "3", "window", "2"]),
         ({"window": 2, "stride": 0}, ValueError, ["stride", "0"]),
@@ -187,13 +187,13 @@ def test_inputs_that_are_not_finite(value, dtype):
 @pytest.mark.parametrize("size", [3, 2**19])
 def test_inputs_that_are_not_finite_as_jax_has_them(size):
     for bad in (np.full(size, 1e300), np.full(size, 1e300 + 0j)):
-        with refuses(ValueError, f"x holds {size} NaN or infinite"):
+        with refuses(ValueError, f"`x` holds {size} NaN or infinite"):
             ja.occlusion(lambda x: x.real.sum(), bad)
     for bad in (1e300, np.float64(1e300)):
-        with refuses(ValueError, "x holds 1 NaN or infinite", "float32"):
+        with refuses(ValueError, "`x` holds 1 NaN or infinite", "float32"):
             ja.gradient(jnp.sum, bad)
     for baseline in (1e300, np.full(T, 1e300)[:, None]):
-        with refuses(ValueError, "baseline holds", "infinite", "float32"):
+        with refuses(ValueError, "`baseline` holds", "infinite", "float32"):
             ja.integrated_gradients(fn, X, 0, baseline=baseline)
 
 
@@ -243,7 +243,7 @@ def test_a_model_that_fails_on_everything_fails_with_its_own_error():
 @pytest.mark.parametrize(
     "xs, args, words",
     [
-        (np.zeros((0, T, D), np.float32), (), ["xs", "no examples"]),
+        (np.zeros((0, T, D), np.float32), (), ["xs", "at least one example"]),
         ({}, (), ["xs", "empty"]),
         (np.float32(1), (), ["xs", "scalar"]),
         ({"a": XS, "b": jnp.float32(2)}, (), ["xs['b']", "scalar"]),
@@ -311,10 +311,10 @@ def test_unknown_options(name):
             ValueError,
             ["quadrature", "simpson", "midpoint"],
         ),
-        (ja.integrated_gradients, {"num_steps": None}, TypeError, ["num_steps must be", "None"]),
-        (ja.integrated_gradients, {"num_steps": "8"}, TypeError, ["num_steps must be", "'8'"]),
-        (ja.smooth_grad, {"num_samples": None}, TypeError, ["num_samples must be", "None"]),
-        (ja.learned_mask, {"num_steps": None}, TypeError, ["num_steps must be", "None"]),
+        (ja.integrated_gradients, {"num_steps": None}, TypeError, ["`num_steps` must be", "None"]),
+        (ja.integrated_gradients, {"num_steps": "8"}, TypeError, ["`num_steps` must be", "'8'"]),
+        (ja.smooth_grad, {"num_samples": None}, TypeError, ["`num_samples` must be", "None"]),
+        (ja.learned_mask, {"num_steps": None}, TypeError, ["`num_steps` must be", "None"]),
         (ja.jacobian, {"mode": "both"}, ValueError, ["mode", "both", "reverse"]),
         (ja.learned_mask, {"num_steps": 0}, ValueError, ["num_steps", "0"]),
         (ja.learned_mask, {"num_steps": 2.5}, TypeError, ["num_steps", "2.5"]),
@@ -335,9 +335,9 @@ def test_unknown_options(name):
         (ja.temporal_output_score, {"length_argnum": -1}, ValueError, ["length_argnum", "-1"]),
         (ja.temporal_output_score, {"length_argnum": True}, TypeError, ["length_argnum", "True"]),
         (ja.temporal_output_score, {"length_argnum": "0"}, TypeError, ["length_argnum", "'0'"]),
-        (ja.temporal_output_score, {"reuse": "no"}, TypeError, ["reuse must be a bool", "'no'"]),
-        (ja.occlusion, {"reuse": "no"}, TypeError, ["reuse must be a bool", "'no'"]),
-        (ja.occlusion, {"reuse": 1}, TypeError, ["reuse must be a bool", "1"]),
+        (ja.temporal_output_score, {"reuse": "no"}, TypeError, ["`reuse` must be a bool", "'no'"]),
+        (ja.occlusion, {"reuse": "no"}, TypeError, ["`reuse` must be a bool", "'no'"]),
+        (ja.occlusion, {"reuse": 1}, TypeError, ["`reuse` must be a bool", "1"]),
     ],
 )
 @pytest.mark.parametrize("batched", [False, True])
@@ -383,15 +383,15 @@ def test_steps_of_a_curve(metric, num_steps, error):
     ],
 )
 def test_inputs_that_are_no_numbers(x, error, got):
-    with refuses(error, "x must hold", got):
+    with refuses(error, "`x` must hold", got):
         ja.gradient(fn, x, 0)
-    with refuses(error, "xs must hold", got):
+    with refuses(error, "`xs` must hold", got):
         ja.explain(ja.gradient, fn, x, 0)
 
 
 @pytest.mark.parametrize("progress", ["no", 1, None])
 def test_progress_must_be_a_bool(progress):
-    with refuses(TypeError, "progress must be a bool", repr(progress)):
+    with refuses(TypeError, "`progress` must be a bool", repr(progress)):
         ja.explain(ja.gradient, fn, XS, 0, progress=progress)
 
 
@@ -399,7 +399,7 @@ def test_steps_of_a_layer():
     def tagged(x):
         return fn(ja.tag(x, "layer"))
 
-    with refuses(TypeError, "num_steps must be an int, got None"):
+    with refuses(TypeError, "`num_steps` must be an int, got None"):
         ja.layer_conductance(tagged, X, 0, at="layer", num_steps=None)
 
 
@@ -412,9 +412,9 @@ def test_args_must_be_a_tuple():
     "listed", [[1.0, 2.0], [[1, 2], [3, 4]], [(1.0, 2.0)], {"a": [1.0], "b": [[True]]}]
 )
 def test_a_list_of_numbers_is_no_array(listed):
-    with refuses(TypeError, "x must hold arrays", "list of numbers", "np.array(x)"):
+    with refuses(TypeError, "`x` must hold arrays", "list of numbers", "np.array(x)"):
         ja.saliency(fn, listed, 1)
-    with refuses(TypeError, "xs must hold arrays", "list of numbers", "np.array(xs)"):
+    with refuses(TypeError, "`xs` must hold arrays", "list of numbers", "np.array(xs)"):
         ja.explain(ja.saliency, fn, listed, 1)
 
 
@@ -427,11 +427,11 @@ def test_a_list_of_arrays_is_a_pytree(x):
 @pytest.mark.parametrize("method", [ja.gradient, ja.occlusion])
 def test_an_answer_that_is_no_array(method):
     for run, x in ((method, X), (partial(ja.explain, method), XS)):
-        with refuses(TypeError, "fn must answer arrays", "str 'cat'"):
+        with refuses(TypeError, "`fn` must return arrays", "str 'cat'"):
             run(lambda x: "cat", x, 0)
-        with refuses(TypeError, "fn must answer arrays", "str 'cat'"):
+        with refuses(TypeError, "`fn` must return arrays", "str 'cat'"):
             run(lambda x: (fn(x), "cat"), x, lambda out: out[0][0])
-        with refuses(TypeError, "target must give one number", "str 'cat'"):
+        with refuses(TypeError, "`target` must return one number", "str 'cat'"):
             run(fn, x, lambda out: "cat")
 
 
@@ -445,17 +445,17 @@ def test_a_type_error_of_fn_is_its_own():
 
 @pytest.mark.parametrize("key", [0, "key", np.zeros((B, 2), np.uint32)])
 def test_key_must_be_a_random_key(key):
-    with refuses(TypeError, "key must be a random key"):
+    with refuses(TypeError, "`key` must be a random key"):
         ja.explain(ja.smooth_grad, fn, XS, 0, key=key)
 
 
 def test_a_window_for_a_single_number():
-    with refuses(ValueError, "window (1,)", "shape ()", "window=None leaves that leaf alone"):
+    with refuses(ValueError, "`window`", "(1,)", "shape ()", "window=None leaves that leaf unchanged"):
         ja.occlusion(lambda x: 2 * x, np.float32(3))
     tree = {"a": X, "b": jnp.float32(3)}
-    with refuses(ValueError, "window (2,)", "shape ()", "window=None leaves that leaf alone"):
+    with refuses(ValueError, "`window`", "(2,)", "shape ()", "window=None leaves that leaf unchanged"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=2)
-    with refuses(ValueError, "window must name at least one axis", "()", "window=None"):
+    with refuses(ValueError, "`window` must have at least one axis", "()", "window=None"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window={"a": 2, "b": ()})
     window = {"a": 2, "b": None}
     assert ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=window).values["b"] == 0
@@ -492,12 +492,12 @@ def test_one_number_is_one_target_for_all(target):
 
 
 def test_an_integer_baseline_must_fit():
-    with refuses(ValueError, "baseline -1", "uint8"):
+    with refuses(ValueError, "`baseline`", "-1", "uint8"):
         ja.occlusion(lambda x: x.astype(jnp.float32).sum(), np.array([3, 4], np.uint8), baseline=-1)
 
 
 def test_noise_on_integers_alone_is_refused():
-    with refuses(TypeError, "x must hold floating numbers for noise", "int32"):
+    with refuses(TypeError, "`x` must hold floating-point numbers for noise", "int32"):
         ja.smooth_grad(
             lambda x: x.astype(jnp.float32).sum(),
             np.array([3, 4], np.int32),
@@ -583,5 +583,5 @@ def test_numbers_that_are_known_inside_of_a_trace():
 
 
 def test_a_baseline_that_is_not_finite():
-    with refuses(ValueError, "baseline holds 1 NaN"):
+    with refuses(ValueError, "`baseline` holds 1 NaN"):
         ja.integrated_gradients(fn, X, 0, baseline=np.nan)

@@ -90,9 +90,9 @@ def test_grad_cam_inside_of_another_method():
 
 @pytest.mark.parametrize("method", [ja.grad_cam, ja.layer_conductance])
 def test_the_intermediate_must_be_named(method):
-    with pytest.raises(ValueError, match=f"at is missing: {method.__name__}"):
+    with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
         method(classify, IMAGE, 1)
-    with pytest.raises(ValueError, match=f"at is missing: {method.__name__}"):
+    with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
         ja.explain(method, classify, IMAGE[None], 1)
     with pytest.raises(ValueError, match=r"at.*'pool'.*conv"):
         method(classify, IMAGE, 1, at="pool")

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 import jaxattn as ja
 
 T, D, H, K, B = 5, 3, 4, 3, 5
-METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "evaluations")}
+METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "traits")}
 PATTERNS = [np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]]
 OPTIONS = {
     "gradient": {},

@@ -140,7 +140,7 @@ def test_fractions_are_the_shares_that_were_deleted():
 
 def test_an_attribution_that_is_not_finite_is_refused():
     xs = np.ones((1, 3), np.float32)
-    with pytest.raises(ValueError, match="attribution holds 3 NaN"):
+    with pytest.raises(ValueError, match="`attribution` holds 3 NaN"):
         ja.metrics.deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), softmax=False)
 
 

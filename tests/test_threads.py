@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxattn as ja
-from jaxattn.engine import job, threads as engine_threads
+from jaxattn.engine import launch, plan as planning, threads as engine_threads
 from jaxattn.engine.explain import prepare
 from jaxattn.engine.threads import cores, side_by_side
 
@@ -31,21 +31,21 @@ def fn(x):
 @pytest.fixture
 def threads(monkeypatch):
     """Two cores, and work that is worth them; says which threads computed."""
-    monkeypatch.setattr(job, "_WORTH_A_THREAD", 0)
-    monkeypatch.setattr(job, "cores", lambda: 2)
-    seen, run = [], job.Job.run
+    monkeypatch.setattr(planning, "_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(planning, "cores", lambda: 2)
+    seen, run = [], launch.run_part
 
     def watched(*call):
         seen.append(threading.current_thread())
         return run(*call)
 
-    monkeypatch.setattr(job.Job, "run", watched)
+    monkeypatch.setattr(launch, "run_part", watched)
     return seen
 
 
 def in_one_thread(monkeypatch, call):
     with monkeypatch.context() as patch:
-        patch.setattr(job, "cores", lambda: 1)
+        patch.setattr(planning, "cores", lambda: 1)
         return call()
 
 
@@ -396,7 +396,7 @@ def test_where_there_are_no_threads(monkeypatch):
     class Accelerator:
         platform = "gpu"
 
-    monkeypatch.setattr(job, "device_of", lambda leaves: Accelerator())
+    monkeypatch.setattr(planning, "device_of", lambda leaves: Accelerator())
     assert workers(batch_size=100) == 1
 
 

@@ -1,18 +1,22 @@
 """Chunks of a vmapped axis inside one compiled program: how many evaluations are in flight.
 
-Where devices share the work of an example, each takes its part of the axis.
+If devices share the work of an example, each takes its part of the axis.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, PyTree
 
 from jaxattn.jaxpr.flat import varying_axes
+
+Result = TypeVar("Result")
 
 #: Evaluations in flight where neither the caller nor the engine chose. On a CPU the cost of a row
 #: is lowest near this many; beyond it the intermediates fall out of the caches.
@@ -20,14 +24,14 @@ DEFAULT = 256
 
 
 def balanced(count: int, limit: int | None) -> tuple[int, int]:
-    """The fewest chunks of at most `limit`, and the smallest size with which they cover `count`."""
+    """Return the fewest chunks of at most `limit`, and the smallest size that covers `count`."""
     count = max(1, count)
     chunks = -(-count // max(1, min(limit or DEFAULT, count)))
     return chunks, -(-count // chunks)
 
 
 class Spread(NamedTuple):
-    """The axis of a mesh whose devices share the work of each example, and how many they are."""
+    """The axis of a mesh whose devices share the work of each example, and their number."""
 
     axis: str
     devices: int
@@ -38,7 +42,7 @@ _spread: ContextVar[Spread | None] = ContextVar("spread", default=None)
 
 @contextmanager
 def spread_over(spread: Spread | None) -> Iterator[None]:
-    """Makes the chunks inside share their members out over devices; `None` keeps them on one."""
+    """Divide the members of the chunks inside over devices; `None` keeps them on one."""
     entered = _spread.set(spread)
     try:
         yield
@@ -46,41 +50,42 @@ def spread_over(spread: Spread | None) -> Iterator[None]:
         _spread.reset(entered)
 
 
-def alone(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f` with all its chunks on the device that calls it: others may be at other work."""
+def alone(f: Callable[..., Result]) -> Callable[..., Result]:
+    """Return `f` with all its chunks on the device that calls it: others may do other work."""
 
-    def call(*inputs: Any) -> Any:
+    def call(*inputs: PyTree) -> Result:
         with spread_over(None):
             return f(*inputs)
 
     return call
 
 
-def _rows(xs: Any, rows: Any) -> Any:
+def _rows(xs: PyTree, rows: Array | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows], xs)
 
 
-def _share(count: int, spread: Spread) -> Any:
-    """Which of `count` members this device takes, an equal number on each: beyond them at last."""
+def _share(count: int, spread: Spread) -> Array:
+    """Return which members this device takes; the last devices get indices beyond `count`."""
     size = -(-count // spread.devices)
     return jax.lax.axis_index(spread.axis) * size + jnp.arange(size, dtype=jnp.int32)
 
 
-def chunked_map(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
-    """`jax.vmap(f)(xs)` with at most `batch_size` members in flight on a device."""
+def chunked_map(f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None) -> PyTree:
+    """Compute `jax.vmap(f)(xs)` with at most `batch_size` members in flight on a device."""
     count, spread = _length(xs), _spread.get()
     if spread is None or count <= 1:
         return _map(f, xs, batch_size)
     mine = _rows(xs, jnp.minimum(_share(count, spread), count - 1))
     ys = _map(alone(f), mine, batch_size)
 
-    def gathered(leaf: Any) -> Any:
-        return jax.lax.all_gather(leaf, spread.axis, tiled=True)[:count]
+    def gathered(leaf: Array) -> Array:
+        whole: Array = jax.lax.all_gather(leaf, spread.axis, tiled=True)
+        return whole[:count]
 
     return jax.tree.map(gathered, ys)
 
 
-def _map(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
+def _map(f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None) -> PyTree:
     count = _length(xs)
     chunks, size = balanced(count, batch_size)
     if count == 0 or chunks == 1:
@@ -92,17 +97,17 @@ def _map(f: Callable[[Any], Any], xs: Any, batch_size: int | None) -> Any:
 
 
 def chunked_sum(
-    f: Callable[[Any], Any], xs: Any, batch_size: int | None, divisor: float = 1
-) -> Any:
-    """The sum over the leading axis of `jax.vmap(f)(xs)`, of which only a chunk ever exists.
+    f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None, divisor: float = 1
+) -> PyTree:
+    """Sum `jax.vmap(f)(xs)` over its leading axis, of which only a chunk exists at a time.
 
     Half precision is summed, and divided by `divisor`, in float32.
     """
 
-    def total(members: Any, valid: Any) -> Any:
-        def of_leaf(leaf: Any) -> Any:
-            valid_cells = valid.reshape(-1, *[1] * (leaf.ndim - 1))
-            return jnp.where(valid_cells, leaf, 0).sum(0, dtype=wide(leaf.dtype))
+    def total(members: PyTree, valid: Bool[Array | np.ndarray, " n"]) -> PyTree:
+        def of_leaf(leaf: Array) -> Array:
+            mask = valid.reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.where(mask, leaf, 0).sum(0, dtype=wide(leaf.dtype))
 
         return jax.tree.map(of_leaf, jax.vmap(f)(members))
 
@@ -111,11 +116,13 @@ def chunked_sum(
     return jax.tree.map(lambda leaf, like: (leaf / divisor).astype(like.dtype), totals, one)
 
 
-def chunked_total(total: Callable[[Any, Any], Any], xs: Any, batch_size: int | None) -> Any:
-    """The sum over chunks of the leading axis of `total(members, valid)`.
+def chunked_total(
+    total: Callable[[PyTree, Any], PyTree], xs: PyTree, batch_size: int | None
+) -> PyTree:
+    """Sum `total(members, valid)` over chunks of the leading axis.
 
     Args:
-        total: answers a pytree in a wide dtype, of the members that are valid alone.
+        total: returns a pytree in a wide dtype, the sum over the members that are valid.
         xs: the members.
         batch_size: how many members are in flight on a device.
     """
@@ -128,7 +135,12 @@ def chunked_total(total: Callable[[Any, Any], Any], xs: Any, batch_size: int | N
     return jax.lax.psum(of_mine, spread.axis)
 
 
-def _total(total: Callable[[Any, Any], Any], xs: Any, valid: Any, batch_size: int | None) -> Any:
+def _total(
+    total: Callable[[PyTree, Any], PyTree],
+    xs: PyTree,
+    valid: Bool[Array | np.ndarray, " n"],
+    batch_size: int | None,
+) -> PyTree:
     count = _length(xs)
     chunks, size = balanced(count, batch_size)
     if chunks == 1:
@@ -138,29 +150,30 @@ def _total(total: Callable[[Any, Any], Any], xs: Any, valid: Any, batch_size: in
     parts = _rows((xs, valid), padded.reshape(chunks, size))
     masks = parts[1] & (rows < count).reshape(chunks, size)
 
-    def add(so_far: Any, chunk: tuple[Any, Any]) -> tuple[Any, None]:
+    def add(so_far: PyTree, chunk: tuple[PyTree, Array]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, so_far, total(*chunk)), None
 
     one = jax.eval_shape(total, *jax.tree.map(lambda leaf: leaf[0], (parts[0], masks)))
     return jax.lax.scan(add, jax.tree.map(_zeros, one), (parts[0], masks))[0]
 
 
-def _zeros(struct: jax.ShapeDtypeStruct) -> Any:
+def _zeros(struct: jax.ShapeDtypeStruct) -> Array:
     return varying_as(struct, jnp.zeros(struct.shape, struct.dtype))
 
 
-def varying_as(like: Any, x: Any) -> Any:
-    """An array as one that varies over devices where another does, inside of a `shard_map`."""
+def varying_as(like: PyTree, x: Array) -> Array:
+    """Return an array as varying over the devices over which another does, in a `shard_map`."""
     axes = tuple(varying_axes(like))
-    return jax.lax.pcast(x, axes, to="varying") if axes else x
+    cast: Array = jax.lax.pcast(x, axes, to="varying") if axes else x
+    return cast
 
 
-def _length(xs: Any) -> int:
+def _length(xs: PyTree) -> int:
     count: int = jax.tree.leaves(xs)[0].shape[0]
     return count
 
 
-def wide(dtype: Any) -> Any:
-    """The dtype in which to sum: in half precision a sum overflows, or stops growing."""
+def wide(dtype: DTypeLike) -> DTypeLike:
+    """Return the dtype in which to sum: in half precision a sum overflows, or stops growing."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.float32 if narrow else dtype

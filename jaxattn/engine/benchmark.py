@@ -1,42 +1,43 @@
-"""What a method costs on a device: time, memory and arithmetic."""
+"""The cost of a method on a device: time, memory and arithmetic."""
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target
 from jaxattn.engine.explain import explain, prepare
+from jaxattn.engine.launch import trace_part
 from jaxattn.jaxpr.flops import count_flops
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What one call of `jaxattn.explain` costs, in seconds and bytes.
+    """The cost of a call of `jaxattn.explain`, in seconds and bytes.
 
     Attributes:
         method: the method's name.
         platform: "cpu", "gpu" or "tpu".
-        device: the device's own name.
-        device_count: how many devices worked.
-        examples: how many were explained.
-        evaluations: how many evaluations of `fn` that took, as the method states it; one with its
+        device: the name of the device.
+        device_count: the number of devices.
+        examples: the number of examples.
+        evaluations: the number of evaluations of `fn`, as the method declares it; one with its
             gradient counts once.
-        compile_seconds: to trace, lower and compile the program, with no cache to help.
-        repeats: how many calls were timed.
-        run_seconds: the median of a call's time, compilation excluded.
+        compile_seconds: to trace, lower and compile the program, without caches.
+        repeats: the number of calls that were timed.
+        run_seconds: the median time of a call, without compilation.
         run_seconds_q1: the first quartile.
         run_seconds_q3: the third quartile.
-        peak_bytes: arguments, output and temporaries of the program on each device, by XLA's
-            account; `None` where it gives none.
+        peak_bytes: arguments, output and temporaries of the program on each device, as
+            XLA reports them; `None` if it does not.
         flops: operations of a call on all devices, before XLA optimises, the body of a loop counted
-            as often as it runs; what fills up the last chunk counts as well.
-        flops_exact: whether `flops` is more than a lower bound: no loop's length is unknown.
+            as often as it runs; the examples that fill up the last chunk count as well.
+        flops_exact: whether `flops` is exact: with a loop of unknown length it is a lower bound.
     """
 
     method: str
@@ -56,17 +57,17 @@ class Benchmark:
 
     @property
     def examples_per_second(self) -> float:
-        """At the median time."""
+        """Examples per second at the median time."""
         return self.examples / self.run_seconds
 
     @property
     def evaluations_per_second(self) -> float:
-        """At the median time."""
+        """Evaluations of `fn` per second at the median time."""
         return self.evaluations / self.run_seconds
 
     @property
     def flops_per_second(self) -> float:
-        """At the median time."""
+        """Operations per second at the median time."""
         return self.flops / self.run_seconds
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class Benchmark:
 
 
 def benchmark(
-    method_: Callable[..., Attribution],
+    method_: Method,
     fn: Callable[..., Any],
     xs: Inputs,
     /,
@@ -92,32 +93,32 @@ def benchmark(
     *,
     repeats: int = 10,
     args: tuple[Any, ...] = (),
-    at: str | None = None,
+    at: str | Sequence[str] | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     check_finite: bool = True,
     **options: Any,
 ) -> Benchmark:
-    """Measures a call of `jaxattn.explain`.
+    """Measure the time, memory and operations of a call of `jaxattn.explain`.
 
-    A run is the whole call, until its result is ready: checks, chunks, and whatever must move to
-    the device (give arrays that are there already to leave that out). One run goes before those
-    that count. Compilation is measured by itself, on a copy of the program that neither JAX's
-    caches in memory nor a persistent one on disk can know; JAX itself is warm by then.
+    A run is the whole call until its result is ready: checks, chunks, and transfers to the device
+    (pass arrays that are there already to exclude these). A first run is not counted. Compilation
+    is measured separately, on a copy of the program that no cache of JAX holds, in memory or on
+    disk; JAX itself is warm by then.
 
     Args:
         method_: as for `jaxattn.explain`, like all arguments but `repeats`.
         fn: maps one example to an output.
         xs: the examples, each leaf with a leading axis of length B.
-        targets: which number of the output is explained.
-        repeats: how many runs are timed.
+        targets: the entry of the output that is explained.
+        repeats: the number of runs that are timed.
         args: further inputs of `fn`, each leaf with a leading axis of length B.
         at: the name of an intermediate that is explained instead of `xs`.
         key: a random key for methods that draw.
-        batch_size: how many evaluations of `fn` are in flight on a device.
+        batch_size: the maximum number of evaluations of `fn` in flight on a device.
         mesh: devices over which the examples are spread.
-        check_finite: whether to refuse NaN and infinity in `xs`.
+        check_finite: whether to raise an error for NaN and infinity in `xs`.
         **options: the method's own.
 
     Returns:
@@ -126,9 +127,16 @@ def benchmark(
     Raises:
         ValueError: for `repeats` that is not a positive int, and as `jaxattn.explain`.
         TypeError: as `jaxattn.explain`.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxattn as ja
+        >>> def fn(x):
+        ...     return (x**2).sum()
+        >>> print(ja.benchmark(ja.occlusion, fn, jnp.ones((4, 8)), repeats=3))
+        occlusion on 1 x ...: 4 examples in ... ms (quartiles ...), ...
     """
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ValueError(f"repeats must be a positive int, got {repeats!r}")
+        raise ValueError(f"`repeats` must be a positive int, got {repeats!r}.")
     call: dict[str, Any] = {
         "args": args,
         "at": at,
@@ -139,8 +147,9 @@ def benchmark(
         **options,
     }
 
-    def run() -> Any:
-        return jax.block_until_ready(explain(method_, fn, xs, targets, **call))
+    def run() -> Attribution:
+        attribution: Attribution = explain(method_, fn, xs, targets, **call)
+        return jax.block_until_ready(attribution)
 
     attribution = run()
     seconds = []
@@ -152,7 +161,7 @@ def benchmark(
 
     work = prepare(method_, fn, xs, targets, **call)
     start = time.perf_counter()
-    traced = work.job.trace_anew(work.examples, work.plan)
+    traced = trace_part(work.binding, work.examples, work.plan)
     compiled = traced.lower().compile()
     compile_seconds = time.perf_counter() - start
 
@@ -165,7 +174,7 @@ def benchmark(
         device=devices[0].device_kind,
         device_count=len(devices),
         examples=work.batch,
-        evaluations=work.batch * work.job.evaluations,
+        evaluations=work.batch * work.load.evaluations,
         compile_seconds=compile_seconds,
         repeats=repeats,
         run_seconds=middle,
@@ -177,7 +186,7 @@ def benchmark(
     )
 
 
-def _name(method: Callable[..., Attribution]) -> str:
+def _name(method: Method) -> str:
     while isinstance(method, functools.partial):
         method = method.func
     return getattr(method, "__name__", type(method).__name__)

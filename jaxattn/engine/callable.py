@@ -1,28 +1,30 @@
-"""What may be explained: modules of every JAX library, Keras models, and plain functions.
+"""Callables that can be explained: modules of every JAX library, Keras models, functions.
 
 A callable is split into arrays, which are traced, and a recipe, which is static and hashable and
-makes the callable again from arrays. Equal recipes share a compiled program; nothing that may
-change ever sits inside a recipe.
+rebuilds the callable from arrays. Equal recipes share a compiled program, so nothing that may
+change is part of a recipe.
 """
 
 import functools
 import sys
 import types
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from jaxattn._static import UnkeyableError, is_array, typed_key
-from jaxattn.jaxpr.program import Signature, trace
+from jaxattn.jaxpr.program import Program, Signature, trace
 from jaxattn.jaxpr.readout import before_softmax
 
 Arrays = list[Any]
+Entry = TypeVar("Entry")
 
 
 class _Key:
-    """A key that hashes once; equal ones are one object, as long as that is remembered."""
+    """A key that hashes once; equal keys are one object while it is cached."""
 
     def __init__(self, key: Hashable) -> None:
         self._key, self._hash = key, hash(key)
@@ -35,7 +37,7 @@ class _Key:
 
 
 class Recipe:
-    """How to make a callable from its arrays; equal keys make interchangeable callables."""
+    """How to rebuild a callable from its arrays; equal keys make interchangeable callables."""
 
     def __init__(self, key: Hashable, rebuild: Callable[[Sequence[Any]], Any]) -> None:
         self.key, self.rebuild, self._hash = key, rebuild, hash(key)
@@ -48,28 +50,29 @@ class Recipe:
 
 
 @functools.lru_cache(maxsize=1024)
-def _first(value: Any) -> Any:
+def _first(value: Entry) -> Entry:
     return value
 
 
-def known(value: Any) -> Any:
-    """A recipe or program whose later comparisons need not look inside.
+def known(value: Entry) -> Entry:
+    """Return an equal recipe or program whose later comparisons are by identity.
 
-    A program is the first of equal ones. A recipe only has its key from the first: what it makes
-    may have been changed since then.
+    A program is the first of equal ones. A recipe has only its key from the first: what it rebuilds
+    may have changed since then.
     """
     if isinstance(value, Recipe):
-        return Recipe(_first(_Key(value.key)), value.rebuild)
+        return type(value)(_first(_Key(value.key)), value.rebuild)
     return _first(value)
 
 
-def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Arrays, Any]:
-    """Splits a callable into arrays and a hashable recipe or program with a `rebuild` method.
+def bind(
+    fn: Callable[..., Any], signatures: Sequence[Signature]
+) -> tuple[Arrays, Recipe | Program]:
+    """Split a callable into arrays and a hashable recipe or program with a `rebuild` method.
 
     Args:
-        fn: what is explained.
-        signatures: what it will be called with; only a function that must be traced to be known
-            looks at them.
+        fn: the callable.
+        signatures: those of its inputs; only a function that is identified by its trace needs them.
 
     Raises:
         TypeError: if `fn` cannot be called.
@@ -79,20 +82,20 @@ def bind(fn: Callable[..., Any], signatures: Sequence[Signature]) -> tuple[Array
     except UnkeyableError:
         constants, program = trace(as_function(fn), signatures)
         return constants, known(program)
-    # What a callable answers depends on the shapes of its arrays too.
+    # The output of a callable depends on the shapes of its arrays too.
     shapes = tuple((array.shape, array.dtype) for array in arrays)
     return arrays, known(Recipe((recipe.key, shapes), recipe.rebuild))
 
 
 def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The callable as a pure function of one example, in inference mode.
+    """Return the callable as a pure function of one example, in inference mode.
 
     Raises:
         TypeError: if `fn` cannot be called.
     """
-    if _is_keras(fn):
+    if is_keras(fn):
         return functools.partial(_call_keras, fn)
-    if isinstance(fn, Unbatched) and _is_keras(fn.fn):
+    if isinstance(fn, Unbatched) and is_keras(fn.fn):
         return as_function(fn.fn)
     if isinstance(fn, Wrapper):
         return type(fn)(as_function(fn.fn), fn.options)
@@ -103,50 +106,50 @@ def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     return rebuilding(recipe, arrays)
 
 
-def rebuilding(recipe: Any, arrays: Sequence[Any]) -> Callable[..., Any]:
-    """The callable of a recipe, made anew at each call.
+def rebuilding(recipe: Recipe | Program, arrays: Sequence[Any]) -> Callable[..., Any]:
+    """Return the callable of a recipe, rebuilt at each call.
 
     An nnx module may change its own state, such as a count of random numbers, only in the trace in
-    which it was made.
+    which it was rebuilt.
     """
     return lambda *inputs: recipe.rebuild(arrays)(*inputs)
 
 
-def split(fn: Any) -> tuple[Arrays, Recipe]:
-    """Splits a module, a `Partial`, a method of one, or a callable pytree.
+def split(fn: object) -> tuple[Arrays, Recipe]:
+    """Split a module, a `Partial`, a method of one, or a callable pytree.
 
     Raises:
-        UnkeyableError: for a callable that only its trace can tell apart.
+        UnkeyableError: for a callable that only its trace identifies.
         TypeError: if `fn` cannot be called.
     """
     if not callable(fn):
-        raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+        raise TypeError(f"`fn` must be callable, got {type(fn).__name__}.")
     if isinstance(fn, Wrapper):
         wrapper = type(fn)
         options, treedef = jax.tree.flatten(fn.options, is_leaf=callable)
         parts = [split(part) if callable(part) else _split_tree(part) for part in options]
         arrays, all_parts = _joined([split(fn.fn), *parts])
 
-        def rebuild(arrays: Sequence[Any]) -> Any:
+        def rebuild(arrays: Sequence[Any]) -> Wrapper:
             inner, *options = all_parts.rebuild(arrays)
             return wrapper(inner, jax.tree.unflatten(treedef, options))
 
         return arrays, Recipe((wrapper, typed_key(treedef), all_parts), rebuild)
-    if _is_keras(fn) or _is_plain(fn):
+    if is_keras(fn) or _is_plain(fn):
         raise UnkeyableError("a function may close over anything")
     return _split_tree(fn)
 
 
-def _is_plain(fn: Any) -> bool:
-    """Whether what is called in the end is a function or an unknown object."""
+def _is_plain(fn: object) -> bool:
+    """Return whether the innermost callable is a function or an unknown object."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    known = isinstance(fn, (nnx.Module, types.MethodType))
-    return not known and jax.tree_util.all_leaves([fn])
+    is_known = isinstance(fn, (nnx.Module, types.MethodType))
+    return not is_known and jax.tree_util.all_leaves([fn])
 
 
-def _split_tree(value: Any) -> tuple[Arrays, Recipe]:
-    """Splits anything that a callable may be made of."""
+def _split_tree(value: PyTree) -> tuple[Arrays, Recipe]:
+    """Split any part of a callable."""
     if isinstance(value, nnx.Module):
         return _split_nnx(value)
     if isinstance(value, functools.partial):  # also jax.tree_util.Partial
@@ -175,7 +178,7 @@ def _split_tree(value: Any) -> tuple[Arrays, Recipe]:
     )
 
 
-def _is_atomic(value: Any) -> bool:
+def _is_atomic(value: object) -> bool:
     return isinstance(value, (nnx.Module, functools.partial, types.MethodType))
 
 
@@ -210,48 +213,49 @@ def _split_nnx(module: nnx.Module) -> tuple[Arrays, Recipe]:
     return arrays, Recipe((typed_key(graphdef), typed_key(treedef)), rebuild)
 
 
-def _inference(module: Any) -> Any:
-    """An equinox module with dropout off; anything else as it is."""
+def _inference(module: PyTree) -> PyTree:
+    """Return an equinox module with dropout off; anything else as it is."""
     equinox = sys.modules.get("equinox")
     if equinox is None or not isinstance(module, equinox.Module):
         return module
     return equinox.nn.inference_mode(module)
 
 
-def _is_keras(fn: Any) -> bool:
+def is_keras(fn: object) -> bool:
+    """Return whether a callable is a layer or a model of Keras."""
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(fn, keras.Layer)
 
 
-def _call_keras(model: Any, *inputs: Any) -> Any:
-    """Runs a Keras model on one example, its weights taken as they are now."""
+def _call_keras(model: PyTree, *inputs: PyTree) -> PyTree:
+    """Run a Keras model on one example, with its current weights."""
     return Unbatched(functools.partial(_call_keras_batch, model))(*inputs)
 
 
-def _call_keras_batch(model: Any, *inputs: Any) -> Any:
+def _call_keras_batch(model: PyTree, *inputs: PyTree) -> PyTree:
     import keras
 
     if keras.backend.backend() != "jax":
         raise TypeError(
-            f"fn is a Keras model on the {keras.backend.backend()} backend; jaxattn explains those "
-            'on the JAX backend: set KERAS_BACKEND="jax" before Keras is imported'
+            f"`fn` must be a Keras model on the JAX backend, got one on {keras.backend.backend()}: "
+            'set KERAS_BACKEND="jax" before Keras is imported.'
         )
     trainable = [variable.value for variable in model.trainable_variables]
     others = [variable.value for variable in model.non_trainable_variables]
-    given = inputs[0] if len(inputs) == 1 else list(inputs)
-    output, _ = model.stateless_call(trainable, others, given, training=False)
+    batch = inputs[0] if len(inputs) == 1 else list(inputs)
+    output, _ = model.stateless_call(trainable, others, batch, training=False)
     return output
 
 
 class Wrapper:
-    """A callable around another; split and traced together with it.
+    """A callable around another, split and traced together with it.
 
     Its options are a pytree of arrays, callables and statics.
     """
 
-    def __init__(self, fn: Callable[..., Any], options: Any = ()) -> None:
+    def __init__(self, fn: Callable[..., Any], options: PyTree = ()) -> None:
         if not callable(fn):
-            raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+            raise TypeError(f"`fn` must be callable, got {type(fn).__name__}.")
         self.fn, self.options = fn, options
 
     def __repr__(self) -> str:
@@ -259,38 +263,48 @@ class Wrapper:
 
 
 class Unbatched(Wrapper):
-    """What `unbatched` gives: `fn` called with a batch of the one example."""
+    """The result of `unbatched`: `fn` called with a batch of one example."""
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: PyTree) -> PyTree:
         """Call `fn` with a batch of one example."""
         batched = jax.tree.map(lambda leaf: leaf[None], inputs)
         return jax.tree.map(lambda leaf: leaf[0], self.fn(*batched))
 
 
 class WithoutSoftmax(Wrapper):
-    """What `without_softmax` gives: `fn`, answering with the logits of its last softmax."""
+    """The result of `without_softmax`: `fn` with the logits of its last softmax as output."""
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: PyTree) -> PyTree:
         """Return the logits of `fn`'s last softmax."""
         return before_softmax(as_function(self.fn))(*inputs)
 
 
 def unbatched(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a model that takes only batches one that takes one example.
+    """Convert a model that takes only batches to a function of one example.
 
     Args:
         fn: maps arrays with a leading batch axis to outputs with one.
 
     Returns:
         a callable of one example, which every method and `jaxattn.explain` take.
+
+    Raises:
+        TypeError: if `fn` cannot be called.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxattn as ja
+        >>> def model(xs):
+        ...     return jnp.einsum("bi->b", xs**2)
+        >>> ja.gradient(ja.unbatched(model), jnp.array([1.0, 3.0])).values
+        Array([2., 6.], dtype=float32)
     """
     return Unbatched(fn)
 
 
 def without_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a model that ends in a softmax or a sigmoid answer with the logits before it.
+    """Convert a model that ends in a softmax or a sigmoid to one that returns its logits.
 
-    A softmax saturates: the more certain the network, the smaller the gradient of its
+    A softmax saturates: the more certain the network is, the smaller is the gradient of its
     probabilities. The last softmax or sigmoid is found in the traced program and left out,
     whatever library the model was written with.
 
@@ -298,10 +312,18 @@ def without_softmax(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn: a model whose output is a softmax over its last axis, or a sigmoid.
 
     Returns:
-        a callable that answers the logits. For a sigmoid with one output z these are two, (-z, z):
+        a callable that returns the logits. For a sigmoid with one output z these are two, (-z, z):
         the logits of the negative class 0 and of the positive class 1.
 
     Raises:
-        ValueError: when called, if the output does not come out of a softmax or a sigmoid.
+        TypeError: if `fn` cannot be called.
+        ValueError: when called, if the output is not that of a softmax or a sigmoid.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, jaxattn as ja
+        >>> def model(x):
+        ...     return jax.nn.softmax(2 * x)
+        >>> ja.without_softmax(model)(jnp.array([1.0, 3.0]))
+        Array([2., 6.], dtype=float32)
     """
     return WithoutSoftmax(fn)

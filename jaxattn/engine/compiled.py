@@ -3,20 +3,20 @@
 import dataclasses
 import functools
 from contextvars import ContextVar
-from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 
 from jaxattn._types import Attribution
 from jaxattn.engine.batch import Spread, alone, spread_over
 from jaxattn.engine.callable import Recipe, rebuilding
 from jaxattn.jaxpr.program import Program
 
-#: The axes of the engine's meshes: devices with other examples, and with other evaluations of `fn`.
+#: The axes of the engine's meshes: over examples, and over evaluations of `fn` for each of them.
 EXAMPLES, EVALUATIONS = "examples", "evaluations"
 
-#: Whether a method is being traced by the entry point, where it is just a function.
+#: Whether the entry point traces a method, which is an ordinary function then.
 in_engine: ContextVar[bool] = ContextVar("in_engine", default=False)
 
 
@@ -35,14 +35,14 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a call of the compiled program is laid out.
+    """The layout of a call of the compiled program.
 
     Attributes:
-        single: whether it takes one example, not a batch.
-        examples: how many examples it takes.
-        inside: how many evaluations of `fn` are in flight inside of each.
+        single: whether it takes one example without a leading axis.
+        examples: the number of examples.
+        inside: the evaluations of `fn` in flight inside of each.
         mesh: devices over which the examples are spread, and the evaluations inside of each.
-        workers: how many calls run side by side, each on a core.
+        workers: the number of calls that run in parallel, each on a core.
     """
 
     single: bool
@@ -53,16 +53,22 @@ class Plan:
 
     @property
     def in_flight(self) -> int:
-        """Evaluations of `fn` at once on a device."""
+        """The evaluations of `fn` in flight on a device."""
         rows = 1 if self.mesh is None else self.mesh.shape[EXAMPLES]
         return self.examples // rows * self.inside * self.workers
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> Attribution:
-    """Runs a method on one example, or on each of a batch."""
+def run(spec: Spec, arrays: PyTree, examples: PyTree) -> Attribution:
+    """Run a method on one example, or on each example of a batch.
 
-    def one(arrays: tuple[Any, Any, Any], example: tuple[Any, ...]) -> Attribution:
+    Args:
+        spec: all that is static.
+        arrays: those of the function, of the target and of the options.
+        examples: inputs, target indices, further inputs, keys, and options of one example.
+    """
+
+    def one(arrays: PyTree, example: PyTree) -> Attribution:
         of_fn, of_target, of_options = arrays
         x, index, args, key, batched = example
         method = spec.method.rebuild(())
@@ -71,9 +77,9 @@ def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> 
             shared = Spread(EVALUATIONS, spec.mesh.shape[EVALUATIONS])
         entered = in_engine.set(True)
         try:
-            # The method's chunks are spread, not those of an fn that itself explains.
+            # Only the chunks of the method are spread, not those of an fn that itself explains.
             with spread_over(shared):
-                answer: Attribution = method(
+                attribution: Attribution = method(
                     alone(rebuilding(spec.fn, of_fn)),
                     x,
                     index if spec.target is None else alone(rebuilding(spec.target, of_target)),
@@ -85,7 +91,7 @@ def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> 
                 )
         finally:
             in_engine.reset(entered)
-        return answer
+        return attribution
 
     if spec.single:
         return one(arrays, examples)
@@ -93,7 +99,7 @@ def run(spec: Spec, arrays: tuple[Any, Any, Any], examples: tuple[Any, ...]) -> 
     if spec.mesh is None:
         return each(arrays, examples)
     split = PartitionSpec(EXAMPLES)
-    # A scan's constant initial carry counts as unvarying; the check would refuse it.
+    # The constant initial carry of a scan counts as unvarying, and would fail the check.
     return jax.shard_map(
         each, mesh=spec.mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
     )(arrays, examples)

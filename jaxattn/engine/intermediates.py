@@ -1,4 +1,4 @@
-"""Named intermediates of anything that can be explained: read, and replaced."""
+"""Named intermediates of a function: read, and replaced."""
 
 import functools
 from collections.abc import Callable
@@ -6,27 +6,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxattn._static import is_array, is_concrete
-from jaxattn.engine.callable import Wrapper, as_function, bind
+from jaxattn.engine.callable import Recipe, Wrapper, as_function, bind
 from jaxattn.jaxpr.capture import captured, intervened
-from jaxattn.jaxpr.program import Signature
+from jaxattn.jaxpr.program import Program, Signature
 
 _NUMBERS = (int, float, complex, np.generic)
 
 
 class _Reemitted(Wrapper):
-    """Runs the traced program with changes, and compiled where it is called eagerly.
+    """The traced program with changes, compiled if it is called eagerly.
 
-    Otherwise the loops of the changed program would be compiled anew at every call.
+    Without compilation the loops of the changed program would be compiled at every call.
     """
 
-    change: Callable[[Callable[..., Any], Any], Callable[..., Any]]
+    change: Callable[[Callable[..., Any], PyTree], Callable[..., Any]]
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: PyTree) -> PyTree:
         leaves = jax.tree.leaves(inputs)
-        config: Any = jax.config  # its flags are made at run time
-        if leaves and all(map(is_concrete, leaves)) and not config.jax_disable_jit:
+        disabled = getattr(jax.config, "jax_disable_jit")  # noqa: B009  # made at run time
+        if leaves and all(map(is_concrete, leaves)) and not disabled:
             arrays, recipe = bind(self, [Signature.of(inputs)])
             return _run(recipe, arrays, inputs)
         options = jax.tree.map(
@@ -38,67 +39,74 @@ class _Reemitted(Wrapper):
 
 
 class Capture(_Reemitted):
-    """What `capture` gives: `fn`, answering with the values of the names that are its options."""
+    """The result of `capture`: `fn` and the values of the names that are its options."""
 
     change = staticmethod(captured)
 
 
 class Intervene(_Reemitted):
-    """What `intervene` gives: `fn` with the replacements that are its options."""
+    """The result of `intervene`: `fn` with the replacements that are its options."""
 
     change = staticmethod(intervened)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(recipe: Any, arrays: list[Any], inputs: tuple[Any, ...]) -> Any:
+def _run(recipe: Recipe | Program, arrays: list[Any], inputs: tuple[PyTree, ...]) -> PyTree:
     return recipe.rebuild(arrays)(*inputs)
 
 
 def capture(fn: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """Makes a function answer intermediates too, found by name in its traced program.
+    """Make a function return named intermediates in addition to its output.
 
     A name is a tag, given by `jaxattn.tag` anywhere in the function, or the path of a layer, such
-    as `"M/RNN_0"`, which models of linen, Keras, haiku and equinox carry by themselves (those of
-    nnx do not). The value of a layer is what later layers read of it.
+    as `"M/RNN_0"`. Models of linen, Keras, haiku and equinox carry paths; those of nnx do not. The
+    value of a layer is what later layers read of it.
 
     Args:
         fn: the function or model, of any kind that can be explained; models run in inference mode.
-        *names: which intermediates. Of these the first that finds anything counts: an exact name;
-            the end of a path; a glob (`*`, `?`, `[...]`) of either; a part of a name. Without
-            names, all tags.
+        *names: which intermediates. A name matches in the first of these ways that finds any: as an
+            exact name; as the end of a path; as a glob (`*`, `?`, `[...]`) of either; as a part of
+            a name. Without names, all tags.
 
     Returns:
         a callable `(x, *args) -> (out, {name: value})`, with full names. A value is an array; a
-        tuple for a layer that gives out several, in the order in which they are made; a list, in
-        call order, of a name that occurs more than once. Inside of a `scan` it is stacked over the
-        steps, aligned with the scan's inputs, also in reverse. In code under `jax.vmap` the batch
-        axis lies where that has put it.
+        tuple for a layer with several outputs, in the order in which they are computed; a list, in
+        call order, for a name that occurs more than once. Inside of a `scan` it is stacked over the
+        steps, aligned with the inputs of the scan, also in reverse. In code under `jax.vmap` the
+        batch axis lies where `vmap` puts it.
 
     Raises:
         TypeError: if `fn` cannot be called, or a name is no string.
         ValueError: when called, for a name that matches nothing; for one inside of a `while`, which
             has no fixed number of steps; and for one that does not occur equally often and with one
             shape in all branches of a `cond`.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxattn as ja
+        >>> def fn(x):
+        ...     return ja.tag(2 * x, "doubled").sum()
+        >>> ja.capture(fn, "doubled")(jnp.array([1.0, 3.0]))
+        (Array(8., dtype=float32), {'doubled': Array([2., 6.], dtype=float32)})
     """
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"names must be strings, got {name!r}")
+            raise TypeError(f"`names` must be strings, got {name!r}.")
     return Capture(fn, names)
 
 
 def intervene(fn: Callable[..., Any], replacements: dict[str, Any]) -> Callable[..., Any]:
-    """Makes a function go on with other intermediates than its own.
+    """Make a function continue with replaced intermediates, as in activation patching.
 
     The equations after a replaced tag, or after a replaced layer, read the new value. A custom
-    derivative rule around it is given up.
+    derivative rule around it is dropped.
 
     Args:
         fn: the function or model, of any kind that can be explained.
         replacements: by name, as `jaxattn.capture` finds them: an array of the value's shape; or a
             function from the value to one of equal shape and dtype; a tuple of arrays for a layer
-            that gives out several; or a list of these, one for each call. What is not a list serves
-            every call. Inside of a `scan` an array has the stacked shape, or that of one step,
-            which then serves every step; a function gets the value of one step.
+            with several outputs; or a list of these, one for each call. Anything but a list is used
+            for every call. Inside of a `scan` an array has the stacked shape, or that of one step,
+            and is then used for every step; a function receives the value of one step.
 
     Returns:
         a callable with the output of `fn`, which every method and `jaxattn.explain` take.
@@ -107,19 +115,28 @@ def intervene(fn: Callable[..., Any], replacements: dict[str, Any]) -> Callable[
         TypeError: for an `fn` or replacement of a wrong kind.
         ValueError: when called, for a name as in `jaxattn.capture`, for one that is replaced
             twice, and for a shape that differs.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxattn as ja
+        >>> def fn(x):
+        ...     return ja.tag(2 * x, "doubled").sum()
+        >>> ja.intervene(fn, {"doubled": lambda h: h + 1})(jnp.array([1.0, 3.0]))
+        Array(10., dtype=float32)
     """
     if not isinstance(replacements, dict):
-        raise TypeError(f"replacements must be a dict by name, got {type(replacements).__name__}")
+        raise TypeError(
+            f"`replacements` must be a dict by name, got {type(replacements).__name__}."
+        )
     for name, replacement in replacements.items():
         if not isinstance(name, str):
-            raise TypeError(f"replacements must have names for keys, got {name!r}")
+            raise TypeError(f"`replacements` must have names as keys, got {name!r}.")
         for part in jax.tree.leaves(replacement, is_leaf=callable):
             if not (callable(part) or is_array(part) or isinstance(part, _NUMBERS)):
                 raise TypeError(
-                    f"replacements must be arrays or functions, got {type(part).__name__} "
-                    f"for {name!r}"
+                    f"`replacements` must be arrays or functions, got {type(part).__name__} for "
+                    f"{name!r}."
                 )
-    # As arrays numbers are traced: others will not be compiled anew.
+    # Arrays are traced, so other numbers do not recompile.
     return Intervene(
         fn,
         jax.tree.map(

@@ -1,9 +1,8 @@
-"""What a device can hold, and how much a compiled program asks of it."""
+"""The memory of devices, and that of compiled programs."""
 
 import functools
 import math
 import os
-from typing import Any
 
 import jax
 
@@ -15,12 +14,12 @@ _SHARE = 0.6
 
 
 def default_in_flight(device: jax.Device, rows: Rows) -> int:
-    """How many evaluations of `fn` to start from, memory permitting.
+    """Return how many evaluations of `fn` in flight to try first.
 
     Args:
-        device: a CPU's caches hold a few hundred, unless `fn` is tiny; an accelerator wants
+        device: the caches of a CPU hold a few hundred, unless `fn` is tiny; an accelerator needs
             thousands.
-        rows: what `fn` wants.
+        rows: how many evaluations of `fn` use a device well.
     """
     if device.platform != "cpu":
         return 8192
@@ -29,16 +28,16 @@ def default_in_flight(device: jax.Device, rows: Rows) -> int:
 
 
 def fewer_in_flight(device: jax.Device, least: int, in_flight: int, needed: int) -> int:
-    """How many evaluations of `fn` suit the memory, and on a CPU the caches, given those of a try.
+    """Return how many evaluations of `fn` suit the memory, and on a CPU the caches, after a trial.
 
-    Gradients keep all intermediates until the way back, and a network of few units computes less
-    on each than a memory takes to bring it. But what `fn` needs to run at full speed comes first.
+    Gradients keep all intermediates for the backward pass, and a network of few units computes less
+    on each than it takes to load it. But what `fn` needs to run at full speed comes first.
 
     Args:
         device: where they run.
-        least: from how many on `fn` runs at full speed.
-        in_flight: how many were tried.
-        needed: the bytes that these need.
+        least: the evaluations with which `fn` runs at full speed.
+        in_flight: the evaluations of the trial.
+        needed: its bytes.
     """
     if needed > budget(device):
         return max(1, in_flight // 2)
@@ -59,7 +58,7 @@ def _at_most(rows: float) -> int:
 
 @functools.cache
 def _caches() -> int:
-    """Bytes that are near the cores: what was measured to matter is some four times level 2."""
+    """Return the bytes of caches that speed depends on, by measurement four times level 2."""
     second, third = (
         os.sysconf(name) if name in os.sysconf_names else 0
         for name in ("SC_LEVEL2_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE")
@@ -69,7 +68,7 @@ def _caches() -> int:
 
 
 def budget(device: jax.Device) -> int:
-    """Bytes that a program may use on a device beside what is there already."""
+    """Return the bytes that a program may use on a device beside what it holds already."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
@@ -77,8 +76,8 @@ def budget(device: jax.Device) -> int:
     return int(_SHARE * os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
 
 
-def needed(compiled: Any) -> int:
-    """Bytes of temporaries and outputs of a compiled program; 0 where XLA does not say."""
+def needed(compiled: jax.stages.Compiled) -> int:
+    """Return the bytes of temporaries and outputs of a program; 0 if XLA does not report them."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
@@ -86,5 +85,5 @@ def needed(compiled: Any) -> int:
 
 
 def is_exhausted(error: Exception) -> bool:
-    """Whether it was memory that a device lacked, to compile a program or to run it."""
+    """Return whether a device lacked memory to compile a program or to run it."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)

@@ -1,4 +1,4 @@
-"""What inputs are replaced by, and where: baselines and sliding windows."""
+"""Perturbations of inputs: baselines and sliding windows."""
 
 import itertools
 import math
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxattn._static import is_concrete
@@ -15,21 +16,21 @@ from jaxattn._types import Inputs
 from jaxattn.engine.batch import wide
 
 
-def is_floating(leaf: Any) -> bool:
-    """Whether an array holds real floating numbers, which alone have a gradient."""
+def is_floating(leaf: PyTree) -> bool:
+    """Return whether an array holds real floating-point numbers: only these have a gradient."""
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., Inputs]]:
-    """Parts the floating leaves of `x` from the others.
+    """Split the floating-point leaves of `x` from the others.
 
     Args:
         x: the input.
-        purpose: what floating numbers are wanted for.
+        purpose: what floating-point numbers are required for.
 
     Returns:
-        the floating leaves, and a function that puts as many new ones in their places; of the other
-        leaves it makes what its second argument says, by default the leaf itself.
+        the floating-point leaves, and a function that puts as many new ones in their places; its
+        second argument maps the other leaves, by default to themselves.
 
     Raises:
         TypeError: if there are none.
@@ -38,12 +39,13 @@ def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., I
     floating = [leaf for leaf in leaves if is_floating(leaf)]
     if not floating or any(jnp.iscomplexobj(leaf) for leaf in leaves):
         raise TypeError(
-            f"x must hold floating numbers for {purpose}, got "
-            f"{', '.join(str(leaf.dtype) for leaf in leaves)}: explain a named "
-            'intermediate instead, such as at="embedding", or use jaxattn.occlusion'
+            f"`x` must hold floating-point numbers for {purpose}, got "
+            f"{', '.join(str(leaf.dtype) for leaf in leaves)}: convert an image with "
+            "x.astype(np.float32); for token ids explain an intermediate, such as "
+            'at="embedding", or use jaxattn.occlusion.'
         )
 
-    def merge(new: Sequence[Any], other: Callable[[Any], Any] = lambda leaf: leaf) -> Inputs:
+    def merge(new: Sequence[Any], other: Callable[[PyTree], PyTree] = lambda leaf: leaf) -> Inputs:
         rest = iter(new)
         merged = [next(rest) if is_floating(leaf) else other(leaf) for leaf in leaves]
         return jax.tree.unflatten(treedef, merged)
@@ -51,8 +53,8 @@ def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., I
     return floating, merge
 
 
-def broadcast_baseline(baseline: PyTree[Any], x: Inputs, *, keep_integers: bool = False) -> Inputs:
-    """The baseline in the structure, shape and dtype of `x`.
+def broadcast_baseline(baseline: PyTree, x: Inputs, *, keep_integers: bool = False) -> Inputs:
+    """Return the baseline in the structure, shape and dtype of `x`.
 
     Args:
         baseline: a number or an array for every leaf of `x`, or a pytree like `x` of such.
@@ -65,22 +67,22 @@ def broadcast_baseline(baseline: PyTree[Any], x: Inputs, *, keep_integers: bool 
         TypeError: if an integer input would lose the baseline's fraction.
     """
     leaves, treedef = jax.tree.flatten(x)
-    given = leaves_like(x, baseline, "baseline", lambda value: jax.tree_util.all_leaves([value]))
+    values = leaves_like(x, baseline, "baseline", lambda value: jax.tree_util.all_leaves([value]))
     filled = [
         leaf if keep_integers and not is_floating(leaf) else _broadcast(value, leaf)
-        for value, leaf in zip(given, leaves, strict=True)
+        for value, leaf in zip(values, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, filled)
 
 
-def leaves_like(x: Any, value: Any, name: str, is_one: Callable[[Any], bool]) -> list[Any]:
-    """An option's value for each leaf of `x`: one for all, or a pytree like `x` of such.
+def leaves_like(x: PyTree, value: PyTree, name: str, is_one: Callable[[PyTree], bool]) -> list[Any]:
+    """Return the value of an option for each leaf of `x`.
 
     Args:
         x: the input.
-        value: the option's value.
-        name: the option.
-        is_one: whether something is a value for one leaf.
+        value: one value for all leaves, or a pytree like `x` of such values.
+        name: the name of the option.
+        is_one: whether a pytree is the value of one leaf.
 
     Raises:
         ValueError: if the value has another structure.
@@ -88,36 +90,40 @@ def leaves_like(x: Any, value: Any, name: str, is_one: Callable[[Any], bool]) ->
     treedef: Any = jax.tree.structure(x)
     if is_one(value):
         return [value] * treedef.num_leaves
-    leaves, given = jax.tree.flatten(value, is_leaf=is_one)
-    if given != treedef or not all(map(is_one, leaves)):
-        raise ValueError(f"{name} must be one for all of x, or like x {treedef}, got {value!r}")
+    leaves, structure = jax.tree.flatten(value, is_leaf=is_one)
+    if structure != treedef or not all(map(is_one, leaves)):
+        raise ValueError(
+            f"`{name}` must be one for all of x, or a pytree like x, {treedef}, got {value!r}."
+        )
     return leaves
 
 
-def _broadcast(baseline: Any, x: Any) -> Array:
+def _broadcast(baseline: ArrayLike, x: Array) -> Array:
     try:
         value = jnp.asarray(baseline)
     except TypeError as error:
-        raise TypeError(f"baseline must be numbers, got {baseline!r}") from error
+        raise TypeError(f"`baseline` must be numbers, got {baseline!r}.") from error
     try:
         fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"baseline has shape {value.shape}, which does not broadcast to {x.shape}")
+        raise ValueError(
+            f"`baseline` must broadcast to the shape {x.shape} of x, got shape {value.shape}."
+        )
     whole = isinstance(baseline, int) or (isinstance(baseline, float) and baseline.is_integer())
     exact = jnp.issubdtype(x.dtype, jnp.integer) or jnp.issubdtype(x.dtype, jnp.bool_)
     if exact and jnp.issubdtype(value.dtype, jnp.inexact) and not whole:
-        raise TypeError(f"baseline has dtype {value.dtype}, x has {x.dtype}: give integers")
+        raise TypeError(f"`baseline` must hold integers like x, {x.dtype}, got {value.dtype}.")
     if jnp.iscomplexobj(value) and not jnp.iscomplexobj(x):
-        raise TypeError(f"baseline has dtype {value.dtype}, x has {x.dtype}: give real numbers")
+        raise TypeError(f"`baseline` must be real like x, {x.dtype}, got {value.dtype}.")
     _check_range(baseline, x.dtype)
     value = value.astype(x.dtype)
     return jnp.broadcast_to(value.reshape((1,) * (x.ndim - value.ndim) + value.shape), x.shape)
 
 
-def check_baseline(baseline: PyTree[Any], x: Any) -> None:
-    """Refuses numbers that do not fit integers of `x`, which a cast would wrap in silence.
+def check_baseline(baseline: PyTree, x: PyTree) -> None:
+    """Raise an error for numbers that do not fit integers of `x`: a cast would wrap them.
 
     Args:
         baseline: as for `broadcast_baseline`, not yet traced.
@@ -128,18 +134,20 @@ def check_baseline(baseline: PyTree[Any], x: Any) -> None:
         _check_range(value, leaf.dtype)
 
 
-def _check_range(baseline: Any, dtype: Any) -> None:
+def _check_range(baseline: ArrayLike, dtype: DTypeLike) -> None:
     exact = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
     if not (exact and is_concrete(baseline) and np.size(baseline)):
         return
     limits = None if jnp.issubdtype(dtype, jnp.bool_) else jnp.iinfo(dtype)
     low, high = (0, 1) if limits is None else (int(limits.min), int(limits.max))
     if np.min(baseline) < low or np.max(baseline) > high:
-        raise ValueError(f"baseline {baseline} does not fit x's {dtype}, [{low}, {high}]")
+        raise ValueError(
+            f"`baseline` must lie in [{low}, {high}], the range of {dtype} of x, got {baseline}."
+        )
 
 
 class Windows(NamedTuple):
-    """Windows that slide over an array: where they start along each axis, and their size."""
+    """Windows that slide over an array: their starts along each axis, and their size."""
 
     starts: tuple[np.ndarray, ...]
     window: tuple[int, ...]
@@ -147,32 +155,33 @@ class Windows(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return math.prod(map(len, self.starts))
 
     def positions(self) -> Int[np.ndarray, "windows rank"]:
-        """The first cell of each window."""
+        """Return the first element of each window."""
         return np.array(list(itertools.product(*self.starts)), np.int32).reshape(self.number, -1)
 
     def mask(self, position: Int[Array, " rank"]) -> Bool[Array, "..."]:
-        """Which cells the window at a position covers."""
+        """Return which elements the window at a position covers."""
         mask = jnp.ones(self.shape, bool)
         for axis, (size, width) in enumerate(zip(self.shape, self.window, strict=True)):
-            cells = jnp.arange(size, dtype=position.dtype) - position[axis]
-            inside = (cells >= 0) & (cells < width)
+            offsets = jnp.arange(size, dtype=position.dtype) - position[axis]
+            inside = (offsets >= 0) & (offsets < width)
             mask &= inside.reshape([-1 if a == axis else 1 for a in range(len(self.shape))])
         return mask
 
     def mean(self, scores: Float[Array, " windows"]) -> Float[Array, "..."]:
-        """The mean over the windows that cover a cell, for each cell.
+        """Return the mean over the windows that cover an element, for each element.
 
-        Windows are products of intervals, so the sum over all that cover a cell factors over axes.
+        Windows are products of intervals, so the sum over all that cover an element factors over
+        axes.
         """
         total = scores.astype(wide(scores.dtype)).reshape([len(s) for s in self.starts])
         count = np.ones(())
         for starts, size, width in zip(self.starts, self.shape, self.window, strict=True):
-            cells = np.arange(size)[:, None] - starts
-            covers = (cells >= 0) & (cells < width)
+            offsets = np.arange(size)[:, None] - starts
+            covers = (offsets >= 0) & (offsets < width)
             total = jnp.tensordot(
                 total, covers.astype(total.dtype), ((0,), (1,)), precision=jax.lax.Precision.HIGHEST
             )
@@ -185,27 +194,27 @@ def sliding_windows(
     window: int | np.integer | Sequence[int],
     stride: int | np.integer | Sequence[int] | None,
 ) -> Windows:
-    """Windows that together cover an array; the last along an axis may reach over its end.
+    """Return windows that together cover an array; the last along an axis may exceed its end.
 
     Args:
         shape: of the array.
-        window: how many cells along each axis; axes that are not named are covered whole.
-        stride: from one window to the next along each axis; 1 by default.
+        window: its extent along each axis; it covers further axes whole.
+        stride: the step from one window to the next along each axis; 1 by default.
 
     Raises:
         ValueError: for a window or a stride that is not positive, larger than the axis, or a stride
-            larger than the window, which would leave cells untested.
+            larger than the window, which would leave elements out.
     """
     shape = tuple(shape)
     sizes = _per_axis("window", window, shape)
     steps = (1,) * len(sizes) if stride is None else _per_axis("stride", stride, shape)
     if len(steps) > len(sizes):
-        raise ValueError(f"stride {steps} names more axes than window {sizes}")
+        raise ValueError(f"`stride` must have at most as many axes as window {sizes}, got {steps}.")
     for axis, (width, step) in enumerate(zip(sizes, steps, strict=False)):
         if step > width:
             raise ValueError(
-                f"stride {step} is larger than window {width} on axis {axis}: "
-                "the cells between would not be tested"
+                f"`stride` must be at most the window, {width} on axis {axis}, got {step}: the "
+                "elements between would be left out."
             )
     sizes += shape[len(sizes) :]
     steps += sizes[len(steps) :]
@@ -216,16 +225,20 @@ def sliding_windows(
     return Windows(starts, sizes, shape)
 
 
-def _per_axis(name: str, value: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _per_axis(name: str, value: object, shape: tuple[int, ...]) -> tuple[int, ...]:
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    hint = ": window=None leaves that leaf alone" if name == "window" and not shape else ""
+    hint = ": window=None leaves that leaf unchanged" if name == "window" and not shape else ""
     if len(sizes) > len(shape):
-        raise ValueError(f"{name} {sizes} names {len(sizes)} axes, x has shape {shape}{hint}")
+        raise ValueError(
+            f"`{name}` must have at most as many axes as x, of shape {shape}, got {sizes}{hint}."
+        )
     if name == "window" and not sizes:
-        raise ValueError(f"window must name at least one axis, got {value!r}{hint}")
+        raise ValueError(f"`window` must have at least one axis, got {value!r}{hint}.")
     for size, limit in zip(sizes, shape, strict=False):
         if isinstance(size, bool) or not isinstance(size, int | np.integer):
-            raise TypeError(f"{name} must hold ints, got {size!r}")
+            raise TypeError(f"`{name}` must hold ints, got {size!r}.")
         if not 1 <= size <= limit:
-            raise ValueError(f"{name} {sizes} must lie between 1 and the input's shape {shape}")
+            raise ValueError(
+                f"`{name}` must be at least 1 and at most the input's shape {shape}, got {sizes}."
+            )
     return tuple(map(int, sizes))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Target
@@ -56,47 +56,55 @@ def _probabilities(output: Any) -> Array:
     return jax.nn.softmax(logits, -1)
 
 
-def select(output: Any, target: Target) -> Array:
-    """The scalar of an output that a target names.
+def select(output: PyTree, target: Target) -> Array:
+    """Return the scalar of an output that a target selects.
 
     Raises:
-        ValueError: if the target does not fit the output's shape.
-        TypeError: if the scalar is not a real floating number.
+        ValueError: if the target does not fit the shape of the output.
+        TypeError: if the scalar is not a real floating-point number.
     """
     if callable(target):
-        given = target(output)
-        if not hasattr(given, "shape") and not isinstance(given, (int, float)):
+        selected = target(output)
+        if not hasattr(selected, "shape") and not isinstance(selected, (int, float)):
             raise ValueError(
-                f"target must give one number of the output, got {type(given).__name__}"
+                f"`target` must return one number of the output, got {type(selected).__name__}."
             )
-        picked = jnp.asarray(given)
-        if picked.size != 1:
+        scalar = jnp.asarray(selected)
+        if scalar.size != 1:
             raise ValueError(
-                f"target must give one number of the output, got an array of shape {picked.shape}"
+                f"`target` must return one number of the output, got an array of shape "
+                f"{scalar.shape}."
             )
-        picked = picked.reshape(())
+        scalar = scalar.reshape(())
     else:
         leaf = single_output(output, "target")
         check_target(leaf.shape, target)
-        picked = leaf.reshape(()) if target is None else leaf[index(target)]
-    if not jnp.issubdtype(picked.dtype, jnp.floating):
-        raise TypeError(f"fn must answer real floating numbers, got {picked.dtype}")
-    return picked
+        scalar = leaf.reshape(()) if target is None else leaf[index(target)]
+    if not jnp.issubdtype(scalar.dtype, jnp.floating):
+        raise TypeError(
+            f"`fn` must return real floating-point numbers, got {scalar.dtype}: convert the output "
+            "with astype(jnp.float32)."
+        )
+    return scalar
 
 
-def single_output(output: Any, argument: str) -> Any:
-    """The one array of an output, or a `ValueError` that says what to do about several."""
+def single_output(output: PyTree, argument: str) -> PyTree:
+    """Return the one array of an output.
+
+    Raises:
+        ValueError: if there are several, with what to do about it.
+    """
     leaves = jax.tree.leaves(output)
     if len(leaves) != 1:
         raise ValueError(
-            f"{argument} must be a callable where fn answers {len(leaves)} arrays, "
-            "such as lambda out: out[0][3]"
+            f"`{argument}` must be a callable if fn returns {len(leaves)} arrays, "
+            "such as lambda out: out[0][3]."
         )
     return leaves[0]
 
 
-def index(target: Target) -> tuple[Any, ...]:
-    """One index into an output, as a tuple with an entry for each axis."""
+def index(target: Target) -> tuple[int | Array, ...]:
+    """Return one index into an output, as a tuple with an entry for each axis."""
     if isinstance(target, (tuple, list)):
         return tuple(target)
     if not is_array(target) or target.ndim == 0:
@@ -105,47 +113,60 @@ def index(target: Target) -> tuple[Any, ...]:
 
 
 def check_target(shape: tuple[int, ...], target: Target) -> None:
-    """Refuses a target of one example that does not fit the output's shape."""
+    """Raise an error for a target of one example that does not fit the shape of the output."""
     if target is None:
         if np.prod(shape) != 1:
             raise ValueError(
-                f"target is missing: fn answers shape {shape}, which of these numbers is to be "
-                f"explained? Give an int, a tuple of {len(shape)}, or a callable; {MISSING_HINT}"
+                f"`target` is missing: the output of fn has shape {shape}. Pass an int, a tuple of "
+                f"{len(shape)} ints, or a callable; {_batch_hint(None)}"
             )
         return
     batch_indices(target if is_array(target) else np.asarray(target), shape, batch=None)
 
 
-def batch_indices(target: Any, shape: tuple[int, ...], batch: int | None) -> Any:
-    """Checks targets against the output's shape and lays them out as indices.
+def _batch_hint(batch: int | None) -> str:
+    """Return what to do if the output has an axis of examples that was not meant."""
+    if batch is None:
+        return f"{MISSING_HINT}, and if x is a batch, call jaxattn.explain."
+    return f"{MISSING_HINT}."
+
+
+def batch_indices(
+    target: Array | np.ndarray | np.generic, shape: tuple[int, ...], batch: int | None
+) -> Array | np.ndarray:
+    """Check targets against the shape of the output, and return them as indices.
 
     Args:
         target: an array of one index, or of one for each of `batch` examples.
-        shape: the output's shape for one example.
-        batch: how many examples, or `None` for one.
+        shape: the shape of the output for one example.
+        batch: the number of examples, or `None` for one.
 
     Returns:
         integers of shape (rank,), or (batch, rank).
 
     Raises:
         TypeError: for targets that are not integers.
-        ValueError: for a wrong number of them, or one that lies outside of the output.
+        ValueError: for a wrong number of them, or one that is out of range.
     """
     rank, lead = len(shape), () if batch is None else (batch,)
+    one_hot = target.shape == (*lead, *shape) and shape[-1:] not in ((), (1,))
+    hint = "; for one-hot targets pass target.argmax(-1)" if one_hot else ""
     if target.size == 0:  # numpy makes floats of ()
         target = target.astype(np.int32)
     if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise TypeError(f"target must hold integers, got {target.dtype}")
+        raise TypeError(
+            f"`target` must hold integers, got {target.dtype} of shape {target.shape}{hint}."
+        )
     if rank == 0 and target.shape != (*lead, 0):
         raise ValueError(
-            f"target must be None or () where fn answers a single number of shape (), got {target}"
+            "`target` must be None or () if the output of fn is a single number of shape (), got "
+            f"{target}."
         )
-    wanted = [(*lead, rank)] + [lead] * (rank == 1)
-    if target.shape not in wanted:
+    shapes = [(*lead, rank)] + [lead] * (rank == 1)
+    if target.shape not in shapes:
         raise ValueError(
-            f"target has shape {target.shape}; an output of shape {shape} wants "
-            + " or ".join(map(str, wanted))
-            + f"; {MISSING_HINT}"
+            f"`target` must have shape {' or '.join(map(str, shapes))} for an output of shape "
+            f"{shape}, got {target.shape}{hint}; {_batch_hint(batch)}"
         )
     target = target.reshape(*lead, rank)
     if is_concrete(target):
@@ -154,7 +175,45 @@ def batch_indices(target: Any, shape: tuple[int, ...], batch: int | None) -> Any
         if outside.any():
             bad = target[outside.any(-1)][0] if batch is not None else target
             raise ValueError(
-                f"target {tuple(map(int, bad))} is out of range for fn's output of shape {shape}"
+                f"`target` {tuple(map(int, bad))} is out of range for the output of fn, of shape "
+                f"{shape}."
             )
         target = target.astype(np.int32)
     return target
+
+
+def target_indices(target: Target, output: PyTree, batch: int | None) -> Array | np.ndarray | None:
+    """Check a target against the abstract output of one example, and return it as indices.
+
+    Args:
+        target: the target.
+        output: the output.
+        batch: how many examples there are, or `None` for one without a leading axis.
+
+    Returns:
+        integers of shape (rank,) or (batch, rank); `None` for a target that is no index.
+
+    Raises:
+        TypeError: for a target of a wrong kind.
+        ValueError: for a target that does not fit the output.
+    """
+    if target is None or callable(target):
+        return None
+    shape = single_output(output, "target").shape
+    is_index = is_array(target) or isinstance(target, (int, tuple, list, np.generic))
+    if isinstance(target, bool) or not is_index:
+        raise TypeError(
+            "`target` must be None, an int, a tuple of ints, an integer array or a callable, got "
+            f"{target!r}."
+        )
+    try:
+        indices = target if is_array(target) else np.asarray(target)
+    except ValueError as error:
+        raise ValueError(
+            f"`target` must have one shape for all examples, got {target!r}."
+        ) from error
+    if batch is None:
+        return batch_indices(indices, shape, None)
+    if indices.ndim and not isinstance(target, tuple):
+        return batch_indices(indices, shape, batch)
+    return batch_indices(indices, shape, None)[None].repeat(batch, 0)

@@ -1,11 +1,11 @@
-"""Parts of a call side by side on the cores of a CPU.
+"""Parts of a call in parallel on the cores of a CPU.
 
-XLA shares each operation out over all cores, and for the small operations of a recurrent step the
-cores mostly wait for each other. A core for each part has nothing to wait for.
+XLA divides each operation over all cores, and for the small operations of a recurrent step the
+cores mostly wait for each other. A core for each part waits for nothing.
 
-The cores are those that the process may use: where many processes share a machine, give each its
-own, as `taskset` does, or `PYTHON_CPU_COUNT=1` from Python 3.13 on. `batch_size=1` keeps a call in
-its thread too.
+The cores are those that the process may use. If many processes share a machine, assign cores to
+each, as `taskset` does, or set `PYTHON_CPU_COUNT=1` from Python 3.13 on. `batch_size=1` keeps a
+call in its thread, too.
 """
 
 import contextvars
@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import jax
 
 Part = TypeVar("Part")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 #: JAX's context managers hold in their own thread only; these are entered in the others too.
-_CONTEXTS: dict[str, Callable[[Any], Any]] = {
+_CONTEXTS: dict[str, Callable[..., Any]] = {
     "jax_debug_nans": jax.debug_nans,
     "jax_default_device": jax.default_device,
     "jax_default_matmul_precision": jax.default_matmul_precision,
@@ -32,19 +32,19 @@ _CONTEXTS: dict[str, Callable[[Any], Any]] = {
     "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
 }
 
-#: Seconds after which a part that no thread has taken up is computed by who waits for it: others
-#: have the threads, and may themselves wait for this part.
+#: Seconds after which the caller computes a part that no thread has started: other calls occupy the
+#: threads, and may themselves wait for this part.
 _PATIENCE = 0.005
 
-#: A pool costs as much to start as a small part to compute. It is shared by all who call.
+#: A pool takes as long to start as a small part to compute, so all callers share it.
 _pools: dict[int, ThreadPoolExecutor] = {}
 
-if hasattr(os, "register_at_fork"):  # a child has the pools, but not their threads
+if hasattr(os, "register_at_fork"):  # a child process has the pools, but not their threads
     os.register_at_fork(after_in_child=_pools.clear)
 
 
 def cores() -> int:
-    """How many cores this process may use, by its affinity or PYTHON_CPU_COUNT."""
+    """Return how many cores this process may use, by its affinity or PYTHON_CPU_COUNT."""
     if hasattr(os, "process_cpu_count"):
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -53,45 +53,45 @@ def cores() -> int:
 
 
 def side_by_side(
-    f: Callable[[Part], Answer], parts: Iterable[Part], workers: int
-) -> Iterator[Answer]:
-    """`f` of each part, in order, of which `workers` run at a time, each to its end.
+    f: Callable[[Part], Result], parts: Iterable[Part], workers: int
+) -> Iterator[Result]:
+    """Yield `f(part)` in order; `workers` parts are computed at a time, each to its end.
 
-    Where the end is not reached, what runs is waited for, so that it takes no memory any more.
+    If the caller stops early, running parts are awaited, so that they hold no memory afterwards.
 
     Args:
-        f: what to compute; it is called in other threads.
-        parts: of what; they are asked for as threads get free.
-        workers: how many threads there are.
+        f: the function; it is called in other threads.
+        parts: its arguments, which are read as threads become free.
+        workers: the number of threads.
     """
     settings, free = _settings(), threading.Semaphore(workers)
-    running: deque[tuple[Part, Future[tuple[Answer] | None]]] = deque()
+    running: deque[tuple[Part, Future[tuple[Result] | None]]] = deque()
 
-    def compute(part: Part) -> Answer:
+    def compute(part: Part) -> Result:
         with free:
-            answer: Answer = jax.block_until_ready(f(part))
-            return answer
+            result: Result = jax.block_until_ready(f(part))
+            return result
 
-    def attempt(part: Part) -> tuple[Answer] | None:
+    def attempt(part: Part) -> tuple[Result] | None:
         with ExitStack() as entered:
             for name, value in settings.items():
                 if name in _CONTEXTS and getattr(jax.config, name) != value:
                     entered.enter_context(_CONTEXTS[name](value))
-            if _settings() != settings:  # here f would be another function
+            if _settings() != settings:  # f would be another function here
                 return None
             try:
                 return (compute(part),)
             except jax.errors.JaxRuntimeError:
                 raise
-            except Exception:  # it may miss what else holds in the caller's thread only
+            except Exception:  # it may depend on what holds in the caller's thread only
                 return None
 
-    def finished() -> Answer:
+    def finished() -> Result:
         part, future = running[0]
         wait([future], _PATIENCE)
-        answer = None if future.cancel() else future.result()
+        result = None if future.cancel() else future.result()
         running.popleft()
-        return compute(part) if answer is None else answer[0]
+        return compute(part) if result is None else result[0]
 
     try:
         for part in parts:
@@ -105,8 +105,8 @@ def side_by_side(
         wait([future for _, future in running if not future.cancel()])
 
 
-def _submit(workers: int, f: Callable[..., Any], *inputs: Any) -> Future[Any]:
-    """A call in a thread of the pool of so many workers; it is cancelled where none can start."""
+def _submit(workers: int, f: Callable[..., Any], *inputs: object) -> Future[Any]:
+    """Submit a call to the pool of so many workers; it is cancelled if no thread can start."""
     pool = _pools.get(workers)
     if pool is None:
         pool = _pools.setdefault(workers, ThreadPoolExecutor(workers, "jaxattn"))
@@ -120,6 +120,5 @@ def _submit(workers: int, f: Callable[..., Any], *inputs: Any) -> Future[Any]:
 
 
 def _settings() -> dict[str, Any]:
-    """JAX's settings as this thread sees them."""
-    config: Any = jax.config  # its flags are made at run time
-    return {name: getattr(config, name, None) for name in config.values}
+    """Return the settings of JAX as this thread sees them."""
+    return {name: getattr(jax.config, name, None) for name in jax.config.values}

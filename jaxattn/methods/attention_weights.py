@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.batch import chunked_map
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.target import scored, select
 from jaxattn.jaxpr.capture import captured, intervened
 
@@ -47,7 +47,7 @@ def only(seen: dict[str, Any]) -> Any:
     return next(iter(seen.values())) if len(seen) == 1 else seen
 
 
-@explainer(per_example=())
+@method(per_example=())
 def attention(
     fn: Callable[..., Any],
     x: Inputs,
@@ -90,7 +90,7 @@ def attention(
     return Attribution(only(seen), output)
 
 
-@explainer(per_example=())
+@method(per_example=())
 def gradient_x_attention(
     fn: Callable[..., Any],
     x: Inputs,
@@ -143,7 +143,7 @@ def _columns(x: Any, output: Any, options: dict[str, Any]) -> int:
     return 1 + max((leaf.shape[0] for leaf in jax.tree.leaves(x) if leaf.ndim), default=1)
 
 
-@explainer(evaluations=_columns, per_example=())
+@method(evaluations=_columns, per_example=())
 def value_zeroing(
     fn: Callable[..., Any],
     x: Inputs,

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.jaxpr.relu import rectified
 from jaxattn.methods.gradients import value_and_gradient
 
 
-@explainer()
+@method
 def guided_backprop(
     fn: Callable[..., Any],
     x: Inputs,
@@ -52,7 +52,7 @@ def guided_backprop(
     return Attribution(slope, output)
 
 
-@explainer()
+@method
 def deconvnet(
     fn: Callable[..., Any],
     x: Inputs,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.batch import chunked_map
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.propagation.decomposition import Split, decompose
@@ -19,7 +19,7 @@ def _phrases(x: Any, output: Any, options: dict[str, Any]) -> int:
     return 4 if options.get("phrase") is not None else 4 * (steps[0] if steps else 1)
 
 
-@explainer(evaluations=_phrases, per_example=("phrase",))
+@method(evaluations=_phrases, per_example=("phrase",))
 def contextual_decomposition(
     fn: Callable[..., Any],
     x: Inputs,

@@ -6,14 +6,14 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.propagation.deep_lift import DeepLift
 from jaxattn.jaxpr.propagation.score import send_back
 
 
-@explainer()
+@method
 def deep_lift(
     fn: Callable[..., Any],
     x: Inputs,

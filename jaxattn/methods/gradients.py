@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 from jaxattn.engine.batch import chunked_sum, wide
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.options import count
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import scored
@@ -35,7 +35,7 @@ def value_and_gradient(
     return value, output, merge(gradients, lambda leaf: jnp.zeros(leaf.shape, value.dtype))
 
 
-@explainer()
+@method
 def gradient(
     fn: Callable[..., Any],
     x: Inputs,
@@ -71,7 +71,7 @@ def gradient(
     return Attribution(slope, output)
 
 
-@explainer()
+@method
 def saliency(
     fn: Callable[..., Any],
     x: Inputs,
@@ -107,7 +107,7 @@ def saliency(
     return Attribution(jax.tree.map(jnp.abs, slope), output)
 
 
-@explainer()
+@method
 def input_x_gradient(
     fn: Callable[..., Any],
     x: Inputs,
@@ -151,9 +151,10 @@ def _samples_times(what: str, x: Any, output: Any, options: dict[str, Any]) -> i
     return samples * count(what, method, x, output, inner)
 
 
-@explainer(
+@method(
     evaluations=functools.partial(_samples_times, "evaluations"),
     in_flight=functools.partial(_samples_times, "in_flight"),
+    draws=True,
 )
 def smooth_grad(
     fn: Callable[..., Any],

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 from jaxattn.engine.batch import chunked_sum, chunked_total, wide
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
@@ -113,7 +113,7 @@ def _mean_slope(
     return list(jax.linear_transpose(push, *start)(means))
 
 
-@explainer(evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 64)))
+@method(evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 64)))
 def integrated_gradients(
     fn: Callable[..., Any],
     x: Inputs,

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.engine.batch import chunked_map, varying_as, wide
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.flat import primitives
@@ -36,7 +36,7 @@ def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
     return _size(x if _is_forward(options.get("mode", "auto"), x, output) else output)
 
 
-@explainer(evaluations=_evaluations)
+@method(evaluations=_evaluations)
 def jacobian(
     fn: Callable[..., Any],
     x: Inputs,

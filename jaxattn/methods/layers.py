@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.capture import split_at
@@ -16,7 +16,7 @@ from jaxattn.methods.gradients import value_and_gradient
 from jaxattn.methods.integrated import path_integral, straight_line
 
 
-@explainer(needs_at=True, per_example=())
+@method(needs_at=True, per_example=())
 def grad_cam(
     fn: Callable[..., Any],
     x: Inputs,
@@ -84,7 +84,7 @@ def grad_cam(
     return Attribution(values, output)
 
 
-@explainer(
+@method(
     evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 64)),
     needs_at=True,
     keeps_input=True,

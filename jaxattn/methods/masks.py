@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
 
@@ -26,7 +26,7 @@ def total_variation(mask: Float[Array, "..."], beta: float) -> Float[Array, ""]:
     return total
 
 
-@explainer(
+@method(
     evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 300)) + 2,
     in_flight=lambda x, output, options: 1,
 )

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.engine.batch import chunked_map, wide
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.options import as_tuples
 from jaxattn.engine.perturb import Windows, broadcast_baseline, leaves_like, sliding_windows
 from jaxattn.engine.target import scored
@@ -40,7 +40,7 @@ def _evaluations(x: Any, output: Any, options: dict[str, Any]) -> int:
     return max(w.number + 1 if w else 1 for w in windows)
 
 
-@explainer(evaluations=_evaluations, sizes=("window", "stride"))
+@method(evaluations=_evaluations, sizes=("window", "stride"))
 def occlusion(
     fn: Callable[..., Any],
     x: Inputs,

@@ -11,7 +11,9 @@ from jaxtyping import Array, Shaped
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.batch import DEFAULT, wide
 from jaxattn.engine.compiled import Plan
-from jaxattn.engine.explain import explainer, prepare
+from jaxattn.engine.explain import prepare
+from jaxattn.engine.launch import run_part
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import select
 from jaxattn.jaxpr.propagation.layer_rules import quotient
@@ -83,7 +85,7 @@ def fit_patterns(
         sums: Any = None
         for start, (x, _, args, _, _) in zip(range(0, work.batch, size), work.parts(), strict=True):
             more = {"valid": np.arange(start, start + size) < work.batch, "means": means}
-            part = work.job.run((x, None, args, None, more), plan).values
+            part = run_part(work.binding, (x, None, args, None, more), plan).values
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
         return [quotient(a, b) for a, b in zip(*sums, strict=True)]
 
@@ -135,7 +137,7 @@ def _sums(
     return Attribution(jax.grad(absorbed)(probes), ())
 
 
-@explainer(keeps_input=True, per_example=())
+@method(keeps_input=True, per_example=())
 def pattern_net(
     fn: Callable[..., Any],
     x: Inputs,
@@ -181,7 +183,7 @@ def pattern_net(
     return _back(fn, x, target, args, at, patterns, attribution=False)
 
 
-@explainer(keeps_input=True, per_example=())
+@method(keeps_input=True, per_example=())
 def pattern_attribution(
     fn: Callable[..., Any],
     x: Inputs,

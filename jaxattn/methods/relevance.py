@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.propagation.layer_rules import Kind, LRPRule
@@ -46,7 +46,7 @@ PRESETS |= {
 }
 
 
-@explainer(per_example=("low", "high"))
+@method(per_example=("low", "high"))
 def lrp(
     fn: Callable[..., Any],
     x: Inputs,
@@ -161,7 +161,7 @@ def lrp(
     return Attribution(values, output, {"absorbed": absorbed})
 
 
-@explainer(per_example=("low", "high"))
+@method(per_example=("low", "high"))
 def deep_taylor(
     fn: Callable[..., Any],
     x: Inputs,

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.jaxpr.names import choose, places
 from jaxattn.methods.attention_weights import named_weights, names_of
 
@@ -83,7 +83,7 @@ def _by_call(
     return layers
 
 
-@explainer(per_example=())
+@method(per_example=())
 def attention_rollout(
     fn: Callable[..., Any],
     x: Inputs,
@@ -134,7 +134,7 @@ def attention_rollout(
     return Attribution(values, output, {"layers": layers})
 
 
-@explainer(per_example=())
+@method(per_example=())
 def attention_flow(
     fn: Callable[..., Any],
     x: Inputs,

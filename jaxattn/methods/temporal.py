@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
 from jaxattn.engine.batch import chunked_map
-from jaxattn.engine.explain import explainer
+from jaxattn.engine.method import method
 from jaxattn.engine.target import scored
 from jaxattn.engine.window_groups import prefix_scores
 
@@ -41,7 +41,7 @@ def _in_flight(x: Any, output: Any, options: dict[str, Any]) -> int:
     return 1 if options.get("length_argnum") is None else _evaluations(x, output, options)
 
 
-@explainer(evaluations=_evaluations, in_flight=_in_flight, per_example=(), takes_at=False)
+@method(evaluations=_evaluations, in_flight=_in_flight, per_example=(), takes_at=False)
 def temporal_output_score(
     fn: Callable[..., Any],
     x: Inputs,

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 from jaxattn.engine.batch import chunked_map
-from jaxattn.engine.explain import explain, explainer
+from jaxattn.engine.explain import explain
 from jaxattn.engine.inputs import check_finite_numbers
+from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.engine.target import scored
 
@@ -176,7 +177,7 @@ def _counts(cells: int, num_steps: int) -> np.ndarray:
     return np.rint(np.linspace(0, cells, num_steps + 1)).astype(np.int32)
 
 
-@explainer(evaluations=lambda x, output, o: o["num_steps"] + 1, per_example=("baseline", "ranking"))
+@method(evaluations=lambda x, output, o: o["num_steps"] + 1, per_example=("baseline", "ranking"))
 def _scores(
     fn: Callable[..., Any],
     x: Inputs,
@@ -216,7 +217,7 @@ def _scores(
     return Attribution(chunked_map(at, counts, batch_size), fn(x, *args))
 
 
-@explainer(evaluations=lambda x, output, options: 2)
+@method(evaluations=lambda x, output, options: 2)
 def _ends(
     fn: Callable[..., Any],
     x: Inputs,

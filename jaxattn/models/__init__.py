@@ -22,3 +22,24 @@ from jaxattn.models.glimpses import (
 from jaxattn.models.sequence import SequenceClassifier as SequenceClassifier
 from jaxattn.models.signals import SignalClassifier as SignalClassifier
 from jaxattn.models.translation import Translator as Translator
+
+__all__ = [
+    "END",
+    "Caption",
+    "CaptionLoss",
+    "Captioner",
+    "CharacterClassifier",
+    "GlimpseLoss",
+    "Glimpses",
+    "Reading",
+    "RecurrentAttention",
+    "SequenceClassifier",
+    "SignalClassifier",
+    "Translator",
+    "beam_captions",
+    "glimpse_loss",
+    "greedy_caption",
+    "hard_caption_loss",
+    "moving_baseline",
+    "soft_caption_loss",
+]

@@ -1,0 +1,180 @@
+"""A function, a target and a method's options, bound to the shapes with which they are called."""
+
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jaxattn._types import Method, Target
+from jaxattn.engine.callable import Arrays, Recipe, as_function, bind
+from jaxattn.engine.memo import MEMOS
+from jaxattn.engine.options import split_options, static_method
+from jaxattn.jaxpr.capture import split_at
+from jaxattn.jaxpr.program import Program, Signature, UntracedError
+from jaxattn.jaxpr.rows import Rows, worthwhile_rows
+
+
+class Bound(NamedTuple):
+    """A callable as its arrays, which are traced, and a static program that takes them."""
+
+    arrays: Arrays
+    program: Recipe | Program
+
+
+class Binding:
+    """A method, its function, its target and its options: all of a call but the examples.
+
+    Attributes:
+        method: the method.
+        options: its options without their arrays.
+        option_arrays: the arrays of its options.
+        signature: that of `fn` for one example.
+        fn: the bound function.
+        output: its abstract output.
+        target: the bound target, `None` for one that is not a callable.
+    """
+
+    fn: Bound
+    output: PyTree
+    target: Bound | None
+
+    def __init__(
+        self,
+        method: Method,
+        fn: Callable[..., Any],
+        inputs: tuple[PyTree, ...],
+        target: Target,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.method = static_method(method)
+        self.option_arrays, self.options = split_options(dict(options))
+        self.signature = Signature.of(inputs)
+        self._key = self.method, self.options, self.signature
+        self._callables = fn, target
+        self._lock = threading.Lock()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Split `fn` and `target` into arrays and programs, for all signatures met so far."""
+        fn, target = self._callables
+        self.fn = self._bind_one(fn, self.signature)
+        self.output = _output(self.fn, self.signature)
+        of_output = Signature.of((self.output,))
+        self.target = self._bind_one(target, of_output) if callable(target) else None
+        self._placed: dict[Mesh | None, PyTree] = {}
+
+    def _bind_one(self, function: Callable[..., Any], signature: Signature) -> Bound:
+        extra = MEMOS.signatures.get((self._key, signature), [])
+        try:
+            return Bound(*bind(function, [signature, *extra]))
+        except Exception:
+            if not extra:
+                raise
+            # Another function was called with these signatures; this one may not accept them.
+            del MEMOS.signatures[self._key, signature]
+            return Bound(*bind(function, [signature]))
+
+    @property
+    def key(self) -> Hashable:
+        """What tells this call from others of the engine, but for the examples."""
+        programs = self.programs
+        return self._key, *programs
+
+    @property
+    def programs(self) -> tuple[Recipe | Program, Recipe | Program | None]:
+        """The programs of the function and of the target."""
+        return self.fn.program, None if self.target is None else self.target.program
+
+    @property
+    def rows(self) -> Rows:
+        """How many evaluations of the function use a device well."""
+        key = self.fn.program, self.signature
+        if key not in MEMOS.rows:
+            _trace(self.fn, self.signature)
+        return MEMOS.rows[key]
+
+    @property
+    def leaves(self) -> list[Any]:
+        """All arrays of the function, of the target and of the options."""
+        return jax.tree.leaves(self._arrays())
+
+    def _arrays(self) -> PyTree:
+        target_arrays = [] if self.target is None else self.target.arrays
+        return self.fn.arrays, target_arrays, self.option_arrays
+
+    def arrays_on(self, mesh: Mesh | None) -> PyTree:
+        """Return the traced half of a call beside the examples, on each device of the mesh."""
+        if mesh not in self._placed:
+            arrays = self._arrays()
+            if mesh is not None:
+                arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+            self._placed[mesh] = arrays
+        return self._placed[mesh]
+
+    def retrace(
+        self,
+        error: UntracedError,
+        programs: tuple[Recipe | Program, Recipe | Program | None],
+        attempted: set[Hashable],
+    ) -> None:
+        """Bind again, for a signature that a program was called with and not traced for.
+
+        Args:
+            error: names the program and the signature.
+            programs: the programs that raised it. If others are bound by now, another thread has
+                bound them, and nothing is done.
+            attempted: what was bound already in this call.
+
+        Raises:
+            UntracedError: if binding for this signature did not help.
+        """
+        with self._lock:
+            if self.programs != programs:
+                return
+            of_fn = error.program is self.fn.program
+            if (of_fn, error.signature) in attempted:
+                bind(self._callables[0 if of_fn else 1], [error.signature])  # its own error if any
+                raise error
+            attempted.add((of_fn, error.signature))
+            plain = self.signature if of_fn else Signature.of((self.output,))
+            met = MEMOS.signatures.get((self._key, plain), [])
+            MEMOS.signatures[self._key, plain] = [*met, error.signature]
+            self._bind()
+
+
+def explained_input(
+    fn: Callable[..., Any], x: PyTree, args: tuple[PyTree, ...], at: str | None
+) -> PyTree:
+    """Return the abstract value that is explained: the input, or the intermediate named `at`."""
+    if at is None:
+        return Signature.of((x,)).structs()[0]
+    inputs = Signature.of((x, *args)).structs()
+    return jax.eval_shape(lambda *inputs: split_at(as_function(fn), inputs, at)[0], *inputs)
+
+
+def _output(bound: Bound, signature: Signature) -> PyTree:
+    """Return the abstract output of a bound callable."""
+    if isinstance(bound.program, Program):
+        return bound.program.output(signature)
+    key = bound.program, signature
+    if key not in MEMOS.outputs:
+        _trace(bound, signature)
+    return MEMOS.outputs[key]
+
+
+def _trace(bound: Bound, signature: Signature) -> None:
+    """Trace a bound callable once, and keep its abstract output and how many rows suit it."""
+    program = bound.program
+    if isinstance(program, Program):
+        jaxpr, output = program.jaxpr(signature), program.output(signature)
+    else:
+        trace = jax.make_jaxpr(
+            lambda arrays, inputs: program.rebuild(arrays)(*inputs), return_shape=True
+        )
+        closed, output = trace(bound.arrays, signature.structs())
+        jaxpr = closed.jaxpr
+    MEMOS.outputs[program, signature] = output
+    MEMOS.rows[program, signature] = worthwhile_rows(jaxpr)

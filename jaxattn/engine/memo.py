@@ -1,0 +1,54 @@
+"""What the engine keeps from earlier calls: traces, plans, and limits of devices."""
+
+import dataclasses
+from collections.abc import Hashable
+from typing import TypeVar
+
+from jaxtyping import PyTree
+
+from jaxattn.engine.compiled import Plan
+from jaxattn.jaxpr.program import Signature
+from jaxattn.jaxpr.rows import Rows
+
+Entry = TypeVar("Entry")
+
+#: Entries of each kind that are kept.
+CAPACITY = 1024
+
+
+class Memo(dict[Hashable, Entry]):
+    """A dictionary that drops its oldest entry when it is full; threads may share it."""
+
+    def __setitem__(self, key: Hashable, entry: Entry) -> None:
+        if len(self) >= CAPACITY:
+            self.pop(next(iter([*self])), None)  # a copy: other threads may change the dictionary
+        super().__setitem__(key, entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memos:
+    """All that is kept between calls.
+
+    Attributes:
+        signatures: the signatures beside the plain one with which a method calls a function.
+        outputs: the abstract outputs of bound callables.
+        rows: how many evaluations of a bound callable use a device well.
+        limits: the largest number of evaluations in flight that a device was seen to hold.
+        plans: the plan that suits a program and its device.
+        completed: plans that have run to their end.
+    """
+
+    signatures: Memo[list[Signature]] = dataclasses.field(default_factory=Memo)
+    outputs: Memo[PyTree] = dataclasses.field(default_factory=Memo)
+    rows: Memo[Rows] = dataclasses.field(default_factory=Memo)
+    limits: Memo[int] = dataclasses.field(default_factory=Memo)
+    plans: Memo[Plan] = dataclasses.field(default_factory=Memo)
+    completed: Memo[bool] = dataclasses.field(default_factory=Memo)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).clear()
+
+
+MEMOS = Memos()
