@@ -15,7 +15,7 @@ from jaxattn.engine.callable import unbatched as unbatched, without_softmax as w
 from jaxattn.engine.explain import explain as explain
 from jaxattn.engine.intermediates import capture as capture, intervene as intervene
 from jaxattn.jaxpr.capture import tag as tag
-from jaxattn.jaxpr.propagation.layer_rules import Rule as Rule
+from jaxattn.jaxpr.propagation.layer_rules import LRPRule as LRPRule
 from jaxattn.methods.attention_weights import (
     attention as attention,
     gradient_x_attention as gradient_x_attention,
@@ -42,7 +42,11 @@ from jaxattn.methods.pattern_methods import (
     pattern_attribution as pattern_attribution,
     pattern_net as pattern_net,
 )
-from jaxattn.methods.relevance import deep_taylor as deep_taylor, lrp as lrp
+from jaxattn.methods.relevance import (
+    LRP_PRESETS as LRP_PRESETS,
+    deep_taylor as deep_taylor,
+    lrp as lrp,
+)
 from jaxattn.methods.rollout import (
     attention_flow as attention_flow,
     attention_rollout as attention_rollout,
@@ -54,9 +58,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "LRP_PRESETS",
     "Attribution",
     "Benchmark",
-    "Rule",
+    "LRPRule",
     "attention",
     "attention_flow",
     "attention_rollout",

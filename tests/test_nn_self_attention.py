@@ -271,7 +271,7 @@ LRP_LAYERS = {
 }
 
 
-@pytest.mark.parametrize("attention", ["gate", "attnlrp"])
+@pytest.mark.parametrize("attention", ["cp_lrp", "attnlrp"])
 @pytest.mark.parametrize("kind", LRP_LAYERS)
 def test_relevance_is_conserved(kind, attention, x64):
     layer, x, readout = LRP_LAYERS[kind](), inputs(T, D), inputs(D)

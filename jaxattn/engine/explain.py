@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -38,7 +38,7 @@ def explain(
     targets: Target = None,
     *,
     args: tuple[Any, ...] = (),
-    at: str | None = None,
+    at: str | Sequence[str] | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -180,7 +180,7 @@ def prepare(
     targets: Target = None,
     *,
     args: tuple[Any, ...] = (),
-    at: str | None = None,
+    at: str | Sequence[str] | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -212,7 +212,7 @@ def prepare(
     options = with_sizes(method_, options)
     x, one_args = example_structs((xs, args))
     keeps_input = getattr(method_, "keeps_input", False)
-    explained = explained_input(fn, x, one_args, None if keeps_input else at)
+    explained = explained_input(fn, x, one_args, None if keeps_input else cast(str | None, at))
     check_baseline_option(options, explained, check_finite)
     shared, batched = split_batched(method_, options, explained, batch)
     one_batched = example_structs(batched)
@@ -256,7 +256,7 @@ def explainer(
             target: Target = None,
             *,
             args: tuple[Any, ...] = (),
-            at: str | None = None,
+            at: str | Sequence[str] | None = None,
             key: RandomKey | None = None,
             batch_size: int | None = None,
             check_finite: bool = True,
@@ -264,10 +264,10 @@ def explainer(
         ) -> Attribution:
             if in_engine.get():
                 function = as_function(fn)
-                if keeps_input:
+                if keeps_input and at is not None:
                     options["at"] = at
                 elif at is not None:
-                    x, function = split_at(function, (x, *args), at)
+                    x, function = split_at(function, (x, *args), cast(str, at))
                     args = ()
                 shared = {"args": args, "key": key, "batch_size": batch_size, **options}
                 return core(function, x, target, **shared)
@@ -277,7 +277,7 @@ def explainer(
             if check_finite:
                 check_finite_numbers("x", x)
             args = tuple(args)
-            explained = explained_input(fn, x, args, None if keeps_input else at)
+            explained = explained_input(fn, x, args, None if keeps_input else cast(str | None, at))
             check_baseline_option(options, explained, check_finite)
             job = _job(method, fn, x, target, args, at, explained, options, {})
             example: Any = x, job.indices(target, None), args, key, {}
@@ -349,15 +349,18 @@ def _signature(core: Callable[..., Any]) -> inspect.Signature:
     options = shown.pop("options", None)
     for name, default, annotation in (("at", None, str | None), ("check_finite", True, bool)):
         keyword = inspect.Parameter.KEYWORD_ONLY
-        shown[name] = inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        new = inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        shown.setdefault(name, new)
     return inspect.Signature([*shown.values(), *filter(None, [options])])
 
 
 def _check_options(
-    method: Callable[..., Attribution], options: dict[str, Any], at: str | None
+    method: Callable[..., Attribution], options: dict[str, Any], at: str | Sequence[str] | None
 ) -> None:
     """Refuses options that the method does not have, and names those that it has."""
-    if not (at is None or isinstance(at, str)):
+    default = inspect.signature(method).parameters.get("at")
+    names_weights = default is not None and isinstance(default.default, str)
+    if not (at is None or isinstance(at, str) or names_weights):
         raise TypeError(f"at must be the name of an intermediate, got {at!r}")
     if at is not None and not getattr(method, "takes_at", True):
         raise ValueError(f"at={at!r} has no meaning for {method.__name__}, which cuts the input")

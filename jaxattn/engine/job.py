@@ -4,7 +4,7 @@ import inspect
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -69,7 +69,7 @@ class Job:
         x: Any,
         target: Target,
         args: tuple[Any, ...],
-        at: str | None,
+        at: str | Sequence[str] | None,
         explained: Any,
         options: dict[str, Any],
         batched: dict[str, Any],

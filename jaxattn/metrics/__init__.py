@@ -1,4 +1,4 @@
-"""Judges of attributions."""
+"""Metrics of attributions: faithfulness and completeness."""
 
 from jaxattn.metrics.faithfulness import (
     Curve as Curve,

@@ -9,10 +9,12 @@ import numpy as np
 from jaxattn.jaxpr.propagation import modified_layer as maps
 from jaxattn.jaxpr.structure.graph import Affine, Structure
 
-Kind = Literal["epsilon", "z", "gamma", "alpha_beta", "z_plus", "w_square", "flat", "bounded"]
+Kind = Literal[
+    "epsilon", "z", "gamma", "alpha_beta", "z_plus", "w_square", "flat", "bounded", "z_b"
+]
 
 
-class Rule(NamedTuple):
+class LRPRule(NamedTuple):
     """How a layer shares relevance out among its inputs; see `jaxattn.lrp`.
 
     Attributes:
@@ -24,6 +26,15 @@ class Rule(NamedTuple):
         low: the least value that an input may have, for `"bounded"`.
         high: the largest.
         ignore_bias: whether `"alpha_beta"` leaves biases out of its denominators.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x @ jnp.array([1.0, 2.0, -1.0])
+        >>> rule = ja.LRPRule("gamma", gamma=1.0)
+        >>> print(ja.lrp(fn, jnp.array([2.0, 1.0, 2.0]), rule=rule).values)
+        [ 1.3333334  1.3333334 -0.6666667]
     """
 
     kind: Kind = "epsilon"
@@ -34,7 +45,7 @@ class Rule(NamedTuple):
     high: Any = None
     ignore_bias: bool = False
 
-    def check(self) -> "Rule":
+    def check(self) -> "LRPRule":
         """Refuses what is no rule.
 
         Raises:
@@ -54,7 +65,7 @@ class Rule(NamedTuple):
         plain = all(isinstance(end, (int, float)) for end in (self.low, self.high))
         if plain and self.low > self.high:
             raise ValueError(f"low must not be above high, got {self.low} and {self.high}")
-        if self.kind == "bounded" and (self.low is None or self.high is None):
+        if self.kind in ("bounded", "z_b") and (self.low is None or self.high is None):
             raise ValueError(
                 'rule="bounded" wants low and high, the least and the largest value that an input '
                 f"may have, got low={self.low} and high={self.high}"
@@ -74,7 +85,7 @@ def quotient(a: Any, b: Any) -> Any:
 
 
 def share(
-    rule: Rule, structure: Structure, affine: Affine, read: maps.Read, given: Any
+    rule: LRPRule, structure: Structure, affine: Affine, read: maps.Read, given: Any
 ) -> tuple[list[Any], Any]:
     """What each input of an affine map gets of the relevance of its output.
 
@@ -94,7 +105,7 @@ def share(
         return _proportional(structure, affine, read, inputs, given, epsilon)
     if rule.kind in ("w_square", "flat"):
         return _by_weights(rule, structure, affine, read, inputs, given)
-    if rule.kind == "bounded":
+    if rule.kind in ("bounded", "z_b"):
         return _bounded(rule, structure, affine, read, inputs, given)
     if rule.kind == "gamma":
         return _gamma(rule, structure, affine, read, inputs, given)
@@ -122,7 +133,7 @@ def _proportional(
 
 
 def _by_weights(
-    rule: Rule,
+    rule: LRPRule,
     structure: Structure,
     affine: Affine,
     read: maps.Read,
@@ -141,7 +152,7 @@ def _by_weights(
 
 
 def _bounded(
-    rule: Rule,
+    rule: LRPRule,
     structure: Structure,
     affine: Affine,
     read: maps.Read,
@@ -181,7 +192,7 @@ def _bound(name: str, value: Any, x: Any) -> Any:
 
 
 def _gamma(
-    rule: Rule,
+    rule: LRPRule,
     structure: Structure,
     affine: Affine,
     read: maps.Read,
@@ -206,7 +217,7 @@ def _gamma(
 
 
 def _by_sign(
-    rule: Rule,
+    rule: LRPRule,
     structure: Structure,
     affine: Affine,
     read: maps.Read,

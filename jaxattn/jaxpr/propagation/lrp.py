@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jaxattn.jaxpr.flat import Atom, Step, Var
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.propagation import modified_layer as maps
-from jaxattn.jaxpr.propagation.layer_rules import Rule, quotient, share, share_equally, stabilised
+from jaxattn.jaxpr.propagation.layer_rules import (
+    LRPRule,
+    quotient,
+    share,
+    share_equally,
+    stabilised,
+)
 from jaxattn.jaxpr.propagation.reverse import Memory
 from jaxattn.jaxpr.structure.activations import activation
 from jaxattn.jaxpr.structure.facts import CONTRACTING, SELECTING
@@ -27,7 +33,7 @@ _SORTS = ("input", "conv", "dense")
 class Options(NamedTuple):
     """How relevance is propagated; see `jaxattn.lrp`."""
 
-    rules: Sequence[tuple[Where, Rule]]
+    rules: Sequence[tuple[Where, LRPRule]]
     epsilon: Any
     conserve_bias: bool
     gates: str
@@ -97,7 +103,7 @@ class Relevance:
         if structure.scales(step) and not mean:
             return self._scale(structure, step, read, relevance)
         if structure.shifts(step) or structure.adds(step) or mean:
-            rule = Rule("epsilon", self.options.epsilon)
+            rule = LRPRule("epsilon", self.options.epsilon)
             return self._affine(structure, structure.affine(step.outputs[0]), read, relevance, rule)
         source = activation(structure, step)
         if source is not None and source.shape == step.outputs[0].shape:
@@ -106,16 +112,16 @@ class Relevance:
             return self._route(structure, step, read, given)
         raise ValueError(refusal(step, "relevance propagation"))
 
-    def _rule(self, layer: Affine) -> Rule:
+    def _rule(self, layer: Affine) -> LRPRule:
         self.names.update(layer.names)
         chosen = [
             pair for pair in self.options.rules if _matches(pair[0], layer, self.options.layers)
         ]
         self.matched.update(where for where, _ in chosen)
-        return chosen[0][1] if chosen else Rule("epsilon", self.options.epsilon)
+        return chosen[0][1] if chosen else LRPRule("epsilon", self.options.epsilon)
 
     def _affine(
-        self, structure: Structure, layer: Affine, read: maps.Read, relevance: Any, rule: Rule
+        self, structure: Structure, layer: Affine, read: maps.Read, relevance: Any, rule: LRPRule
     ) -> Shares:
         relevance = relevance.astype(layer.output.aval.dtype)
         shares, lost = share(rule, structure, layer, read, relevance)
