@@ -36,7 +36,7 @@ def scored(
     """
     if not isinstance(score, str) or score not in get_args(Score):
         choices = '"logit", "probability" or "log_probability"'
-        raise ValueError(f"`score` must be {choices}, got {score!r}")
+        raise ValueError(f"`score` must be {choices}, got {score!r}.")
     checked = score == "logit"
 
     def score_of(x: PyTree) -> tuple[Array, PyTree]:
@@ -44,7 +44,7 @@ def scored(
         if not checked and ends_in_softmax(fn, x, *args):
             raise ValueError(
                 '`score` must be "logit" where fn already ends in a softmax or a sigmoid, got '
-                f"{score!r}"
+                f"{score!r}."
             )
         checked = True
         output = fn(x, *args)
@@ -59,13 +59,13 @@ def _normalised(output: PyTree, score: Score) -> Array:
     if len(leaves) != 1:
         raise ValueError(
             f'`score` must be "logit" where fn returns {len(leaves)} arrays, and target a callable '
-            f"such as lambda out: out[0][3], got {score!r}"
+            f"such as lambda out: out[0][3], got {score!r}."
         )
     (logits,) = leaves
     if logits.shape[-1:] in ((), (1,)):
         raise ValueError(
             '`score` must be "logit" where the last axis of the output has fewer than two entries, '
-            f"got {score!r} and shape {logits.shape}"
+            f"got {score!r} and shape {logits.shape}."
         )
     return (jax.nn.softmax if score == "probability" else jax.nn.log_softmax)(logits, -1)
 

@@ -32,7 +32,7 @@ def named_weights(
             if leaf.ndim == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise TypeError(
                     "`at` must name attention weights, floating arrays over positions, got "
-                    f"{path!r} of type {leaf.dtype}{list(leaf.shape)}"
+                    f"{path!r} of type {leaf.dtype}{list(leaf.shape)}."
                 )
     return output, weights
 
@@ -41,7 +41,7 @@ def names_of(at: str | Sequence[str]) -> tuple[str, ...]:
     """Return one name, or several, as a tuple."""
     names = tuple(at) if isinstance(at, list | tuple) else (at,)
     if not names or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`at` must be the name of attention weights, or several, got {at!r}")
+        raise TypeError(f"`at` must be the name of attention weights, or several, got {at!r}.")
     return names
 
 
@@ -64,12 +64,15 @@ def attention(
 ) -> Attribution:
     """Return the attention weights of a network.
 
-    The weights are read from the traced program of `fn`; they do not depend on `target`. `at` names
-    the weights: a tag or the path of a layer, or several, as for `jaxattn.capture`. The layers of
-    `jaxattn.nn` tag theirs "attention". In Keras they are the "softmax" of a `MultiHeadAttention`
-    with dropout; without dropout Keras computes attention in one fused operation.
+    The weights are read from the traced program of `fn`. They do not depend on `target`.
 
     Cost: one evaluation of `fn` per example. Deterministic.
+
+    Args:
+        at: the name of the weights: a tag or the path of a layer, or several, as for
+            `jaxattn.capture`. It does not replace the input. The layers of `jaxattn.nn` tag their
+            weights "attention". In Keras they are the "softmax" of a `MultiHeadAttention` with
+            dropout; without dropout Keras computes attention in one fused operation.
 
     Returns:
         values of the shape of the weights, such as (T_in,), (T_out, T_in) or (heads, T_out, T_in);
@@ -113,9 +116,12 @@ def gradient_x_attention(
     """Compute the attention weights times the gradient of the target with respect to them.
 
     Each weight is varied by itself: its effect on the weights of later layers or steps is not
-    counted. `at` names the weights, as for `jaxattn.attention`.
+    counted.
 
     Cost: two evaluations of `fn` and one vector-Jacobian product per example. Deterministic.
+
+    Args:
+        at: the name of the weights, or several, as for `jaxattn.attention`.
 
     Returns:
         values of the shape and structure of the weights, signed, in units of the output.
@@ -169,12 +175,14 @@ def value_zeroing(
     """Compute value zeroing: the effect of zeroing the value vector of each position in attention.
 
     A zero value vector adds nothing to any weighted sum, and neither does a zero weight: the column
-    of the position is set to zero in all weights that `at` names, as for `jaxattn.attention`, and
-    the other weights are kept. The last axis of the weights is T_in.
+    of the position is set to zero in all weights that `at` names, and the other columns are kept.
+    The last axis of the weights is T_in.
 
     Cost: one evaluation of `fn` per position, and two more. Deterministic.
 
     Args:
+        at: the name of the weights, or several, as for `jaxattn.attention`: of one layer, as in the
+            paper, or of several layers together.
         of: the name of representations (T_out, D), such as the output of a layer, whose change is
             measured instead of that of the target; `target` is not used then.
 
@@ -202,7 +210,7 @@ def value_zeroing(
         [0.25 0.5  0.75 1.  ]
     """
     if of is not None and not isinstance(of, str):
-        raise TypeError(f"`of` must be the name of representations, got {of!r}")
+        raise TypeError(f"`of` must be the name of representations, got {of!r}.")
     inputs = (x, *args)
     _, weights = named_weights(fn, inputs, at)
     length = _positions(weights)
@@ -237,7 +245,7 @@ def _positions(weights: NamedWeights) -> int:
     if len(lengths) > 1:
         shapes = {path: [w.shape for w in jax.tree.leaves(ws)] for path, ws in weights.items()}
         raise ValueError(
-            f"`at` must name weights over equally many positions, name one of them: got {shapes}"
+            f"`at` must name weights over equally many positions, name one of them: got {shapes}."
         )
     return int(lengths.pop())
 
@@ -247,10 +255,10 @@ def _vectors(captures: Mapping[str, PyTree[Array]], of: str) -> Array:
     leaves: list[Array] = jax.tree.leaves(captures)
     shapes = [leaf.shape for leaf in leaves]
     if len(leaves) != 1 or len(shapes[0]) < 2 or any(size != 1 for size in shapes[0][:-2]):
-        raise ValueError(f"`of` must name one array of vectors (T_out, D), got {of!r} of {shapes}")
+        raise ValueError(f"`of` must name one array of vectors (T_out, D), got {of!r} of {shapes}.")
     (vectors,) = leaves
     if not jnp.issubdtype(vectors.dtype, jnp.floating):
-        raise TypeError(f"`of` must name floating vectors, got {of!r} of {vectors.dtype}")
+        raise TypeError(f"`of` must name floating vectors, got {of!r} of {vectors.dtype}.")
     return vectors.reshape(vectors.shape[-2:])
 
 

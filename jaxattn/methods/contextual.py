@@ -88,12 +88,12 @@ def contextual_decomposition(
     if len(floating) != 1 or leaf.ndim == 0:
         raise ValueError(
             "`x` must be one array with time on its first axis for contextual_decomposition, got "
-            f"shapes {[leaf.shape for leaf in floating]}"
+            f"shapes {[leaf.shape for leaf in floating]}."
         )
     # An intermediate of a model that takes batches has a batch axis of 1 before that of time.
     time = 1 if leaf.ndim == 3 and leaf.shape[0] == 1 else 0
     if leaf.shape[time] == 0:
-        raise ValueError(f"`x` must hold at least one time step, got shape {leaf.shape}")
+        raise ValueError(f"`x` must hold at least one time step, got shape {leaf.shape}.")
     score = scored(fn, target, args)
 
     def decomposed(mask: Bool[Array, " T"]) -> tuple[Array, Array, Array]:
@@ -117,18 +117,18 @@ def _mask(phrase: Phrase, steps: int) -> Bool[Array, " T"]:
     try:
         given = jnp.asarray(phrase)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{expected}, got {phrase!r}") from error
+        raise TypeError(f"{expected}, got {phrase!r}.") from error
     if given.dtype == bool:
         if given.shape != (steps,):
-            raise ValueError(f"{expected}, got a mask of shape {given.shape}")
+            raise ValueError(f"{expected}, got a mask of shape {given.shape}.")
         return given
     if given.shape != (2,) or not jnp.issubdtype(given.dtype, jnp.integer):
-        raise ValueError(f"{expected}, got {phrase!r}")
+        raise ValueError(f"{expected}, got {phrase!r}.")
     if isinstance(phrase, (tuple, list)) and all(isinstance(end, int) for end in phrase):
         start, stop = phrase
         if not 0 <= start < stop <= steps:
             raise ValueError(
-                f"`phrase` must satisfy 0 <= start < stop <= {steps}, got ({start}, {stop})"
+                f"`phrase` must satisfy 0 <= start < stop <= {steps}, got ({start}, {stop})."
             )
     at = jnp.arange(steps)
     return (at >= given[0]) & (at < given[1])

@@ -74,7 +74,7 @@ def deep_lift(
         [1. 1. 1.] 0.0
     """
     if multiplier not in get_args(Multiplier):
-        raise ValueError(f'`multiplier` must be "rescale" or "reveal_cancel", got {multiplier!r}')
+        raise ValueError(f'`multiplier` must be "rescale" or "reveal_cancel", got {multiplier!r}.')
     start = broadcast_baseline(baseline, x, keep_integers=True)
     floating, merge = floating_leaves(x, "a difference")
     start_leaves, _ = floating_leaves(start, "a difference")

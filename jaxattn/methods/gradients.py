@@ -275,18 +275,18 @@ def _checked_key(
 ) -> RandomKey:
     """Return the key, once the options of `smooth_grad` are checked."""
     if key is None:
-        raise ValueError("`key` is missing: smooth_grad draws noise, give key=jax.random.key(0)")
+        raise ValueError("`key` is missing: smooth_grad draws noise, give key=jax.random.key(0).")
     if statistic not in get_args(Statistic):
         raise ValueError(
-            f'`statistic` must be "mean", "mean_square" or "variance", got {statistic!r}'
+            f'`statistic` must be "mean", "mean_square" or "variance", got {statistic!r}.'
         )
     check_count("num_samples", num_samples, least=2 if statistic == "variance" else 1)
     if not callable(method):
-        raise TypeError(f"`method` must be callable, got {type(method).__name__}")
+        raise TypeError(f"`method` must be callable, got {type(method).__name__}.")
     if jnp.ndim(noise) != 0:
-        raise ValueError(f"`noise` must be one number, got shape {jnp.shape(noise)}")
+        raise ValueError(f"`noise` must be one number, got shape {jnp.shape(noise)}.")
     if isinstance(noise, (int, float)) and not noise >= 0:
-        raise ValueError(f"`noise` must not be negative, got {noise}")
+        raise ValueError(f"`noise` must not be negative, got {noise}.")
     return key
 
 
@@ -299,7 +299,7 @@ def _check_options(method: Callable[..., Attribution], options: dict[str, Any]) 
     for name in options:
         if name not in parameters:
             known = ", ".join(n for n in (*_OWN, *parameters) if n not in shared)
-            raise TypeError(f"smooth_grad has no option {name!r}; its options are {known}")
+            raise TypeError(f"smooth_grad has no option {name!r}; its options are {known}.")
 
 
 def _with_noise(key: RandomKey, x: Inputs, noise: ArrayLike, relative: bool) -> Inputs:

@@ -40,7 +40,7 @@ class Quadrature(NamedTuple):
             points, masses = np.polynomial.legendre.leggauss(num_steps)
             nodes, weights = (points + 1) / 2, masses / 2
         else:
-            raise ValueError(f'`quadrature` must be "midpoint" or "gauss_legendre", got {rule!r}')
+            raise ValueError(f'`quadrature` must be "midpoint" or "gauss_legendre", got {rule!r}.')
         return cls(jnp.asarray(nodes), jnp.asarray(weights))
 
 

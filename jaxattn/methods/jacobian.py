@@ -29,7 +29,7 @@ def _size(tree: PyTree) -> int:
 
 def _is_forward(mode: Mode, x: PyTree, output: PyTree) -> bool:
     if mode not in get_args(Mode):
-        raise ValueError(f'`mode` must be "auto", "forward" or "reverse", got {mode!r}')
+        raise ValueError(f'`mode` must be "auto", "forward" or "reverse", got {mode!r}.')
     return mode == "forward" or (mode == "auto" and _size(x) < _size(output))
 
 
@@ -108,14 +108,14 @@ def jacobian(
     explained = _checked(jax.eval_shape(function, inputs)[0])
     check_bool("reuse", reuse)
     if reduction not in (None, "norm"):
-        raise ValueError(f'`reduction` must be "norm" or None, got {reduction!r}')
+        raise ValueError(f'`reduction` must be "norm" or None, got {reduction!r}.')
     has_steps = _has_steps(x) and _has_steps(explained)
     if reduction is not None:
         if not has_steps:
             shapes = jax.tree.map(jnp.shape, (x, explained))
             raise ValueError(
                 "`reduction` must be None unless x and the output of fn are each one array with "
-                f"an axis of time steps, got shapes {shapes[0]} and {shapes[1]}"
+                f"an axis of time steps, got shapes {shapes[0]} and {shapes[1]}."
             )
         return Attribution(*_norms_by_steps(function, inputs, explained, mode, reuse, batch_size))
     if has_steps and reuse and _size(x) and _size(explained):
@@ -132,9 +132,9 @@ def _checked(explained: PyTree) -> PyTree:
     """Return the shapes of what is differentiated, once their dtypes are checked."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(explained)]
     if not dtypes:
-        raise ValueError("fn must return at least one array, got none")
+        raise ValueError("fn must return at least one array, got none.")
     if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        raise TypeError(f"fn must return floating arrays, got {dtypes}")
+        raise TypeError(f"fn must return floating arrays, got {dtypes}.")
     return explained
 
 

@@ -79,12 +79,12 @@ def grad_cam(
     if layer.ndim < 2:
         raise ValueError(
             "`at` must name an intermediate with channels and another axis, got shape "
-            f"{layer.shape}"
+            f"{layer.shape}."
         )
     if channel_axis not in range(-layer.ndim, layer.ndim):
         raise ValueError(
             f"`channel_axis` must be an axis of the intermediate of shape {layer.shape}, got "
-            f"{channel_axis}"
+            f"{channel_axis}."
         )
     result = value_and_gradient(fn, layer, target, args)
     positions = tuple(axis for axis in range(layer.ndim) if axis != channel_axis % layer.ndim)
@@ -103,7 +103,7 @@ def _resized(values: Array, shape: int | Sequence[int]) -> Array:
     kept = values.shape[values.ndim - len(sizes) :]
     if len(kept) != len(sizes) or math.prod(kept) != values.size:
         raise ValueError(
-            f"`shape` must have as many axes as the map of shape {values.shape}, got {sizes}"
+            f"`shape` must have as many axes as the map of shape {values.shape}, got {sizes}."
         )
     return jax.image.resize(values.reshape(kept), sizes, "linear")
 
@@ -167,7 +167,7 @@ def layer_conductance(
         [ 6. -2.]
     """
     if at is None:
-        raise ValueError("`at` is missing: layer_conductance needs the name of an intermediate")
+        raise ValueError("`at` is missing: layer_conductance needs the name of an intermediate.")
     name = at
     floating_leaves(x, "a path from the baseline")
     start = broadcast_baseline(baseline, x, keep_integers=True)

@@ -109,17 +109,17 @@ def learned_mask(
     """
     check_count("num_steps", num_steps)
     if isinstance(initial, (int, float)) and not 0 <= initial <= 1:
-        raise ValueError(f"`initial` must lie in [0, 1], got {initial}")
+        raise ValueError(f"`initial` must lie in [0, 1], got {initial}.")
     check_count("jitter", jitter, 0)
     if jitter and key is None:
-        raise ValueError(f"`key` is missing: jitter={jitter} draws, give key=jax.random.key(0)")
+        raise ValueError(f"`key` is missing: jitter={jitter} draws, give key=jax.random.key(0).")
     floating, merge = floating_leaves(x, "a mask")
     replacements, _ = floating_leaves(broadcast_baseline(baseline, x, keep_integers=True), "a mask")
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "`optimizer` must be an optax.GradientTransformation, such as optax.adam(0.1), got "
-            f"{optimizer!r}"
+            f"{optimizer!r}."
         )
     mixture = _Mixture(floating, replacements)
     score_of = scored(fn, target, args, score=score)
@@ -189,7 +189,7 @@ def _coarse(shape: tuple[int, ...], coarseness: int | Sequence[int]) -> tuple[in
     if len(factors) > len(shape):
         raise ValueError(
             f"`coarseness` must name at most the {len(shape)} axes of x's shape {shape}, got "
-            f"{factors}"
+            f"{factors}."
         )
     padded = factors + (1,) * (len(shape) - len(factors))
     return tuple(math.ceil(size / factor) for size, factor in zip(shape, padded, strict=True))

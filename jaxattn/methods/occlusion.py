@@ -26,7 +26,7 @@ def _windows(x: PyTree, window: PyTree[Extent], stride: PyTree[Extent]) -> list[
     windows = leaves_like(x, as_tuples(window), "window", _is_extent)
     strides = leaves_like(x, as_tuples(stride), "stride", _is_extent)
     if all(one is None for one in windows):
-        raise ValueError("`window` must be given for at least one leaf of x, got None")
+        raise ValueError("`window` must be given for at least one leaf of x, got None.")
     return [
         None if w is None else sliding_windows(leaf.shape, w, s)
         for leaf, w, s in zip(jax.tree.leaves(x), windows, strides, strict=True)

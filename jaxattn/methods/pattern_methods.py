@@ -87,7 +87,7 @@ def fit_patterns(
         [1. 1.]
     """
     if estimator not in get_args(Estimator):
-        raise ValueError(f'`estimator` must be "relu" or "linear", got {estimator!r}')
+        raise ValueError(f'`estimator` must be "relu" or "linear", got {estimator!r}.')
     size = DEFAULT if batch_size is None else batch_size
     work = prepare(_sums, fn, xs, args=args, at=at, batch_size=size, estimator=estimator)
     plan = Plan(single=True, examples=1, inside=1, mesh=None)
@@ -273,11 +273,11 @@ def _propagated(
     """Propagate the output back by patterns, or by products of weights and patterns."""
     network = _network(fn, x, args, at)
     if patterns is None:
-        raise ValueError("`patterns` are missing: give the result of jaxattn.fit_patterns")
+        raise ValueError("`patterns` are missing: give the result of jaxattn.fit_patterns.")
     shapes, expected = [jnp.shape(p) for p in patterns], [w.shape for w in network.weights]
     if shapes != expected:
         raise ValueError(
-            f"`patterns` must have the shapes of this network's weights, {expected}, got {shapes}"
+            f"`patterns` must have the shapes of this network's weights, {expected}, got {shapes}."
         )
 
     def seed(outputs: list[Runs]) -> list[Array | None]:

@@ -161,7 +161,7 @@ def lrp(
     """
     floating, merge = floating_leaves(x, "relevance")
     if not isinstance(conserve_bias, (bool, np.bool_)):
-        raise TypeError(f"`conserve_bias` must be True or False, got {conserve_bias!r}")
+        raise TypeError(f"`conserve_bias` must be True or False, got {conserve_bias!r}.")
     if isinstance(rule, str) and rule == "z":
         epsilon = 0.0  # in sums and products too
     rules = _rules(rule, LRPRule("epsilon", epsilon, gamma, alpha, low, high, ignore_bias))
@@ -238,7 +238,7 @@ def deep_taylor(
     """
     if (low is None) != (high is None):
         raise ValueError(
-            f"`low` and `high` must both be given or both be left out, got {low} and {high}"
+            f"`low` and `high` must both be given or both be left out, got {low} and {high}."
         )
     first = "w_square" if low is None else "bounded"
     rule = (("input", first), ("*", "z_plus"))
@@ -258,13 +258,13 @@ def _rules(rule: str | LRPRule | Composite, defaults: LRPRule) -> list[tuple[Whe
         return [("*", _checked(rule, defaults))]
     try:
         if any(isinstance(part, (str, LRPRule)) for part in rule):
-            raise ValueError(f"write (({rule!r}),) for one pair")
+            raise ValueError(f"write (({rule!r}),) for one pair.")
         return [
             (where if isinstance(where, str) else operator.index(where), _checked(kind, defaults))
             for where, kind in rule
         ]
     except (TypeError, ValueError) as error:
-        raise type(error)(f"`rule` must hold pairs of (where, rule): {error}") from error
+        raise type(error)(f"`rule` must hold pairs of (where, rule): {error}.") from error
 
 
 def _by_name(name: str) -> str | Composite:
@@ -273,7 +273,7 @@ def _by_name(name: str) -> str | Composite:
         return LRP_PRESETS[name]
     if name not in get_args(Kind):
         known = ", ".join(map(repr, (*get_args(Kind), *LRP_PRESETS)))
-        raise ValueError(f"`rule` must be one of {known}, or pairs of (where, rule), got {name!r}")
+        raise ValueError(f"`rule` must be one of {known}, or pairs of (where, rule), got {name!r}.")
     return name
 
 
@@ -282,7 +282,7 @@ def _checked(rule: str | LRPRule, defaults: LRPRule) -> LRPRule:
     if isinstance(rule, str):
         rule = defaults._replace(kind=rule)  # type: ignore[arg-type]  # checked below
     if not isinstance(rule, LRPRule):
-        raise TypeError(f"`rule` must be a name or a jaxattn.LRPRule, got {rule!r}")
+        raise TypeError(f"`rule` must be a name or a jaxattn.LRPRule, got {rule!r}.")
     return rule.check()
 
 
@@ -299,7 +299,7 @@ def _check_choices(
     for name, value, known in checks:
         if value not in get_args(known):
             expected = ", ".join(map(repr, get_args(known)))
-            raise ValueError(f"`{name}` must be one of {expected}, got {value!r}")
+            raise ValueError(f"`{name}` must be one of {expected}, got {value!r}.")
 
 
 def _check_matched(argument: str, names: Sequence[Where], walk: Relevance) -> None:
@@ -309,5 +309,5 @@ def _check_matched(argument: str, names: Sequence[Where], walk: Relevance) -> No
         if not is_sort and where not in walk.matched:
             raise ValueError(
                 f"`{argument}` names {where!r}, which matches nothing on the path of relevance; "
-                f"there are {sorted(walk.names)}: name more with jaxattn.tag"
+                f"there are {sorted(walk.names)}: name more with jaxattn.tag."
             )

@@ -36,17 +36,17 @@ def _mixing_matrices(
             negative `residual`.
     """
     if heads not in get_args(Heads):
-        raise ValueError(f'`heads` must be "mean", "max" or "min", got {heads!r}')
+        raise ValueError(f'`heads` must be "mean", "max" or "min", got {heads!r}.')
     if not isinstance(residual, (int, float, np.generic, np.ndarray, jax.Array)):
-        raise TypeError(f"`residual` must be a number, got {residual!r}")
+        raise TypeError(f"`residual` must be a number, got {residual!r}.")
     if isinstance(residual, (int, float)) and not 0 <= residual < math.inf:
-        raise ValueError(f"`residual` must be finite and not negative, got {residual}")
+        raise ValueError(f"`residual` must be finite and not negative, got {residual}.")
     output, weights = named_weights(fn, inputs, at)
     layers = _in_call_order(fn, inputs, at, weights)
     shapes = [layer.shape for layer in layers]
     square = all(len(s) > 1 and s[-2:] == (shapes[0][-1],) * 2 and 0 not in s for s in shapes)
     if not square:
-        raise ValueError(f"`at` must name weights (..., T, T) with one T in all, got {shapes}")
+        raise ValueError(f"`at` must name weights (..., T, T) with one T in all, got {shapes}.")
     mixing = jnp.stack([
         getattr(jnp, heads)(layer.reshape(-1, *layer.shape[-2:]), axis=0) for layer in layers
     ])  # fmt: skip
@@ -80,7 +80,7 @@ def _in_call_order(
                 layers += list(leaf.reshape(-1, *leaf.shape[axes:])) if axes else [leaf]
                 stacks += axes > 0
     if stacks > 1:
-        raise ValueError(f"`at` must name at most one tag inside a scan, got {list(weights)}")
+        raise ValueError(f"`at` must name at most one tag inside a scan, got {list(weights)}.")
     return layers
 
 
@@ -102,13 +102,14 @@ def attention_rollout(
 
     With A_l the weights of layer l, heads combined, M_l is A_l + I with normalised rows, and the
     rollout is M_L ... M_2 M_1: the fraction of each input token in each token of the last layer if
-    layers only mix tokens. It does not depend on `target`. `at` names the weights (..., T, T) of
-    the layers, as for `jaxattn.attention`. Layers are ordered as they are called; each step of a
-    scan over layers is one layer, in the order in which the steps are stacked.
+    layers only mix tokens. It does not depend on `target`. Layers are ordered as they are called;
+    each step of a scan over layers is one layer, in the order in which the steps are stacked.
 
     Cost: one evaluation of `fn` and L products of T x T matrices per example. Deterministic.
 
     Args:
+        at: the name of the weights (..., T, T) of the layers, or several, as for
+            `jaxattn.attention`.
         heads: how the heads of a layer are combined.
         residual: the weight of the residual path, the identity in M_l; 0 leaves it out.
 
@@ -159,13 +160,14 @@ def attention_flow(
     """Compute attention flow: the maximum flow between tokens through the attention graph.
 
     The nodes are the tokens of each layer, the capacities of the edges the matrices M_l of
-    `jaxattn.attention_rollout`. The flow does not depend on `target`. `at` names the weights, as
-    for `jaxattn.attention_rollout`.
+    `jaxattn.attention_rollout`. The flow does not depend on `target`.
 
     Cost: one evaluation of `fn` and T^2 maximum-flow problems with L T^2 edges per example, which
     run one after the other on the host. Deterministic.
 
     Args:
+        at: the name of the weights (..., T, T) of the layers, or several, as for
+            `jaxattn.attention`.
         heads: how the heads of a layer are combined.
         residual: the weight of the residual path, the identity in M_l; 0 leaves it out.
 

@@ -30,17 +30,17 @@ def _chosen(x: PyTree, steps: object) -> list[int]:
     """Check the option `steps`, and return the time steps at which the target is computed."""
     lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in jax.tree.leaves(x)}
     if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"`x` must hold series of one length on the first axis, got {lengths}")
+        raise ValueError(f"`x` must hold series of one length on the first axis, got {lengths}.")
     (total,) = lengths
     chosen = range(total) if steps is None else steps
     if not isinstance(chosen, Sequence) or not all(
         isinstance(t, int | np.integer) and not isinstance(t, bool) for t in chosen
     ):
         raise TypeError(
-            f"`steps` must be ints known before tracing, such as a tuple or a range, got {chosen!r}"
+            f"`steps` must be ints known before tracing, such as a tuple or a range, got {chosen!r}."
         )
     if not chosen or min(chosen) < 0 or max(chosen) >= total:
-        raise ValueError(f"`steps` must lie in [0, {total}), got {list(chosen)}")
+        raise ValueError(f"`steps` must lie in [0, {total}), got {list(chosen)}.")
     return list(map(int, chosen))
 
 
@@ -76,7 +76,7 @@ def temporal_output_score(
     Forward, the score at step t is the target of the prefix x[:t + 1]; backward, that of the suffix
     x[t:]. The network starts from its initial state each time, so a bidirectional one does not see
     the other steps. `x` holds time on the first axis of every leaf, and `fn` accepts a series of
-    any length or, with `length_arg`, a padded series and its length. `at` is not supported.
+    any length or, with `length_arg`, a padded series and its length.
 
     Cost: one evaluation of `fn` per step, and one more. Without `length_arg` each length is
     compiled separately; with it all steps are vectorised, and forward prefixes of a right-padded
@@ -116,9 +116,9 @@ def temporal_output_score(
         [6. 5. 2.]
     """
     if direction not in ("forward", "backward"):
-        raise ValueError(f'`direction` must be "forward" or "backward", got {direction!r}')
+        raise ValueError(f'`direction` must be "forward" or "backward", got {direction!r}.')
     if padding not in ("right", "left"):
-        raise ValueError(f'`padding` must be "right" or "left", got {padding!r}')
+        raise ValueError(f'`padding` must be "right" or "left", got {padding!r}.')
     check_bool("reuse", reuse)
 
     def score_of(part: Inputs, args: tuple[Any, ...]) -> Scalar:
@@ -171,11 +171,11 @@ class _Padded(NamedTuple):
         position = check_count("length_arg", length_arg, 0)
         if position >= len(args):
             raise ValueError(
-                f"`length_arg` must be less than the number of args, {len(args)}, got {position}"
+                f"`length_arg` must be less than the number of args, {len(args)}, got {position}."
             )
         length = jnp.asarray(args[position])
         if not jnp.issubdtype(length.dtype, jnp.integer):
-            raise TypeError(f"args[{position}] must be an integer length, got {length.dtype}")
+            raise TypeError(f"args[{position}] must be an integer length, got {length.dtype}.")
         return cls(score_of, x, args, position, padding, length.astype(jnp.int32))
 
     def _given(self) -> Integer[Array, ""]:

@@ -190,7 +190,7 @@ def _values(attribution: Attribution | PyTree[ArrayLike], xs: Inputs) -> PyTree[
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"`attribution` must have the shape of xs, {shapes[1]}, got {shapes[0]}; sum values of "
-            "an intermediate (at=) over the axes that xs does not have"
+            "an intermediate (at=) over the axes that xs does not have."
         )
     check_finite_numbers("attribution", values)
     return values
