@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "deep_lift": {},
     "contextual_decomposition": {},
     "occlusion": {"window": (4, 4), "stride": (2, 2)},
-    "temporal_output_score": {"length_argnum": 0},
+    "temporal_output_score": {"length_arg": 0},
     "learned_mask": {"num_steps": 300},
 }
 COLUMNS = (

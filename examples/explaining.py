@@ -29,7 +29,7 @@ def every_method(
             lengths = np.full(len(xs), xs.shape[1], np.int32)
             return ja.explain(
                 ja.temporal_output_score, model, xs, labels,
-                args=(lengths,), length_argnum=0, direction=direction,
+                args=(lengths,), length_arg=0, direction=direction,
             )  # fmt: skip
 
         return explain
@@ -66,7 +66,7 @@ def scores_over_time(model: nnx.Module, x: np.ndarray, classes: int, direction: 
     every = np.arange(classes, dtype=np.int32)
     found = ja.explain(
         ja.temporal_output_score, model, copies, every,
-        args=(lengths,), length_argnum=0, direction=direction,
+        args=(lengths,), length_arg=0, direction=direction,
     )  # fmt: skip
     return np.asarray(found.values).T
 

@@ -105,7 +105,7 @@ def every_method(model: Critic, *, mask_steps: int) -> dict[str, Callable[..., A
     def temporal(texts, classes):
         found = ja.explain(
             ja.temporal_output_score, model, texts.ids, classes,
-            args=(texts.lengths,), length_argnum=0,
+            args=(texts.lengths,), length_arg=0,
         )  # fmt: skip
         return jnp.diff(found.values, axis=1, prepend=0.5)
 
@@ -129,7 +129,7 @@ def every_method(model: Critic, *, mask_steps: int) -> dict[str, Callable[..., A
         "LRP, half to gates": method(ja.lrp, gates="half"),
         "LRP, biases shared": method(ja.lrp, conserve_bias=True),
         "DeepLIFT": method(ja.deep_lift),
-        "DeepLIFT, reveal-cancel": method(ja.deep_lift, rule="reveal_cancel"),
+        "DeepLIFT, reveal-cancel": method(ja.deep_lift, multiplier="reveal_cancel"),
         "contextual decomposition": method(ja.contextual_decomposition, lambda v, axis: v),
     }  # fmt: skip
 

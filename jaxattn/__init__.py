@@ -43,7 +43,11 @@ from jaxattn.methods.pattern_methods import (
     pattern_attribution as pattern_attribution,
     pattern_net as pattern_net,
 )
-from jaxattn.methods.relevance import deep_taylor as deep_taylor, lrp as lrp
+from jaxattn.methods.relevance import (
+    LRP_PRESETS as LRP_PRESETS,
+    deep_taylor as deep_taylor,
+    lrp as lrp,
+)
 from jaxattn.methods.rollout import (
     attention_flow as attention_flow,
     attention_rollout as attention_rollout,
@@ -55,8 +59,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "LRP_PRESETS",
     "Attribution",
     "Benchmark",
+    "LRPRule",
     "attention",
     "attention_flow",
     "attention_rollout",

@@ -56,15 +56,19 @@ def test_attention_is_what_the_network_reads(x, layers):
 
 
 def test_several_names_are_told_apart(x):
-    values = ja.attention(transformer, x, name=("layer_0", "layer_1")).values
+    values = ja.attention(transformer, x, at=("layer_0", "layer_1")).values
     assert list(values) == ["layer_0", "layer_1"]
-    values = ja.attention(transformer, x, name="layer_?").values
+    values = ja.attention(transformer, x, at="layer_?").values
     assert list(values) == ["layer_0", "layer_1"]
 
 
-def test_attention_behind_a_named_intermediate_is_the_same(x, layers):
-    got = ja.attention(lambda x: transformer(ja.tag(2 * x, "twice") / 2), x, at="twice")
-    np.testing.assert_allclose(np.stack(got.values), layers, atol=1e-6)
+def test_weights_are_selected_by_at_in_a_batch_too(x, layers):
+    names = ("layer_0", "layer_1")
+    batch = ja.explain(ja.attention, transformer, x[None], at=names)
+    assert list(batch.values) == list(names)
+    for at in (None, "attention"):
+        got = ja.explain(ja.attention, transformer, x[None], at=at)
+        np.testing.assert_allclose(np.concatenate(got.values), layers, atol=1e-6)
 
 
 @jax.numpy_rank_promotion("allow")  # Keras's layers want it
@@ -76,12 +80,12 @@ def test_the_heads_of_a_keras_layer():
     outputs = keras.layers.Dense(K, name="answer")(keras.layers.Flatten(name="flat")(outputs))
     model = keras.Model(inputs, outputs)
     x = weights_of(3, T, D)
-    weights = ja.attention(model, x, name="mixer/softmax").values
+    weights = ja.attention(model, x, at="mixer/softmax").values
     _, want = mixer(x[None], x[None], return_attention_scores=True)
     np.testing.assert_allclose(weights.reshape(want.shape), want, atol=1e-6)
-    rollout = ja.attention_rollout(model, x, name="mixer/softmax").values
+    rollout = ja.attention_rollout(model, x, at="mixer/softmax").values
     np.testing.assert_allclose(rollout, mixing(np.asarray(want))[0], atol=1e-6)
-    change = ja.value_zeroing(model, x, 1, name="mixer/softmax").values
+    change = ja.value_zeroing(model, x, 1, at="mixer/softmax").values
     assert change.shape == (T,)
     assert np.abs(change).min() > 1e-4
 
@@ -100,7 +104,7 @@ def test_gradient_x_attention_of_one_layer_is_that_of_the_cut_network(x):
     def network(x):
         return transformer(ja.tag(jax.nn.softmax(x), "mine"))
 
-    got = ja.gradient_x_attention(network, x, 1, name="mine").values
+    got = ja.gradient_x_attention(network, x, 1, at="mine").values
     np.testing.assert_allclose(got, ja.input_x_gradient(network, x, 1, at="mine").values, atol=1e-6)
 
 
@@ -163,7 +167,7 @@ def test_the_flow_through_one_layer_is_its_weights(x, layers):
         return ja.tag(jnp.asarray(layers[0]), "mine").sum() * x.sum()
 
     np.testing.assert_allclose(
-        ja.attention_flow(one, x, name="mine").values, mixing(layers[:1])[0], atol=1e-7
+        ja.attention_flow(one, x, at="mine").values, mixing(layers[:1])[0], atol=1e-7
     )
 
 
@@ -211,16 +215,21 @@ def test_a_position_that_nobody_reads_changes_nothing():
 @pytest.mark.parametrize(
     ("method", "options", "error", "match"),
     [
-        (ja.attention, {"name": "nothing"}, ValueError, "no intermediate 'nothing'"),
-        (ja.attention, {"name": 3}, TypeError, "name must be"),
-        (ja.attention, {"name": ()}, TypeError, "name must be"),
-        (ja.attention, {"name": "count"}, TypeError, "'count' is int32"),
-        (ja.attention_rollout, {"name": "layer_0"}, ValueError, r"\(\.\.\., T, T\).*\(4, 6\)"),
-        (ja.attention_rollout, {"heads": "sum"}, ValueError, "heads must be"),
-        (ja.attention_flow, {"name": ("attention", "layer_0")}, ValueError, "one T in all"),
-        (ja.value_zeroing, {"name": ("attention", "layer_0")}, ValueError, "equally many"),
-        (ja.value_zeroing, {"of": "attention"}, ValueError, "of='attention' must name one array"),
-        (ja.gradient_x_attention, {"name": "mine"}, ValueError, "no intermediate 'mine'"),
+        (ja.attention, {"at": "nothing"}, ValueError, "no intermediate 'nothing'"),
+        (ja.attention, {"at": 3}, TypeError, "`at` must be"),
+        (ja.attention, {"at": ()}, TypeError, "`at` must be"),
+        (ja.attention, {"at": "count"}, TypeError, "'count' of type int32"),
+        (ja.attention_rollout, {"at": "layer_0"}, ValueError, r"\(\.\.\., T, T\).*\(4, 6\)"),
+        (ja.attention_rollout, {"heads": "sum"}, ValueError, "`heads` must be"),
+        (ja.attention_flow, {"at": ("attention", "layer_0")}, ValueError, "one T in all"),
+        (ja.value_zeroing, {"at": ("attention", "layer_0")}, ValueError, "equally many"),
+        (
+            ja.value_zeroing,
+            {"of": "attention"},
+            ValueError,
+            "`of` must name one array.*'attention'",
+        ),
+        (ja.gradient_x_attention, {"at": "mine"}, ValueError, "no intermediate 'mine'"),
     ],
 )
 def test_bad_names_say_so(method, options, error, match, x):

@@ -65,9 +65,9 @@ def x():
     ],
 )
 def test_layers_count_in_the_order_of_their_calls(names, asked, x):
-    got = ja.attention_rollout(stack(names), x, name=asked)
+    got = ja.attention_rollout(stack(names), x, at=asked)
     np.testing.assert_allclose(got.values, rolled_out(LAYERS[: len(names)]), atol=1e-6)
-    flow = ja.attention_flow(stack(names), x, name=asked)
+    flow = ja.attention_flow(stack(names), x, at=asked)
     np.testing.assert_array_equal(flow.info["layers"], got.info["layers"])
 
 
@@ -84,7 +84,7 @@ def test_a_scan_over_layers_with_a_layer_before_it(x):
     def network(x):
         return scanned(LAYERS[1:])(ja.tag(jnp.asarray(LAYERS[0]), "first") @ x)
 
-    got = ja.attention_rollout(network, x, name=("attention", "first"))
+    got = ja.attention_rollout(network, x, at=("attention", "first"))
     np.testing.assert_allclose(got.values, rolled_out(LAYERS), atol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_interleaved_steps_of_scans_are_refused(x):
         return jax.lax.scan(step, x, jnp.asarray(LAYERS))[0].sum()
 
     with pytest.raises(ValueError, match=r"one tag at most inside of a scan, got \['two', 'one'\]"):
-        ja.attention_rollout(network, x, name=("one", "two"))
+        ja.attention_rollout(network, x, at=("one", "two"))
 
 
 @pytest.mark.parametrize("method", [ja.attention_rollout, ja.attention_flow])
@@ -238,7 +238,7 @@ def test_a_traced_character_that_does_not_exist_gives_nan(place):
     )
     ids = np.array([[place, 1, 2]])
     assert np.isnan(ja.explain(ja.saliency, model, ids, at="embedding").output).all()
-    hidden = ja.explain(ja.attention, model, ids, args=(np.array([2]),), name="attention_vec")
+    hidden = ja.explain(ja.attention, model, ids, args=(np.array([2]),), at="attention_vec")
     np.testing.assert_allclose(hidden.output[0], model(np.array([1, 2])), rtol=1e-6)
 
 

@@ -11,8 +11,8 @@ from test_relevance import Draw, max_pool, pool
 import jaxattn as ja
 
 X, H0, C0 = recurrent.X, recurrent.H0, recurrent.C0
-RULES = ("rescale", "reveal_cancel")
-every_rule = pytest.mark.parametrize("rule", RULES)
+MULTIPLIERS = ("rescale", "reveal_cancel")
+every_multiplier = pytest.mark.parametrize("multiplier", MULTIPLIERS)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_values_sum_to_the_difference_from_the_baseline(name):
 
     @reference.compiled
     def both(x):
-        found = [ja.deep_lift(fn, x, 2, baseline=baseline, rule=rule) for rule in RULES]
+        found = [ja.deep_lift(fn, x, 2, baseline=baseline, multiplier=m) for m in MULTIPLIERS]
         return found, fn(x)[2] - fn(baseline)[2]
 
     found, want = both(x)
@@ -69,27 +69,30 @@ def test_values_sum_to_the_difference_from_the_baseline(name):
         close(answer.info["delta"], 0.0)
 
 
-@every_rule
-def test_linear_networks_get_gradient_times_difference(rule):
+@every_multiplier
+def test_linear_networks_get_gradient_times_difference(multiplier):
     d = Draw()
     first, last, x, baseline = d.dense(4, 5), d.dense(5, 3), d(4), d(4)
     fn = lambda x: last(first(x) * 2.0)  # noqa: E731
     slope = jax.grad(lambda x: fn(x)[0])(jnp.asarray(x))
-    close(deep_lift(fn, x, 0, baseline=jnp.asarray(baseline), rule=rule), slope * (x - baseline))
+    close(
+        deep_lift(fn, x, 0, baseline=jnp.asarray(baseline), multiplier=multiplier),
+        slope * (x - baseline),
+    )
 
 
-@every_rule
-def test_saturation(rule):
+@every_multiplier
+def test_saturation(multiplier):
     """Shrikumar et al. 2017, figure 1: the gradient is 0 where both inputs matter."""
     fn = lambda i: 1.0 - jax.nn.relu(1.0 - i[0] - i[1])  # noqa: E731
-    close(deep_lift(fn, [1.0, 1.0], rule=rule), [0.5, 0.5], 1e-12)
+    close(deep_lift(fn, [1.0, 1.0], multiplier=multiplier), [0.5, 0.5], 1e-12)
 
 
-@every_rule
-def test_a_threshold(rule):
+@every_multiplier
+def test_a_threshold(multiplier):
     """Figure 2: just above it, a gradient times the input would jump to 10."""
     fn = lambda x: jax.nn.relu(x - 10.0).sum()  # noqa: E731
-    close(deep_lift(fn, [10.5], rule=rule), [0.5], 1e-12)
+    close(deep_lift(fn, [10.5], multiplier=multiplier), [0.5], 1e-12)
 
 
 MINIMA = {
@@ -103,10 +106,10 @@ MINIMA = {
 def test_the_minimum_of_two(inputs, form):
     """Figure 3: only RevealCancel sees that both inputs make a minimum."""
     least = min(inputs)
-    values = deep_lift(MINIMA[form], inputs, rule="reveal_cancel")
+    values = deep_lift(MINIMA[form], inputs, multiplier="reveal_cancel")
     close(values, [least / 2, least / 2], 1e-12)
     one = [0.0, least] if inputs[0] > inputs[1] else [least, 0.0]
-    close(deep_lift(MINIMA[form], inputs, rule="rescale"), one, 1e-12)
+    close(deep_lift(MINIMA[form], inputs, multiplier="rescale"), one, 1e-12)
 
 
 def test_rescale_by_hand():
@@ -178,7 +181,7 @@ def test_a_baseline_near_the_input_gives_gradient_times_difference():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"rule": "rescael"}, "rule.*rescael"),
+        ({"multiplier": "rescael"}, "multiplier.*rescael"),
         ({"baseline": jnp.zeros(5)}, "baseline"),
     ],
     ids=str,

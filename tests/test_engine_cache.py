@@ -345,7 +345,7 @@ def test_signatures_learned_for_one_target_do_not_spoil_another():
     for k in (3, 5):
         weights = jnp.arange(float(k))
         found = ja.explain(
-            ja.temporal_output_score, outputs(k), X, lambda o, w=weights: o[-1] @ w, softmax=False
+            ja.temporal_output_score, outputs(k), X, lambda o, w=weights: o[-1] @ w, score="logit"
         )
         expected = np.cumsum(X.sum(-1), 1) * weights.sum()
         np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)

@@ -69,7 +69,7 @@ def test_the_batch_size_is_that_of_a_device():
         ("jacobian", {"mode": "reverse"}),
         ("smooth_grad", {"num_samples": 7}),
         ("smooth_grad", {"num_samples": 3, "method": ja.integrated_gradients, "num_steps": 5}),
-        ("smooth_grad", {"num_samples": 5, "reduction": "variance"}),
+        ("smooth_grad", {"num_samples": 5, "statistic": "variance"}),
     ],
 )
 def test_devices_change_nothing(name, options, batch, shape):
@@ -91,8 +91,8 @@ def test_time_steps_with_a_length():
 
     lengths = jnp.full(1, T, jnp.int32)
     call = (ja.temporal_output_score, padded, X[:1], 1)
-    alone = ja.explain(*call, args=(lengths,), length_argnum=0)
-    close(ja.explain(*call, args=(lengths,), length_argnum=0, mesh=mesh(8)), alone)
+    alone = ja.explain(*call, args=(lengths,), length_arg=0)
+    close(ja.explain(*call, args=(lengths,), length_arg=0, mesh=mesh(8)), alone)
 
 
 def test_in_float64(x64):

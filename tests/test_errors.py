@@ -296,12 +296,12 @@ def test_unknown_options(name):
         (ja.smooth_grad, {"num_samples": 2.5}, TypeError, ["num_samples", "2.5"]),
         (
             ja.smooth_grad,
-            {"num_samples": 1, "reduction": "variance"},
+            {"num_samples": 1, "statistic": "variance"},
             ValueError,
             ["num_samples", "2", "1"],
         ),
         (ja.smooth_grad, {"noise": -0.1}, ValueError, ["noise", "-0.1"]),
-        (ja.smooth_grad, {"reduction": "median"}, ValueError, ["reduction", "median", "mean"]),
+        (ja.smooth_grad, {"statistic": "median"}, ValueError, ["statistic", "median", "mean"]),
         (ja.smooth_grad, {"method": "gradient"}, TypeError, ["method", "str"]),
         (ja.integrated_gradients, {"num_steps": 0}, ValueError, ["num_steps", "0"]),
         (ja.integrated_gradients, {"num_steps": 2.5}, TypeError, ["num_steps", "2.5"]),
@@ -325,16 +325,18 @@ def test_unknown_options(name):
         (ja.learned_mask, {"coarseness": 1.5}, (TypeError, ValueError), ["coarseness", "1.5"]),
         (ja.temporal_output_score, {"direction": "up"}, ValueError, ["direction", "up"]),
         (ja.temporal_output_score, {"padding": "both"}, ValueError, ["padding", "both"]),
+        (ja.temporal_output_score, {"score": "softmax"}, ValueError, ["score", "softmax", "logit"]),
+        (ja.learned_mask, {"score": True}, ValueError, ["score", "True", "log_probability"]),
         (ja.temporal_output_score, {"steps": [5]}, ValueError, ["steps", "5"]),
         (ja.temporal_output_score, {"steps": [-1]}, ValueError, ["steps", "-1"]),
         (ja.temporal_output_score, {"steps": []}, ValueError, ["steps"]),
         (ja.temporal_output_score, {"steps": [1.5]}, TypeError, ["steps"]),
         (ja.temporal_output_score, {"steps": np.arange(3)}, TypeError, ["steps", "tuple"]),
         (ja.temporal_output_score, {"steps": 3}, TypeError, ["steps", "3"]),
-        (ja.temporal_output_score, {"length_argnum": 0}, ValueError, ["length_argnum", "0"]),
-        (ja.temporal_output_score, {"length_argnum": -1}, ValueError, ["length_argnum", "-1"]),
-        (ja.temporal_output_score, {"length_argnum": True}, TypeError, ["length_argnum", "True"]),
-        (ja.temporal_output_score, {"length_argnum": "0"}, TypeError, ["length_argnum", "'0'"]),
+        (ja.temporal_output_score, {"length_arg": 0}, ValueError, ["length_arg", "0"]),
+        (ja.temporal_output_score, {"length_arg": -1}, ValueError, ["length_arg", "-1"]),
+        (ja.temporal_output_score, {"length_arg": True}, TypeError, ["length_arg", "True"]),
+        (ja.temporal_output_score, {"length_arg": "0"}, TypeError, ["length_arg", "'0'"]),
         (ja.temporal_output_score, {"reuse": "no"}, TypeError, ["`reuse` must be a bool", "'no'"]),
         (ja.occlusion, {"reuse": "no"}, TypeError, ["`reuse` must be a bool", "'no'"]),
         (ja.occlusion, {"reuse": 1}, TypeError, ["`reuse` must be a bool", "1"]),
@@ -352,10 +354,10 @@ def test_a_softmax_over_one_output(shape):
     def one(x):
         return fn(x)[0].reshape(shape)
 
-    for run in (ja.temporal_output_score, partial(ja.learned_mask, softmax=True)):
-        with refuses(ValueError, "softmax", str(shape), "softmax=False"):
+    for run in (ja.temporal_output_score, partial(ja.learned_mask, score="log_probability")):
+        with refuses(ValueError, '`score` must be "logit"', str(shape)):
             run(one, X)
-    with refuses(ValueError, "softmax", str(shape), "softmax=False"):
+    with refuses(ValueError, '`score` must be "logit"', str(shape)):
         deletion(one, XS, None, XS)
 
 
@@ -450,10 +452,10 @@ def test_key_must_be_a_random_key(key):
 
 
 def test_a_window_for_a_single_number():
-    with refuses(ValueError, "`window`", "(1,)", "shape ()", "window=None leaves that leaf unchanged"):
+    with refuses(ValueError, "`window`", "(1,)", "shape ()", "window=None"):
         ja.occlusion(lambda x: 2 * x, np.float32(3))
     tree = {"a": X, "b": jnp.float32(3)}
-    with refuses(ValueError, "`window`", "(2,)", "shape ()", "window=None leaves that leaf unchanged"):
+    with refuses(ValueError, "`window`", "(2,)", "shape ()", "window=None"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=2)
     with refuses(ValueError, "`window` must have at least one axis", "()", "window=None"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window={"a": 2, "b": ()})
@@ -514,7 +516,7 @@ def test_a_function_of_one_length_fails_with_its_own_error():
         ja.temporal_output_score(flat, X, 1)
     with pytest.raises(TypeError, match="reshape"):
         ja.temporal_output_score(
-            lambda x: x.cumsum(0), X, lambda out: out.reshape(T * D)[3], softmax=False
+            lambda x: x.cumsum(0), X, lambda out: out.reshape(T * D)[3], score="logit"
         )
 
 
@@ -522,12 +524,42 @@ def test_a_second_softmax_is_refused():
     def ends(x):
         return jax.nn.softmax(fn(x))
 
-    with refuses(ValueError, "softmax=False"):
+    with refuses(ValueError, '`score` must be "logit"', "probability"):
         ja.temporal_output_score(ends, X, 1)
-    with refuses(ValueError, "softmax=False"):
+    with refuses(ValueError, '`score` must be "logit"', "probability"):
         deletion(ends, XS, 1, XS)
-    scores = ja.temporal_output_score(ends, X, 1, softmax=False).values
+    scores = ja.temporal_output_score(ends, X, 1, score="logit").values
     np.testing.assert_allclose(scores, ja.temporal_output_score(fn, X, 1).values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method, old, new",
+    [
+        (ja.temporal_output_score, "length_argnum", "length_arg"),
+        (ja.temporal_output_score, "softmax", "score"),
+        (ja.learned_mask, "softmax", "score"),
+        (ja.deep_lift, "rule", "multiplier"),
+        (ja.smooth_grad, "reduction", "statistic"),
+        (ja.attention, "name", "none of its own"),
+        (ja.gradient_x_attention, "name", "none of its own"),
+        (ja.value_zeroing, "name", "of"),
+        (ja.attention_rollout, "name", "heads, residual"),
+        (ja.attention_flow, "name", "heads, residual"),
+    ],
+)
+def test_old_names_of_options(method, old, new):
+    options = {"key": KEY, old: 0}
+    with refuses(TypeError, f"{method.__name__} has no option {old!r}", new):
+        method(fn, X, 0, **options)
+    with refuses(TypeError, f"{method.__name__} has no option {old!r}", new):
+        ja.explain(method, fn, XS, 0, **options)
+
+
+def test_smooth_grad_passes_options_to_its_method():
+    got = ja.smooth_grad(fn, X, key=KEY, method=ja.jacobian, num_samples=2, mode="forward")
+    assert got.values.shape == (K, T, D)
+    with refuses(TypeError, "has no option 'rule'", "statistic", "mode"):
+        ja.smooth_grad(fn, X, key=KEY, method=ja.jacobian, rule="epsilon")
 
 
 def test_options_that_a_method_has_not():

@@ -105,11 +105,11 @@ def test_smooth_grad_is_the_loop_over_noisy_copies(method, options, model, x):
 
 
 @pytest.mark.parametrize(
-    "reduction, reduce",
+    "statistic, reduce",
     [("mean_square", lambda rows: (rows**2).mean(0)), ("variance", lambda r: r.var(0, ddof=1))],
 )
-def test_smooth_grad_reductions(reduction, reduce, model, x):
-    got = ja.smooth_grad(model, x, 1, key=KEY, reduction=reduction, **SMOOTH)
+def test_smooth_grad_statistics(statistic, reduce, model, x):
+    got = ja.smooth_grad(model, x, 1, key=KEY, statistic=statistic, **SMOOTH)
     close(got.values, reduce(by_hand(ja.gradient, model, x)))
     close(got.output, model(x))
 
@@ -119,7 +119,7 @@ def test_without_noise_smooth_grad_is_the_method(method, model, x):
     smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, num_samples=3, noise=0.0, method=method)
     close(smooth().values, method(model, x, 1).values)
     if method is ja.gradient:
-        close(smooth(reduction="variance").values, jnp.zeros((T, D)), 1e-30)
+        close(smooth(statistic="variance").values, jnp.zeros((T, D)), 1e-30)
 
 
 def test_a_small_variance_beside_a_large_mean_is_not_lost(x):
@@ -129,6 +129,6 @@ def test_a_small_variance_beside_a_large_mean_is_not_lost(x):
     def fn(x):
         return (1e3 * x + 1e-3 * jnp.sin(x)).sum()
 
-    got = ja.smooth_grad(fn, x, key=KEY, num_samples=16, noise=0.5, reduction="variance").values
+    got = ja.smooth_grad(fn, x, key=KEY, num_samples=16, noise=0.5, statistic="variance").values
     assert (got >= 0).all()
     assert got.max() < 1e-6

@@ -91,7 +91,7 @@ def test_nor_does_it_for_any_rule(rule):
 
 @pytest.mark.parametrize(
     "method, options",
-    [(ja.contextual_decomposition, {}), (ja.deep_lift, {"rule": "reveal_cancel"})],
+    [(ja.contextual_decomposition, {}), (ja.deep_lift, {"multiplier": "reveal_cancel"})],
 )
 def test_nor_for_other_methods(method, options):
     names = ["one product", "ahead of the loop", "ahead, in part"]

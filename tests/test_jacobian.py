@@ -155,13 +155,28 @@ def test_a_function_without_a_forward_mode_is_explained_backwards():
 @pytest.mark.parametrize(
     "fn, x, options, words",
     [
-        (lambda x: x, np.ones((4, 2)), {"reduction": "mean"}, 'reduction must be "norm"'),
-        (lambda x: x.sum(), np.ones((4, 2)), {"reduction": "norm"}, "reduction wants one array"),
-        (lambda x: (x, x), np.ones((4, 2)), {"reduction": "norm"}, "reduction wants one array"),
-        (lambda x: x, np.ones((4, 2)), {"reduction": "norm", "target": (0, 1)}, "reduction wants"),
+        (lambda x: x, np.ones((4, 2)), {"reduction": "mean"}, '`reduction` must be "norm"'),
+        (
+            lambda x: x.sum(),
+            np.ones((4, 2)),
+            {"reduction": "norm"},
+            "`reduction` must be None unless",
+        ),
+        (
+            lambda x: (x, x),
+            np.ones((4, 2)),
+            {"reduction": "norm"},
+            "`reduction` must be None unless",
+        ),
+        (
+            lambda x: x,
+            np.ones((4, 2)),
+            {"reduction": "norm", "target": (0, 1)},
+            "`reduction` must be None",
+        ),
     ],
 )
-def test_a_reduction_wants_steps(fn, x, options, words):
+def test_a_reduction_needs_time_steps(fn, x, options, words):
     with pytest.raises(ValueError, match=words):
         ja.jacobian(fn, x, **options)
 

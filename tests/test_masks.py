@@ -81,11 +81,13 @@ def test_the_baseline_is_what_deleted_cells_become():
     np.testing.assert_allclose(got.info["score"], 4 * 0.25, rtol=1e-6)
 
 
-def test_softmax_destroys_a_probability():
+def test_the_score_may_be_a_probability():
     def fn(x):
         return jnp.stack([planted(x), jnp.float32(0)])
 
-    got = ja.learned_mask(fn, X, 0, softmax=True, tv=0.0, l1=0.001, num_steps=60, initial=1.0)
+    got = ja.learned_mask(
+        fn, X, 0, score="probability", tv=0.0, l1=0.001, num_steps=60, initial=1.0
+    )
     np.testing.assert_allclose(got.info["losses"][0], jax.nn.sigmoid(planted(X)), rtol=1e-5)
     np.testing.assert_allclose(got.info["score"], 0.5, rtol=1e-5)
 

@@ -34,11 +34,11 @@ OPTIONS = {
     "pattern_net": {"patterns": PATTERNS},
     "pattern_attribution": {"patterns": PATTERNS},
     "grad_cam": {"at": "rows", "relu": False},
-    "attention": {"name": "mixing"},
-    "attention_flow": {"name": "mixing"},
-    "attention_rollout": {"name": "mixing"},
-    "gradient_x_attention": {"name": "rows"},
-    "value_zeroing": {"name": "rows"},
+    "attention": {"at": "mixing"},
+    "attention_flow": {"at": "mixing"},
+    "attention_rollout": {"at": "mixing"},
+    "gradient_x_attention": {"at": "rows"},
+    "value_zeroing": {"at": "rows"},
     "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
 }
@@ -52,6 +52,7 @@ SHAPES = {
     "attention_rollout": (T, T),
     "value_zeroing": (D,),
 }
+OF_WEIGHTS = {n for n in METHODS if "attention" in n} | {"value_zeroing"}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
 not_of_cells = (
@@ -126,7 +127,7 @@ def test_the_signature_follows_the_convention(name):
     parameters = inspect.signature(METHODS[name]).parameters
     assert list(parameters)[:3] == ["fn", "x", "target"]
     defaults = {"target": None, "args": (), "at": None, "key": None, "batch_size": None}
-    defaults["check_finite"] = True
+    defaults |= {"check_finite": True} | ({"at": "attention"} if name in OF_WEIGHTS else {})
     assert {n: parameters[n].default for n in defaults} == defaults
     for parameter in list(parameters.values())[3:]:
         assert parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)

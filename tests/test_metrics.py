@@ -43,7 +43,7 @@ def test_the_baseline_takes_the_place_of_deleted_cells():
 
 @pytest.mark.parametrize("num_steps, scores", [(1, [10, 0]), (2, [10, 3, 0]), (3, [10, 6, 1, 0])])
 def test_shares_of_the_cells(num_steps, scores):
-    got = deletion(total, XS, 0, XS, softmax=False, num_steps=num_steps)
+    got = deletion(total, XS, 0, XS, score="logit", num_steps=num_steps)
     np.testing.assert_array_equal(got.scores, [scores] * 2)
 
 
@@ -131,17 +131,27 @@ def test_fractions_are_the_shares_that_were_deleted():
         None,
         np.ones((1, 3)),
         num_steps=4,
-        softmax=False,
+        score="logit",
     )
     np.testing.assert_allclose(curve.fractions, np.array([0, 1, 2, 2, 3]) / 3)
     np.testing.assert_allclose(curve.scores[0], 3 - 3 * curve.fractions)
     np.testing.assert_allclose(curve.auc, [1.5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("metric", [deletion, insertion])
+def test_the_score_may_be_a_log_probability(metric):
+    xs = np.array([[1.0, -2.0, 0.5]], np.float32)
+    curves = {
+        score: metric(lambda x: 2 * x, xs, 0, xs, num_steps=3, score=score).scores
+        for score in ("probability", "log_probability")
+    }
+    np.testing.assert_allclose(curves["log_probability"], np.log(curves["probability"]), rtol=1e-5)
+
+
 def test_an_attribution_that_is_not_finite_is_refused():
     xs = np.ones((1, 3), np.float32)
     with pytest.raises(ValueError, match="`attribution` holds 3 NaN"):
-        ja.metrics.deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), softmax=False)
+        ja.metrics.deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), score="logit")
 
 
 def test_completeness_agrees_with_delta_where_integers_stand_beside():

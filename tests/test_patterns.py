@@ -9,8 +9,8 @@ import pytest
 
 import jaxattn as ja
 
-RULES = ("relu", "linear")
-every_rule = pytest.mark.parametrize("rule", RULES)
+ESTIMATORS = ("relu", "linear")
+every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 N, T = 40, 6
 
 
@@ -28,10 +28,10 @@ def draw(seed, *shapes):
     return [rng.normal(size=shape) for shape in shapes]
 
 
-def pattern(v, w, b, rule):
+def pattern(v, w, b, estimator):
     """Equations 4 and 8 of the paper, for neurons `v @ w + b`."""
     y = v @ w
-    if rule == "linear":
+    if estimator == "linear":
         return (v - v.mean(0)).T @ (y - y.mean(0)) / len(v) / y.var(0)
     positive = (y + b > 0).astype(float)
     count = positive.sum(0)
@@ -51,12 +51,12 @@ def values(patterns, fn, x, target=None, attribution=False, **options):
 # Linear models.
 
 
-@every_rule
-def test_the_signal_of_the_papers_toy(rule):
+@every_estimator
+def test_the_signal_of_the_papers_toy(estimator):
     """Section 2: of x = s (1, 0) + d (1, 1) the weights (1, -1) read s."""
     s, d = np.array(list(itertools.product([-1.0, 0.5, 2.0], [-3.0, 0.0, 3.0]))).T
     xs, w = np.stack([s + d, d], 1), jnp.array([1.0, -1.0])
-    (found,) = patterns = ja.fit_patterns(lambda x: x @ w, xs, rule=rule)
+    (found,) = patterns = ja.fit_patterns(lambda x: x @ w, xs, estimator=estimator)
     close(found, [1.0, 0.0], 1e-12)
     signal = ja.explain(ja.pattern_net, lambda x: x @ w, xs, patterns=patterns).values
     close(signal, np.stack([s, 0 * s], 1), 1e-12)
@@ -65,7 +65,7 @@ def test_the_signal_of_the_papers_toy(rule):
 def test_a_linear_model():
     x, w, b = draw(0, (N, 4), (4, 3), 3)
     fn = lambda x: x @ w + b  # noqa: E731
-    patterns = ja.fit_patterns(fn, x, rule="linear")
+    patterns = ja.fit_patterns(fn, x, estimator="linear")
     want = np.linalg.solve(np.diag((x @ w).var(0)), w.T @ np.cov(x.T, bias=True)).T
     close(patterns, [want], 1e-12)
     score = (x[0] @ w + b)[1]
@@ -99,14 +99,14 @@ def dense():
     return fn, x, (w1, w2, w3), (b1, b2, np.zeros(3))
 
 
-@every_rule
-def test_a_dense_network(dense, rule):
+@every_estimator
+def test_a_dense_network(dense, estimator):
     fn, x, weights, biases = dense
     inputs, want = [x], []
     for w, b in zip(weights, biases, strict=True):
-        want.append(pattern(inputs[-1], w, b, rule))
+        want.append(pattern(inputs[-1], w, b, estimator))
         inputs.append(np.maximum(inputs[-1] @ w + b, 0))
-    patterns = ja.fit_patterns(fn, x, rule=rule)
+    patterns = ja.fit_patterns(fn, x, estimator=estimator)
     close(patterns, want)
     for w, a in zip(weights, patterns, strict=True):
         close((w * a).sum(0), np.ones(w.shape[1]))
@@ -196,14 +196,14 @@ def lstm(w, u, b):
     return fn
 
 
-@every_rule
-def test_the_steps_of_a_loop_are_samples_and_two_products_one_layer(rule):
+@every_estimator
+def test_the_steps_of_a_loop_are_samples_and_two_products_one_layer(estimator):
     w, u, b, x = draw(4, (4, 12), (3, 12), 12, (8, T, 4))
     fn, seen = lstm(w, u, b), []
     for row in x:
         fn(row, seen)
-    want = pattern(np.array(seen), np.concatenate([w, u]), b, rule)
-    of_w, of_u = ja.fit_patterns(fn, x, rule=rule)
+    want = pattern(np.array(seen), np.concatenate([w, u]), b, estimator)
+    of_w, of_u = ja.fit_patterns(fn, x, estimator=estimator)
     close([of_w, of_u], [want[:4], want[4:]])
     close((w * of_w).sum(0) + (u * of_u).sum(0), np.ones(12))
 
@@ -320,8 +320,8 @@ def test_neither_chunks_nor_jit_change_anything(dense):
 
 def test_a_far_mean_costs_no_digits():
     x, w = (a.astype(np.float32) for a in draw(10, (500, 4), (4, 3)))
-    (near,) = ja.fit_patterns(lambda x: x @ w, x, rule="linear")
-    (far,) = ja.fit_patterns(lambda x: x @ w, x + 100, rule="linear")
+    (near,) = ja.fit_patterns(lambda x: x @ w, x, estimator="linear")
+    (far,) = ja.fit_patterns(lambda x: x @ w, x + 100, estimator="linear")
     assert far.dtype == np.float32
     close(far, near, 1e-3)
 
@@ -365,7 +365,7 @@ def waiting(x):
         (turning, np.ones((2, 4)), {}, ValueError, "other weights at each turn"),
         (waiting, np.ones((2, 4)), {}, ValueError, "`while`.*depends on the data"),
         (jnp.tanh, np.ones((0, 4)), {}, ValueError, "xs holds no examples"),
-        (jnp.tanh, np.ones((2, 4)), {"rule": "rleu"}, ValueError, "rule.*rleu"),
+        (jnp.tanh, np.ones((2, 4)), {"estimator": "rleu"}, ValueError, "estimator.*rleu"),
         (jnp.tanh, np.full((2, 4), np.nan), {}, ValueError, "xs holds 8 NaN"),
         (jnp.tanh, np.ones((2, 4)), {"batch_size": 0}, ValueError, "batch_size"),
         (jnp.exp2, np.ones((2, 4), int), {}, TypeError, "floating numbers for patterns"),

@@ -632,6 +632,35 @@ def test_no_differentiable_path(fn):
         ja.lrp(fn, VECTOR)
 
 
+def test_the_bounded_rule_has_a_second_name():
+    bounds = {"low": -3.0, "high": 3.0}
+
+    def values(rule, **options):
+        return ja.lrp(lambda x: x @ SQUARE, VECTOR, 0, rule=rule, **options).values
+
+    want = values("bounded", **bounds)
+    for rule in ("z_b", (("input", "z_b"),)):
+        np.testing.assert_array_equal(values(rule, **bounds), want)
+    for kind in ("bounded", "z_b"):
+        np.testing.assert_array_equal(values(ja.LRPRule(kind, **bounds)), want)
+    with pytest.raises(ValueError, match=r"low.*high"):
+        values("z_b")
+
+
+@pytest.mark.parametrize("name", ja.LRP_PRESETS)
+def test_a_preset_is_the_pairs_that_it_names(name):
+    def values(rule):
+        return ja.lrp(lambda x: jnp.tanh(x @ SQUARE), VECTOR, 0, rule=rule, low=-3.0, high=3.0)
+
+    by_name, by_pairs = values(name), values(ja.LRP_PRESETS[name])
+    np.testing.assert_array_equal(by_name.values, by_pairs.values)
+
+
+def test_presets_cannot_be_changed():
+    with pytest.raises(TypeError):
+        ja.LRP_PRESETS["epsilon_plus"] = ()
+
+
 def test_a_product_of_two_signals_wants_a_choice():
     with pytest.raises(ValueError, match=r"(?s)mul.*products="):
         ja.lrp(product_of_signals, VECTOR)

@@ -41,7 +41,9 @@ def test_it_is_the_prediction_for_each_truncated_series(bidirectional, direction
     logits = jnp.stack([model(part) for part in parts])
     got = score(model, x, direction=direction)
     close(got.values, jax.nn.softmax(logits)[:, 1])
-    close(score(model, x, direction=direction, softmax=False).values, logits[:, 1])
+    close(score(model, x, direction=direction, score="logit").values, logits[:, 1])
+    logs = score(model, x, direction=direction, score="log_probability").values
+    close(logs, jax.nn.log_softmax(logits)[:, 1])
     whole = got.values[-1 if direction == "forward" else 0]
     close(whole, jax.nn.softmax(got.output)[1])
 
@@ -55,7 +57,7 @@ def test_a_one_directional_network_tells_it_in_one_pass(x):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_lengths_and_truncation_agree(padding, direction, batch_size, x):
-    options = {"direction": direction, "length_argnum": 0, "padding": padding}
+    options = {"direction": direction, "length_arg": 0, "padding": padding}
     model = classifier(bidirectional=True, padding=padding)
     length = (jnp.int32(T),)
     got = score(model, x, args=length, batch_size=batch_size, **options).values
@@ -69,7 +71,7 @@ def test_padding_is_never_read(padding, direction, x):
     model, valid = classifier(bidirectional=True, padding=padding), 3
     empty = jnp.full((T - valid, D), 99.0)
     padded = jnp.concatenate([x[:valid], empty] if padding == "right" else [empty, x[:valid]])
-    options = {"direction": direction, "length_argnum": 0, "padding": padding}
+    options = {"direction": direction, "length_arg": 0, "padding": padding}
     got = score(model, padded, args=(jnp.int32(valid),), **options).values
     here = slice(0, valid) if padding == "right" else slice(T - valid, T)
     want = score(model, x[:valid], direction=direction).values
@@ -81,7 +83,7 @@ def test_padding_is_never_read(padding, direction, x):
 
 
 @pytest.mark.parametrize("steps", [(0,), (3, 1), range(1, T, 2)])
-@pytest.mark.parametrize("lengths", [{}, {"args": (jnp.array(T, jnp.int32),), "length_argnum": 0}])
+@pytest.mark.parametrize("lengths", [{}, {"args": (jnp.array(T, jnp.int32),), "length_arg": 0}])
 def test_a_choice_of_steps(steps, lengths, x):
     model = classifier()
     got = score(model, x, steps=steps, **lengths).values
@@ -92,7 +94,7 @@ def test_one_length_for_each_example(x):
     model, lengths = classifier(), jnp.array([T, 2], jnp.int32)
     xs = jnp.stack([x, jnp.where(jnp.arange(T)[:, None] < 2, x, 99.0)])
     method = ja.temporal_output_score
-    got = ja.explain(method, model, xs, 1, args=(lengths,), length_argnum=0).values
+    got = ja.explain(method, model, xs, 1, args=(lengths,), length_arg=0).values
     want = score(model, x).values
     close(got[0], want)
     close(got[1], jnp.where(jnp.arange(T) < 2, want, want[1]))
@@ -107,8 +109,8 @@ def test_a_callable_target_sees_the_probabilities(x):
 @pytest.mark.parametrize("number", [np.int64(0), np.uint8(0)])
 def test_which_is_the_length_may_be_a_numpy_integer(number, x):
     model, lengths = classifier(), (jnp.array(T, jnp.int32),)
-    got = score(model, x, args=lengths, length_argnum=number).values
-    close(got, score(model, x, args=lengths, length_argnum=0).values, 0)
+    got = score(model, x, args=lengths, length_arg=number).values
+    close(got, score(model, x, args=lengths, length_arg=0).values, 0)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
@@ -118,7 +120,7 @@ def test_lengths_of_any_integer_dtype(dtype, direction):
         return jnp.where(jnp.arange(6, dtype=length.dtype) < length, x, 0).sum()
 
     x = np.arange(1.0, 7.0, dtype=np.float32)
-    options = {"length_argnum": 0, "softmax": False, "direction": direction}
+    options = {"length_arg": 0, "score": "logit", "direction": direction}
     got = ja.temporal_output_score(fn, x, args=(np.array(5, dtype),), **options)
     sums = np.cumsum(x[:5]) if direction == "forward" else np.cumsum(x[4::-1])[::-1]
     expected = np.append(sums, sums[-1] if direction == "forward" else 0)
@@ -132,7 +134,7 @@ def test_lengths_of_any_integer_dtype(dtype, direction):
 def test_what_prefixes_share_is_what_each_has(options, batch_size):
     model, lengths = classifier(**options), np.array([20, 13, 1, 0])
     xs = np.random.default_rng(2).normal(size=(4, 20, D))
-    call = {"args": (lengths,), "length_argnum": 0, "batch_size": batch_size}
+    call = {"args": (lengths,), "length_arg": 0, "batch_size": batch_size}
     got, want = (
         ja.explain(ja.temporal_output_score, model, xs, 1, reuse=reuse, **call).values
         for reuse in (True, False)
@@ -153,7 +155,7 @@ def test_a_length_that_is_more_than_compared_with_positions_is_no_count():
         return jnp.where(valid[:, None], x, 0).sum(0) / length.astype(x.dtype)
 
     x = jnp.asarray(np.random.default_rng(3).normal(size=(12, D)))
-    call = {"args": (jnp.array(12),), "length_argnum": 0, "softmax": False}
+    call = {"args": (jnp.array(12),), "length_arg": 0, "score": "logit"}
     close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)
 
 
@@ -163,7 +165,7 @@ def test_a_length_that_wraps_around_is_no_count():
         return jnp.cumsum(jnp.where(valid[:, None], x, 0), 0)[-1]
 
     x = jnp.asarray(np.random.default_rng(3).normal(size=(260, 2)))
-    call = {"args": (jnp.array(260),), "length_argnum": 0, "softmax": False, "steps": [3, 200, 258]}
+    call = {"args": (jnp.array(260),), "length_arg": 0, "score": "logit", "steps": [3, 200, 258]}
     close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)
 
 
@@ -180,7 +182,7 @@ def test_a_rule_for_derivatives_holds_for_those_of_a_score(x):
             step = lambda h, now: (jnp.where(now[1], advance(h, now[0]), h), None)  # noqa: E731
             return jax.lax.scan(step, jnp.zeros(D), (x, valid))[0]
 
-        call = {"args": (jnp.array(12),), "length_argnum": 0, "softmax": False}
+        call = {"args": (jnp.array(12),), "length_arg": 0, "score": "logit"}
         return jnp.sin(score(fn, x, reuse=reuse, **call).values).sum()
 
     series = jnp.asarray(np.random.default_rng(3).normal(size=(12, D)))

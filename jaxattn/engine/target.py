@@ -1,7 +1,7 @@
 """Which number of an output is explained: from a target to a scalar."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,48 +12,62 @@ from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Target
 from jaxattn.jaxpr.readout import ends_in_softmax
 
+#: What of an output is explained: an entry of it, or of its softmax or log-softmax.
+Score: TypeAlias = Literal["logit", "probability", "log_probability"]
+
 MISSING_HINT = "if fn takes only batches, wrap it in jaxattn.unbatched"
 
 
 def scored(
-    fn: Callable[..., Any], target: Target, args: tuple[Any, ...], *, softmax: bool = False
-) -> Callable[[Any], tuple[Array, Any]]:
-    """The function from an input to the explained scalar and the whole output of `fn`.
+    fn: Callable[..., Any], target: Target, args: tuple[Any, ...], *, score: Score = "logit"
+) -> Callable[[PyTree], tuple[Array, PyTree]]:
+    """Return the function from an input to the explained scalar and the whole output of `fn`.
 
     Args:
         fn: maps an input and `args` to an output.
-        target: which number of the output.
+        target: which entry of the output is explained.
         args: further inputs of `fn`.
-        softmax: whether the number is taken from the softmax of the output over its last axis.
+        score: `"logit"` for an entry of the output itself; `"probability"` or `"log_probability"`
+            for an entry of its softmax or log-softmax over the last axis.
 
     Raises:
-        ValueError: for a softmax over fewer than two numbers, which is constant, or over the answer
-            of another softmax.
+        ValueError: for an unknown `score`; for a softmax over fewer than two entries, which is
+            constant; or for a softmax of the output of a softmax or sigmoid.
     """
-    checked = not softmax
+    if not isinstance(score, str) or score not in get_args(Score):
+        choices = '"logit", "probability" or "log_probability"'
+        raise ValueError(f"`score` must be {choices}, got {score!r}.")
+    checked = score == "logit"
 
-    def score(x: Any) -> tuple[Array, Any]:
+    def score_of(x: PyTree) -> tuple[Array, PyTree]:
         nonlocal checked
         if not checked and ends_in_softmax(fn, x, *args):
             raise ValueError(
-                "softmax=True takes the softmax of fn's output, and fn ends in a softmax or a "
-                "sigmoid already: give softmax=False"
+                '`score` must be "logit" where fn already ends in a softmax or a sigmoid, got '
+                f"{score!r}."
             )
         checked = True
         output = fn(x, *args)
-        return select(_probabilities(output) if softmax else output, target), output
+        return select(output if score == "logit" else _normalised(output, score), target), output
 
-    return score
+    return score_of
 
 
-def _probabilities(output: Any) -> Array:
-    logits = single_output(output, "softmax=False is wanted and target")
+def _normalised(output: PyTree, score: Score) -> Array:
+    """Return the softmax or log-softmax of the output over its last axis."""
+    leaves = jax.tree.leaves(output)
+    if len(leaves) != 1:
+        raise ValueError(
+            f'`score` must be "logit" where fn returns {len(leaves)} arrays, and target a callable '
+            f"such as lambda out: out[0][3], got {score!r}."
+        )
+    (logits,) = leaves
     if logits.shape[-1:] in ((), (1,)):
         raise ValueError(
-            f"softmax=True wants at least two logits in fn's last axis, got shape {logits.shape}: "
-            "give softmax=False"
+            '`score` must be "logit" where the last axis of the output has fewer than two entries, '
+            f"got {score!r} and shape {logits.shape}."
         )
-    return jax.nn.softmax(logits, -1)
+    return (jax.nn.softmax if score == "probability" else jax.nn.log_softmax)(logits, -1)
 
 
 def select(output: PyTree, target: Target) -> Array:

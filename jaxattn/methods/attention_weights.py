@@ -1,245 +1,272 @@
-"""Methods that read, weigh and silence the attention weights of a network."""
+"""Methods that read attention weights, weight them by gradients, or zero what they read."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.method import method
 from jaxattn.engine.target import scored, select
 from jaxattn.jaxpr.capture import captured, intervened
 
+#: Weights by full name: an array, or a list of arrays for a name that occurs several times.
+NamedWeights: TypeAlias = dict[str, PyTree[Array]]
+
 
 def named_weights(
-    fn: Callable[..., Any], inputs: tuple[Any, ...], name: str | Sequence[str]
-) -> tuple[Any, dict[str, Any]]:
-    """The output of `fn`, and every intermediate that a name, or one of several, finds.
+    fn: Callable[..., Any], inputs: tuple[Any, ...], at: str | Sequence[str]
+) -> tuple[PyTree, NamedWeights]:
+    """Return the output of `fn`, and the attention weights that one or several names match.
 
     Raises:
-        TypeError: if a name is no string, or what it finds holds integers.
-        ValueError: if a name finds nothing.
+        TypeError: if a name is not a string, or an intermediate is not a floating array.
+        ValueError: if a name matches nothing.
     """
-    output, seen = captured(fn, names_of(name))(*inputs)
-    for path, found in seen.items():
-        for leaf in jax.tree.leaves(found):
+    output, weights = captured(fn, names_of(at))(*inputs)
+    for path, matched in weights.items():
+        for leaf in jax.tree.leaves(matched):
             if leaf.ndim == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise TypeError(
-                    f"name must find attention weights, floating arrays over positions; {path!r} "
-                    f"is {leaf.dtype}{list(leaf.shape)}"
+                    "`at` must name attention weights, floating arrays over positions, got "
+                    f"{path!r} of type {leaf.dtype}{list(leaf.shape)}."
                 )
-    return output, seen
+    return output, weights
 
 
-def names_of(name: str | Sequence[str]) -> tuple[str, ...]:
-    """One name, or several, as a tuple."""
-    names = tuple(name) if isinstance(name, list | tuple) else (name,)
-    if not names or not all(isinstance(n, str) for n in names):
-        raise TypeError(f"name must be the name of attention weights, or several, got {name!r}")
+def names_of(at: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one name, or several, as a tuple."""
+    names = tuple(at) if isinstance(at, list | tuple) else (at,)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`at` must be the name of attention weights, or several, got {at!r}.")
     return names
 
 
-def only(seen: dict[str, Any]) -> Any:
-    """What one name found as it is; what several found in a dict."""
-    return next(iter(seen.values())) if len(seen) == 1 else seen
+def only(weights: NamedWeights) -> PyTree[Array]:
+    """Return the weights of a single name without the dict."""
+    return next(iter(weights.values())) if len(weights) == 1 else weights
 
 
-@method(per_example=())
+@method(keeps_input=True, per_example=())
 def attention(
     fn: Callable[..., Any],
     x: Inputs,
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | Sequence[str] = "attention",
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    name: str | Sequence[str] = "attention",
+    check_finite: bool = True,
 ) -> Attribution:
-    """The attention weights themselves, read from inside of the network.
+    """Return the attention weights of a network.
+
+    The weights are read from the traced program of `fn`. They do not depend on `target`.
+
+    Cost: one evaluation of `fn` per example. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: not used: the weights are the same whatever is explained.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is taken for the input; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
-        name: the tag or layer whose value the weights are, or several, as `jaxattn.capture` finds
-            them. The layers of `jaxattn.nn` call theirs "attention"; in Keras they are the
-            "softmax" of a `MultiHeadAttention`, if it has a dropout: without, it is fused.
+        at: the name of the weights: a tag or the path of a layer, or several, as for
+            `jaxattn.capture`. It does not replace the input. The layers of `jaxattn.nn` tag their
+            weights "attention". In Keras they are the "softmax" of a `MultiHeadAttention` with
+            dropout; without dropout Keras computes attention in one fused operation.
 
     Returns:
-        values are the weights, (T_in,), (T_out, T_in), (heads, T_out, T_in), ... as the network has
-        them; a list where one name occurs several times; a dict by full names where several names
-        are found.
+        values of the shape of the weights, such as (T_in,), (T_out, T_in) or (heads, T_out, T_in);
+        a list of arrays if a name occurs several times; a dict by full names if several names are
+        matched.
 
     Raises:
-        TypeError: if what is found is no floating array.
-        ValueError: if nothing has that name.
+        TypeError: if a matched intermediate is not a floating array.
+        ValueError: if a name matches nothing.
 
     Reference:
         Bahdanau et al. 2015, Neural machine translation by jointly learning to align and translate,
         arXiv:1409.0473.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     weights = ja.tag(jax.nn.softmax(0 * x), "attention")
+        ...     return weights @ x
+        >>> print(ja.attention(fn, jnp.array([1.0, 2.0, 3.0, 4.0])).values)
+        [0.25 0.25 0.25 0.25]
     """
-    output, seen = named_weights(fn, (x, *args), name)
-    return Attribution(only(seen), output)
+    output, weights = named_weights(fn, (x, *args), at)
+    return Attribution(only(weights), output)
 
 
-@method(per_example=())
+@method(keeps_input=True, per_example=())
 def gradient_x_attention(
     fn: Callable[..., Any],
     x: Inputs,
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | Sequence[str] = "attention",
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    name: str | Sequence[str] = "attention",
+    check_finite: bool = True,
 ) -> Attribution:
-    """Attention weights, each times the gradient of the score with respect to it.
+    """Compute the attention weights times the gradient of the target with respect to them.
 
-    All weights are varied by themselves: what one would do to the weights of later layers or steps
-    is not counted.
+    Each weight is varied by itself: its effect on the weights of later layers or steps is not
+    counted.
+
+    Cost: two evaluations of `fn` and one vector-Jacobian product per example. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is taken for the input; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: two evaluations are needed.
-        name: the tag or layer whose value the weights are, or several, as for `jaxattn.attention`.
+        at: the name of the weights, or several, as for `jaxattn.attention`.
 
     Returns:
-        values in the structure of the weights, signed, in units of the output.
+        values of the shape and structure of the weights, signed, in units of the output.
 
     Raises:
-        TypeError: if what is found is no floating array.
-        ValueError: if nothing has that name, or the target does not fit the output.
+        TypeError: if a matched intermediate is not a floating array.
+        ValueError: if a name matches nothing, or the target does not fit the output.
 
     Reference:
         Serrano and Smith 2019, Is attention interpretable?, arXiv:1906.03731.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     weights = ja.tag(jax.nn.softmax(0 * x), "attention")
+        ...     return weights @ x
+        >>> print(ja.gradient_x_attention(fn, jnp.array([1.0, 2.0, 3.0, 4.0])).values)
+        [0.25 0.5  0.75 1.  ]
     """
     inputs = (x, *args)
-    _, seen = named_weights(fn, inputs, name)
+    _, weights = named_weights(fn, inputs, at)
 
-    def score(weights: dict[str, Any]) -> tuple[Any, Any]:
+    def score(weights: NamedWeights) -> tuple[Scalar, PyTree]:
         output = intervened(fn, weights)(*inputs)
         return select(output, target), output
 
-    slope, output = jax.grad(score, has_aux=True)(seen)
-    return Attribution(only(jax.tree.map(jnp.multiply, seen, slope)), output)
+    slope, output = jax.grad(score, has_aux=True)(weights)
+    return Attribution(only(jax.tree.map(jnp.multiply, weights, slope)), output)
 
 
-def _columns(x: Any, output: Any, options: dict[str, Any]) -> int:
-    """How many positions there are to read: at most as many as the input is long."""
+def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
+    """Bound the number of positions by the length of the input."""
     return 1 + max((leaf.shape[0] for leaf in jax.tree.leaves(x) if leaf.ndim), default=1)
 
 
-@method(evaluations=_columns, per_example=())
+@method(evaluations=_evaluations, keeps_input=True, per_example=())
 def value_zeroing(
     fn: Callable[..., Any],
     x: Inputs,
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | Sequence[str] = "attention",
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    name: str | Sequence[str] = "attention",
+    check_finite: bool = True,
     of: str | None = None,
 ) -> Attribution:
-    """What changes when the value vector of a position is zeroed in the attention.
+    """Compute value zeroing: the effect of zeroing the value vector of each position in attention.
 
-    A zero value adds nothing to any weighted sum, as a zero weight does: the column of the position
-    is zeroed in all weights that `name` finds, and the others are left as they are.
+    A zero value vector adds nothing to any weighted sum, and neither does a zero weight: the column
+    of the position is set to zero in all weights that `at` names, and the other columns are kept.
+    The last axis of the weights is T_in.
+
+    Cost: one evaluation of `fn` per position, and two more. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`. With `of` it is not
-            used.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is taken for the input; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: how many evaluations of `fn` are in flight; one is needed for each position.
-        name: the tag or layer whose value the weights are, or several, as for `jaxattn.attention`.
-            Of one layer alone, as in the paper, or of all together. Their last axis is T_in.
-        of: the name of representations (T_out, D), such as a layer's output, whose change is
-            measured; by default it is the score's.
+        at: the name of the weights, or several, as for `jaxattn.attention`: of one layer, as in the
+            paper, or of several layers together.
+        of: the name of representations (T_out, D), such as the output of a layer, whose change is
+            measured instead of that of the target; `target` is not used then.
 
     Returns:
-        values (T_in,), the fall of the score, in units of the output; or with `of` (T_out, T_in),
-        the cosine distance between each representation and what becomes of it, from 0 to 2.
+        values (T_in,), the decrease of the target, signed, in units of the output; or with `of`
+        (T_out, T_in), the cosine distance between each representation and the changed one, from 0
+        to 2.
 
     Raises:
-        TypeError: if what is found is no floating array, or `of` is no string.
-        ValueError: if nothing has that name, weights differ in T_in, the target does not fit the
-            output, or `of` is no array of vectors.
+        TypeError: if a matched intermediate is not a floating array, or `of` is not a string.
+        ValueError: if a name matches nothing, weights differ in T_in, the target does not fit the
+            output, or `of` does not name one array of vectors.
 
     Reference:
         Mohebbi et al. 2023, Quantifying context mixing in transformers, arXiv:2301.12971.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     weights = ja.tag(jax.nn.softmax(0 * x), "attention")
+        ...     return weights @ x
+        >>> print(ja.value_zeroing(fn, jnp.array([1.0, 2.0, 3.0, 4.0])).values)
+        [0.25 0.5  0.75 1.  ]
     """
     if of is not None and not isinstance(of, str):
-        raise TypeError(f"of must be the name of representations, got {of!r}")
+        raise TypeError(f"`of` must be the name of representations, got {of!r}.")
     inputs = (x, *args)
-    _, seen = named_weights(fn, inputs, name)
-    lengths = {leaf.shape[-1] for leaf in jax.tree.leaves(seen)}
-    if len(lengths) > 1:
-        shapes = {path: [w.shape for w in jax.tree.leaves(found)] for path, found in seen.items()}
-        raise ValueError(
-            f"name must find weights over equally many positions, got {shapes}; name one of them"
-        )
-    (length,) = lengths
+    _, weights = named_weights(fn, inputs, at)
+    length = _positions(weights)
 
-    def silenced(function: Callable[..., Any], position: Any) -> Any:
+    def zeroed(function: Callable[..., Any], position: Int[Array, ""]) -> PyTree:
         def zero(weights: Array) -> Array:
             column = jax.lax.broadcasted_iota(jnp.int32, weights.shape, weights.ndim - 1)
             return jnp.where(column == position, 0, weights)
 
-        # Position -1 is nowhere: the unperturbed run comes out of the same program.
-        return intervened(function, dict.fromkeys(seen, zero))(*inputs)
+        return intervened(function, dict.fromkeys(weights, zero))(*inputs)
 
+    # Position -1 does not exist: the unperturbed run is a part of the same program.
     positions = jnp.arange(-1, length, dtype=jnp.int32)
     if of is None:
-        score_of = scored(lambda position: silenced(fn, position), target, ())
+        score_of = scored(lambda position: zeroed(fn, position), target, ())
         scores, outputs = chunked_map(score_of, positions, batch_size)
         values = scores[0] - scores[1:]
     else:
 
-        def representations(position: Any) -> tuple[Any, Any]:
-            output, found = silenced(captured(fn, (of,)), position)
-            return _vectors(found, of), output
+        def representations(position: Int[Array, ""]) -> tuple[Array, PyTree]:
+            output, captures = zeroed(captured(fn, (of,)), position)
+            return _vectors(captures, of), output
 
         vectors, outputs = chunked_map(representations, positions, batch_size)
         values = jax.vmap(_cosine_distance, (None, 0), 1)(vectors[0], vectors[1:])
     return Attribution(values, jax.tree.map(lambda leaf: leaf[0], outputs))
 
 
-def _vectors(found: dict[str, Any], of: str) -> Array:
-    """The one array that a name found, without the batch axis of length 1 that it may have."""
-    leaves = jax.tree.leaves(found)
+def _positions(weights: NamedWeights) -> int:
+    """Return T_in, the length of the last axis of all weights."""
+    lengths = {leaf.shape[-1] for leaf in jax.tree.leaves(weights)}
+    if len(lengths) > 1:
+        shapes = {path: [w.shape for w in jax.tree.leaves(ws)] for path, ws in weights.items()}
+        raise ValueError(
+            f"`at` must name weights over equally many positions, name one of them: got {shapes}."
+        )
+    return int(lengths.pop())
+
+
+def _vectors(captures: Mapping[str, PyTree[Array]], of: str) -> Array:
+    """Return the one array that a name matches, without a batch axis of length 1."""
+    leaves: list[Array] = jax.tree.leaves(captures)
     shapes = [leaf.shape for leaf in leaves]
     if len(leaves) != 1 or len(shapes[0]) < 2 or any(size != 1 for size in shapes[0][:-2]):
-        raise ValueError(f"of={of!r} must name one array of vectors (T_out, D), got {shapes}")
-    vectors: Array = leaves[0]
+        raise ValueError(f"`of` must name one array of vectors (T_out, D), got {of!r} of {shapes}.")
+    (vectors,) = leaves
     if not jnp.issubdtype(vectors.dtype, jnp.floating):
-        raise TypeError(f"of={of!r} must name floating vectors, got {vectors.dtype}")
+        raise TypeError(f"`of` must name floating vectors, got {of!r} of {vectors.dtype}.")
     return vectors.reshape(vectors.shape[-2:])
 
 
 def _cosine_distance(a: Float[Array, "T D"], b: Float[Array, "T D"]) -> Float[Array, " T"]:
-    """1 less the cosine of each pair of rows; of two zeros 0, of a zero and another vector 1."""
+    """Compute 1 - cosine for each pair of rows: 0 for two zeros, 1 for a zero and another."""
 
     def unit(vectors: Array) -> Array:
-        # Squares of what is not near 1 would leave the range, that of half precision above all.
+        # Squares far from 1 would leave the range of the dtype, above all of half precision.
         vectors = vectors.astype(jnp.float32 if jnp.finfo(a.dtype).bits < 32 else a.dtype)
         largest = jax.lax.stop_gradient(jnp.abs(vectors).max(-1, keepdims=True))
         vectors = vectors / jnp.where(largest > 0, largest, 1)

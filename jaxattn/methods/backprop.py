@@ -1,4 +1,4 @@
-"""Methods that change which gradients a ReLU lets through."""
+"""Methods that modify the backward rule of ReLUs: guided backpropagation and DeconvNet."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,40 +16,45 @@ def guided_backprop(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
+    check_finite: bool = True,
 ) -> Attribution:
-    """The gradient, which passes a ReLU only where both it and the ReLU's input are positive.
+    """Compute guided backpropagation: the gradient, with negative gradients stopped at each ReLU.
 
-    ReLUs are found in the traced program, whatever library wrote them, also inside of loops and
-    branches: `jax.nn.relu`, `relu6`, `max(x, 0)`, `where(x > 0, x, 0)`, `clip` at 0. Everything
-    else keeps its derivative, and so does a function with a derivative rule of its own
-    (`jax.custom_jvp`, `jax.custom_vjp`), even one that has a ReLU inside.
+    A gradient passes a ReLU only where both the gradient and the ReLU's input are positive. ReLUs
+    are found in the traced program of `fn`, also inside loops and branches: `jax.nn.relu`, `relu6`,
+    `max(x, 0)`, `where(x > 0, x, 0)` and `clip` at 0. Everything else keeps its derivative. So does
+    a function with its own derivative rule (`jax.custom_jvp`, `jax.custom_vjp`), even if it
+    contains a ReLU. An `fn` without a ReLU gets its gradient, with a warning.
 
-    Args:
-        fn: maps `x` to an output. Without a ReLU the values are the plain gradient, with a warning.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
+    Cost: one evaluation of `fn` and one vector-Jacobian product per example. Deterministic.
 
     Returns:
         values of the shape of `x`, in units of the output per unit of `x`.
 
     Raises:
-        TypeError: if `x` holds integers only.
-        ValueError: if the target does not fit the output, or `fn` has a `while` loop of unknown
-            length on the way from `x`.
+        TypeError: if no leaf of `x` is floating.
+        ValueError: if the target does not fit the output, or a `while` loop of data-dependent
+            length lies between `x` and the target.
 
     Reference:
         Springenberg et al. 2015, Striving for simplicity: the all convolutional net,
         arXiv:1412.6806.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     h = jax.nn.relu(x)
+        ...     return 2 * h[0] - h[1] + h[2]
+        >>> print(ja.guided_backprop(fn, jnp.array([1.0, 1.0, -1.0])).values)
+        [2. 0. 0.]
     """
-    _, output, slope = value_and_gradient(rectified(fn, gated=True), x, target, args)
-    return Attribution(slope, output)
+    result = value_and_gradient(rectified(fn, gated=True), x, target, args)
+    return Attribution(result.gradient, result.output)
 
 
 @method
@@ -59,34 +64,40 @@ def deconvnet(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
+    check_finite: bool = True,
 ) -> Attribution:
-    """The gradient, which passes a ReLU only where it is positive, whatever the ReLU's input.
+    """Compute DeconvNet: the gradient, with each ReLU applied to the gradient instead of its input.
 
-    What counts as a ReLU is said at `jaxattn.guided_backprop`.
+    A gradient passes a ReLU only where the gradient is positive, whatever the ReLU's input. ReLUs
+    are found as by `jaxattn.guided_backprop`. An `fn` without a ReLU gets its gradient, with a
+    warning.
 
-    Args:
-        fn: maps `x` to an output. Without a ReLU the values are the plain gradient, with a warning.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
+    Cost: one evaluation of `fn` and one vector-Jacobian product per example. Deterministic.
 
     Returns:
         values of the shape of `x`, in units of the output per unit of `x`.
 
     Raises:
-        TypeError: if `x` holds integers only.
-        ValueError: if the target does not fit the output, or `fn` has a `while` loop of unknown
-            length on the way from `x`.
+        TypeError: if no leaf of `x` is floating.
+        ValueError: if the target does not fit the output, or a `while` loop of data-dependent
+            length lies between `x` and the target.
 
     Reference:
         Zeiler and Fergus 2014, Visualizing and understanding convolutional networks,
         arXiv:1311.2901.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     h = jax.nn.relu(x)
+        ...     return 2 * h[0] - h[1] + h[2]
+        >>> print(ja.deconvnet(fn, jnp.array([1.0, 1.0, -1.0])).values)
+        [2. 0. 1.]
     """
-    _, output, slope = value_and_gradient(rectified(fn, gated=False), x, target, args)
-    return Attribution(slope, output)
+    result = value_and_gradient(rectified(fn, gated=False), x, target, args)
+    return Attribution(result.gradient, result.output)

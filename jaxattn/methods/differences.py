@@ -1,9 +1,11 @@
-"""DeepLIFT: what the difference of an input from a baseline makes of the score."""
+"""DeepLIFT: attribution of the difference of the target from its value at a baseline."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.method import method
@@ -11,6 +13,8 @@ from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.propagation.deep_lift import DeepLift
 from jaxattn.jaxpr.propagation.score import send_back
+
+Multiplier: TypeAlias = Literal["rescale", "reveal_cancel"]
 
 
 @method
@@ -20,58 +24,69 @@ def deep_lift(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    baseline: Any = 0.0,
-    rule: Literal["rescale", "reveal_cancel"] = "rescale",
+    check_finite: bool = True,
+    baseline: PyTree[ArrayLike] = 0.0,
+    multiplier: Multiplier = "rescale",
 ) -> Attribution:
-    """What each cell's difference from a baseline adds to the explained number.
+    """Compute DeepLIFT contributions relative to a baseline.
 
-    It goes through any JAX function, recurrences included, and misses nothing: through an
-    activation by the slope of its secant, through a product of two values by the mean of each.
+    The difference of the target from its value at the baseline is propagated back through the
+    traced program: through an activation by the slope of its secant, through a product of two
+    values by the mean of each. Calls, branches with a known choice, and loops of known length
+    (`scan`, `fori_loop` with constant bounds) are supported, and so are recurrent networks.
+
+    Cost: two evaluations of `fn`, at the input and at the baseline, and one backward pass per
+    example. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation at the input and one at the baseline are needed.
-        baseline: what `x` is compared with; a number or an array that broadcasts to `x`, or a
-            pytree of such. Integer leaves stay what they are in `x`.
-        rule: `"rescale"`; or `"reveal_cancel"`, which follows positive and negative contributions
-            to a pre-activation apart, so that those that cancel do not hide each other.
+        baseline: the reference input: a number or an array that broadcasts to `x`, or a pytree of
+            these with the structure of `x`. Integer leaves keep their values.
+        multiplier: how activations are treated. `"rescale"`; or `"reveal_cancel"`, which propagates
+            positive and negative contributions to a pre-activation separately, so that
+            contributions that cancel each other are not hidden.
 
     Returns:
-        values of the shape of `x`, in units of the output. `info["delta"]` is their sum less the
-        difference of the scores at `x` and at the baseline: 0 but for rounding, and for what
-        `jax.lax.stop_gradient` holds back.
+        values of the shape of `x`, signed, in units of the output. `info["delta"]` is the
+        convergence delta: their sum minus the difference between the target at `x` and at the
+        baseline; 0 up to rounding, unless `jax.lax.stop_gradient` cuts a path.
 
     Raises:
-        TypeError: if `x` holds integers only.
-        ValueError: if the target does not fit the output, the baseline does not broadcast, for an
-            unknown rule, a primitive without a rule, a loop whose length or a branch whose choice
-            depends on the data, side effects, or a function that no difference can go through.
+        TypeError: if no leaf of `x` is floating.
+        ValueError: if the target does not fit the output or the baseline does not broadcast to `x`;
+            for an unknown multiplier; if `fn` contains a primitive without a rule, a loop whose
+            length or a branch whose choice depends on the data, or side effects; or if no
+            differentiable path leads from `x` to the target.
 
     Reference:
         Shrikumar et al. 2017, Learning important features through propagating activation
-        differences, arXiv:1704.02685; Lundberg & Lee 2017, arXiv:1705.07874 (products).
+        differences, arXiv:1704.02685; Lundberg and Lee 2017, arXiv:1705.07874 (products).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x[0] * x[1] + jnp.maximum(x[2] - 1, 0)
+        >>> lift = ja.deep_lift(fn, jnp.array([1.0, 2.0, 2.0]))
+        >>> print(lift.values, lift.info["delta"])
+        [1. 1. 1.] 0.0
     """
-    if rule not in ("rescale", "reveal_cancel"):
-        raise ValueError(f'rule must be "rescale" or "reveal_cancel", got {rule!r}')
+    if multiplier not in get_args(Multiplier):
+        raise ValueError(f'`multiplier` must be "rescale" or "reveal_cancel", got {multiplier!r}.')
     start = broadcast_baseline(baseline, x, keep_integers=True)
     floating, merge = floating_leaves(x, "a difference")
     start_leaves, _ = floating_leaves(start, "a difference")
 
-    def score(*leaves: Any) -> Any:
+    def score(*leaves: Array) -> tuple[Array, PyTree]:
         return scored(fn, target, args)(merge(list(leaves)))
 
+    reveals = multiplier == "reveal_cancel"
     multipliers, _, ((at_x, output), (at_start, _)) = send_back(
         score,
         [floating, start_leaves],
-        lambda structure: DeepLift(rule == "reveal_cancel", structure.flat.outputs[0].aval.dtype),
+        lambda structure: DeepLift(reveals, structure.flat.outputs[0].aval.dtype),
     )
     values = [m * (a - b) for m, a, b in zip(multipliers, floating, start_leaves, strict=True)]
     total = sum(leaf.sum().astype(at_x.dtype) for leaf in values)

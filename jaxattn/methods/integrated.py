@@ -1,114 +1,153 @@
-"""Methods that integrate gradients along a path from a baseline."""
+"""Integrated gradients, and integrals along a straight line from a baseline."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
 from jaxattn.engine.batch import chunked_sum, chunked_total, wide
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
 
+QuadratureRule: TypeAlias = Literal["midpoint", "gauss_legendre"]
 
-def _quadrature(rule: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes in [0, 1] and weights that sum to 1."""
-    check_count("num_steps", num_steps)
-    if rule == "midpoint":
-        return (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
-    if rule == "gauss_legendre":
-        nodes, weights = np.polynomial.legendre.leggauss(num_steps)
-        return (nodes + 1) / 2, weights / 2
-    raise ValueError(f'quadrature must be "midpoint" or "gauss_legendre", got {rule!r}')
+
+class Quadrature(NamedTuple):
+    """A quadrature rule on [0, 1]: nodes, and weights that sum to 1."""
+
+    nodes: Float[Array, "..."]
+    weights: Float[Array, "..."]
+
+    @classmethod
+    def of(cls, rule: QuadratureRule, num_steps: int) -> "Quadrature":
+        """Return the rule of a name with `num_steps` nodes.
+
+        Raises:
+            ValueError: for fewer than one step or an unknown rule.
+        """
+        check_count("num_steps", num_steps)
+        if rule == "midpoint":
+            nodes = (np.arange(num_steps) + 0.5) / num_steps
+            weights = np.full(num_steps, 1 / num_steps)
+        elif rule == "gauss_legendre":
+            points, masses = np.polynomial.legendre.leggauss(num_steps)
+            nodes, weights = (points + 1) / 2, masses / 2
+        else:
+            raise ValueError(f'`quadrature` must be "midpoint" or "gauss_legendre", got {rule!r}.')
+        return cls(jnp.asarray(nodes), jnp.asarray(weights))
 
 
 def path_integral(
-    f: Callable[[Any], Any], num_steps: int, quadrature: str, batch_size: int | None
-) -> Any:
-    """The integral over alpha from 0 to 1 of a pytree `f(alpha)`.
+    f: Callable[[Scalar], PyTree], quadrature: Quadrature, batch_size: int | None
+) -> PyTree:
+    """Integrate a pytree `f(alpha)` over alpha from 0 to 1."""
 
-    Raises:
-        ValueError: for fewer than one step or an unknown quadrature.
+    def term(one: Quadrature) -> PyTree:
+        values = f(one.nodes)
+        return jax.tree.map(lambda value: one.weights.astype(value.dtype) * value, values)
+
+    return chunked_sum(term, quadrature, batch_size)
+
+
+def straight_line(start: Inputs, x: Inputs) -> Callable[[Scalar], Inputs]:
+    """Return the map from alpha to the point between `start` (0) and `x` (1).
+
+    Integer leaves stay at `start`, which has the structure and the shapes of `x`.
     """
 
-    def part(node: tuple[Any, Any]) -> Any:
-        alpha, weight = node
-        return jax.tree.map(lambda value: weight.astype(value.dtype) * value, f(alpha))
-
-    nodes, weights = _quadrature(quadrature, num_steps)
-    return chunked_sum(part, (jnp.asarray(nodes), jnp.asarray(weights)), batch_size)
-
-
-def straight_line(start: Inputs, x: Inputs) -> tuple[Inputs, Callable[[Any], Inputs]]:
-    """The distance from `start` to `x`, and the point at each alpha; integers stay where they are.
-
-    Args:
-        start: a baseline, in the structure and shapes of `x`.
-        x: the input.
-    """
-
-    def difference(leaf: Any, first: Any) -> Any:
+    def step(leaf: Array, first: Array) -> Array:
         return leaf - first if is_floating(leaf) else jnp.zeros_like(leaf)
 
-    distance = jax.tree.map(difference, x, start)
+    steps = jax.tree.map(step, x, start)
 
-    def point(alpha: Any) -> Inputs:
-        def between(first: Any, step: Any) -> Any:
+    def point(alpha: Scalar) -> Inputs:
+        def between(first: Array, step: Array) -> Array:
             return first + alpha.astype(step.dtype) * step if is_floating(step) else first
 
-        return jax.tree.map(between, start, distance)
+        return jax.tree.map(between, start, steps)
 
-    return distance, point
+    return point
 
 
-def _mean_slope(
-    score: Callable[..., Any],
-    start: list[Any],
-    distance: list[Any],
-    num_steps: int,
-    quadrature: str,
+def _mean_gradient(
+    score: Callable[..., Scalar],
+    start: list[Array],
+    distance: list[Array],
+    quadrature: Quadrature,
     batch_size: int | None,
-) -> list[Any]:
-    """The gradient of a score of some arrays, averaged along a straight line.
+) -> list[Array]:
+    """Average the gradient of a score of some arrays along a straight line.
 
-    What is affine at the front of the function takes the line to a straight line, and its transpose
-    takes the mean of the slopes back: neither is computed at each point.
+    Args:
+        score: a function of the arrays.
+        start: where the line starts.
+        distance: from there to the end of the line.
+        quadrature: the nodes and weights of the average.
+        batch_size: how many nodes are in flight.
     """
     prefix = AffinePrefix.of(score, distance)  # from the baseline on nothing may vary over devices
-    if prefix is None:
+    if prefix is not None:
+        return _mean_gradient_behind(prefix, start, distance, quadrature, batch_size)
 
-        def slope(alpha: Any) -> list[Any]:
-            steps = [f + alpha.astype(d.dtype) * d for f, d in zip(start, distance, strict=True)]
-            return jax.grad(lambda leaves: score(*leaves))(steps)
+    def gradient(alpha: Scalar) -> list[Array]:
+        point = [f + alpha.astype(d.dtype) * d for f, d in zip(start, distance, strict=True)]
+        return jax.grad(lambda leaves: score(*leaves))(point)
 
-        return path_integral(slope, num_steps, quadrature, batch_size)
+    means: list[Array] = path_integral(gradient, quadrature, batch_size)
+    return means
+
+
+class _Segment(NamedTuple):
+    """A line in the image of an affine prefix, and an offset that is differentiated."""
+
+    start: Array
+    along: Array
+    offset: Array
+
+
+def _mean_gradient_behind(
+    prefix: AffinePrefix,
+    start: list[Array],
+    distance: list[Array],
+    quadrature: Quadrature,
+    batch_size: int | None,
+) -> list[Array]:
+    """Average the gradient along a straight line, for a function with an affine prefix.
+
+    The prefix maps the line to a straight line, and its transpose maps the mean gradient behind it
+    back to the input: neither is computed at each node.
+    """
     first, push = jax.linearize(prefix.affine, *start)
     along = push(*distance)
 
-    def total(nodes: tuple[Any, Any], valid: Any) -> list[Any]:
-        alphas, weights = nodes
+    def total(nodes: Quadrature, valid: Array) -> list[Array]:
+        def weighted_scores(offsets: list[Array]) -> Scalar:
+            segments = [_Segment(*parts) for parts in zip(first, along, offsets, strict=True)]
 
-        def weighted(moved: list[Any]) -> Any:
-            def one(alpha: Any, weight: Any) -> Any:
-                def at(line: tuple[Any, Any, Any]) -> Any:
-                    start, along, moved = line
+            def one(alpha: Scalar, weight: Scalar) -> Scalar:
+                def at(segment: _Segment) -> Array:
+                    start, along, offset = segment
                     point = start + alpha.astype(start.dtype) * along
-                    return (point.astype(moved.dtype) + moved).astype(start.dtype)
+                    return (point.astype(offset.dtype) + offset).astype(start.dtype)
 
-                value = prefix.remainder(list(zip(first, along, moved, strict=True)), at)
+                value = prefix.remainder(segments, at)
                 return weight.astype(value.dtype) * value
 
-            return jax.vmap(one)(alphas, jnp.where(valid, weights, 0)).sum()
+            return jax.vmap(one)(nodes.nodes, jnp.where(valid, nodes.weights, 0)).sum()
 
-        # One gradient of all points: it is summed before it goes on back.
-        return jax.grad(weighted)([jnp.zeros(leaf.shape, wide(leaf.dtype)) for leaf in first])
+        # One gradient for all nodes: the cotangents are summed before they are propagated back.
+        return jax.grad(weighted_scores)(
+            [jnp.zeros(leaf.shape, wide(leaf.dtype)) for leaf in first]
+        )
 
-    nodes, weights = map(jnp.asarray, _quadrature(quadrature, num_steps))
-    means = chunked_total(total, (nodes, weights), batch_size)
+    means = chunked_total(total, quadrature, batch_size)
     means = [mean.astype(leaf.dtype) for mean, leaf in zip(means, first, strict=True)]
     return list(jax.linear_transpose(push, *start)(means))
 
@@ -120,39 +159,50 @@ def integrated_gradients(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    baseline: Any = 0.0,
+    check_finite: bool = True,
+    baseline: PyTree[ArrayLike] = 0.0,
     num_steps: int = 64,
-    quadrature: Literal["midpoint", "gauss_legendre"] = "midpoint",
+    quadrature: QuadratureRule = "midpoint",
 ) -> Attribution:
-    """The gradient, averaged along the straight line from a baseline, times the distance.
+    """Compute integrated gradients (IG).
+
+    Each value is the gradient of the target, averaged along the straight line from a baseline to
+    the input, times the difference between input and baseline.
+
+    Cost: `num_steps + 2` evaluations of `fn` and `num_steps` vector-Jacobian products per example.
+    Products before the first nonlinearity, such as the input projection of a recurrent layer, are
+    not repeated at each step. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: how many evaluations of `fn` are in flight.
-        baseline: where the path starts; a number or an array that broadcasts to `x`, or a pytree of
-            such. Integer leaves stay what they are in `x`.
-        num_steps: points on the path.
-        quadrature: where the points lie and what they weigh.
+        baseline: where the path starts: a number or an array that broadcasts to `x`, or a pytree of
+            these with the structure of `x`. Integer leaves keep their values.
+        num_steps: the number of points on the path.
+        quadrature: where the points lie and how they are weighted.
 
     Returns:
-        values of the shape of `x`, in units of the output. `info["delta"]` is their sum less
-        the difference of the scores at `x` and at the baseline: 0 for an exact integral.
+        values of the shape of `x`, signed, in units of the output. `info["delta"]` is the
+        convergence delta: their sum minus the difference between the target at `x` and at the
+        baseline; 0 for an exact integral.
 
     Raises:
-        TypeError: if `x` holds integers only.
-        ValueError: if the target does not fit the output, the baseline does not broadcast, or for
-            fewer than one step or an unknown quadrature.
+        TypeError: if no leaf of `x` is floating.
+        ValueError: if the target does not fit the output, the baseline does not broadcast to `x`,
+            or for fewer than one step or an unknown quadrature.
 
     Reference:
         Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x[0] ** 2 - 3 * x[1]
+        >>> ig = ja.integrated_gradients(fn, jnp.array([1.0, 2.0]), num_steps=4)
+        >>> print(ig.values, ig.info["delta"])
+        [ 1. -6.] 0.0
     """
     start = broadcast_baseline(baseline, x, keep_integers=True)
     score_of = scored(fn, target, args)
@@ -160,10 +210,11 @@ def integrated_gradients(
     starts, _ = floating_leaves(start, "a gradient")
     distances = [leaf - first for leaf, first in zip(floating, starts, strict=True)]
 
-    def score_at(*leaves: Any) -> Any:
+    def score_at(*leaves: Array) -> Scalar:
         return score_of(merge(list(leaves)))[0]
 
-    means = _mean_slope(score_at, starts, distances, num_steps, quadrature, batch_size)
+    nodes = Quadrature.of(quadrature, num_steps)
+    means = _mean_gradient(score_at, starts, distances, nodes, batch_size)
     products = [d.astype(g.dtype) * g for d, g in zip(distances, means, strict=True)]
     score, output = score_of(x)
     values = merge(products, lambda leaf: jnp.zeros(leaf.shape, score.dtype))

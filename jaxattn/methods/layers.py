@@ -1,19 +1,22 @@
-"""Methods that look at a named intermediate and at its place between input and output."""
+"""Methods that explain the output of a layer: Grad-CAM and layer conductance."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.methods.gradients import value_and_gradient
-from jaxattn.methods.integrated import path_integral, straight_line
+from jaxattn.methods.integrated import Quadrature, QuadratureRule, path_integral, straight_line
 
 
 @method(needs_at=True, per_example=())
@@ -23,65 +26,86 @@ def grad_cam(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    channel_axis: int = -1,
+    check_finite: bool = True,
+    channel_axis: int | np.integer = -1,
     relu: bool = True,
     shape: int | Sequence[int] | None = None,
 ) -> Attribution:
-    """Where the channels of a layer are active that raise the score.
+    """Compute Grad-CAM (gradient-weighted class activation mapping) at a layer.
 
-    Each channel is weighted by the mean of the score's gradient over all its places; the map is the
-    weighted sum of the channels, of which the positive part is shown.
+    Each channel of the layer's output is weighted by the mean of its gradient over all positions.
+    The map is the ReLU of the weighted sum of the channels. `at` is required: it names an
+    intermediate with a channel axis and at least one other, such as (H, W, C) or (T, C).
+
+    Cost: one evaluation of `fn` and one vector-Jacobian product per example. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of the layer's output, with a channel axis and at least one other, such as
-            (H, W, C) or (T, C); see `jaxattn.tag`. It must be given.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
-        channel_axis: which axis of the intermediate holds the channels.
-        relu: whether to show only what raises the score; otherwise the map is signed.
-        shape: what the map is resized to, linearly, such as (H, W) of the image. An axis of length
-            1 in front, as in a model that takes batches, is left out then.
+        channel_axis: the axis of the intermediate that holds the channels.
+        relu: whether the ReLU is applied; otherwise the map is signed.
+        shape: the shape to which the map is resized by linear interpolation, such as (H, W) of the
+            image. Leading axes of length 1, as in a model that takes batches, are dropped then.
 
     Returns:
-        values of the shape of the intermediate without its channels, or of `shape`.
+        values of the shape of the intermediate without its channel axis, or of `shape`, in units of
+        the output.
 
     Raises:
-        TypeError: if the intermediate holds integers, or `shape` anything else.
-        ValueError: if the target does not fit the output, the intermediate has no axis beside its
-            channels, or `shape` does not have as many axes.
+        TypeError: if the intermediate holds integers, or `shape` does not hold ints.
+        ValueError: if the target does not fit the output, the intermediate has no axis besides its
+            channels, or `shape` does not have as many axes as the map.
 
     Reference:
         Selvaraju et al. 2017, Grad-CAM: visual explanations from deep networks via gradient-based
         localization, arXiv:1610.02391.
+
+    Examples:
+        A layer with two positions and two channels, of which the second lowers the target.
+
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     h = ja.tag(x ** 2, "layer")
+        ...     return (h[:, 0] - h[:, 1]).sum()
+        >>> x = jnp.array([[2.0, 1.0], [0.0, 3.0]])
+        >>> print(ja.grad_cam(fn, x, at="layer").values)
+        [3. 0.]
+        >>> print(ja.grad_cam(fn, x, at="layer", relu=False).values)
+        [ 3. -9.]
     """
     (layer,) = jax.tree.leaves(x)
     if layer.ndim < 2:
         raise ValueError(
-            f"at must name an intermediate with channels and another axis, got shape {layer.shape}"
+            "`at` must name an intermediate with channels and another axis, got shape "
+            f"{layer.shape}."
         )
     if channel_axis not in range(-layer.ndim, layer.ndim):
-        raise ValueError(f"channel_axis {channel_axis} is no axis of at's shape {layer.shape}")
-    _, output, slope = value_and_gradient(fn, layer, target, args)
-    places = tuple(axis for axis in range(layer.ndim) if axis != channel_axis % layer.ndim)
-    values = (layer * slope.mean(places, keepdims=True)).sum(channel_axis)
+        raise ValueError(
+            f"`channel_axis` must be an axis of the intermediate of shape {layer.shape}, got "
+            f"{channel_axis}."
+        )
+    result = value_and_gradient(fn, layer, target, args)
+    positions = tuple(axis for axis in range(layer.ndim) if axis != channel_axis % layer.ndim)
+    weights = result.gradient.mean(positions, keepdims=True)
+    values = (layer * weights).sum(channel_axis)
     if relu:
         values = jax.nn.relu(values)
-    if shape is not None:
-        sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-        for size in sizes:
-            check_count("shape", size)
-        kept = values.shape[values.ndim - len(sizes) :]
-        if len(kept) != len(sizes) or math.prod(kept) != values.size:
-            raise ValueError(f"shape {sizes} does not fit a map of shape {values.shape}")
-        values = jax.image.resize(values.reshape(kept), sizes, "linear")
-    return Attribution(values, output)
+    return Attribution(values if shape is None else _resized(values, shape), result.output)
+
+
+def _resized(values: Array, shape: int | Sequence[int]) -> Array:
+    """Resize a map by linear interpolation, without its leading axes of length 1."""
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    for size in sizes:
+        check_count("shape", size)
+    kept = values.shape[values.ndim - len(sizes) :]
+    if len(kept) != len(sizes) or math.prod(kept) != values.size:
+        raise ValueError(
+            f"`shape` must have as many axes as the map of shape {values.shape}, got {sizes}."
+        )
+    return jax.image.resize(values.reshape(kept), sizes, "linear")
 
 
 @method(
@@ -98,60 +122,67 @@ def layer_conductance(
     at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    baseline: Any = 0.0,
+    check_finite: bool = True,
+    baseline: PyTree[ArrayLike] = 0.0,
     num_steps: int = 64,
-    quadrature: Literal["midpoint", "gauss_legendre"] = "midpoint",
+    quadrature: QuadratureRule = "midpoint",
 ) -> Attribution:
-    """How much of the score's rise from a baseline to the input flows through each unit of a layer.
+    """Compute layer conductance: integrated gradients of the input that flow through each unit.
 
-    With x(a) on the straight line from the baseline to the input and y the layer, unit j gets the
-    integral of dF/dy_j dy_j/da over a: integrated gradients along the path that the layer takes.
+    With x(a) on the straight line from the baseline to the input and y the layer's output, unit j
+    gets the integral of dF/dy_j dy_j/da over a. `at` is required: it names the layer's output.
+
+    Cost: `num_steps + 2` evaluations of `fn` and, for each step, one Jacobian-vector product up to
+    the layer and one vector-Jacobian product behind it. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`.
-        args: further inputs of `fn`, not explained.
-        at: the name of the layer's output; see `jaxattn.tag`. It must be given.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: how many evaluations of `fn` are in flight.
-        baseline: where the path starts; a number or an array that broadcasts to `x`, or a pytree of
-            such. Integer leaves stay what they are in `x`.
-        num_steps: points on the path.
-        quadrature: where the points lie and what they weigh.
+        baseline: where the path starts: a number or an array that broadcasts to `x`, or a pytree of
+            these with the structure of `x`. Integer leaves keep their values.
+        num_steps: the number of points on the path.
+        quadrature: where the points lie and how they are weighted.
 
     Returns:
-        values of the shape of the intermediate, in units of the output. `info["delta"]` is their
-        sum less the difference of the scores at `x` and at the baseline: 0 for an exact integral if
-        all that reaches the output goes through the intermediate.
+        values of the shape of the intermediate, signed, in units of the output. `info["delta"]` is
+        the convergence delta: their sum minus the difference between the target at `x` and at the
+        baseline. It is 0 for an exact integral if the target depends on `x` only through the
+        intermediate.
 
     Raises:
-        TypeError: if `x` or the intermediate holds integers only, or a function with a
+        TypeError: if no leaf of `x`, or of the intermediate, is floating, or a function with a
             `jax.custom_vjp` lies before the intermediate.
-        ValueError: if the target does not fit the output, the baseline does not broadcast, or for
-            fewer than one step or an unknown quadrature.
+        ValueError: if `at` is missing, the target does not fit the output, the baseline does not
+            broadcast to `x`, or for fewer than one step or an unknown quadrature.
 
     Reference:
         Dhamdhere et al. 2018, How important is a neuron?, arXiv:1805.12233.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     h = ja.tag(jnp.stack([x[0] + x[1], x[1]]), "layer")
+        ...     return 2 * h[0] - h[1]
+        >>> x = jnp.array([1.0, 2.0])
+        >>> print(ja.layer_conductance(fn, x, at="layer", num_steps=4).values)
+        [ 6. -2.]
     """
     if at is None:
-        raise ValueError("at is missing: layer_conductance wants the name of an intermediate")
+        raise ValueError("`at` is missing: layer_conductance needs the name of an intermediate.")
     name = at
     floating_leaves(x, "a path from the baseline")
     start = broadcast_baseline(baseline, x, keep_integers=True)
-    _, point = straight_line(start, x)
+    point = straight_line(start, x)
 
-    def flow(alpha: Any) -> Any:
-        def layer(alpha: Any) -> Any:
+    def flow(alpha: Scalar) -> PyTree:
+        def layer(alpha: Scalar) -> PyTree:
             return split_at(fn, (point(alpha), *args), name)[0]
 
         y, speed = jax.jvp(layer, (alpha,), (jnp.ones_like(alpha),))
         _, rest = split_at(fn, (point(alpha), *args), name)
-        _, _, slope = value_and_gradient(rest, y, target, ())
+        slope = value_and_gradient(rest, y, target, ()).gradient
         return jax.tree.map(lambda g, s: g * s.astype(g.dtype), slope, speed)
 
-    values = path_integral(flow, num_steps, quadrature, batch_size)
+    values = path_integral(flow, Quadrature.of(quadrature, num_steps), batch_size)
     score, output = scored(fn, target, args)(x)
     score_start, _ = scored(fn, target, args)(start)
     total = sum(leaf.sum() for leaf in jax.tree.leaves(values))

@@ -1,12 +1,12 @@
-"""PatternNet and PatternAttribution: what neurons listen for, learned from data."""
+"""PatternNet and PatternAttribution, and the patterns of neurons, estimated from data."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.batch import DEFAULT, wide
@@ -26,7 +26,9 @@ from jaxattn.jaxpr.propagation.patterns import (
 )
 from jaxattn.jaxpr.propagation.walk import Runs
 
-Patterns = Sequence[Shaped[Array | np.ndarray, "..."]]
+#: One array of the shape of the weights for each contraction with constant weights.
+Patterns: TypeAlias = Sequence[Shaped[Array | np.ndarray, "..."]]
+Estimator: TypeAlias = Literal["relu", "linear"]
 
 
 def fit_patterns(
@@ -36,96 +38,122 @@ def fit_patterns(
     args: tuple[Any, ...] = (),
     at: str | None = None,
     batch_size: int | None = None,
-    rule: Literal["relu", "linear"] = "relu",
+    estimator: Estimator = "relu",
 ) -> list[Shaped[Array, "..."]]:
-    """The pattern of every neuron: in which direction its inputs vary with what it answers.
+    """Estimate the pattern of every neuron: the direction of its inputs that covaries with it.
 
-    The weights of a neuron y = w v + b say how it tells its signal from what distracts; its
-    pattern a says what the signal is. With E the mean over all examples, and over all places and
-    steps at which the neuron is computed, and E+ that over those with y > 0,
+    The weights w of a neuron y = w v + b filter the signal from distractors; its pattern a is the
+    direction of the signal itself. With E the mean over all examples, positions and time steps at
+    which the neuron is computed, and E+ that over those with y > 0,
 
         a = (E+[v y] - E+[v] E[y]) / (w E+[v y] - w E+[v] E[y]),
 
-    and with the rule `"linear"` a = cov(v, y) / var(y). A neuron is a cell of a whole affine map,
-    in however many steps it was written, and v is what the map is given: a normalisation with
-    running statistics before or after the weights is a part of the neuron, a pool is not. Only sums
-    are kept of the data, over which this goes twice: once for the means.
+    and with the linear estimator a = cov(v, y) / var(y). A neuron is an entry of a whole affine
+    map, in however many equations it was written, and v is the input of that map. A normalisation
+    with running statistics before or after the weights is a part of the map, a pool is not.
+
+    Cost: two passes over the data, the first for the means, of one evaluation of `fn` and one
+    gradient per example. Only sums over the data are held in memory. Deterministic.
 
     Args:
         fn: maps one example to an output, as for `jaxattn.explain`.
-        xs: examples such as the network was trained on, each leaf with a leading axis of length B.
+        xs: examples from the distribution of the training data, each leaf with a leading axis of
+            length B.
         args: further inputs of `fn`, each leaf with a leading axis of length B.
-        at: the name of the intermediate that will be explained instead of the input, if one will.
+        at: the name of the intermediate that will be explained instead of the input, if any.
         batch_size: how many evaluations of `fn` are in flight.
-        rule: `"relu"`, for neurons that matter where they are above zero; or `"linear"`.
+        estimator: `"relu"` (two-component), for neurons that matter where they are positive; or
+            `"linear"`.
 
     Returns:
         an array of the shape of the weights for each matrix product and convolution with constant
-        weights on the ways from `xs` to the output, in the order in which they are computed; inside
-        of a loop one for all its steps. The pattern of a neuron that never varies is zero.
+        weights between `xs` and the output, in the order in which they are computed; inside a loop,
+        one for all its steps. The pattern of a neuron that is constant is zero.
 
     Raises:
-        TypeError: if `xs` holds integers only.
-        ValueError: for an unknown rule, no examples, lengths that differ, numbers that are not
-            finite, a function with no differentiable path, side effects, a loop whose length
-            depends on the data, or one that takes other weights at each of its steps.
+        TypeError: if no leaf of `xs` is floating.
+        ValueError: for an unknown estimator, no examples, lengths that differ, entries that are not
+            finite, a function without a differentiable path, side effects, a loop whose length
+            depends on the data, or one with different weights at each step.
 
     Reference:
         Kindermans et al. 2018, Learning how to explain neural networks: PatternNet and
-        PatternAttribution, arXiv:1705.05598; Haufe et al. 2014 (the linear rule).
+        PatternAttribution, arXiv:1705.05598; Haufe et al. 2014 (the linear estimator).
+
+    Examples:
+        The signal is in both features, a distractor only in the first, which has no weight. The
+        pattern is the direction of the signal.
+
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x @ jnp.array([0.0, 1.0])
+        >>> signal = jnp.array([1.0, 1.0, -1.0, -1.0])
+        >>> distractor = jnp.array([1.0, -1.0, 1.0, -1.0])
+        >>> xs = jnp.stack([signal + distractor, signal], 1)
+        >>> print(ja.fit_patterns(fn, xs, estimator="linear")[0])
+        [1. 1.]
     """
-    if rule not in ("relu", "linear"):
-        raise ValueError(f'rule must be "relu" or "linear", got {rule!r}')
+    if estimator not in get_args(Estimator):
+        raise ValueError(f'`estimator` must be "relu" or "linear", got {estimator!r}.')
     size = DEFAULT if batch_size is None else batch_size
-    work = prepare(_sums, fn, xs, args=args, at=at, batch_size=size, rule=rule)
+    work = prepare(_sums, fn, xs, args=args, at=at, batch_size=size, estimator=estimator)
     plan = Plan(single=True, examples=1, inside=1, mesh=None)
     size = work.plan.examples
 
-    def total(means: list[Any] | None) -> list[Any]:
-        sums: Any = None
+    def ratios(means: list[Array] | None) -> list[Array]:
+        sums: _Ratios | None = None
         for start, (x, _, args, _, _) in zip(range(0, work.batch, size), work.parts(), strict=True):
             more = {"valid": np.arange(start, start + size) < work.batch, "means": means}
             part = run_part(work.binding, (x, None, args, None, more), plan).values
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
+        assert sums is not None  # a batch holds at least one example
         return [quotient(a, b) for a, b in zip(*sums, strict=True)]
 
-    return total(total(None))
+    return ratios(ratios(None))
+
+
+class _Ratios(NamedTuple):
+    """Numerators and denominators, an array each for every contraction."""
+
+    numerators: list[Array]
+    denominators: list[Array]
 
 
 def _sums(
     fn: Callable[..., Any],
-    xs: Any,
+    xs: Inputs,
     target: None,
     *,
-    args: Any,
+    args: tuple[Any, ...],
     key: None,
     batch_size: int,
-    rule: str,
-    valid: Any,
-    means: list[Any] | None,
+    estimator: Estimator,
+    valid: Bool[Array, " B"],
+    means: list[Array] | None,
     at: str | None = None,
 ) -> Attribution:
-    """Numerators and denominators, summed over a chunk: of the means, then of the patterns.
+    """Sum the numerators and denominators of a chunk: of the means, then of the patterns.
 
-    It has the form of a method, so that the engine binds and compiles it.
+    It has the signature of a method: the engine binds and compiles it.
     """
 
-    def zeros(x: Any, args: Any) -> Any:
+    def zeros(x: Inputs, args: tuple[Any, ...]) -> _Ratios:
         weights = _network(fn, x, args, at).weights
-        numbers = [jnp.zeros(w.units, wide(w.dtype)) for w in weights]
+        per_neuron = [jnp.zeros(w.units, wide(w.dtype)) for w in weights]
         if means is None:
-            return numbers, numbers
-        return [jnp.zeros(w.shape, wide(w.dtype)) for w in weights], numbers
+            return _Ratios(per_neuron, per_neuron)
+        return _Ratios([jnp.zeros(w.shape, wide(w.dtype)) for w in weights], per_neuron)
 
-    def absorbed(probes: Any) -> Any:
-        def one(x: Any, args: Any) -> Any:
+    def absorbed(probes: _Ratios) -> Array:
+        def one(x: Inputs, args: tuple[Any, ...]) -> Array:
             network = Network(fn, x, args, at)
             if means is None:
                 rules: Sums = MeanSums(network, probes)
             else:
-                rules = PatternSums(network, probes, means, rule == "relu")
+                rules = PatternSums(network, probes, means, estimator == "relu")
 
-            def seed(outputs: list[Runs]) -> list[Any]:
+            def seed(outputs: list[Runs]) -> list[Array]:
                 return [jnp.zeros_like(value) for (value,) in outputs]
 
             return network.send_back(rules, seed).absorbed
@@ -147,40 +175,45 @@ def pattern_net(
     at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
+    check_finite: bool = True,
     patterns: Patterns | None = None,
 ) -> Attribution:
-    """The signal that the network found in the input: the gradient, by patterns, not by weights.
+    """Compute PatternNet: the signal in the input, propagated back by patterns instead of weights.
 
-    Where the gradient goes back through a neuron by its weights, this goes by its pattern, from
-    what each output answered, times its slope in the explained number. All else has its ordinary
-    derivative: activations, products of two values, pools, softmaxes, and layers whose weights
-    depend on the example.
+    The backward pass of the gradient, in which each neuron with constant weights uses its pattern
+    in place of its weights. It starts at the output times its derivative in the target, so a logit
+    is a better target than a probability (see `jaxattn.without_softmax`). Everything else keeps its
+    ordinary derivative: activations, products of two values, pools, softmaxes, and layers whose
+    weights depend on the example.
+
+    Cost: one evaluation of `fn` and one backward pass per example. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`. A logit is better
-            than a probability; see `jaxattn.without_softmax`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
-        patterns: what `jaxattn.fit_patterns` answered for `fn` and the same `at`. Must be given.
+        patterns: the result of `jaxattn.fit_patterns` for `fn` and the same `at`. Required.
 
     Returns:
-        values of the shape of `x`, and for a linear `fn` in units of `x`.
+        values of the shape of `x`, signed; for a linear `fn` in units of `x`.
 
     Raises:
-        TypeError: if `x` holds integers only.
-        ValueError: if patterns are missing or those of another network, the target does not fit the
-            output, and as `jaxattn.fit_patterns`.
+        TypeError: if no leaf of `x` is floating.
+        ValueError: if `patterns` are missing or those of another network, the target does not fit
+            the output, and as `jaxattn.fit_patterns`.
 
     Reference:
         Kindermans et al. 2018, Learning how to explain neural networks: PatternNet and
         PatternAttribution, arXiv:1705.05598.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x @ jnp.array([0.0, 1.0])
+        >>> xs = jnp.array([[2.0, 1.0], [0.0, 1.0], [0.0, -1.0], [-2.0, -1.0]])
+        >>> patterns = ja.fit_patterns(fn, xs, estimator="linear")
+        >>> print(ja.pattern_net(fn, jnp.array([5.0, 3.0]), patterns=patterns).values)
+        [3. 3.]
     """
-    return _back(fn, x, target, args, at, patterns, attribution=False)
+    return _propagated(fn, x, target, args, at, patterns, attribution=False)
 
 
 @method(keeps_input=True, per_example=())
@@ -193,38 +226,43 @@ def pattern_attribution(
     at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
+    check_finite: bool = True,
     patterns: Patterns | None = None,
 ) -> Attribution:
-    """How much the signal in each cell adds to the explained number: weights times patterns.
+    """Compute PatternAttribution: the contribution of the signal in each feature to the target.
 
-    As `jaxattn.pattern_net`, but by the product of each weight with its pattern.
+    As `jaxattn.pattern_net`, with the product of each weight and its pattern in place of the
+    weight.
+
+    Cost: one evaluation of `fn` and one backward pass per example. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: which number of the output is explained; see `jaxattn.explain`. A logit is better
-            than a probability; see `jaxattn.without_softmax`.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is explained instead of `x`; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
-        patterns: what `jaxattn.fit_patterns` answered for `fn` and the same `at`. Must be given.
+        patterns: the result of `jaxattn.fit_patterns` for `fn` and the same `at`. Required.
 
     Returns:
-        values of the shape of `x`, in units of the output. For a linear `fn` they sum to the
-        explained number.
+        values of the shape of `x`, signed, in units of the output. For a linear `fn` they sum to
+        the target.
 
     Raises:
-        TypeError: if `x` holds integers only.
-        ValueError: if patterns are missing or those of another network, the target does not fit the
-            output, and as `jaxattn.fit_patterns`.
+        TypeError: if no leaf of `x` is floating.
+        ValueError: if `patterns` are missing or those of another network, the target does not fit
+            the output, and as `jaxattn.fit_patterns`.
 
     Reference:
         Kindermans et al. 2018, Learning how to explain neural networks: PatternNet and
         PatternAttribution, arXiv:1705.05598.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x @ jnp.array([0.0, 1.0])
+        >>> xs = jnp.array([[2.0, 1.0], [0.0, 1.0], [0.0, -1.0], [-2.0, -1.0]])
+        >>> patterns = ja.fit_patterns(fn, xs, estimator="linear")
+        >>> print(ja.pattern_attribution(fn, jnp.array([5.0, 3.0]), patterns=patterns).values)
+        [0. 3.]
     """
-    return _back(fn, x, target, args, at, patterns, attribution=True)
+    return _propagated(fn, x, target, args, at, patterns, attribution=True)
 
 
 def _network(fn: Callable[..., Any], x: Inputs, args: tuple[Any, ...], at: str | None) -> Network:
@@ -233,7 +271,7 @@ def _network(fn: Callable[..., Any], x: Inputs, args: tuple[Any, ...], at: str |
     return network
 
 
-def _back(
+def _propagated(
     fn: Callable[..., Any],
     x: Inputs,
     target: Target,
@@ -243,32 +281,33 @@ def _back(
     *,
     attribution: bool,
 ) -> Attribution:
+    """Propagate the output back by patterns, or by products of weights and patterns."""
     network = _network(fn, x, args, at)
     if patterns is None:
-        raise ValueError("patterns are missing: give what jaxattn.fit_patterns answers")
-    got, want = [jnp.shape(p) for p in patterns], [w.shape for w in network.weights]
-    if got != want:
+        raise ValueError("`patterns` are missing: give the result of jaxattn.fit_patterns.")
+    shapes, expected = [jnp.shape(p) for p in patterns], [w.shape for w in network.weights]
+    if shapes != expected:
         raise ValueError(
-            f"patterns must be those of this network, shaped like its weights {want}, got {got}"
+            f"`patterns` must have the shapes of this network's weights, {expected}, got {shapes}."
         )
 
-    def seed(outputs: list[Runs]) -> list[Any]:
+    def seed(outputs: list[Runs]) -> list[Array | None]:
         values = [value for (value,) in outputs]
-        answer = jax.tree.unflatten(network.treedef, values)
-        score, pull = jax.vjp(lambda answer: select(answer, target), answer)
-        slopes = jax.tree.leaves(pull(jnp.ones_like(score)))
+        output = jax.tree.unflatten(network.treedef, values)
+        score, pullback = jax.vjp(lambda output: select(output, target), output)
+        slopes = jax.tree.leaves(pullback(jnp.ones_like(score)))
         return [
             value * slope if is_floating(value) else None
             for value, slope in zip(values, slopes, strict=True)
         ]
 
-    output, shares, _ = network.send_back(PatternNet(network, patterns, attribution), seed)
+    output, signals, _ = network.send_back(PatternNet(network, patterns, attribution), seed)
     leaves, treedef = jax.tree.flatten(network.inputs[0])
     dtype = select(output, target).dtype
-    values = [
-        jnp.zeros(leaf.shape, leaf.dtype if is_floating(leaf) else dtype)
-        if share is None
-        else share.astype(leaf.dtype)
-        for leaf, share in zip(leaves, shares, strict=True)
-    ]
-    return Attribution(jax.tree.unflatten(treedef, values), output)
+
+    def values_of(leaf: Array, signal: Array | None) -> Array:
+        if signal is None:
+            return jnp.zeros(leaf.shape, leaf.dtype if is_floating(leaf) else dtype)
+        return signal.astype(leaf.dtype)
+
+    return Attribution(jax.tree.unflatten(treedef, map(values_of, leaves, signals)), output)

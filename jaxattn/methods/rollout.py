@@ -1,199 +1,213 @@
-"""Attention through several layers: what each output token reads of the input in the end."""
+"""Attention across layers: attention rollout and attention flow."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.method import method
 from jaxattn.jaxpr.names import choose, places
-from jaxattn.methods.attention_weights import named_weights, names_of
+from jaxattn.methods.attention_weights import NamedWeights, named_weights, names_of
 
-Heads = Literal["mean", "max", "min"]
+Heads: TypeAlias = Literal["mean", "max", "min"]
 
 
-def _layers(
+def _mixing_matrices(
     fn: Callable[..., Any],
     inputs: tuple[Any, ...],
-    name: str | Sequence[str],
+    at: str | Sequence[str],
     heads: Heads,
-    residual: float,
-) -> tuple[Any, Float[Array, "L T T"]]:
-    """The output, and each layer's mixing: heads made one, the residual path added, rows sum to 1.
+    residual: ArrayLike,
+) -> tuple[PyTree, Float[Array, "L T T"]]:
+    """Return the output, and the matrix of each layer with the residual path, rows normalised.
 
     Raises:
-        TypeError: for a `residual` that is no number.
+        TypeError: for a `residual` that is not a number.
         ValueError: for weights that are not (..., T, T) with one T, an unknown `heads`, or a
             negative `residual`.
     """
-    if heads not in ("mean", "max", "min"):
-        raise ValueError(f'heads must be "mean", "max" or "min", got {heads!r}')
+    if heads not in get_args(Heads):
+        raise ValueError(f'`heads` must be "mean", "max" or "min", got {heads!r}.')
     if not isinstance(residual, (int, float, np.generic, np.ndarray, jax.Array)):
-        raise TypeError(f"residual must be a number, got {residual!r}")
+        raise TypeError(f"`residual` must be a number, got {residual!r}.")
     if isinstance(residual, (int, float)) and not 0 <= residual < math.inf:
-        raise ValueError(f"residual must be finite and not negative, got {residual}")
-    output, seen = named_weights(fn, inputs, name)
-    layers = _by_call(fn, inputs, name, seen)
+        raise ValueError(f"`residual` must be finite and not negative, got {residual}.")
+    output, weights = named_weights(fn, inputs, at)
+    layers = _in_call_order(fn, inputs, at, weights)
     shapes = [layer.shape for layer in layers]
     square = all(len(s) > 1 and s[-2:] == (shapes[0][-1],) * 2 and 0 not in s for s in shapes)
     if not square:
-        raise ValueError(f"name must find weights (..., T, T) with one T in all, got {shapes}")
+        raise ValueError(f"`at` must name weights (..., T, T) with one T in all, got {shapes}.")
     mixing = jnp.stack([
         getattr(jnp, heads)(layer.reshape(-1, *layer.shape[-2:]), axis=0) for layer in layers
     ])  # fmt: skip
-    itself = jnp.eye(mixing.shape[-1], dtype=mixing.dtype)[None]
-    mixing = mixing + jnp.asarray(residual, mixing.dtype) * itself
+    identity = jnp.eye(mixing.shape[-1], dtype=mixing.dtype)[None]
+    mixing = mixing + jnp.asarray(residual, mixing.dtype) * identity
     total = mixing.sum(-1, keepdims=True)
-    return output, mixing / jnp.where(total > 0, total, 1)  # a row that reads nothing stays zero
+    return output, mixing / jnp.where(total > 0, total, 1)  # a row without weights stays zero
 
 
-def _by_call(
+def _in_call_order(
     fn: Callable[..., Any],
     inputs: tuple[Any, ...],
-    name: str | Sequence[str],
-    seen: dict[str, Any],
+    at: str | Sequence[str],
+    weights: NamedWeights,
 ) -> list[Array]:
-    """What was found in the order of the calls; the steps of a scan over matrices are calls.
+    """Return the weights in the order of the calls; each step of a scan over layers is a call.
 
     Raises:
         ValueError: if several matrices come out of scans, whose steps would have to be interleaved.
     """
     found = places(jax.make_jaxpr(lambda *args: fn(*args))(*inputs))
-    kinds = choose(names_of(name), found, "capture")
-    rest = {key: iter(each if isinstance(each, list) else [each]) for key, each in seen.items()}
+    kinds = choose(names_of(at), found, "capture")
+    rest = {key: iter(each if isinstance(each, list) else [each]) for key, each in weights.items()}
     layers: list[Array] = []
     stacks = 0
     for place in found:
         if kinds.get(place.name) is place.is_tag:
             for leaf in jax.tree.leaves(next(rest[place.name])):
-                # Rows of one matrix that a scan makes are no layers.
+                # Rows of one matrix that a scan computes are not layers.
                 axes = max(0, min(place.steps, leaf.ndim - 2))
                 layers += list(leaf.reshape(-1, *leaf.shape[axes:])) if axes else [leaf]
                 stacks += axes > 0
     if stacks > 1:
-        raise ValueError(f"name must find one tag at most inside of a scan, got {list(seen)}")
+        raise ValueError(f"`at` must name at most one tag inside a scan, got {list(weights)}.")
     return layers
 
 
-@method(per_example=())
+@method(keeps_input=True, per_example=())
 def attention_rollout(
     fn: Callable[..., Any],
     x: Inputs,
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | Sequence[str] = "attention",
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    name: str | Sequence[str] = "attention",
+    check_finite: bool = True,
     heads: Heads = "mean",
-    residual: float = 1.0,
+    residual: ArrayLike = 1.0,
 ) -> Attribution:
-    """The share that each input token has in each token of the last layer, if layers only mix.
+    """Compute attention rollout: the product of the attention matrices of all layers.
 
-    With A_l the weights of layer l, its heads averaged, M_l is A_l + I with rows divided by their
-    sums, and the rollout is M_L ... M_2 M_1.
+    With A_l the weights of layer l, heads combined, M_l is A_l + I with normalised rows, and the
+    rollout is M_L ... M_2 M_1: the fraction of each input token in each token of the last layer if
+    layers only mix tokens. It does not depend on `target`. Layers are ordered as they are called;
+    each step of a scan over layers is one layer, in the order in which the steps are stacked.
+
+    Cost: one evaluation of `fn` and L products of T x T matrices per example. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: not used: the weights are the same whatever is explained.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is taken for the input; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
-        name: the tag or layer whose value each layer's weights (..., T, T) are, as for
-            `jaxattn.attention`. Layers count in the order in which they are called; of a scan
-            over layers each step is one, in the order in which they are stacked.
-        heads: how the heads of a layer become one.
-        residual: what the residual path weighs beside the attention; 0 leaves it out.
+        at: the name of the weights (..., T, T) of the layers, or several, as for
+            `jaxattn.attention`.
+        heads: how the heads of a layer are combined.
+        residual: the weight of the residual path, the identity in M_l; 0 leaves it out.
 
     Returns:
         values (T, T), from token of the output to token of the input; rows sum to 1, or with
-        `residual=0` to less where tokens read nothing.
-        `info["layers"]` holds M_1 ... M_L, (L, T, T).
+        `residual=0` to less where rows of weights are zero. `info["layers"]` holds M_1 ... M_L,
+        (L, T, T).
 
     Raises:
-        TypeError: if what is found is no floating array.
-        ValueError: if nothing has that name, weights are not square and of one size, or `residual`
-            is negative.
+        TypeError: if a matched intermediate is not a floating array, or `residual` not a number.
+        ValueError: if a name matches nothing, weights are not square and of one size, `heads` is
+            unknown, or `residual` is negative.
 
     Reference:
         Abnar and Zuidema 2020, Quantifying attention flow in transformers, arXiv:2005.00928.
+
+    Examples:
+        Both tokens read the first token only, in one layer with a residual path.
+
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     weights = ja.tag(jnp.array([[1.0, 0.0], [1.0, 0.0]]), "attention")
+        ...     return (x + weights @ x).sum()
+        >>> print(ja.attention_rollout(fn, jnp.ones((2, 3))).values)
+        [[1.  0. ]
+         [0.5 0.5]]
     """
-    output, layers = _layers(fn, (x, *args), name, heads, residual)
+    output, layers = _mixing_matrices(fn, (x, *args), at, heads, residual)
     values = functools.reduce(lambda below, layer: layer @ below, layers)
     return Attribution(values, output, {"layers": layers})
 
 
-@method(per_example=())
+@method(keeps_input=True, per_example=())
 def attention_flow(
     fn: Callable[..., Any],
     x: Inputs,
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | Sequence[str] = "attention",
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    name: str | Sequence[str] = "attention",
+    check_finite: bool = True,
     heads: Heads = "mean",
-    residual: float = 1.0,
+    residual: ArrayLike = 1.0,
 ) -> Attribution:
-    """The maximum flow from each token of the last layer to each input token, through attention.
+    """Compute attention flow: the maximum flow between tokens through the attention graph.
 
-    The capacities are the matrices M_l of `jaxattn.attention_rollout`. There are T^2 flows to be
-    found, one after the other and on the CPU, each in a graph of L T^2 edges.
+    The nodes are the tokens of each layer, the capacities of the edges the matrices M_l of
+    `jaxattn.attention_rollout`. The flow does not depend on `target`.
+
+    Cost: one evaluation of `fn` and T^2 maximum-flow problems with L T^2 edges per example, which
+    run one after the other on the host. Deterministic.
 
     Args:
-        fn: maps `x` to an output.
-        x: one example.
-        target: not used: the weights are the same whatever is explained.
-        args: further inputs of `fn`, not explained.
-        at: the name of an intermediate that is taken for the input; see `jaxattn.tag`.
-        check_finite: whether to refuse NaN and infinity in `x`, outside of `jit`.
-        key: not used.
-        batch_size: not used: one evaluation is needed.
-        name: the tag or layer whose value each layer's weights (..., T, T) are, as for
-            `jaxattn.attention_rollout`.
-        heads: how the heads of a layer become one.
-        residual: what the residual path weighs beside the attention; 0 leaves it out.
+        at: the name of the weights (..., T, T) of the layers, or several, as for
+            `jaxattn.attention`.
+        heads: how the heads of a layer are combined.
+        residual: the weight of the residual path, the identity in M_l; 0 leaves it out.
 
     Returns:
-        values (T, T), from token of the output to token of the input, each between 0 and 1;
-        NaN where a weight is negative or NaN.
-        `info["layers"]` holds the capacities (L, T, T).
+        values (T, T), from token of the output to token of the input, each between 0 and 1; NaN
+        where a weight is negative or NaN. `info["layers"]` holds the capacities (L, T, T).
 
     Raises:
-        TypeError: if what is found is no floating array.
-        ValueError: if nothing has that name, weights are not square and of one size, or `residual`
-            is negative.
+        TypeError: if a matched intermediate is not a floating array, or `residual` not a number.
+        ValueError: if a name matches nothing, weights are not square and of one size, `heads` is
+            unknown, or `residual` is negative.
 
     Reference:
         Abnar and Zuidema 2020, Quantifying attention flow in transformers, arXiv:2005.00928.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     weights = ja.tag(jnp.array([[1.0, 0.0], [1.0, 0.0]]), "attention")
+        ...     return (x + weights @ x).sum()
+        >>> print(ja.attention_flow(fn, jnp.ones((2, 3))).values)
+        [[1.  0. ]
+         [0.5 0.5]]
     """
-    output, layers = _layers(fn, (x, *args), name, heads, residual)
+    output, layers = _mixing_matrices(fn, (x, *args), at, heads, residual)
     return Attribution(_flow(layers), output, {"layers": layers})
 
 
 @jax.custom_vjp
 def _flow(layers: Float[Array, "L T T"]) -> Float[Array, "T T"]:
-    """The maximum flow between each token above the last layer and each below the first."""
+    """Compute the maximum flow between each token above the last layer and each below the first."""
 
-    def flows(layers: Any) -> np.ndarray:
+    def flows(layers: Array | np.ndarray) -> np.ndarray:
         capacity = np.asarray(layers, np.float64)
-        found = [[(cut * capacity).sum() for cut in row] for row in _cuts(capacity)]
-        return np.asarray(found).astype(layers.dtype)
+        rows = [[(cut * capacity).sum() for cut in row] for row in _cuts(capacity)]
+        return np.asarray(rows).astype(layers.dtype)
 
-    answer = jax.ShapeDtypeStruct(layers.shape[1:], layers.dtype)
-    flow: Array = jax.pure_callback(flows, answer, layers, vmap_method="sequential")
+    shape = jax.ShapeDtypeStruct(layers.shape[1:], layers.dtype)
+    flow: Array = jax.pure_callback(flows, shape, layers, vmap_method="sequential")
     return flow
 
 
@@ -201,33 +215,34 @@ def _flow_forward(layers: Array) -> tuple[Array, Array]:
     return _flow(layers), layers
 
 
-def _flow_backward(layers: Array, slope: Array) -> tuple[Array]:
-    """A flow grows with the capacities of its minimum cut, and with no others."""
+def _flow_backward(layers: Array, cotangent: Array) -> tuple[Array]:
+    """Transpose the derivative: a flow grows with the capacities of its minimum cut alone."""
 
-    def gradient(layers: Any, slope: Any) -> np.ndarray:
+    def gradient(layers: Array | np.ndarray, cotangent: Array | np.ndarray) -> np.ndarray:
         total = np.zeros(layers.shape)
         cuts = _cuts(np.asarray(layers, np.float64))
-        for row, slopes in zip(cuts, np.asarray(slope, np.float64), strict=True):
-            for cut, value in zip(row, slopes, strict=True):
-                total += cut * value
+        for row, slopes in zip(cuts, np.asarray(cotangent, np.float64), strict=True):
+            for cut, slope in zip(row, slopes, strict=True):
+                total += cut * slope
         return total.astype(layers.dtype)
 
-    answer = jax.ShapeDtypeStruct(layers.shape, layers.dtype)
-    return (jax.pure_callback(gradient, answer, layers, slope, vmap_method="sequential"),)
+    shape = jax.ShapeDtypeStruct(layers.shape, layers.dtype)
+    return (jax.pure_callback(gradient, shape, layers, cotangent, vmap_method="sequential"),)
 
 
 _flow.defvjp(_flow_forward, _flow_backward)
 
 
-def _cuts(capacity: np.ndarray) -> Any:
-    """For each output token a row of the minimum cuts (L, T, T) that part it from input tokens.
+def _cuts(capacity: np.ndarray) -> Iterator[Iterator[np.ndarray]]:
+    """Yield for each output token a row of the minimum cuts (L, T, T) from all input tokens.
 
-    The flows are found in whole numbers; their cuts, weighed with the capacities as they are, give
-    them with all digits.
+    The flows are computed in integers; the capacities of their minimum cuts, in full precision, are
+    the maximum flows.
     """
     depth, width, _ = capacity.shape
     if not (capacity >= 0).all():  # NaN among them
-        return np.broadcast_to(np.nan, (width, width, *capacity.shape))
+        unknown = np.full(capacity.shape, np.nan)
+        return (iter([unknown] * width) for _ in range(width))
     # Token j below layer l is node l T + j; an edge goes from above a layer to below it.
     above, below = np.indices((width, width)).reshape(2, -1)
     level = np.repeat(np.arange(depth), width * width)

@@ -1,12 +1,13 @@
-"""A linear function of a series, step by step, without computing what must be zero."""
+"""All images of a linear function of a series, without the entries that must be zero."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxattn.engine.batch import chunked_map, varying_as
 from jaxattn.engine.window_groups import LEAST_SAVED, Groups, grouped
@@ -15,62 +16,63 @@ from jaxattn.jaxpr.reuse import incremental
 from jaxattn.jaxpr.reuse.extents import Rows, RunExtent, Whole
 from jaxattn.jaxpr.reuse.reuse_plan import ReusePlan, Traced, plan_reuse
 
-#: Fewer than for occlusion: a loop that answers at every step takes longer to compile.
+#: A linear function from an array to an array.
+Linear: TypeAlias = Callable[[Array], Array]
+
+#: At most so many groups of steps. Fewer than for occlusion: a loop with an output at every step
+#: takes longer to compile.
 MOST = 8
 
 
 def every_image(
-    linear: Callable[[Any], Any],
-    given: Any,
-    reduced: Callable[[Any], Any] | None,
-    batch_size: int | None,
-) -> Any:
-    """The plain way of `Stepwise.images`."""
+    linear: Linear, operand: Array, reduced: Linear | None, batch_size: int | None
+) -> Array:
+    """Compute `Stepwise.images` without leaving anything out, one unit vector at a time."""
 
-    def image(i: Any) -> Any:
-        one = (jnp.arange(given.size) == i).astype(given.dtype).reshape(given.shape)
-        one = varying_as(given, one)
-        return linear(one) if reduced is None else reduced(linear(one))
+    def image(i: Array) -> Array:
+        unit = (jnp.arange(operand.size) == i).astype(operand.dtype).reshape(operand.shape)
+        unit = varying_as(operand, unit)
+        return linear(unit) if reduced is None else reduced(linear(unit))
 
-    images = chunked_map(image, jnp.arange(given.size), batch_size)
-    return images.reshape(*given.shape, *images.shape[1:])
+    images: Array = chunked_map(image, jnp.arange(operand.size), batch_size)
+    return images.reshape(*operand.shape, *images.shape[1:])
 
 
 class Stepwise(NamedTuple):
-    """What a linear function makes of each number of its input, and how it is computed.
+    """A linear function of a series, and what to compute for the image of each unit vector.
 
-    A step of the input changes nothing ahead of it in a loop that runs forward, and nothing behind
-    it in one that runs in reverse, such as the transpose of the former.
+    In a loop that runs forward a time step of the operand changes nothing before it; in a loop that
+    runs in reverse, such as the transpose of the former, nothing after it.
 
     Attributes:
-        given: the function's input, abstractly.
-        answer: its output.
-        groups: the numbers of the input, by the step that they belong to.
+        operand: the shape and dtype of the operand.
+        image: the shape and dtype of the output.
+        groups: the entries of the operand, grouped by their time steps.
         plan: what is computed for each group.
-        flops: operations, all in all.
+        flops: the number of operations for all images.
     """
 
-    given: jax.ShapeDtypeStruct
-    answer: jax.ShapeDtypeStruct
+    operand: jax.ShapeDtypeStruct
+    image: jax.ShapeDtypeStruct
     groups: Groups
     plan: ReusePlan
     flops: int
 
     @classmethod
     def of(
-        cls, linear: Callable[[Any], Any], given: Any, batch_size: int | None
+        cls, linear: Linear, operand: Array | jax.ShapeDtypeStruct, batch_size: int | None
     ) -> "Stepwise | None":
-        """Looks for what there is to save; `None` if that is not worth while.
+        """Analyse a linear function; `None` if too little can be left out.
 
         Args:
-            linear: from an array to an array, linear.
-            given: its input, abstractly.
-            batch_size: how many of its answers may be in flight.
+            linear: the function.
+            operand: an array like its operand, abstract or not.
+            batch_size: how many images may be in flight.
         """
-        steps, size = (given.shape or (0,))[0], math.prod(given.shape)
-        if steps < 2 or size == 0 or varying_axes(given):
+        steps, size = (operand.shape or (0,))[0], math.prod(operand.shape)
+        if steps < 2 or size == 0 or varying_axes(operand):
             return None
-        struct = jax.ShapeDtypeStruct(given.shape, given.dtype)
+        struct = jax.ShapeDtypeStruct(operand.shape, operand.dtype)
         traced = Traced.of(linear, struct)
         if not is_replayable(traced.flat):
             return None
@@ -83,40 +85,44 @@ class Stepwise(NamedTuple):
             return None
         return cls(struct, jax.eval_shape(linear, struct), groups, plan, flops)
 
-    def images(self, reduced: Callable[[Any], Any] | None, batch_size: int | None) -> Any:
-        """The function's answer to each number of its input, 1 there and 0 elsewhere.
+    def images(self, reduced: Linear | None, batch_size: int | None) -> Array:
+        """Compute the image of each unit vector of the operand.
 
         Args:
-            reduced: what to make of rows of an answer, by the first axis; one number each.
-            batch_size: how many answers are in flight.
+            reduced: maps rows of an image, along its first axis, to one number each; `None` to
+                return the images themselves.
+            batch_size: how many images are in flight.
 
         Returns:
-            shape (*input, *output), or (*input, length of the output's first axis).
+            shape (*operand, *image), or (*operand, length of the image's first axis).
         """
         rows, members = self.groups
-        width = math.prod(self.given.shape[1:])
-        clean = incremental.run_clean(self.plan, jnp.zeros(self.given.shape, self.given.dtype))
+        width = math.prod(self.operand.shape[1:])
+        clean = incremental.run_clean(self.plan, jnp.zeros(self.operand.shape, self.operand.dtype))
         extents = self.plan.output_extents()
 
-        def step(number: Any, r: Rows) -> Any:
-            one = jnp.arange(r.lo * width, r.hi * width) == number
-            return one.astype(self.given.dtype).reshape(r.hi - r.lo, *self.given.shape[1:])
+        def unit(entry: Array, r: Rows) -> Array:
+            """Return the changed rows of the unit vector of an entry."""
+            one_hot = jnp.arange(r.lo * width, r.hi * width) == entry
+            one_hot = one_hot.astype(self.operand.dtype)
+            return one_hot.reshape(r.hi - r.lo, *self.operand.shape[1:])
 
-        def column(numbers: Any) -> list[Any]:
-            given = [step(numbers[g], r) for g, r in enumerate(rows)]
-            found = incremental.changed_output_rows(self.plan, clean, given)
-            return found if reduced is None else list(map(reduced, found))
+        def column(entries: Array) -> list[Array]:
+            units = [unit(entries[g], r) for g, r in enumerate(rows)]
+            rows_of_images = incremental.changed_output_rows(self.plan, clean, units)
+            changed = [jnp.asarray(row) for row in rows_of_images]
+            return changed if reduced is None else list(map(reduced, changed))
 
         size = batch_size and max(1, batch_size // len(rows))
         columns = chunked_map(column, jnp.asarray(members), size)
-        filled = [self._filled(c, e) for c, e in zip(columns, extents, strict=True)]
-        images = jnp.stack(filled, 1).reshape(members.size, *filled[0].shape[1:])
-        return images[self.groups.places].reshape(*self.given.shape, *images.shape[1:])
+        padded = [self._padded(c, e) for c, e in zip(columns, extents, strict=True)]
+        images = jnp.stack(padded, 1).reshape(members.size, *padded[0].shape[1:])
+        return images[self.groups.places].reshape(*self.operand.shape, *images.shape[1:])
 
-    def _filled(self, columns: Any, extent: RunExtent | Whole) -> Any:
-        """Rows of answers with the zeros around them."""
+    def _padded(self, columns: Array, extent: RunExtent | Whole) -> Array:
+        """Add the zeros around the rows of images that were computed."""
         if not isinstance(extent, Rows):
             return columns
         around = [(0, 0)] * columns.ndim
-        around[1 + extent.axis] = extent.lo, self.answer.shape[extent.axis] - extent.hi
+        around[1 + extent.axis] = extent.lo, self.image.shape[extent.axis] - extent.hi
         return jnp.pad(columns, around)

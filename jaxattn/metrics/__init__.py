@@ -1,4 +1,4 @@
-"""Judges of attributions."""
+"""Metrics of attributions: faithfulness and completeness."""
 
 from jaxattn.metrics.faithfulness import (
     Curve as Curve,
@@ -6,10 +6,3 @@ from jaxattn.metrics.faithfulness import (
     deletion as deletion,
     insertion as insertion,
 )
-
-__all__ = [
-    "Curve",
-    "completeness",
-    "deletion",
-    "insertion",
-]

@@ -1,4 +1,4 @@
-"""Whether an attribution names what the network uses."""
+"""Deletion and insertion curves, and the completeness of attributions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,24 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.explain import explain
 from jaxattn.engine.inputs import check_finite_numbers
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
-from jaxattn.engine.target import scored
+from jaxattn.engine.target import Score, scored
 
 
 class Curve(NamedTuple):
-    """Scores while more and more of each input is deleted or inserted.
+    """Scores of each example while features are deleted or inserted one after the other.
 
     Attributes:
-        scores: one row an example, from nothing changed to everything.
-        fractions: the changed share of the cells, from 0 to 1.
-        auc: the area under each row by the trapezoidal rule, in units of the score.
+        scores: the score of each example after each step, from no feature changed to all.
+        fractions: the fraction of changed features, from 0 to 1.
+        auc: the area under the curve of each example by the trapezoidal rule, in units of the
+            score.
     """
 
     scores: Float[Array, "B steps"]
@@ -36,43 +38,63 @@ def deletion(
     fn: Callable[..., Any],
     xs: Inputs,
     targets: Target,
-    attribution: Any,
+    attribution: Attribution | PyTree[ArrayLike],
     *,
     args: tuple[Any, ...] = (),
-    baseline: Any = 0.0,
+    baseline: PyTree[ArrayLike] = 0.0,
     num_steps: int = 28,
-    softmax: bool = True,
+    score: Score = "probability",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Curve:
-    """The score while the highest-valued cells are replaced by a baseline, the highest first.
+    """Compute deletion curves: the score while features are replaced, highest attribution first.
 
-    Low areas are good: what the attribution names first is what the network needs.
+    Lower areas are better: the features with the highest attributions are those that the network
+    needs. For a probability the area lies between 0 and 1; otherwise it is in the range of the
+    score. Features of all leaves are ranked together; ties keep their order.
+
+    Cost: `num_steps + 2` evaluations of `fn` per example. Deterministic.
 
     Args:
-        fn: maps one example to an output.
+        fn: maps one example to an output, as for `jaxattn.explain`.
         xs: the examples, each leaf with a leading axis of length B.
-        targets: which number of the output is watched; see `jaxattn.explain`.
+        targets: which entry of the output is the score, as for `jaxattn.explain`.
         attribution: an `Attribution`, or values of the structure and shape of `xs`.
         args: further inputs of `fn`, each leaf with a leading axis of length B.
-        baseline: what deleted cells become.
-        num_steps: how many equal shares of the cells are deleted one after the other.
-        softmax: whether to watch a probability, the softmax over the output's last axis; `False`
-            for a network that ends in one.
+        baseline: the values of deleted features: a number or an array that broadcasts to an
+            example, or a pytree of these; it may have a leading axis of length B.
+        num_steps: the number of steps in which the features are deleted, equally many in each.
+        score: what of the output is the score: `"probability"` and `"log_probability"` apply a
+            softmax over the last axis of the output; `"logit"` takes the output as it is, also for
+            a network that ends in a softmax.
         batch_size: how many evaluations of `fn` are in flight.
-        mesh: devices over which the examples are spread.
+        mesh: devices over which the examples are distributed.
 
     Returns:
-        a `Curve` of num_steps + 1 points an example.
+        a `Curve` of `num_steps + 1` points per example.
 
     Raises:
-        ValueError: if the attribution has another shape than `xs`, for fewer than one step, and as
-            `jaxattn.explain`.
+        ValueError: if the attribution has another shape than `xs` or is not finite, for fewer than
+            one step or an unknown score, and as `jaxattn.explain`.
 
     Reference:
         Petsiuk et al. 2018, RISE, arXiv:1806.07421.
+
+    Examples:
+        The first attribution ranks the features by their effect, the second the other way round.
+
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return 3 * x[0] + x[1]
+        >>> xs, good, bad = (jnp.array([pair]) for pair in ([1.0, 1.0], [3.0, 1.0], [1.0, 3.0]))
+        >>> curve = ja.metrics.deletion(fn, xs, None, good, num_steps=2, score="logit")
+        >>> print(curve.scores, curve.auc)
+        [[4. 1. 0.]] [1.5]
+        >>> print(ja.metrics.deletion(fn, xs, None, bad, num_steps=2, score="logit").auc)
+        [2.5]
     """
-    options = {"baseline": baseline, "num_steps": num_steps, "softmax": softmax, "insert": False}
+    options = {"baseline": baseline, "num_steps": num_steps, "score": score, "insert": False}
     return _curve(fn, xs, targets, attribution, args, options, batch_size, mesh)
 
 
@@ -80,23 +102,40 @@ def insertion(
     fn: Callable[..., Any],
     xs: Inputs,
     targets: Target,
-    attribution: Any,
+    attribution: Attribution | PyTree[ArrayLike],
     *,
     args: tuple[Any, ...] = (),
-    baseline: Any = 0.0,
+    baseline: PyTree[ArrayLike] = 0.0,
     num_steps: int = 28,
-    softmax: bool = True,
+    score: Score = "probability",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Curve:
-    """The score while the highest-valued cells are put into a baseline, the highest first.
+    """Compute insertion curves: the score while features are added, highest attribution first.
 
-    High areas are good. Arguments, result and errors are those of `deletion`.
+    The curve starts at the baseline and ends at the input. Higher areas are better: the features
+    with the highest attributions suffice for the score. For a probability the area lies between 0
+    and 1; otherwise it is in the range of the score. Arguments and errors are those of `deletion`.
+
+    Cost: `num_steps + 2` evaluations of `fn` per example. Deterministic.
+
+    Returns:
+        a `Curve` of `num_steps + 1` points per example.
 
     Reference:
         Petsiuk et al. 2018, RISE, arXiv:1806.07421.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return 3 * x[0] + x[1]
+        >>> xs, values = jnp.array([[1.0, 1.0]]), jnp.array([[3.0, 1.0]])
+        >>> curve = ja.metrics.insertion(fn, xs, None, values, num_steps=2, score="logit")
+        >>> print(curve.scores, curve.auc)
+        [[0. 3. 4.]] [2.5]
     """
-    options = {"baseline": baseline, "num_steps": num_steps, "softmax": softmax, "insert": True}
+    options = {"baseline": baseline, "num_steps": num_steps, "score": score, "insert": True}
     return _curve(fn, xs, targets, attribution, args, options, batch_size, mesh)
 
 
@@ -104,22 +143,36 @@ def completeness(
     fn: Callable[..., Any],
     xs: Inputs,
     targets: Target,
-    attribution: Any,
+    attribution: Attribution | PyTree[ArrayLike],
     *,
     args: tuple[Any, ...] = (),
-    baseline: Any = 0.0,
+    baseline: PyTree[ArrayLike] = 0.0,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, " B"]:
-    """The sum of the values less the difference of the scores at the input and at the baseline.
+    """Compute the completeness residual (convergence delta) of attributions.
 
-    Arguments and errors are those of `deletion`.
+    The residual is the sum of the values minus the difference between the target at the input and
+    at the baseline. Closer to zero is better; it is unbounded in both directions. Arguments and
+    errors are those of `deletion`.
+
+    Cost: two evaluations of `fn` per example. Deterministic.
 
     Returns:
-        the residual of each example, in units of the output; 0 for a complete attribution.
+        the residual of each example, signed, in units of the output; 0 for a complete attribution.
 
     Reference:
         Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x[0] * x[1]
+        >>> xs = jnp.array([[2.0, 3.0]])
+        >>> values = ja.explain(ja.input_x_gradient, fn, xs)
+        >>> print(ja.metrics.completeness(fn, xs, None, values))
+        [6.]
     """
     values = _values(attribution, xs)
     ends = explain(
@@ -131,13 +184,14 @@ def completeness(
     return sum(sums[1:], sums[0]) - ends.values
 
 
-def _values(attribution: Any, xs: Inputs) -> Any:
+def _values(attribution: Attribution | PyTree[ArrayLike], xs: Inputs) -> PyTree[ArrayLike]:
+    """Return the values of an attribution, once their shape and numbers are checked."""
     values = attribution.values if isinstance(attribution, Attribution) else attribution
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (values, xs)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"attribution has shape {shapes[0]}, xs has {shapes[1]}; values of an intermediate "
-            "(at=) are to be summed over the axes that xs has not"
+            f"`attribution` must have the shape of xs, {shapes[1]}, got {shapes[0]}; sum values of "
+            "an intermediate (at=) over the axes that xs does not have."
         )
     check_finite_numbers("attribution", values)
     return values
@@ -147,13 +201,13 @@ def _curve(
     fn: Callable[..., Any],
     xs: Inputs,
     targets: Target,
-    attribution: Any,
+    attribution: Attribution | PyTree[ArrayLike],
     args: tuple[Any, ...],
     options: dict[str, Any],
     batch_size: int | None,
     mesh: Mesh | None,
 ) -> Curve:
-    check_count("num_steps", options["num_steps"])
+    num_steps = check_count("num_steps", options["num_steps"])
     values = _values(attribution, xs)
     scores = explain(
         _scores,
@@ -166,15 +220,15 @@ def _curve(
         ranking=values,
         **options,
     ).values
-    cells = sum(leaf[0].size for leaf in jax.tree.leaves(values))
-    fractions = _counts(cells, options["num_steps"]) / cells
+    features = sum(leaf[0].size for leaf in jax.tree.leaves(values))
+    fractions = _counts(features, num_steps) / features
     auc = jnp.trapezoid(scores, jnp.asarray(fractions, scores.dtype)[None], axis=1)
     return Curve(scores, fractions, auc)
 
 
-def _counts(cells: int, num_steps: int) -> np.ndarray:
-    """How many cells are changed at each step."""
-    return np.rint(np.linspace(0, cells, num_steps + 1)).astype(np.int32)
+def _counts(features: int, num_steps: int) -> Int[np.ndarray, " steps"]:
+    """Return the number of changed features after each step."""
+    return np.rint(np.linspace(0, features, num_steps + 1)).astype(np.int32)
 
 
 @method(evaluations=lambda x, output, o: o["num_steps"] + 1, per_example=("baseline", "ranking"))
@@ -184,15 +238,17 @@ def _scores(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    ranking: Any,
-    baseline: Any,
+    check_finite: bool = True,
+    ranking: PyTree[Shaped[Array | np.ndarray, "..."]],
+    baseline: PyTree[ArrayLike],
     num_steps: int,
-    softmax: bool,
+    score: Score,
     insert: bool,
 ) -> Attribution:
-    """The curve of one example; cells of all leaves are ranked together."""
+    """Compute the curve of one example; features of all leaves are ranked together."""
     replaced = broadcast_baseline(baseline, x)
     before, after = (replaced, x) if insert else (x, replaced)
     leaves, treedef = jax.tree.flatten(x)
@@ -207,14 +263,14 @@ def _scores(
             for part, leaf in zip(jnp.split(rank, ends[:-1]), leaves, strict=True)
         ],
     )
-    score = scored(fn, target, args, softmax=softmax)
+    score_of = scored(fn, target, args, score=score)
 
-    def at(count: Any) -> Any:
+    def score_after(count: Int[Array, ""]) -> Scalar:
         mixed = jax.tree.map(lambda r, a, b: jnp.where(r < count, a, b), ranks, after, before)
-        return score(mixed)[0]
+        return score_of(mixed)[0]
 
     counts = jnp.asarray(_counts(flat.size, num_steps))
-    return Attribution(chunked_map(at, counts, batch_size), fn(x, *args))
+    return Attribution(chunked_map(score_after, counts, batch_size), fn(x, *args))
 
 
 @method(evaluations=lambda x, output, options: 2)
@@ -224,14 +280,16 @@ def _ends(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
+    at: str | None = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
-    baseline: Any,
+    check_finite: bool = True,
+    baseline: PyTree[ArrayLike],
 ) -> Attribution:
-    """The difference of the scores at the input and at the baseline."""
-    score = scored(fn, target, args)
-    here, output = score(x)
-    # As the gradient methods do: beside floating numbers, integers stay what they are.
+    """Compute the difference between the target at the input and at the baseline."""
+    score_of = scored(fn, target, args)
+    here, output = score_of(x)
+    # As in the gradient methods: beside floating leaves, integer leaves keep their values.
     mixed = any(map(is_floating, jax.tree.leaves(x)))
     start = broadcast_baseline(baseline, x, keep_integers=mixed)
-    return Attribution(here - score(start)[0], output)
+    return Attribution(here - score_of(start)[0], output)
