@@ -250,13 +250,13 @@ def test_titles_of_heads_are_no_formulas():
 
 
 def test_tokens_are_a_sequence():
-    with pytest.raises(TypeError, match="columns must be a sequence of strings, got"):
+    with pytest.raises(TypeError, match="`columns` must be a sequence of strings, got"):
         ja.plot.attention(LAYERS[0], columns=iter("abc"))
 
 
 def test_words_have_an_order():
     for words in ({"a", "b"}, 5, None):
-        with pytest.raises(TypeError, match="words must be a string or a sequence of strings"):
+        with pytest.raises(TypeError, match="`words` must be a string or a sequence of strings"):
             ja.plot.text(words, [1, 2])
 
 

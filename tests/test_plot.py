@@ -1,6 +1,7 @@
 """Figures hold the numbers they were given, on axes of the caller's where given."""
 
 import ast
+import io
 import sys
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def bars(figure):
 
 def test_every_public_function_is_covered():
     # Words are no figure. The others draw no attributions; each has a test file of its own.
-    others = "Text text captions glimpses features_0d features_1d features_2d features_hist"
+    others = "Panels Text text captions glimpses features_0d features_1d features_2d features_hist"
     assert {name.split()[0] for name in CASES} == set(plot.__all__) - set(others.split())
 
 
@@ -152,13 +153,38 @@ def test_imports_nothing_but_numpy_and_matplotlib():
                 assert own or name.partition(".")[0] in allowed, f"{path.name}: {name}"
 
 
-@every_case
-def test_axes_have_the_documented_shape_in_one_new_figure(draw, arrays, shape):
-    axes = draw(*arrays)
-    assert isinstance(axes, Axes) if shape == () else axes.shape == shape
-    assert all(isinstance(ax, Axes) for ax in np.ravel(axes))
-    assert len(plt.get_fignums()) == 1
-    np.ravel(axes)[0].figure.draw_without_rendering()
+# The contract of the results holds for every function; these are drawn elsewhere in detail.
+OTHERS = {
+    "captions": (lambda: plot.captions(PICTURE, ["a", "b"], np.ones((2, 4))), (3,)),
+    "features_0d": (lambda: plot.features_0d(TRACE), ()),
+    "features_1d": (lambda: plot.features_1d(CHANNELS), (2,)),
+    "features_2d": (lambda: plot.features_2d(CHANNELS), ()),
+    "features_2d samples": (lambda: plot.features_2d(PICTURES), (3,)),
+    "features_hist": (lambda: plot.features_hist(TRACE), ()),
+    "features_hist channels": (lambda: plot.features_hist(CHANNELS), (2,)),
+    "glimpses": (lambda: plot.glimpses(PICTURE, [[0, 0], [0.5, 0.5]], 2), ()),
+    "text": (lambda: plot.text("abc", [1, 2, 3]).draw(), ()),
+}
+RESULTS = OTHERS | {
+    name: (lambda draw=draw, arrays=arrays: draw(*arrays), shape)
+    for name, (draw, arrays, shape) in CASES.items()
+}
+
+
+def test_the_contract_of_results_covers_every_public_function():
+    assert {name.split()[0] for name in RESULTS} == set(plot.__all__) - {"Panels", "Text"}
+
+
+@pytest.mark.parametrize(("draw", "shape"), RESULTS.values(), ids=RESULTS)
+def test_every_result_is_axes_or_panels_of_one_new_figure_that_can_be_saved(draw, shape):
+    drawn = draw()
+    assert isinstance(drawn, plot.Panels if shape else Axes)
+    assert np.shape(drawn) == shape
+    assert all(isinstance(ax, Axes) and ax.figure is drawn.figure for ax in np.ravel(drawn))
+    assert plt.get_fignums() == [drawn.figure.number]
+    picture = io.BytesIO()
+    drawn.figure.savefig(picture, dpi=20)
+    assert picture.getvalue().startswith(b"\x89PNG")
 
 
 @every_case
@@ -175,7 +201,7 @@ def test_draws_on_given_axes_and_makes_no_figure(draw, arrays, shape):
 
 @every_case
 def test_refuses_axes_of_another_shape(draw, arrays, shape):
-    with pytest.raises(ValueError, match=r"^ax must be"):
+    with pytest.raises(ValueError, match=r"^`ax` must be"):
         draw(*arrays, ax=np.full((*shape, 4), None))
     assert not plt.get_fignums()
 
@@ -204,7 +230,7 @@ def test_refuses_what_is_not_finite(draw, arrays, shape, bad):
     for i, array in enumerate(arrays):
         broken = array.copy()
         broken.flat[3] = bad
-        with pytest.raises(ValueError, match=r"^\w+(\[.*\])? must be finite, got 1 NaN or inf"):
+        with pytest.raises(ValueError, match=r"^`\w+(\[.*\])?` must be finite, got 1 NaN or inf"):
             draw(*arrays[:i], broken, *arrays[i + 1 :])
     assert not plt.get_fignums()
 
@@ -231,6 +257,38 @@ def test_limit_is_taken_as_given():
 def test_colour_bar_shows_the_side_that_occurs(sign, wanted):
     ax = plot.image(PICTURE, sign * np.abs(HEAT), limit=2.0)
     assert bars(ax.figure)[0].get_ylim() == wanted
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scales_are_sequential_for_unsigned_values_and_diverging_for_signed_ones(sign):
+    def scale(artist):
+        return artist.cmap.name, artist.norm.vmin, artist.norm.vmax
+
+    heat, trace = sign * np.abs(HEAT), sign * np.abs(TRACE_HEAT)
+    wanted = ("Purples", 0) if sign == 1 else ("RdBu_r", -1)
+    image = plot.image(PICTURE, heat / np.abs(heat).max())
+    series = plot.series(TRACE, trace / np.abs(trace).max())
+    [several] = plot.images([PICTURE], [heat], shared_scale=False)
+    for artist in (image.images[1], several.images[1], series.collections[0]):
+        assert scale(artist) == (*wanted, 1)
+    assert plot.image(PICTURE, heat, cmap="magma").images[1].cmap.name == "magma"
+
+
+def test_methods_with_and_without_signs_have_scales_and_colour_bars_of_their_own():
+    methods = {"signed": HEATS, "unsigned": np.abs(HEATS)}
+    grid = plot.comparison_grid(PICTURES, methods)
+    panels = plot.comparison(PICTURE, {name: heats[0] for name, heats in methods.items()})
+    for row in (*grid, panels):
+        signed, unsigned = (panel.images[1] for panel in row[1:])
+        assert (signed.cmap.name, signed.norm.vmin, signed.norm.vmax) == ("RdBu_r", -1, 1)
+        assert (unsigned.cmap.name, unsigned.norm.vmin, unsigned.norm.vmax) == ("Purples", 0, 1)
+    for axes in (grid, panels):
+        labels = sorted(bar.get_ylabel().split()[-1] for bar in bars(axes.figure))
+        assert labels == ["non-negative", "signed"]
+    [_, *shared] = plot.comparison(PICTURE, {"a": HEAT, "b": np.abs(HEAT)}, cmap="bwr")
+    assert {(panel.images[1].cmap.name, panel.images[1].norm.vmin) for panel in shared} == {
+        ("bwr", -1)
+    }
 
 
 def test_image_sums_channels():
@@ -443,59 +501,61 @@ def test_curve_gives_means_standard_errors_and_areas():
 
 ab = {"a": HEAT, "b": HEAT}
 ERRORS = {
-    "x must be one image": lambda: plot.image(PICTURE[0], HEAT[0]),
-    "x must be one image, ": lambda: plot.image(np.ones((5, 6, 2)), HEAT),
-    "values must fit its image": lambda: plot.image(PICTURE, HEAT.T),
-    "values must fit its image ": lambda: plot.image(PICTURE, np.ones((5, 6, 3))),
-    "limit must be a positive": lambda: plot.image(PICTURE, HEAT, limit=0),
-    "x must not be empty": lambda: plot.image(np.ones((0, 6)), np.ones((0, 6))),
-    "values must be one array": lambda: plot.image(PICTURE, [[1], [1, 2]]),
-    "xs must hold": lambda: plot.images([], []),
-    r"xs\[1\] must be one image": lambda: plot.images([PICTURE, PICTURE[0]], HEATS[:2]),
-    "values must have one entry": lambda: plot.images(PICTURES, HEATS[:2]),
-    r"values\[0\] must fit": lambda: plot.images(PICTURES, HEATS.swapaxes(1, 2)),
-    "titles must have one entry": lambda: plot.images(PICTURES, HEATS, titles=["a"]),
-    "columns must be at least 1": lambda: plot.images(PICTURES, HEATS, columns=0),
-    "limit needs shared_scale": lambda: plot.images(PICTURES, HEATS, shared_scale=False, limit=1),
-    "x must be one series": lambda: plot.series(HEATS, HEATS),
-    "values must have the shape of x": lambda: plot.series(TRACE, TRACE_HEAT[:-1]),
-    "time must have shape": lambda: plot.series(TRACE, TRACE_HEAT, time=[1, 2]),
-    "time must be finite": lambda: plot.series(TRACE, TRACE_HEAT, time=[np.nan] * 7),
-    "time and sampling_rate": lambda: plot.series(TRACE, TRACE, time=TRACE, sampling_rate=1),
-    "sampling_rate must be": lambda: plot.series(TRACE, TRACE_HEAT, sampling_rate=-1),
-    "channel_names must": lambda: plot.series(CHANNELS, CHANNELS_HEAT, channel_names=["I"]),
-    "window must fit": lambda: plot.window(PICTURE, HEAT, (6, 1)),
-    "window must fit into": lambda: plot.window(TRACE, TRACE_HEAT, 0),
-    "window must be an int": lambda: plot.window(TRACE, TRACE_HEAT, 2.5),
-    "window must be an int, ": lambda: plot.window(PICTURE, HEAT, (1, 1, 1)),
-    "jacobian must have shape": lambda: plot.jacobian(PICTURE, HEAT),
-    "class_names must have": lambda: plot.jacobian(PICTURE, HEATS, class_names=["a"]),
-    "outputs must have shape": lambda: plot.jacobian(PICTURE, HEATS, outputs=[1, 2]),
-    "outputs must be finite": lambda: plot.jacobian(PICTURE, HEATS, outputs=[1, 2, np.nan]),
-    "highlight must be a class": lambda: plot.jacobian(PICTURE, HEATS, highlight=3),
-    "kind must be": lambda: plot.jacobian(PICTURE, HEATS, kind="text"),
-    r"jacobian must have shape \(T": lambda: plot.temporal_jacobian(np.ones((4, 2, 3, 2))),
-    r"jacobian must have shape \(T, K": lambda: plot.temporal_jacobian(np.ones(4)),
-    "values must hold": lambda: plot.comparison(PICTURE, {}),
-    r"values\['b'\] must fit": lambda: plot.comparison(PICTURE, {"a": HEAT, "b": HEAT.T}),
-    "scores must be of methods": lambda: plot.comparison(PICTURE, ab, scores={"c": 1}),
-    "score_label must come": lambda: plot.comparison(PICTURE, ab, score_label="fall"),
-    "columns must be": lambda: plot.comparison(PICTURE, ab, columns=0),
-    r"xs\[0\] must be one image": lambda: plot.comparison_grid(HEAT, {"a": HEAT}, kind="image"),
-    r"values\['a'\] must have one": lambda: plot.comparison_grid(PICTURES, {"a": HEATS[:2]}),
-    r"scores\['a'\] must have": lambda: plot.comparison_grid(
+    "`x` must be one image": lambda: plot.image(PICTURE[0], HEAT[0]),
+    "`x` must be one image, ": lambda: plot.image(np.ones((5, 6, 2)), HEAT),
+    "`values` must fit its image": lambda: plot.image(PICTURE, HEAT.T),
+    "`values` must fit its image ": lambda: plot.image(PICTURE, np.ones((5, 6, 3))),
+    "`limit` must be a positive": lambda: plot.image(PICTURE, HEAT, limit=0),
+    "`x` must not be empty": lambda: plot.image(np.ones((0, 6)), np.ones((0, 6))),
+    "`values` must be one array": lambda: plot.image(PICTURE, [[1], [1, 2]]),
+    "`xs` must hold": lambda: plot.images([], []),
+    r"`xs\[1\]` must be one image": lambda: plot.images([PICTURE, PICTURE[0]], HEATS[:2]),
+    "`values` must have one entry": lambda: plot.images(PICTURES, HEATS[:2]),
+    r"`values\[0\]` must fit": lambda: plot.images(PICTURES, HEATS.swapaxes(1, 2)),
+    "`titles` must have one entry": lambda: plot.images(PICTURES, HEATS, titles=["a"]),
+    "`columns` must be at least 1": lambda: plot.images(PICTURES, HEATS, columns=0),
+    "`limit` must come with shared_scale": lambda: plot.images(
+        PICTURES, HEATS, shared_scale=False, limit=1
+    ),
+    "`x` must be one series": lambda: plot.series(HEATS, HEATS),
+    "`values` must have the shape of x": lambda: plot.series(TRACE, TRACE_HEAT[:-1]),
+    "`time` must have shape": lambda: plot.series(TRACE, TRACE_HEAT, time=[1, 2]),
+    "`time` must be finite": lambda: plot.series(TRACE, TRACE_HEAT, time=[np.nan] * 7),
+    "`time` and `sampling_rate`": lambda: plot.series(TRACE, TRACE, time=TRACE, sampling_rate=1),
+    "`sampling_rate` must be": lambda: plot.series(TRACE, TRACE_HEAT, sampling_rate=-1),
+    "`channel_names` must": lambda: plot.series(CHANNELS, CHANNELS_HEAT, channel_names=["I"]),
+    "`window` must fit": lambda: plot.window(PICTURE, HEAT, (6, 1)),
+    "`window` must fit into": lambda: plot.window(TRACE, TRACE_HEAT, 0),
+    "`window` must be an int": lambda: plot.window(TRACE, TRACE_HEAT, 2.5),
+    "`window` must be an int, ": lambda: plot.window(PICTURE, HEAT, (1, 1, 1)),
+    "`jacobian` must have shape": lambda: plot.jacobian(PICTURE, HEAT),
+    "`class_names` must have": lambda: plot.jacobian(PICTURE, HEATS, class_names=["a"]),
+    "`outputs` must have shape": lambda: plot.jacobian(PICTURE, HEATS, outputs=[1, 2]),
+    "`outputs` must be finite": lambda: plot.jacobian(PICTURE, HEATS, outputs=[1, 2, np.nan]),
+    "`highlight` must be a class": lambda: plot.jacobian(PICTURE, HEATS, highlight=3),
+    "`kind` must be": lambda: plot.jacobian(PICTURE, HEATS, kind="text"),
+    r"`jacobian` must have shape \(T": lambda: plot.temporal_jacobian(np.ones((4, 2, 3, 2))),
+    r"`jacobian` must have shape \(T, K": lambda: plot.temporal_jacobian(np.ones(4)),
+    "`values` must hold": lambda: plot.comparison(PICTURE, {}),
+    r"`values\['b'\]` must fit": lambda: plot.comparison(PICTURE, {"a": HEAT, "b": HEAT.T}),
+    "`scores` must be of methods": lambda: plot.comparison(PICTURE, ab, scores={"c": 1}),
+    "`score_label` must come": lambda: plot.comparison(PICTURE, ab, score_label="fall"),
+    "`columns` must be": lambda: plot.comparison(PICTURE, ab, columns=0),
+    r"`xs\[0\]` must be one image": lambda: plot.comparison_grid(HEAT, {"a": HEAT}, kind="image"),
+    r"`values\['a'\]` must have one": lambda: plot.comparison_grid(PICTURES, {"a": HEATS[:2]}),
+    r"`scores\['a'\]` must have": lambda: plot.comparison_grid(
         PICTURES, {"a": HEATS}, scores={"a": [1]}
     ),
-    "xs must be series of one": lambda: plot.comparison_grid(
+    "`xs` must be series of one": lambda: plot.comparison_grid(
         HEATS, {"a": HEATS}, kind="series"
     ),
-    "scores must have shape": lambda: plot.score_over_time(HEATS),
-    "direction must be": lambda: plot.score_over_time(SCORES, direction="up"),
-    "x must have one step": lambda: plot.score_over_time(SCORES, x=TRACE[:-1]),
-    "class_names must": lambda: plot.score_over_time(SCORES, class_names=["a"]),
-    "fractions must be": lambda: plot.curve([0, 0, 1], {"a": [1, 2, 3]}),
-    "scores must hold": lambda: plot.curve([0, 1], {}),
-    r"scores\['a'\] must have shape": lambda: plot.curve([0, 1], {"a": [1, 2, 3]}),
+    "`scores` must have shape": lambda: plot.score_over_time(HEATS),
+    "`direction` must be": lambda: plot.score_over_time(SCORES, direction="up"),
+    "`x` must have one step": lambda: plot.score_over_time(SCORES, x=TRACE[:-1]),
+    "`class_names` must": lambda: plot.score_over_time(SCORES, class_names=["a"]),
+    "`fractions` must have shape": lambda: plot.curve([0, 0, 1], {"a": [1, 2, 3]}),
+    "`scores` must hold": lambda: plot.curve([0, 1], {}),
+    r"`scores\['a'\]` must have shape": lambda: plot.curve([0, 1], {"a": [1, 2, 3]}),
 }  # fmt: skip
 
 
@@ -508,5 +568,5 @@ def test_errors_name_the_argument(message, call):
 
 @pytest.mark.parametrize("values", [1j * HEAT, HEAT.astype(str), {"a": HEAT}])
 def test_refuses_what_are_not_real_numbers(values):
-    with pytest.raises(TypeError, match=r"^values must be one array of real numbers"):
+    with pytest.raises(TypeError, match=r"^`values` must be one array of real numbers"):
         plot.image(PICTURE, values)

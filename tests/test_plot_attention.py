@@ -98,26 +98,31 @@ def test_a_given_axes_is_drawn_on():
     ],
 )  # fmt: skip
 def test_tokens_are_readable(token, shown):
-    assert lettering.shown(token) == shown
+    assert lettering.visible_token(token) == shown
 
 
 def test_a_letter_without_a_font_becomes_its_code_point(monkeypatch):
     monkeypatch.setattr(lettering.font_manager.fontManager, "ttflist", [])
     lettering._family.cache_clear()
-    assert lettering.shown("5年") == "5<5E74>"
+    assert lettering.visible_token("5年") == "5<5E74>"
     lettering._family.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "match"),
     [
-        ((np.zeros((2, 2, 2)),), {}, ValueError, r"weights must have shape \(T_out, T_in\)"),
-        ((WEIGHTS * np.nan,), {}, ValueError, "weights must be finite"),
-        ((WEIGHTS, ["a"]), {}, ValueError, "columns must have one entry for each of 4 inputs"),
-        ((WEIGHTS, None, ["a"]), {}, ValueError, "rows must have one entry for each of 3 outputs"),
-        ((WEIGHTS, [1, 2, 3, 4]), {}, TypeError, "columns must be strings, got 1"),
-        ((WEIGHTS,), {"marks": np.ones(3)}, ValueError, "marks must have the shape of weights"),
-        ((WEIGHTS,), {"limit": 0}, ValueError, "limit must be a positive number"),
+        ((np.zeros((2, 2, 2)),), {}, ValueError, r"`weights` must have shape \(T_out, T_in\)"),
+        ((WEIGHTS * np.nan,), {}, ValueError, "`weights` must be finite"),
+        ((WEIGHTS, ["a"]), {}, ValueError, "`columns` must have one entry for each of 4 inputs"),
+        (
+            (WEIGHTS, None, ["a"]),
+            {},
+            ValueError,
+            "`rows` must have one entry for each of 3 outputs",
+        ),
+        ((WEIGHTS, [1, 2, 3, 4]), {}, TypeError, "`columns` must be strings, got 1"),
+        ((WEIGHTS,), {"marks": np.ones(3)}, ValueError, "`marks` must have the shape of weights"),
+        ((WEIGHTS,), {"limit": 0}, ValueError, "`limit` must be a positive number"),
     ],
 )
 def test_bad_matrices_say_so(arguments, options, error, match):
@@ -126,7 +131,7 @@ def test_bad_matrices_say_so(arguments, options, error, match):
 
 
 def test_bad_heads_say_so():
-    with pytest.raises(ValueError, match=r"weights must have shape \(heads, T_out, T_in\)"):
+    with pytest.raises(ValueError, match=r"`weights` must have shape \(heads, T_out, T_in\)"):
         ja.plot.attention_heads(WEIGHTS)
-    with pytest.raises(ValueError, match="titles must have one entry for each of 1 heads"):
+    with pytest.raises(ValueError, match="`titles` must have one entry for each of 1 heads"):
         ja.plot.attention_heads(WEIGHTS[None], titles=["a", "b"])

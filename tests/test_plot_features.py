@@ -107,8 +107,26 @@ def test_several_maps_share_a_scale():
     assert axes.shape == (3,)
     for panel, one in zip(axes, x, strict=True):
         np.testing.assert_array_equal(panel.images[0].get_array(), one)
-        assert panel.images[0].norm.vmin == x.min()
-    assert plot.features_2d(np.ones((2, 2))).images[0].norm.vmax == 2.0  # one value is no scale
+        assert panel.images[0].norm.vmax == -panel.images[0].norm.vmin == np.abs(x).max()
+    assert plot.features_2d(x, norm=None)[0].images[0].norm.vmin == x.min()
+    ones = plot.features_2d(np.ones((2, 2)), norm=None)
+    assert ones.images[0].norm.vmax == 2.0  # one value is no range
+
+
+@pytest.mark.parametrize(
+    ("x", "norm", "cmap"),
+    [
+        ([[-1, 2]], "auto", "RdBu_r"),
+        ([[0, 2]], "auto", "Purples"),
+        ([[-1, 2]], None, "RdBu_r"),
+        ([[1, 2]], None, "Purples"),
+        ([[1, 2]], (-2, 2), "RdBu_r"),
+    ],
+)
+def test_a_map_diverges_only_if_its_scale_holds_zero_inside(x, norm, cmap):
+    panel = plot.features_2d(x, norm=norm)
+    assert panel.images[0].cmap.name == cmap
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("column", "row")
 
 
 def heights(panel):
@@ -142,35 +160,52 @@ def test_points():
     assert not plot.features_0d(x[0], zero_line=False).get_lines()
 
 
+def test_many_values_are_drawn_as_a_line():
+    x = values(2, 65)
+    panel = plot.features_0d(x, sample_names=["a", "b"])
+    for line, sample in zip(panel.get_lines(), x, strict=False):
+        np.testing.assert_array_equal(line.get_ydata(), sample)
+    assert not panel.collections
+    assert len(plot.features_0d(x, line=False).collections) == 2
+    assert plot.features_0d(x[:, :64]).collections
+    assert len(plot.features_0d(x[0, :3], line=True, zero_line=False).get_lines()) == 1
+
+
 X = values(4, 5)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plot.features_1d(X[0]), "x must have shape (T, C) or (N, T, C), got (5,)"),
-        (lambda: plot.features_1d(X * np.inf), "x must be finite"),
-        (lambda: plot.features_1d(X[:0]), "x must not be empty"),
-        (lambda: plot.features_1d(X, rows=2, columns=2), "rows and columns must hold 5 channels"),
-        (lambda: plot.features_1d(X, columns=0), "columns must be at least 1, got 0"),
-        (lambda: plot.features_1d(X, max_steps=0), "max_steps must be at least 1, got 0"),
-        (lambda: plot.features_1d(X, channel_names=["a"]), "channel_names must have one entry"),
-        (lambda: plot.features_1d(X, sample_names=[]), "sample_names must have one entry"),
-        (lambda: plot.features_1d(X, channel_axis=2), "channel_axis must be an axis of x"),
-        (lambda: plot.features_1d(X, ax=np.array([])), "ax must be an array of Axes of shape (5,)"),
+        (lambda: plot.features_1d(X[0]), "`x` must have shape (T, C) or (N, T, C), got (5,)"),
+        (lambda: plot.features_1d(X * np.inf), "`x` must be finite"),
+        (lambda: plot.features_1d(X[:0]), "`x` must not be empty"),
+        (
+            lambda: plot.features_1d(X, rows=2, columns=2),
+            "`rows` and `columns` must hold 5 channels",
+        ),
+        (lambda: plot.features_1d(X, columns=0), "`columns` must be at least 1, got 0"),
+        (lambda: plot.features_1d(X, max_steps=0), "`max_steps` must be at least 1, got 0"),
+        (lambda: plot.features_1d(X, channel_names=["a"]), "`channel_names` must have one entry"),
+        (lambda: plot.features_1d(X, sample_names=[]), "`sample_names` must have one entry"),
+        (lambda: plot.features_1d(X, channel_axis=2), "`channel_axis` must be an axis of x"),
+        (
+            lambda: plot.features_1d(X, ax=np.array([])),
+            "`ax` must be an array of Axes of shape (5,)",
+        ),
         (
             lambda: plot.features_1d(np.where(np.arange(5) == 1, np.nan, X)),
-            "x must have a number in each channel, got NaN alone in 1",
+            "`x` must have a number in each channel, got NaN alone in 1",
         ),
-        (lambda: plot.features_2d(X[0]), "x must have shape (R, C) or (N, R, C), got (5,)"),
-        (lambda: plot.features_2d(X * np.nan), "x must be finite"),
-        (lambda: plot.features_2d(X, norm="log"), 'norm must be None, "auto" or (min, max)'),
-        (lambda: plot.features_2d(X, norm=(1, 0)), "norm must be (min, max), min below max"),
-        (lambda: plot.features_2d(X, norm=(1, 2, 3)), 'norm must be None, "auto" or (min, max)'),
-        (lambda: plot.features_2d(X, titles=["a", "b"]), "titles must have one entry"),
-        (lambda: plot.features_hist(X, bins=0), "bins must be at least 1, got 0"),
-        (lambda: plot.features_hist(X[None, None]), "x must have shape (n,) or (T, C)"),
-        (lambda: plot.features_0d(X[None]), "x must have shape (C,) or (N, C), got (1, 4, 5)"),
+        (lambda: plot.features_2d(X[0]), "`x` must have shape (R, C) or (N, R, C), got (5,)"),
+        (lambda: plot.features_2d(X * np.nan), "`x` must be finite"),
+        (lambda: plot.features_2d(X, norm="log"), '`norm` must be None, "auto" or (min, max)'),
+        (lambda: plot.features_2d(X, norm=(1, 0)), "`norm` must be (min, max), min below max"),
+        (lambda: plot.features_2d(X, norm=(1, 2, 3)), '`norm` must be None, "auto" or (min, max)'),
+        (lambda: plot.features_2d(X, titles=["a", "b"]), "`titles` must have one entry"),
+        (lambda: plot.features_hist(X, bins=0), "`bins` must be at least 1, got 0"),
+        (lambda: plot.features_hist(X[None, None]), "`x` must have shape (n,) or (T, C)"),
+        (lambda: plot.features_0d(X[None]), "`x` must have shape (C,) or (N, C), got (1, 4, 5)"),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -180,5 +215,5 @@ def test_bad_input_is_refused(call, message):
 
 
 def test_what_is_no_number_is_refused():
-    with pytest.raises(TypeError, match="x must be one array of real numbers"):
+    with pytest.raises(TypeError, match="`x` must be one array of real numbers"):
         plot.features_1d([["a", "b"], ["c", "d"]])

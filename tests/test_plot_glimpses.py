@@ -54,12 +54,12 @@ def test_it_draws_where_it_is_told_and_in_colour():
 
 
 WRONG = {
-    "one location": ({"locations": PATH[0]}, r"locations must have shape \(n, 2\), got \(2,\)"),
-    "NaN": ({"locations": PATH * np.nan}, "locations must be finite"),
-    "no size": ({"size": 0}, "size must be at least 1, got 0"),
-    "no scales": ({"scales": 0}, "scales must be at least 1, got 0"),
+    "one location": ({"locations": PATH[0]}, r"`locations` must have shape \(n, 2\), got \(2,\)"),
+    "NaN": ({"locations": PATH * np.nan}, "`locations` must be finite"),
+    "no size": ({"size": 0}, "`size` must be at least 1, got 0"),
+    "no scales": ({"scales": 0}, "`scales` must be at least 1, got 0"),
     "too small an image": ({"size": 21}, r"at least as large as a glimpse of 21 x 21.*\(20, 30\)"),
-    "a batch": ({"image": np.zeros((2, 20, 30, 3))}, "image must be one image"),
+    "a batch": ({"image": np.zeros((2, 20, 30, 3))}, "`image` must be one image"),
 }
 
 

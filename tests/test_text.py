@@ -119,12 +119,17 @@ def test_an_attribution_gives_its_values():
 @pytest.mark.parametrize(
     ("words", "values", "error", "message"),
     [
-        (["x", "y"], [1.0], ValueError, "values must have one value for each of 2 words, got (1,)"),
-        (["x"], {"IG": [[1.0]]}, ValueError, "IG must have one value for each of 1 words"),
-        (["x"], {"IG": [np.nan]}, ValueError, "IG must be finite"),
-        (["x"], {}, ValueError, "values must hold at least one line, got none"),
-        ([], [], ValueError, "values must not be empty"),
-        ([3], [1.0], TypeError, "words must be strings, got 3"),
+        (
+            ["x", "y"],
+            [1.0],
+            ValueError,
+            "`values` must have one value for each of 2 words, got (1,)",
+        ),
+        (["x"], {"IG": [[1.0]]}, ValueError, "`IG` must have one value for each of 1 words"),
+        (["x"], {"IG": [np.nan]}, ValueError, "`IG` must be finite"),
+        (["x"], {}, ValueError, "`values` must hold at least one line, got none"),
+        ([], [], ValueError, "`values` must not be empty"),
+        ([3], [1.0], TypeError, "`words` must be strings, got 3"),
     ],
 )
 def test_bad_input_is_refused(words, values, error, message):
@@ -134,7 +139,7 @@ def test_bad_input_is_refused(words, values, error, message):
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, np.inf])
 def test_a_limit_must_be_positive(limit):
-    with pytest.raises(ValueError, match="limit must be a positive number"):
+    with pytest.raises(ValueError, match="`limit` must be a positive number"):
         ja.plot.text(["x"], [1.0], limit=limit)
 
 
@@ -314,8 +319,8 @@ def test_right_to_left_starts_on_the_right_and_whole_words_too():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "heat"}, 'kind must be "relevance" or "attention", got \'heat\''),
-        ({"kind": "attention"}, "values must not be negative to be attention, got -0.5"),
+        ({"kind": "heat"}, '`kind` must be "relevance" or "attention", got \'heat\''),
+        ({"kind": "attention"}, "`values` must not be negative to be attention, got -0.5"),
     ],
 )
 def test_a_kind_must_fit(options, message):
@@ -324,9 +329,9 @@ def test_a_kind_must_fit(options, message):
 
 
 def test_an_empty_text_and_no_columns_are_refused():
-    with pytest.raises(ValueError, match="values must not be empty"):
+    with pytest.raises(ValueError, match="`values` must not be empty"):
         ja.plot.text("", [])
-    with pytest.raises(ValueError, match="values must have one value for each of 2 words"):
+    with pytest.raises(ValueError, match="`values` must have one value for each of 2 words"):
         ja.plot.text("ab", [1.0])
-    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`columns` must be at least 1, got 0"):
         ja.plot.text("ab", [1.0, 2.0]).draw(columns=0)

@@ -1,9 +1,40 @@
-"""Figures of attributions, with matplotlib.
+"""Figures of attributions, attention and features, with matplotlib.
 
-Every function takes arrays, or an `Attribution`, of one example, and returns what it drew on: the
-Axes of a single panel, an array of Axes for several; `text` returns a `Text`. `ax` takes the same,
-to draw into a figure of yours. Nothing is shown and no global setting changes. Colours diverge from
-zero: red speaks for the output, blue against it, in a map that colour-blind readers can tell apart.
+Attributions of images and series:
+    image, images: An attribution over its image.
+    series: An attribution along a time series.
+    window: The most important window of an image or a series.
+    comparison, comparison_grid: Several methods beside one another.
+    jacobian, temporal_jacobian: The derivative of every output.
+
+Attention:
+    attention, attention_heads: Attention matrices with their tokens.
+    captions: The attention of a captioning network, word by word.
+    glimpses: The path of glimpses over an image.
+
+Text:
+    text: Words or characters coloured by their values; returns a `Text`.
+
+Scores and features:
+    curve: Deletion and insertion curves.
+    score_over_time: The temporal output score.
+    features_0d, features_1d, features_2d, features_hist: The features of a layer.
+
+Each function takes the arrays, or the `Attribution`, of one example; the plural ones take several.
+Those that draw one panel return its `matplotlib.axes.Axes`, those that draw several return
+`Panels`, an object array of Axes. Both have the attribute `figure`, and `Text.draw` returns Axes::
+
+    ja.plot.image(x, attribution).figure.savefig("image.png", dpi=150)
+    ja.plot.text(words, attribution).draw().figure.savefig("text.png")
+    ja.plot.text(words, attribution).save("text.html")
+
+`ax` takes the Axes, or the array of Axes, to draw on instead of a new figure. No function shows a
+figure or changes a global setting.
+
+Values that are nowhere negative have a sequential colour scale from zero to the largest value. If
+a value is negative, the scale is diverging and symmetric about zero: red supports the output, blue
+opposes it, and both remain distinct for colour-blind readers. `limit` replaces the largest
+magnitude and `cmap` the colour map of this range.
 """
 
 from jaxattn.plot.attention_maps import attention, attention_heads
@@ -14,11 +45,13 @@ from jaxattn.plot.features import features_0d, features_1d, features_2d, feature
 from jaxattn.plot.glimpse_paths import glimpses
 from jaxattn.plot.jacobians import jacobian, temporal_jacobian
 from jaxattn.plot.pictures import image, images
+from jaxattn.plot.style import Panels
 from jaxattn.plot.text_pages import Text, text
 from jaxattn.plot.time_series import series
 from jaxattn.plot.windows import window
 
 __all__ = [
+    "Panels",
     "Text",
     "attention",
     "attention_heads",

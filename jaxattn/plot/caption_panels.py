@@ -1,16 +1,17 @@
-"""Where a network looked, word by word."""
+"""The attention of a captioning network, word by word."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from numpy.typing import ArrayLike
 
 from jaxattn.plot import lettering, pictures, style
+from jaxattn.plot.style import Panels
 
-# Nothing over what is read, and the darker the less it is.
+# Transparent at the largest weight, and darker for smaller ones.
 SPOTLIGHT = LinearSegmentedColormap.from_list("spotlight", [(0, 0, 0, 0.85), (0, 0, 0, 0)])
 
 
@@ -22,85 +23,105 @@ def captions(
     grid: tuple[int, int] | None = None,
     upsample: int = 16,
     blur: float | None = None,
-    cells: Sequence[Any] | None = None,
+    cells: Sequence[ArrayLike | None] | None = None,
     wrong: Sequence[bool] | None = None,
     title: str | None = None,
     columns: int | None = None,
     ax: np.ndarray | None = None,
-) -> np.ndarray:
-    """Draw a picture, and then for each word of its caption what was read of it.
+) -> Panels:
+    """Draw an image, and for each word of its caption where the network attended to.
 
-    What was read most stands in full light, the rest in shadow; each panel has its own scale.
+    Places with the largest weight are drawn in full light, the others in shadow. Each panel has
+    its own scale.
 
     Args:
-        image: The picture, `(H, W)`, `(H, W, 1)` or `(H, W, 3)`, as `image` takes it.
-        words: The T words.
-        weights: How much was read of each place, `(T, h, w)`, or `(T, L)` with L = h w.
-        grid: (h, w), for weights `(T, L)`; by default a square.
-        upsample: How many pixels wide a place becomes.
-        blur: The standard deviation, in these pixels, of the Gaussian that smooths the map; by
-            default a quarter of `upsample`.
-        cells: For each word the places `(h, w)` of what it names, True there, which are outlined;
-            None for a word that names nothing.
-        wrong: Whether each word is wrong: its title says so.
-        title: The title of the picture itself.
-        columns: How many panels beside one another; by default all.
-        ax: An array `(T + 1,)` of Axes to draw on.
+        image: Image of shape `(H, W)`, `(H, W, 1)` or `(H, W, 3)`, as in `image`.
+        words: T words.
+        weights: Attention weights of shape `(T, h, w)`, or `(T, L)` with L = h w.
+        grid: (h, w), for weights of shape `(T, L)`; a square by default.
+        upsample: Width in pixels of the map of one place.
+        blur: Standard deviation, in these pixels, of the Gaussian that smooths the map; a quarter
+            of `upsample` by default.
+        cells: For each word a boolean array `(h, w)`, True at the places to be outlined, such as
+            those of the named object, or None.
+        wrong: Whether each word is wrong, which its title shows.
+        title: Title of the image.
+        columns: Number of panels per row; all by default.
+        ax: Array `(T + 1,)` of Axes to draw on; a new figure by default.
 
     Returns:
-        The Axes, `(T + 1,)`: the first has the picture; `images[1]` of the others is the map.
+        The panels, shape `(T + 1,)`: the image, then one per word; `images[1]` of a word's panel
+        is its map.
 
     Raises:
-        ValueError: for a wrong rank, lengths that differ, a grid that does not fit, weights that
-            are negative or not finite, an `upsample` below 1, a negative `blur`.
-        TypeError: for words that are not strings.
+        ValueError: If a shape or length does not fit, a weight is negative or not finite,
+            `upsample` is below 1, or `blur` is negative.
+        TypeError: If a word is not a string, or an array does not hold real numbers.
+
+    Examples:
+        >>> import numpy as np
+        >>> import jaxattn as ja
+        >>> ja.plot.captions(np.ones((8, 8)), ["a", "dog"], np.ones((2, 4))).shape
+        (3,)
     """
     picture = pictures.as_picture("image", image)
     for word in words:
         if not isinstance(word, str):
-            raise TypeError(f"words must be strings, got {word!r}")
-    found = _on_grid(style.real("weights", weights), grid)
-    for name, given in {"weights": found, "cells": cells, "wrong": wrong}.items():
-        style.same_length(name, given, len(words), "words")
-    if found.min() < 0:
-        raise ValueError(f"weights must not be negative, got {found.min():.3g}")
+            raise TypeError(f"`words` must be strings, got {word!r}.")
+    maps = _on_grid(style.real("weights", weights), grid)
+    for name, rows in {"weights": maps, "cells": cells, "wrong": wrong}.items():
+        style.same_length(name, rows, len(words), "words")
+    if maps.min() < 0:
+        raise ValueError(f"`weights` must not be negative, got {maps.min():.3g}.")
     if upsample < 1:
-        raise ValueError(f"upsample must be at least 1, got {upsample}")
+        raise ValueError(f"`upsample` must be at least 1, got {upsample}.")
     blur = upsample / 4 if blur is None else float(blur)
     if not 0 <= blur < np.inf:
-        raise ValueError(f"blur must be at least 0, got {blur}")
+        raise ValueError(f"`blur` must be at least 0, got {blur}.")
+    outlines = [
+        None if marked is None else _outline(marked, maps.shape[1:], picture.shape[:2])
+        for marked in ([None] * len(words) if cells is None else cells)
+    ]
     axes = pictures.picture_panels(ax, len(words) + 1, columns or len(words) + 1, titled=True)
-    height, width = picture.shape[:2]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    for i, panel in enumerate(axes):
-        pictures.overlay(panel, picture, None, Normalize())
-        if i == 0:
-            panel.set_title(title or "", fontsize="medium", **lettering.look([title or ""]))
-            continue
-        heat = blurred(np.kron(found[i - 1], np.ones((upsample, upsample))), blur)
-        norm = Normalize(0, heat.max() or 1)
-        panel.imshow(heat, cmap=SPOTLIGHT, norm=norm, extent=extent, interpolation="bilinear")
-        panel.set(xlim=extent[:2], ylim=extent[2:])
-        if cells is not None and cells[i - 1] is not None:
-            panel.add_collection(_outline(cells[i - 1], found.shape[1:], height, width))
-        mistaken = wrong is not None and bool(wrong[i - 1])
-        word = lettering.shown(words[i - 1])
-        panel.set_title(
-            f"✗ {word}" if mistaken else word, fontsize="medium", **lettering.look([word]),
-            color=style.HIGHLIGHT if mistaken else "black",
-            fontweight="bold" if mistaken else "normal",
-        )  # fmt: skip
+    for panel in axes:
+        pictures.show(panel, picture)
+    axes[0].set_title(title or "", fontsize="medium", **lettering.font([title or ""]))
+    for t, (panel, word, outline) in enumerate(zip(axes[1:], words, outlines, strict=True)):
+        _spotlight(panel, maps[t], picture.shape[:2], upsample, blur)
+        if outline is not None:
+            panel.add_collection(outline)
+        _write_word(panel, word, wrong is not None and bool(wrong[t]))
     return axes
 
 
-def blurred(heat: np.ndarray, sigma: float) -> np.ndarray:
-    """A map (h, w) under a Gaussian; what would leave at an edge is reflected there."""
+def _spotlight(
+    panel: Axes, weights: np.ndarray, shape: tuple[int, ...], upsample: int, blur: float
+) -> None:
+    """Shade an image of this shape where the weights `(h, w)` are small."""
+    height, width = shape
+    heat = gaussian_blur(np.kron(weights, np.ones((upsample, upsample))), blur)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    norm = Normalize(0, heat.max() or 1)
+    panel.imshow(heat, cmap=SPOTLIGHT, norm=norm, extent=extent, interpolation="bilinear")
+    panel.set(xlim=extent[:2], ylim=extent[2:])
+
+
+def _write_word(panel: Axes, word: str, wrong: bool) -> None:
+    text = lettering.visible_token(word)
+    panel.set_title(
+        f"✗ {text}" if wrong else text, fontsize="medium", **lettering.font([text]),
+        color=style.HIGHLIGHT if wrong else "black", fontweight="bold" if wrong else "normal",
+    )  # fmt: skip
+
+
+def gaussian_blur(heat: np.ndarray, sigma: float) -> np.ndarray:
+    """Return a map (h, w) smoothed by a Gaussian, reflected at the edges."""
     if sigma == 0:
         return heat
     reach = int(np.ceil(4 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     kernel /= kernel.sum()
-    for _ in range(2):  # down the columns of the map, then of its transpose
+    for _ in range(2):  # along the columns of the map, then along those of its transpose
         padded = np.pad(heat, ((reach, reach), (0, 0)), mode="symmetric")
         windows = np.lib.stride_tricks.sliding_window_view(padded, len(kernel), axis=0)
         heat = (windows @ kernel).T
@@ -108,26 +129,28 @@ def blurred(heat: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _on_grid(weights: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
+    """Return the weights as `(T, h, w)`."""
     if weights.ndim == 3:
         if grid is not None and tuple(grid) != weights.shape[1:]:
-            raise ValueError(f"grid must be {weights.shape[1:]}, as the weights are, got {grid}")
+            raise ValueError(f"`grid` must be {weights.shape[1:]}, as the weights are, got {grid}.")
         return weights
     if weights.ndim != 2:
-        raise ValueError(f"weights must have shape (T, h, w) or (T, L), got {weights.shape}")
+        raise ValueError(f"`weights` must have shape (T, h, w) or (T, L), got {weights.shape}.")
     side = round(weights.shape[1] ** 0.5)
     height, width = (side, side) if grid is None else grid
     if height * width != weights.shape[1]:
-        raise ValueError(f"grid must have {weights.shape[1]} places, got {height} x {width}")
+        raise ValueError(f"`grid` must have {weights.shape[1]} places, got {height} x {width}.")
     return weights.reshape(-1, height, width)
 
 
-def _outline(cells: Any, grid: tuple[int, ...], height: int, width: int) -> LineCollection:
-    """The edges between True cells and others."""
+def _outline(cells: ArrayLike, grid: tuple[int, ...], shape: tuple[int, ...]) -> LineCollection:
+    """Return the edges between True cells and others, in the pixels of an image of this shape."""
     marked = np.asarray(cells)
     if marked.dtype != bool or marked.shape != grid:
         raise ValueError(
-            f"cells must be boolean of shape {grid}, got {marked.dtype} {marked.shape}"
+            f"`cells` must be boolean of shape {grid}, got {marked.dtype} {marked.shape}."
         )
+    height, width = shape
     ends = (style.borders(marked) + 0.5) * (width / grid[1], height / grid[0]) - 0.5
-    # Orange is seen in light and in shadow.
+    # Orange is visible in light and in shadow.
     return LineCollection(list(ends), colors=style.PALETTE[4], linewidths=1.6)

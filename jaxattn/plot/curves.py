@@ -1,17 +1,27 @@
-"""Scores as curves: over time, and over a growing deletion."""
+"""Scores as curves: over time, and over the fraction of the input that is deleted."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from jaxattn.plot import style, time_series
+from jaxattn.plot.style import Values
+
+
+@runtime_checkable
+class CurveLike(Protocol):
+    """An object with the field of `jaxattn.metrics.Curve` that is drawn."""
+
+    @property
+    def scores(self) -> Values:
+        """The score at each fraction."""
 
 
 def score_over_time(
-    scores: Any,
+    scores: Values,
     *,
     x: ArrayLike | None = None,
     ax: Axes | None = None,
@@ -22,44 +32,54 @@ def score_over_time(
     title: str | None = None,
     ylabel: str = "score",
 ) -> Axes:
-    """Draw the temporal output score: what the network says after reading a part of the input.
+    """Draw the temporal output score: the output for each prefix or suffix of the input.
 
     Args:
-        scores: The score at each time, `(T,)`, or of K classes, `(T, K)`.
-        x: The input, drawn pale behind the curves on a scale of its own: `(T,)`, or `(T, D)` as a
-            picture with time running to the right.
-        ax: Where to draw; a new figure by default.
-        time: The time of each score, `(T,)`.
-        sampling_rate: Steps a second, instead of `time`; the axis is then in seconds.
-        direction: "forward" if a score has seen the input up to its time, "backward" from it on.
+        scores: Score at each time, shape `(T,)`, or of K classes, shape `(T, K)`.
+        x: Input, drawn pale behind the curves on its own scale: shape `(T,)`, or `(T, D)` as an
+            image with time running to the right.
+        ax: Axes to draw on; a new figure by default.
+        time: Time of each score, shape `(T,)`.
+        sampling_rate: Steps per second, instead of `time`; the axis is then in seconds.
+        direction: "forward" for prefixes that end at each time, "backward" for suffixes that start
+            there.
         class_names: K names for the legend.
-        title: The title.
-        ylabel: What the score is.
+        title: Title of the panel.
+        ylabel: Label of the scores.
 
     Returns:
-        The Axes, whose lines are the K curves.
+        The Axes; its lines are the K curves.
 
     Raises:
-        ValueError: for a wrong rank, an unknown direction, lengths that differ, or values that are
-            not finite.
+        ValueError: If a shape does not fit, `direction` is unknown, or a value is not finite.
+        TypeError: If an array does not hold real numbers.
+
+    Examples:
+        >>> import numpy as np
+        >>> import jaxattn as ja
+        >>> ax = ja.plot.score_over_time(np.linspace(0, 1, 9), sampling_rate=100.0)
+        >>> ax.get_xlabel()
+        'time (s): input read up to here'
     """
     curves = style.real("scores", scores)
     if curves.ndim not in (1, 2):
-        raise ValueError(f"scores must have shape (T,) or (T, K), got {curves.shape}")
-    seen = {"forward": "input read up to here", "backward": "input read from here on"}
-    if direction not in seen:
-        raise ValueError(f'direction must be "forward" or "backward", got {direction!r}')
+        raise ValueError(f"`scores` must have shape (T,) or (T, K), got {curves.shape}.")
+    readings = {"forward": "input read up to here", "backward": "input read from here on"}
+    if direction not in readings:
+        raise ValueError(f'`direction` must be "forward" or "backward", got {direction!r}.')
     curves = curves.reshape(len(curves), -1)
-    steps, time_label = time_series.time_axis(len(curves), time, sampling_rate)
+    axis = time_series.time_axis(len(curves), time, sampling_rate)
     trace = None if x is None else time_series.channels("x", x)
     if trace is not None and len(trace) != len(curves):
-        raise ValueError(f"x must have one step a score, got {trace.shape} and {curves.shape}")
+        raise ValueError(
+            f"`x` must have one step per score, got shapes {trace.shape} and {curves.shape}."
+        )
     style.same_length("class_names", class_names, curves.shape[1], "classes")
-    [ax] = style.panels(ax, (), 1, 1, figsize=(8, 2.8), layout="constrained").reshape(1)
+    ax = style.panel(ax, (8.0, 2.8))
     names = [f"class {k}" for k in range(len(curves.T))] if class_names is None else class_names
     for k, curve in enumerate(curves.T):
-        ax.plot(steps, curve, color=style.PALETTE[k % len(style.PALETTE)], label=names[k])
-    ax.set(xlabel=f"{time_label}: {seen[direction]}", ylabel=ylabel)
+        ax.plot(axis.steps, curve, color=style.PALETTE[k % len(style.PALETTE)], label=names[k])
+    ax.set(xlabel=f"{axis.label}: {readings[direction]}", ylabel=ylabel)
     ax.margins(x=0)
     ax.spines[["top", "right"]].set_visible(False)
     if curves.min() >= 0 and curves.max() <= 1:
@@ -69,12 +89,12 @@ def score_over_time(
     if title is not None:
         ax.set_title(title)
     if trace is not None:
-        _behind(ax, steps, trace)
+        _draw_behind(ax, axis.steps, trace)
     return ax
 
 
-def _behind(ax: Axes, steps: np.ndarray, trace: np.ndarray) -> None:
-    """Draw the input on Axes of its own below `ax`, which the curves' scale does not move."""
+def _draw_behind(ax: Axes, steps: np.ndarray, trace: np.ndarray) -> None:
+    """Draw the input behind the curves, on Axes whose scale is independent of theirs."""
     behind = ax.twinx()
     behind.set(zorder=ax.get_zorder() - 1, yticks=[])
     behind.spines[:].set_visible(False)
@@ -88,53 +108,54 @@ def _behind(ax: Axes, steps: np.ndarray, trace: np.ndarray) -> None:
 
 def curve(
     fractions: ArrayLike,
-    scores: Mapping[str, Any],
+    scores: Mapping[str, Values | CurveLike],
     *,
     ax: Axes | None = None,
     title: str | None = None,
     xlabel: str = "fraction of the input deleted",
     ylabel: str = "score",
 ) -> Axes:
-    """Draw deletion or insertion curves of several methods, each with the area under it.
+    """Draw deletion or insertion curves of several methods with the areas under them.
 
     Args:
-        fractions: The fractions deleted or inserted, `(P,)`, increasing.
-        scores: For each method's name the scores, `(P,)`, or of B examples, `(B, P)`, drawn as
-            their mean in a band of one standard error; a `jaxattn.metrics.Curve` is taken too.
-        ax: Where to draw; a new figure by default.
-        title: The title.
-        xlabel: What the fractions are.
-        ylabel: What the scores are.
+        fractions: Fractions deleted or inserted, shape `(P,)`, increasing.
+        scores: For each method's name the scores, shape `(P,)`, or those of B examples, shape
+            `(B, P)`, drawn as their mean in a band of one standard error; or a
+            `jaxattn.metrics.Curve`.
+        ax: Axes to draw on; a new figure by default.
+        title: Title of the panel.
+        xlabel: Label of the fractions.
+        ylabel: Label of the scores.
 
     Returns:
-        The Axes, whose lines are the methods' curves. The legend gives the area under each over the
-        range of the fractions, that is, its mean score.
+        The Axes; its lines are the curves. The legend holds the area under each curve (AUC)
+        divided by the range of the fractions, which is the mean score.
 
     Raises:
-        ValueError: for no methods, shapes that do not fit, fractions that do not increase, or
-            values that are not finite.
+        ValueError: If there are no methods, a shape does not fit, the fractions do not increase, or
+            a value is not finite.
+        TypeError: If an array does not hold real numbers.
+
+    Examples:
+        >>> import jaxattn as ja
+        >>> ax = ja.plot.curve([0, 0.5, 1], {"saliency": [1, 0.5, 0]})
+        >>> ax.get_legend().get_texts()[0].get_text()
+        'saliency (AUC 0.500)'
     """
     steps = style.real("fractions", fractions)
     if steps.ndim != 1 or len(steps) < 2 or (np.diff(steps) <= 0).any():
-        raise ValueError(f"fractions must be (P,), P > 1, and increase, got {steps}")
+        raise ValueError(f"`fractions` must have shape (P,), P > 1, and increase, got {steps}.")
     if not scores:
-        raise ValueError("scores must hold at least one method's, got none")
-    given = {name: getattr(s, "scores", s) for name, s in scores.items()}
-    found = {name: np.atleast_2d(style.real(f"scores[{name!r}]", s)) for name, s in given.items()}
-    for name, s in found.items():
-        if s.ndim != 2 or s.shape[1] != len(steps):
-            raise ValueError(
-                f"scores[{name!r}] must have shape ({len(steps)},) or (B, {len(steps)}), "
-                f"got {s.shape}"
-            )
-    [ax] = style.panels(ax, (), 1, 1, figsize=(5.6, 3.8), layout="constrained").reshape(1)
-    for i, (name, s) in enumerate(found.items()):
+        raise ValueError("`scores` must hold at least one method's, got none.")
+    curves = {name: _scores(name, given, len(steps)) for name, given in scores.items()}
+    ax = style.panel(ax, (5.6, 3.8))
+    for i, (name, rows) in enumerate(curves.items()):
         colour, dashes = style.PALETTE[i % 8], ("-", "--", ":")[i // 8 % 3]
-        mean = s.mean(0)
+        mean = rows.mean(0)
         area = np.trapezoid(mean, steps) / (steps[-1] - steps[0])
         ax.plot(steps, mean, dashes, color=colour, label=f"{name} (AUC {area:.3f})")
-        if len(s) > 1:
-            error = s.std(0, ddof=1) / np.sqrt(len(s))
+        if len(rows) > 1:
+            error = rows.std(0, ddof=1) / np.sqrt(len(rows))
             ax.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(steps[0], steps[-1]))
     ax.spines[["top", "right"]].set_visible(False)
@@ -143,3 +164,13 @@ def curve(
     if title is not None:
         ax.set_title(title)
     return ax
+
+
+def _scores(method: str, scores: Values | CurveLike, count: int) -> np.ndarray:
+    """Return the scores of one method as `(B, P)`."""
+    name = f"scores[{method!r}]"
+    values = scores.scores if isinstance(scores, CurveLike) else scores
+    rows = np.atleast_2d(style.real(name, values))
+    if rows.ndim != 2 or rows.shape[1] != count:
+        raise ValueError(f"`{name}` must have shape ({count},) or (B, {count}), got {rows.shape}.")
+    return rows

@@ -1,27 +1,37 @@
-"""Words or characters on the colours of their values: as HTML, in a terminal, with matplotlib."""
+"""Text coloured by values: as HTML, in a terminal, and with matplotlib."""
 
 import dataclasses
 import html
+import itertools
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 
 from jaxattn.plot import style
+from jaxattn.plot.style import ColorMap, Values
 from jaxattn.plot.text_axes import draw
 from jaxattn.plot.typeset import Line, ends_line, starts, visible
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Text:
-    """Coloured words or characters: shown by a notebook, printed in colours, stacked by `+`.
+    """Coloured words or characters.
+
+    A notebook shows a `Text` as HTML, `print` writes it in the colours of a terminal, and `+` puts
+    several below one another. `save` writes an HTML page, `draw` returns matplotlib Axes.
 
     Attributes:
-        lines: what is shown.
+        lines: The lines of the text.
+
+    Examples:
+        >>> import jaxattn as ja
+        >>> text = ja.plot.text(["a", "good", "film"], [0.0, 1.0, 0.5])
+        >>> text + text
+        Text(6 words in 2 lines)
     """
 
     lines: tuple[Line, ...]
@@ -31,19 +41,19 @@ class Text:
 
     @property
     def html(self) -> str:
-        """An element that needs nothing else, to be put into a page.
+        """The text as one HTML element without dependencies.
 
-        Every word is a `span` with its value for a title. Each line takes the direction of its
-        first letter.
+        Each word is a `span` with its value as the title. Each line has the direction of its first
+        letter.
         """
         rows = "\n".join(map(_row, self.lines))
         return f'<table style="{_TABLE}">\n{rows}\n</table>'
 
     @property
     def ansi(self) -> str:
-        """The lines for a terminal that knows 24-bit colours, in the order in which they are read.
+        """The lines in reading order for a terminal with 24-bit colours.
 
-        Whatever could steer the terminal is replaced by a sign.
+        Signs replace characters that could steer the terminal.
         """
         labels = [visible(line.label or "") for line in self.lines]
         indent = max(map(len, labels)) + 2 if any(labels) else 0
@@ -63,7 +73,11 @@ class Text:
         return self.html
 
     def save(self, path: str | Path) -> None:
-        """Writes a page that holds nothing but the words."""
+        """Write an HTML page that holds the text.
+
+        Args:
+            path: Path of the page.
+        """
         page = '<!DOCTYPE html>\n<html>\n<meta charset="utf-8">\n<title>words</title>\n'
         Path(path).write_text(f"{page}{self.html}\n</html>\n", encoding="utf-8")
 
@@ -74,115 +88,145 @@ class Text:
         columns: int = 80,
         font: str | Sequence[str] = ("DejaVu Sans Mono", "DejaVu Sans"),
     ) -> Axes:
-        """Draws the lines in the cells of a monospaced font.
+        """Draw the lines in the cells of a monospaced font.
 
-        Scripts that are written from right to left are laid out so, with Arabic letters joined.
+        Right-to-left scripts are laid out from the right, with joined Arabic letters.
 
         Args:
-            ax: What to draw into, by default a new figure of the right size.
-            columns: How many cells a row has; longer lines are broken, between words if possible.
-            font: The first of these fonts that has a character draws it. Those that come with
-                matplotlib have no ideographs.
+            ax: Axes to draw on; a new figure of the required size by default.
+            columns: Number of cells per row; longer lines are broken, between words if possible.
+            font: A font, or several in order of preference. The fonts that come with matplotlib
+                have no ideographs.
 
         Returns:
-            The Axes, whose unit is a cell; rows lie at 0, 1, ... from above.
+            The Axes; a unit across is a cell, a row is two units high.
 
         Raises:
-            ValueError: for `columns` below 1.
+            ValueError: If `columns` is below 1.
+
+        Examples:
+            >>> import jaxattn as ja
+            >>> ax = ja.plot.text(["a", "good", "film"], [0.0, 1.0, 0.5]).draw(columns=20)
+            >>> ax.get_xlim()
+            (np.float64(0.0), np.float64(20.0))
         """
         return draw(self.lines, ax, columns=columns, font=font)
 
 
 def text(
     words: str | Sequence[str],
-    values: Any,
+    values: Values | Mapping[str, Values],
     *,
     kind: Literal["relevance", "attention"] = "relevance",
     limit: float | None = None,
-    cmap: str | Colormap | None = None,
+    cmap: ColorMap | None = None,
     gap: str = " ",
 ) -> Text:
-    """Put words or characters on a ground coloured by their values.
+    """Colour the background of words or characters by their values.
 
-    Characters that are drawn as one, as letters with accents and composed emoji are, share a cell,
-    in which their values add up.
+    Characters that form one cluster, such as letters with accents and composed emoji, share a cell,
+    and their values are summed.
 
     Args:
-        words: T words, or pieces of words; or a string of T characters, shown without gaps.
-        values: What they are worth, `(T,)`; or several by name, `{name: (T,)}`: one line for each,
-            with its name before it. Values of embeddings are to be summed to one for each word.
-        kind: "relevance" has a sign: colours diverge from white at zero. "attention" has none:
-            colours run from white at 0 to red at `limit`, RGB (255, r, r) with
-            r = 255 - int(255 a) for a share a of the limit.
-        limit: The colours run to `limit`, and for relevance from `-limit`; by default the largest
-            magnitude of each line. A limit of 1 shows attention weights as they are, which over
-            long texts is nearly white.
-        cmap: Other colours: a diverging map for relevance, whose middle is moved to white; any for
+        words: T words or subwords, or a string of T characters, which is shown without gaps.
+        values: Values of shape `(T,)`, or several by name: one line each, after its name. Sum the
+            values of an embedding to one per word first.
+        kind: "relevance" for signed values, whose colours diverge from white at zero, or
+            "attention" for non-negative ones, whose colours run from white at zero to red at
+            `limit`: RGB (255, r, r) with r = 255 - int(255 a) for a fraction a of the limit.
+        limit: End of the colour scale; the largest magnitude of each line by default. A limit of 1
+            shows attention weights on their absolute scale, nearly white for long texts.
+        cmap: Colour map: a diverging one for relevance, whose middle becomes white; any for
             attention.
-        gap: What stands between words.
+        gap: Text between words.
 
     Returns:
-        A `Text`: `.html` and `.ansi` hold it, `.draw()` draws it, `.save(path)` writes a page.
+        The coloured text: `html` and `ansi` hold it, `draw` draws it, `save` writes a page.
 
     Raises:
-        ValueError: for a wrong rank, lengths that differ, values that are not finite, attention
-            that is negative, an unknown `kind`.
-        TypeError: for words that are not strings.
+        ValueError: If a shape or length does not fit, a value is not finite, attention is negative,
+            or `kind` is unknown.
+        TypeError: If a word is not a string, or an array does not hold real numbers.
+
+    Examples:
+        >>> import jaxattn as ja
+        >>> text = ja.plot.text("read me", [0.1, 0.2, 0.3, 0.1, 0, 0.2, 0.1], kind="attention")
+        >>> text
+        Text(7 words in 1 lines)
     """
     if isinstance(words, Set) or not isinstance(words, Iterable):
-        raise TypeError(f"words must be a string or a sequence of strings, got {words!r}")
+        raise TypeError(f"`words` must be a string or a sequence of strings, got {words!r}.")
     words = words if isinstance(words, str) else tuple(words)
     for word in words:
         if not isinstance(word, str):
-            raise TypeError(f"words must be strings, got {word!r}")
+            raise TypeError(f"`words` must be strings, got {word!r}.")
     if kind not in ("relevance", "attention"):
-        raise ValueError(f'kind must be "relevance" or "attention", got {kind!r}')
+        raise ValueError(f'`kind` must be "relevance" or "attention", got {kind!r}.')
     gap = "" if isinstance(words, str) else gap
-    named = isinstance(values, Mapping)
-    lines = []
-    for name, given in (values if named else {"values": values}).items():
-        heat = style.real(str(name), given)
-        if heat.shape != (len(words),):
-            raise ValueError(
-                f"{name} must have one value for each of {len(words)} words, got {heat.shape}"
-            )
-        if kind == "attention" and heat.min() < 0:
-            raise ValueError(f"{name} must not be negative to be attention, got {heat.min():.3g}")
-        cells, heat = (tuple(words), heat) if gap else _merged(words, heat)
-        scale = style.symmetric(limit, heat)
-        if kind == "relevance":
-            colours = _diverging(scale(heat), cmap or style.DIVERGING)
-        else:
-            colours = _sequential(np.minimum(heat / scale.vmax, 1), cmap)
-        lines.append(Line(str(name) if named else None, cells, heat, colours, gap))
-    if not lines:
-        raise ValueError("values must hold at least one line, got none")
-    return Text(tuple(lines))
+    if not isinstance(values, Mapping):
+        heat = _check_values("values", values, len(words), kind)
+        return Text((_line(None, words, heat, kind, limit, cmap, gap),))
+    if not values:
+        raise ValueError("`values` must hold at least one line, got none.")
+    heats = {str(name): _check_values(str(name), v, len(words), kind) for name, v in values.items()}
+    return Text(
+        tuple(_line(name, words, heat, kind, limit, cmap, gap) for name, heat in heats.items())
+    )
 
 
-def _merged(words: Sequence[str], values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Words without gaps, those that are drawn onto the one before them put together with it."""
-    cuts = starts(words)
-    cells = ("".join(words[a:b]) for a, b in zip(cuts, [*cuts[1:], len(words)], strict=True))
-    return tuple(cells), np.add.reduceat(values, cuts)
+def _check_values(name: str, values: Values, count: int, kind: str) -> np.ndarray:
+    """Return the values of `count` words as an array."""
+    heat = style.real(name, values)
+    if heat.shape != (count,):
+        raise ValueError(
+            f"`{name}` must have one value for each of {count} words, got {heat.shape}."
+        )
+    if kind == "attention" and heat.min() < 0:
+        raise ValueError(f"`{name}` must not be negative to be attention, got {heat.min():.3g}.")
+    return heat
 
 
-def _diverging(positions: np.ndarray, cmap: str | Colormap) -> np.ndarray:
-    """The map's colours (T, 3) at positions from 0 to 1, white in the middle, its own at the ends.
+def _line(
+    label: str | None,
+    words: Sequence[str],
+    heat: np.ndarray,
+    kind: str,
+    limit: float | None,
+    cmap: ColorMap | None,
+    gap: str,
+) -> Line:
+    """Return one coloured line; without gaps, words that form one cluster are merged."""
+    cells = tuple(words)
+    if not gap:
+        cuts = starts(words)
+        pairs = itertools.pairwise([*cuts, len(words)])
+        cells = tuple("".join(words[start:end]) for start, end in pairs)
+        heat = np.add.reduceat(heat, cuts)
+    fractions = heat / style.color_scale([heat], limit).limit
+    if kind == "relevance":
+        colours = _diverging(fractions, cmap or style.DIVERGING)
+    else:
+        colours = _sequential(np.minimum(fractions, 1), cmap)
+    return Line(label, cells, heat, colours, gap)
 
-    The middle of most maps is a pale grey, which would mark words that have no say.
+
+def _diverging(fractions: np.ndarray, cmap: ColorMap) -> np.ndarray:
+    """Return the colours (T, 3) of a map for fractions from -1 to 1 of the limit, white at zero.
+
+    The middle of most colour maps is a pale grey, which would mark irrelevant words.
     """
     colours = mpl.colormaps.get_cmap(cmap)
-    positions = np.clip(positions, 0, 1)
+    positions = np.clip((fractions + 1) / 2, 0, 1)
     paleness = 1 - np.abs(2 * positions - 1)
     to_white = 1 - np.asarray(colours(0.5)[:3])
     return _rgb(colours(positions)[:, :3] + paleness[:, None] * to_white)
 
 
-def _sequential(shares: np.ndarray, cmap: str | Colormap | None) -> np.ndarray:
+def _sequential(fractions: np.ndarray, cmap: ColorMap | None) -> np.ndarray:
+    """Return the colours (T, 3) of fractions from 0 to 1 of the limit."""
     if cmap is not None:
-        return _rgb(mpl.colormaps.get_cmap(cmap)(shares))
-    rest = 255 - (255 * shares).astype(np.uint8)
+        return _rgb(mpl.colormaps.get_cmap(cmap)(fractions))
+    rest = 255 - (255 * fractions).astype(np.uint8)
     return np.stack([np.full_like(rest, 255), rest, rest], axis=1)
 
 
@@ -190,12 +234,12 @@ def _rgb(colours: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(colours[:, :3], 0, 1)).astype(np.uint8)
 
 
-# All that a page or a notebook may have said about its tables is said again.
+# All properties that a page or a notebook may set for its own tables are set here.
 _TABLE = "border-collapse: collapse; width: auto"
 _CELL = "border: 0; padding: 2px 8px; text-align: start; background: #ffffff"
 _LABEL = f"{_CELL}; white-space: nowrap; color: #595959"
 _LINE = f"{_CELL}; line-height: 1.6"
-# Without padding: letters of Arabic join over the border of a span only if nothing lies there.
+# No padding: Arabic letters join across the border of a span only without it.
 _CHARACTERS = f"{_LINE}; font-family: monospace; overflow-wrap: anywhere"
 _WORD = "border-radius: 3px; padding: 1px 2px; white-space: pre-wrap"
 _CHARACTER = "white-space: pre-wrap"
@@ -206,7 +250,9 @@ def _row(line: Line) -> str:
         f'<span style="{_WORD if line.gap else _CHARACTER}; background: {_hex(ground)}; '
         f'color: {_hex(ink)}" title="{value:.3g}">{html.escape(visible(word))}</span>'
         f"{'<br>' if ends_line(word) else ''}"
-        for word, value, ground, ink in zip(*line[1:4], line.inks, strict=True)
+        for word, value, ground, ink in zip(
+            line.words, line.values, line.colours, line.inks, strict=True
+        )
     )
     name = html.escape(visible(line.label or ""))
     label = "" if line.label is None else f'<td style="{_LABEL}">{name}</td>'
@@ -219,7 +265,7 @@ def _hex(colour: np.ndarray) -> str:
 
 
 def _escaped(word: str, ground: np.ndarray, ink: np.ndarray) -> str:
-    """The word with the codes before it that set its colours, and the one after that ends them."""
+    """Return the word between the codes that set and reset its colours."""
     back, front = (";".join(map(str, colour)) for colour in (ground, ink))
     end = "\n" if ends_line(word) else ""
     return f"\x1b[48;2;{back};38;2;{front}m{visible(word)}\x1b[0m{end}"
