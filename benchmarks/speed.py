@@ -25,10 +25,10 @@ COLUMNS = (
     "compile\n(s)",
     "run\n(ms)",
     "quartiles\n(ms)",
-    "× jaxattn",
-    "share of\nlimit",
+    "×\njaxattn",
+    "of\nlimit",
     "peak\n(MiB)",
-    "largest\ndifference",
+    "largest\ndiff.",
 )
 
 
