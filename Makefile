@@ -1,30 +1,31 @@
-# Each target sets up what it needs in VENV, once, from nothing but a Python >= 3.11.
+# Each target creates what it needs in VENV, once; it needs only Python >= 3.11.
 #
-#   make demo        explain a digit
+#   make demo        explain digits
 #   make ecg         explain heartbeats
-#   make sentences   explain what is said about films
-#   make reasons     teach a network where not to look
+#   make sentences   explain film reviews, word by word
+#   make reasons     train a network with a penalty on its attributions
 #   make examples    all networks with attention: dates characters signals captions glimpses
-#   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
-#   make lint        ruff and mypy
-#   make benchmark   time the explainers, each by itself
-#   make speed       time them beside hand-written JAX and Captum  (brings torch, which is large)
-#   make clean       remove all that the others made
+#   make test        run the quick tests   (make test TESTS="tests/test_flops.py -x")
+#   make test-all    run all tests
+#   make lint        run ruff and mypy
+#   make benchmark   measure time and memory of every method
+#   make speed       compare with hand-written JAX and Captum  (installs torch, which is large)
+#   make clean       remove all that the other targets created
 
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
-# A file's tests share compiled programs, so each file stays in one process.
+# The tests of a file share compiled programs, so each file runs in one process.
 XDIST ?= -n 2 --dist loadfile
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip install -qq --disable-pip-version-check
 
-.NOTPARALLEL:  # two pips in one environment would break it
+.NOTPARALLEL:  # two runs of pip would break the environment
 .DELETE_ON_ERROR:
 attention := dates characters signals captions glimpses
 
-.PHONY: demo ecg sentences reasons examples $(attention) test lint benchmark speed clean FORCE
+.PHONY: demo ecg sentences reasons examples $(attention) test test-all lint benchmark speed clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -56,6 +57,9 @@ glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
 
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
+	@$(python) -m pytest -m "not slow" $(XDIST) $(TESTS)
+
+test-all: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
 	@$(python) -m pytest $(XDIST) $(TESTS)
 
 lint: $(VENV)/.lint
@@ -73,7 +77,7 @@ clean:
 	rm -rf .venv .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment whose Python is gone, too old or without pip is made anew.
+# An environment is created again if its Python is missing, too old or has no pip.
 sound := $(shell $(python) -c 'import sys, pip; print(sys.version_info >= (3, 11))' 2>/dev/null)
 
 $(VENV)/pyvenv.cfg: $(if $(filter True,$(sound)),,FORCE)
@@ -83,7 +87,7 @@ $(VENV)/pyvenv.cfg: $(if $(filter True,$(sound)),,FORCE)
 	    exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV)
 
-# A stamp for each extra of pyproject.toml, touched only once all of it is installed.
+# A stamp for each extra of pyproject.toml, created when all of it is installed.
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "setting up $(VENV) for '$*' (about a minute)"
 	@$(pip) -e '.[$*]'
@@ -96,5 +100,5 @@ $(VENV)/.beats: $(VENV)/pyvenv.cfg
 
 $(VENV)/.series: $(VENV)/pyvenv.cfg
 	@echo "fetching the multivariate series (10 MB)"
-	@$(pip) --no-deps aeon  # its data is wanted, not what its code depends on
+	@$(pip) --no-deps aeon  # only its data is used, so its dependencies are not needed
 	@touch $@

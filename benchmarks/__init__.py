@@ -1,4 +1,4 @@
-"""What the methods cost, and whether they find what is there to be found."""
+"""Benchmarks: the cost of the methods, and their accuracy on tasks with a known answer."""
 
 import importlib.util
 

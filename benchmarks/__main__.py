@@ -1,4 +1,4 @@
-"""What every method costs on the digits network: `python -m benchmarks --help`."""
+"""Measure the cost of every method on one network: `python -m benchmarks --help`."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from flax import nnx
 import jaxattn as ja
 from benchmarks import report
 from benchmarks.cells import digits
+from benchmarks.progress import track
 
 METHODS: dict[str, dict[str, Any]] = {
     "gradient": {},
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=report.positive, default=64, help="default: %(default)s")
     parser.add_argument("--repeats", type=report.positive, default=5, help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
     arguments = parser.parse_args(argv)
     arguments.device = report.device(parser, arguments.device)
     report.check_file(parser, "--json", arguments.json)
@@ -71,29 +72,30 @@ def measure(arguments: argparse.Namespace) -> list[ja.Benchmark]:
     xs = jax.device_put(digits(arguments.batch))
     targets = jnp.argmax(model(xs), axis=-1)
     rows = []
-    for name in report.progress(arguments.methods, "measuring"):
+    for name in track(arguments.methods, "methods"):
         options: dict[str, Any] = {**METHODS[name], "repeats": arguments.repeats}
         if name == "temporal_output_score":
             options["args"] = (jnp.full(arguments.batch, xs.shape[1]),)
         if name == "smooth_grad":
             options["key"] = jax.random.key(0)
-        which = None if name == "jacobian" else targets
-        rows.append(ja.benchmark(getattr(ja, name), model, xs, which, **options))
+        target = None if name == "jacobian" else targets
+        rows.append(ja.benchmark(getattr(ja, name), model, xs, target, **options))
     return rows
 
 
 def show(rows: list[ja.Benchmark]) -> None:
     first = rows[0]
     report.table(
-        f"{first.examples} digits, bidirectional LSTM of 128 units a direction, "
+        f"{first.examples} digits, bidirectional LSTM of 128 units per direction, "
         f"{first.device_count} x {first.device}, JAX {jax.__version__}",
         COLUMNS,
         [
             (
                 row.method,
                 f"{row.compile_seconds:.2f}",
-                f"{1e3 * row.run_seconds:,.1f}",
-                f"{1e3 * row.run_seconds_q1:,.1f} - {1e3 * row.run_seconds_q3:,.1f}",
+                report.milliseconds(row.run_seconds),
+                f"{report.milliseconds(row.run_seconds_q1)} - "
+                f"{report.milliseconds(row.run_seconds_q3)}",
                 f"{row.examples_per_second:,.0f}",
                 f"{row.evaluations_per_second:,.0f}",
                 f"{row.flops_per_second / 1e9:,.1f}",
@@ -101,7 +103,7 @@ def show(rows: list[ja.Benchmark]) -> None:
             )
             for row in rows
         ],
-        f"run: the median of {first.repeats} calls of explain, each on all digits",
+        f"run: median of {first.repeats} calls of explain, each on all digits",
     )
 
 

@@ -1,18 +1,19 @@
-"""Do the methods find the numbers that were added? (`python -m benchmarks.addition`)
+"""Compare attributions of an LSTM that adds two numbers: `python -m benchmarks.addition --help`.
 
-A sequence of 4 to 10 numbers, of absolute value 0.5 to 1, stands in two columns: two of the numbers
-in the first, all others in the second. An LSTM of a single unit and one weight after it learn the
-sum of the two. An explanation should give each step what its number brought in: 0 to the others,
-and to the two, together, the network's output (Arras et al. 2019, Explaining and interpreting
-LSTMs, arXiv:1909.12114).
+A sequence has 4 to 10 numbers of absolute value 0.5 to 1 and two features per time step. Two of the
+numbers are in the first feature, all others in the second. An LSTM of one unit and a readout of one
+weight are trained to return the sum of the two. A correct attribution of a time step is the
+contribution of its number: 0 for the others, and the network's output for the sum of the two
+(Arras et al. 2019, Explaining and interpreting LSTMs, arXiv:1909.12114).
 
-What to know of the network:
-* It adds by smallness. Through two tanh it is exact only as far as those are straight, so the cell
-  holds about a tenth of each number, and the weight after it grows as long as it trains.
-* LRP's epsilon is an absolute number and enters at every step: the usual 0.001 is 1% of a cell's
-  0.1, up to ten times over, and that leak is most of LRP's error. A millionth leaves next to none,
-  but for numbers that cancel to less than a thousandth and leave the cell as empty.
-* LRP by half and LRP in proportion, which give the gates a part, are there to fail.
+Properties of the trained network:
+* It computes in the linear range of two tanh functions. The cell state is about a tenth of each
+  number, and the readout's weight grows during the whole training.
+* LRP's epsilon is an absolute number that enters at every time step. The usual 0.001 is 1% of a
+  cell state of 0.1, at up to ten steps; this is most of LRP's error. An epsilon of 1e-6 removes
+  it, except where the numbers cancel to less than 0.001.
+* LRP-half and LRP-prop, which redistribute a part of the relevance to the gates, are included as
+  rules that are expected to fail.
 """
 
 import argparse
@@ -27,13 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
+from benchmarks.progress import track
 
 SHORTEST, LONGEST = 4, 10
-GOOD = 1e-4  # a mean squared error below which a network is taken to have learnt to add
+GOOD = 1e-4  # mean squared error below which a network counts as trained
+PARTS = 20  # of the training, each followed by a line of progress
 
 METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gradient × input": ("input_x_gradient", {}),
@@ -43,14 +45,14 @@ METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "contextual decomposition": ("contextual_decomposition", {}),
     "LRP": ("lrp", {}),
     "LRP, epsilon 1e-6": ("lrp", {"epsilon": 1e-6}),
-    "LRP, shared biases": ("lrp", {"conserve_bias": True}),
-    "LRP, half": ("lrp", {"gates": "half"}),
-    "LRP, proportional": ("lrp", {"gates": "proportional"}),
+    "LRP, conserved bias": ("lrp", {"conserve_bias": True}),
+    "LRP-half": ("lrp", {"gates": "half"}),
+    "LRP-prop": ("lrp", {"gates": "proportional"}),
 }
 
 
 class Sequences(NamedTuple):
-    """Sequences (B, T, 2), padded on the right, lengths (B,), and where the two are (B, 2)."""
+    """Sequences (B, T, 2), padded on the right; lengths (B,); steps of the two numbers (B, 2)."""
 
     xs: np.ndarray
     lengths: np.ndarray
@@ -58,15 +60,17 @@ class Sequences(NamedTuple):
 
     @property
     def numbers(self) -> np.ndarray:
-        """The two numbers, (B, 2)."""
+        """The two numbers (B, 2)."""
         return np.take_along_axis(self.xs[..., 0], self.marked, 1)
 
 
 class Fit(NamedTuple):
-    """How a method's values at the two steps fit.
+    """The accuracy of a method's values at the two steps.
 
-    Their correlations with the two numbers, in percent, and the mean square of what their sum
-    differs by from the output.
+    Attributes:
+        first: correlation of the value at the first step with its number, in percent.
+        second: the same for the second step.
+        squared_error: mean square of the difference between the sum of both values and the output.
     """
 
     first: float
@@ -75,7 +79,7 @@ class Fit(NamedTuple):
 
 
 class Adder(nnx.Module):
-    """An LSTM of one unit and one weight after it."""
+    """An LSTM of one unit and a readout of one weight."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.recurrent = ja.nn.LSTM(2, 1, rngs=rngs)
@@ -102,7 +106,7 @@ def errors(model: nnx.Module, sequences: Sequences) -> jax.Array:
 
 
 def train(num_networks: int, num_steps: int) -> list[nnx.Module]:
-    """Networks that differ in the weights they start from, trained side by side."""
+    """Train networks with different initial weights, all in one program."""
     graph = nnx.graphdef(Adder(rngs=nnx.Rngs(0)))
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
     batches = jax.tree.map(lambda a: a.reshape(1000, 64, *a.shape[1:]), draw(64_000, seed=0))
@@ -111,20 +115,24 @@ def train(num_networks: int, num_steps: int) -> list[nnx.Module]:
         return jnp.square(errors(nnx.merge(graph, state), sequences)).mean()
 
     @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def fit(state, batches):
+    @partial(jax.vmap, in_axes=(0, None, None))
+    def fit(carry, batches, steps):
         def step(carry, i):
             state, moments = carry
             batch = jax.tree.map(lambda a: a[i % len(a)], batches)
             updates, moments = optimizer.update(jax.grad(loss)(state, batch), moments)
             return (optax.apply_updates(state, updates), moments), None
 
-        return jax.lax.scan(step, (state, optimizer.init(state)), jnp.arange(num_steps))[0][0]
+        return jax.lax.scan(step, carry, steps)[0]
 
     states = [nnx.state(Adder(rngs=nnx.Rngs(seed))) for seed in range(num_networks)]
-    fitted = fit(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), batches)
-    each = (jax.tree.map(operator.itemgetter(i), fitted) for i in range(num_networks))
-    return [nnx.merge(graph, state) for state in each]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    carry = stacked, jax.vmap(optimizer.init)(stacked)
+    parts = np.array_split(np.arange(num_steps), min(PARTS, num_steps))
+    for steps in track(parts, "parts of the training", lambda steps: f"step {steps[0]}"):
+        carry = jax.block_until_ready(fit(carry, batches, jnp.asarray(steps)))
+    trained = (jax.tree.map(operator.itemgetter(i), carry[0]) for i in range(num_networks))
+    return [nnx.merge(graph, state) for state in trained]
 
 
 def judge(name: str, model: nnx.Module, sequences: Sequences) -> Fit:
@@ -144,10 +152,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.addition", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--sequences", type=report.positive, default=2500, help="to explain")
-    parser.add_argument("--networks", type=report.positive, default=16, help="to train")
-    parser.add_argument("--steps", type=report.positive, default=20000, help="of their training")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument(
+        "--sequences", type=report.positive, default=2500, help="number of sequences to explain"
+    )
+    parser.add_argument(
+        "--networks", type=report.positive, default=16, help="number of networks to train"
+    )
+    parser.add_argument(
+        "--steps", type=report.positive, default=20000, help="steps of their training"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
     arguments = parser.parse_args(argv)
     report.check_file(parser, "--json", arguments.json)
     sequences = draw(arguments.sequences, seed=1)
@@ -155,10 +169,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     losses = [float(jnp.square(errors(network, sequences)).mean()) for network in networks]
     good = [network for network, loss in zip(networks, losses, strict=True) if loss < GOOD]
     if not good:
-        parser.error(f"no network learnt to add: the least error is {min(losses):.2g}; try --steps")
+        parser.error(
+            f"no network learnt to add: the smallest error is {min(losses):.2g}; try more --steps"
+        )
     scores = {
         name: [judge(name, network, sequences) for network in good]
-        for name in track(METHODS, "explaining", transient=True)
+        for name in track(METHODS, "methods")
     }
     report.table(
         f"Two of {SHORTEST} to {LONGEST} numbers added, {arguments.sequences:,} sequences",
@@ -166,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "method",
             "first number,\ncorrelation (%)",
             "second number,\ncorrelation (%)",
-            "their sum less the output,\nmean square",
+            "sum of both - output,\nmean square",
         ),
         [
             (
@@ -178,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for (*mean, error), (*std, _) in [(np.mean(fits, 0), np.std(fits, 0))]
         ],
         f"mean ± standard deviation over {len(good)} of {len(networks)} networks: "
-        f"those that learnt to add to a mean square of {GOOD:g}",
+        f"those with a mean squared error below {GOOD:g}",
     )
     report.write(
         arguments.json,

@@ -1,6 +1,6 @@
-"""Stands in for jaxtyping, where a machine has jax, flax and numpy alone.
+"""Replace jaxtyping on a machine that has only jax, flax and numpy.
 
-jaxattn writes the shapes of arrays with jaxtyping's names, in annotations that nothing reads here.
+jaxattn uses jaxtyping in annotations only, and the benchmarks do not evaluate them.
 """
 
 import sys
@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 class Anything:
-    """A type that takes any shape."""
+    """A type that can be subscripted with any shape."""
 
     def __class_getitem__(cls, shape: object) -> type:
         return cls
@@ -22,5 +22,5 @@ class _Names(ModuleType):
 
 
 def install() -> None:
-    """Makes `import jaxtyping` find the stand-in."""
+    """Make `import jaxtyping` return the replacement."""
     sys.modules["jaxtyping"] = _Names("jaxtyping")

@@ -1,11 +1,10 @@
-"""The explanations by Captum, on a torch network with the same weights.
+"""Attributions by Captum, of a torch network with the same weights.
 
-Captum explains one output at a call, and has no chunk to set but that of occlusion and that of
-integrated gradients. A user who knows it well may repeat each example, once for each output of a
-chunk, and so get a Jacobian by fewer and larger calls: this enters as a contender of its own,
-"captum, repeated". Captum's FAQ turns cuDNN off, for cuDNN's LSTM has no backward pass in inference
-mode; on a GPU both are tried, cuDNN on in training mode, where the network, free of dropout,
-computes the same.
+Captum explains one output per call. Only its occlusion and integrated gradients have a chunk size.
+An experienced user can repeat each example once per output of a chunk and compute a Jacobian with
+fewer and larger calls; the benchmark lists this separately as "captum, repeated". Captum's FAQ
+disables cuDNN, because cuDNN's LSTM has no backward pass in inference mode. On a GPU both settings
+are tried; with cuDNN the network is in training mode, which computes the same without dropout.
 """
 
 import contextlib
@@ -17,11 +16,11 @@ import numpy as np
 
 from benchmarks.cells import Cell, Work
 
-MISSING = "pip install -e '.[peers]' brings Captum and torch"
+MISSING = "pip install -e '.[peers]' installs Captum and torch"
 
 
 class Setting(NamedTuple):
-    """How a cell is run: how much goes through the network at once, and whether by cuDNN."""
+    """A chunk size, the number of evaluations at once, and whether cuDNN is used."""
 
     chunk: int
     cudnn: bool = False
@@ -31,19 +30,19 @@ class Setting(NamedTuple):
 
 
 def why_not(device: str) -> str | None:
-    """What keeps Captum from running on a device, "cpu" or "gpu"; `None` if nothing does."""
+    """Return why Captum cannot run on a device, "cpu" or "gpu", or `None` if it can."""
     try:
         import captum.attr  # noqa: F401
         import torch
     except ImportError as error:
         return f"{error.name} is not installed: {MISSING}"
     if device == "gpu" and not torch.cuda.is_available():
-        return "torch sees no GPU: it may be a build for CPUs alone"
+        return "torch sees no GPU: it may be a CPU build"
     return None if device in ("cpu", "gpu") else f"torch has no {device}"
 
 
 def versions() -> dict[str, str]:
-    """Of what takes part."""
+    """Return the versions of the packages that are measured."""
     import captum
     import torch
 
@@ -56,13 +55,13 @@ def kinds(
     chunks: list[int] | None,
     sizes: Callable[[int, list[int] | None], list[int]],
 ) -> dict[str, list[Setting]]:
-    """The settings of Captum as it is, and of Captum with repeated examples where that is another.
+    """Return the settings of Captum, and of Captum with repeated examples for a Jacobian.
 
     Args:
-        cell: what is to be done.
+        cell: the work.
         device: "cpu" or "gpu".
-        chunks: the sizes that are tried, or `None`.
-        sizes: the sizes up to the largest that there is.
+        chunks: the chunk sizes to try, or `None`.
+        sizes: returns the chunk sizes up to a largest one.
     """
     net = cell.network
     outputs = net.classes * (net.steps if net.per_step else 1)
@@ -81,7 +80,7 @@ def kinds(
 def build(
     work: Work, setting: Setting, device: str, tf32: bool = False
 ) -> Callable[[], np.ndarray]:
-    """A function that explains all examples of a cell, and waits for the result."""
+    """Return a function that explains all examples of a cell and waits for the result."""
     import torch
     from captum import attr
 
@@ -187,4 +186,4 @@ def _network(work: Work) -> Any:
         kernel, bias = work.weights["head"]
         model.head.weight.copy_(torch.tensor(kernel.T))
         model.head.bias.copy_(torch.tensor(bias))
-    return model.requires_grad_(False)  # no weight's gradient is wanted: its fastest setting
+    return model.requires_grad_(False)  # the fastest setting: no gradients of weights

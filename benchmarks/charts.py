@@ -1,4 +1,4 @@
-"""What `benchmarks.speed` and `benchmarks.curves` measured, drawn."""
+"""Figures of the measurements of `benchmarks.speed` and `benchmarks.curves`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,17 +34,17 @@ STYLE: dict[str, Any] = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure, the folder made where it is missing."""
+    """Save a figure; a missing folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
 
 
 def bars(ratios: Mapping[str, Mapping[str, tuple[float, float]]], subtitle: str) -> Figure:
-    """A group of bars for each cell: every contender's time over jaxattn's.
+    """Draw a group of bars per cell: the ratio of each contender's time to jaxattn's.
 
     Args:
-        ratios: of each cell, of each contender, the time over jaxattn's and the seconds.
-        subtitle: where it was measured.
+        ratios: for each cell and contender, the ratio to jaxattn's time, and the seconds.
+        subtitle: the device.
     """
     names = [name for name in LABELS if any(name in cell for cell in ratios.values())]
     order = ["jaxattn", *names]
@@ -90,7 +90,7 @@ def bars(ratios: Mapping[str, Mapping[str, tuple[float, float]]], subtitle: str)
         axes.tick_params(axis="y", length=0, labelsize=10, labelcolor="#222222")
         axes.invert_yaxis()
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("time relative to jaxattn's (less is faster)")
+        axes.set_xlabel("time relative to jaxattn (lower is faster)")
         handles = [mpl.patches.Patch(color=COLORS[n], label=LABELS.get(n, n)) for n in order]
         figure.legend(
             handles=handles,
@@ -107,11 +107,11 @@ def bars(ratios: Mapping[str, Mapping[str, tuple[float, float]]], subtitle: str)
 
 
 def curves(panels: Sequence[Mapping[str, Any]], subtitle: str) -> Figure:
-    """Up to four panels of seconds against a size, log-log.
+    """Draw up to four log-log panels of time against a size.
 
     Args:
-        panels: each with "title", "axis", "sizes", and "seconds", a list for each contender.
-        subtitle: where it was measured.
+        panels: each with "title", "axis", "sizes" and "seconds", which holds a list per contender.
+        subtitle: the device.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 7.2), layout="constrained")

@@ -1,7 +1,7 @@
-"""How good the automatic chunk is: `python -m benchmarks.chunks --help`.
+"""Compare the automatic batch size with every power of two: `python -m benchmarks.chunks --help`.
 
-Every power of two is tried as `batch_size`, and `None` beside them. The sizes take turns, so that a
-busy or throttled machine slows all; each program is compiled before the first turn.
+Each power of two is measured as `batch_size`, and so is `None`. The sizes take turns, because a
+busy or throttled machine then slows all of them. Each program is compiled before the first turn.
 """
 
 import argparse
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
+from benchmarks.progress import track
 from jaxattn.engine.explain import prepare
 
 
 class Series(nnx.Module):
-    """An LSTM and a linear readout, of its last state or of each step's."""
+    """An LSTM and a linear readout of its last hidden state or of that of each time step."""
 
     def __init__(self, features: int, units: int, classes: int, **options: Any):
         self.per_step = options.pop("per_step", False)
@@ -36,7 +36,7 @@ class Series(nnx.Module):
 
 
 class Attending(nnx.Module):
-    """One layer of self-attention and a mean over the steps."""
+    """One layer of self-attention and a mean over the time steps."""
 
     def __init__(self, features: int, units: int, classes: int):
         rngs = nnx.Rngs(0)
@@ -63,7 +63,7 @@ class Dense(nnx.Module):
 
 
 class Convolving(nnx.Module):
-    """Two convolutions and a mean over the places."""
+    """Two convolutions and a mean over the positions."""
 
     def __init__(self, classes: int):
         rngs = nnx.Rngs(0)
@@ -77,7 +77,7 @@ class Convolving(nnx.Module):
 
 
 class Cell(NamedTuple):
-    """A method on a network, and the examples: their number and the shape of one."""
+    """A method, a network, the number of examples, the shape of one, and the method's options."""
 
     method: str
     network: Callable[[], nnx.Module]
@@ -118,7 +118,7 @@ CELLS: Mapping[str, Cell] = {
 
 
 class Sweep(NamedTuple):
-    """Median seconds of a call for each size that was tried; of the automatic one too."""
+    """The automatic size, its median seconds per call, and those of each size that was tried."""
 
     chosen: int
     seconds: float
@@ -133,11 +133,13 @@ class Sweep(NamedTuple):
         return self.seconds / self.by_size[self.best]
 
 
-def measure(cell: Cell, repeats: int, smallest: int = 8, most_chunks: int = 256) -> Sweep:
-    """Sweeps a cell.
+def measure(
+    cell: Cell, repeats: int, name: str = "", smallest: int = 8, most_chunks: int = 256
+) -> Sweep:
+    """Measure a cell at all sizes.
 
     Raises:
-        AssertionError: if the sizes do not agree on the result.
+        AssertionError: if the results of two sizes differ.
     """
     model, method = cell.network(), getattr(ja, cell.method)
     xs = jax.device_put(np.random.default_rng(0).normal(size=(cell.batch, *cell.shape)).astype("f"))
@@ -152,14 +154,14 @@ def measure(cell: Cell, repeats: int, smallest: int = 8, most_chunks: int = 256)
         size *= 2
 
     def call(size: int | None) -> Any:
-        found = ja.explain(method, model, xs, targets, batch_size=size, **cell.options)
-        return jax.block_until_ready(found.values)
+        attribution = ja.explain(method, model, xs, targets, batch_size=size, **cell.options)
+        return jax.block_until_ready(attribution.values)
 
-    want = call(None)
-    scale = float(abs(want).max())
-    for size in sizes:
-        np.testing.assert_allclose(call(size), want, rtol=0, atol=1e-4 * scale)
-    for _ in range(repeats):
+    expected = call(None)
+    scale = float(abs(expected).max())
+    for size in track(sizes, "sizes compiled", inside=name):
+        np.testing.assert_allclose(call(size), expected, rtol=0, atol=1e-4 * scale)
+    for _ in track(range(repeats), "turns", None, inside=name):
         for size, spent in sizes.items():
             start = perf_counter()
             call(size)
@@ -175,32 +177,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL")
     parser.add_argument("--repeats", type=report.positive, default=7, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
     arguments = parser.parse_args(argv)
     report.check_file(parser, "--json", arguments.json)
-    cells = track(arguments.cells, "measuring", transient=True)
-    sweeps = {name: measure(CELLS[name], arguments.repeats) for name in cells}
+    sweeps = {
+        name: measure(CELLS[name], arguments.repeats, name)
+        for name in track(arguments.cells, "cells")
+    }
     device = jax.devices()[0].device_kind
     report.table(
-        f"Automatic and hand-picked chunks on {device}, JAX {jax.__version__}",
-        ("cell", "chosen", "(ms)", "best", "(ms)", "chosen\nby best", "others by best"),
+        f"Automatic and best batch size on {device}, JAX {jax.__version__}",
+        ("cell", "automatic", "(ms)", "best", "(ms)", "automatic /\nbest"),
         [
             (
                 name,
                 f"{sweep.chosen}",
-                f"{1e3 * sweep.seconds:,.1f}",
+                report.milliseconds(sweep.seconds),
                 f"{sweep.best}",
-                f"{1e3 * sweep.by_size[sweep.best]:,.1f}",
+                report.milliseconds(sweep.by_size[sweep.best]),
                 f"{sweep.ratio:.2f}",
-                " ".join(
-                    f"{size}:{seconds / sweep.by_size[sweep.best]:.2f}"
-                    for size, seconds in sweep.by_size.items()
-                ),
             )
             for name, sweep in sweeps.items()
         ],
-        f"evaluations in flight; medians of {arguments.repeats} calls, the sizes taking turns",
+        f"evaluations in flight; medians of {arguments.repeats} calls, the sizes take turns",
     )
+    print("Time of each size / best:")
+    for name, sweep in sweeps.items():
+        ratios = (
+            f"{n} {seconds / sweep.by_size[sweep.best]:.2f}" for n, seconds in sweep.by_size.items()
+        )
+        print(report.paragraph(f"{name}: {', '.join(ratios)}"))
     report.write(
         arguments.json,
         {

@@ -1,7 +1,8 @@
-"""Contenders take turns at a cell: each with its best setting, each result compared."""
+"""Measure contenders in turns, each at its best setting, and compare their results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from time import perf_counter, sleep
 from typing import Any, NamedTuple, get_args
 
@@ -11,28 +12,29 @@ import numpy as np
 import jaxattn as ja
 from benchmarks import captum_peer, handwritten, limits
 from benchmarks.cells import Cell, Work, prepare
+from benchmarks.progress import track
 from jaxattn.jaxpr.flops import count_flops
 
-SWEEPS = 3  # calls by which a setting is chosen
-HOPELESS = 1.5  # times the best setting's seconds: another is not called again
-COARSER = 100  # times the tolerance, where products are rounded to TF32's 10 bits
-PAUSE = 0.25  # seconds until threads of another library, which wait by turning, have gone to sleep
-TURN = 0.1  # seconds of calls in a turn, where one call is shorter
-FLOOR = 1e-30  # a result that is zero all over has no scale of its own
+SWEEPS = 3  # calls that decide which setting is the best
+HOPELESS = 1.5  # a setting slower than the best by this factor is not called again
+COARSER = 100  # factor of the tolerance where products are rounded to TF32's 10 bits
+PAUSE = 0.25  # seconds until the spinning threads of another library sleep
+TURN = 0.1  # seconds of a turn, filled with several calls if one is shorter
+FLOOR = 1e-30  # scale of a result that is zero everywhere
 
 
 class Built(NamedTuple):
     """One contender at one setting, ready to run.
 
     Attributes:
-        setting: what was set, for the reader.
+        setting: the setting, as text.
         run: computes the result and waits for it.
-        compile_seconds: what tracing and compiling took; `None` for what does not compile.
-        peak_bytes: what the program needs, by XLA's account.
-        flops: the operations of the program.
-        nonlinear: how many of them are tanh, sigmoids and exponentials.
-        first_seconds: of the first call of all, traced, compiled and run.
-        cached_seconds: of a call that has forgotten all but what is on disk.
+        compile_seconds: time of tracing and compiling; `None` without compilation.
+        peak_bytes: memory of the program according to XLA.
+        flops: operations of the program.
+        nonlinear: the number of tanh, sigmoids and exponentials among them.
+        first_seconds: time of the first call: tracing, compiling and running.
+        cached_seconds: time of a call with empty caches in memory, and the cache on disk.
     """
 
     setting: str
@@ -46,14 +48,14 @@ class Built(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a contender reached in a cell.
+    """The measurements of a contender in a cell.
 
     Attributes:
-        built: at its best setting.
+        built: the contender at its best setting.
         sweep: seconds at each setting that was tried; `None` where it failed.
-        difference: the largest to jaxattn's result, as a part of the largest value.
-        seconds: of each round.
-        ratios: of each round, over jaxattn's seconds of that round.
+        difference: the largest difference from jaxattn's result, relative to the largest value.
+        seconds: seconds of each round.
+        ratios: the ratio to jaxattn's seconds of the same round.
     """
 
     built: Built
@@ -64,7 +66,7 @@ class Entry(NamedTuple):
 
 
 class DisagreementError(Exception):
-    """A contender's result is not jaxattn's: its time means nothing."""
+    """A contender's result differs from jaxattn's, so its time is not comparable."""
 
 
 Builders = Sequence[tuple[str, Callable[[], Built]]]
@@ -81,23 +83,23 @@ def contend(
     tf32: bool = False,
     cache: bool = False,
 ) -> dict[str, Entry]:
-    """Lets jaxattn, hand-written JAX and the peers explain a cell in turns.
+    """Measure jaxattn, hand-written JAX and the peers on a cell, in turns.
 
     Args:
-        name: the cell's.
-        cell: what is to be done.
+        name: the cell's name.
+        cell: the work.
         peers: "captum", or nothing.
         platform: "cpu", "gpu" or "tpu".
-        chunks: the chunk sizes that are tried; all powers of two by default.
-        rounds: how often each has its turn.
+        chunks: the chunk sizes to try; all powers of two by default.
+        rounds: the number of turns of each contender.
         tf32: whether a GPU may round products to TF32.
-        cache: whether JAX keeps compiled programs on disk, from where they are then taken again.
+        cache: whether JAX keeps compiled programs on disk; a call that loads them is measured too.
 
     Returns:
-        an entry for each contender, jaxattn first.
+        An entry for each contender, jaxattn first.
 
     Raises:
-        DisagreementError: if a result differs beyond the cell's tolerance.
+        DisagreementError: if a result differs by more than the cell's tolerance.
     """
     work = prepare(cell)
     ours = jaxattn(work, cache)
@@ -109,7 +111,7 @@ def contend(
         best, sweep, worst = _sweep(f"{name}: {contender}", builders, reference, tolerance)
         chosen[contender], sweeps[contender], differences[contender] = best, sweep, worst
     turns: dict[str, list[float]] = {contender: [] for contender in chosen}
-    for turn in range(rounds):
+    for turn in track(range(rounds), "rounds", None, inside=name):
         order = list(chosen) if turn % 2 == 0 else list(chosen)[::-1]
         for contender in order:
             turns[contender].append(seconds_of(chosen[contender].run))
@@ -128,7 +130,7 @@ def contend(
 def contenders(
     work: Work, peers: Sequence[str], platform: str, chunks: list[int] | None, tf32: bool = False
 ) -> Mapping[str, Builders]:
-    """The settings at which each opponent is tried."""
+    """Return the settings of each opponent that are tried."""
     cell = work.cell
     sizes = powers_of_two(handwritten.largest_chunk(cell), chunks)
     by_hand_ways = [
@@ -147,22 +149,22 @@ def contenders(
     return every
 
 
-def powers_of_two(largest: int, wanted: list[int] | None = None) -> list[int]:
-    """Powers of two up to a number, and that number; or those wanted, cut to it."""
-    if wanted is not None:
-        return sorted({min(chunk, largest) for chunk in wanted})
+def powers_of_two(largest: int, sizes: list[int] | None = None) -> list[int]:
+    """Return the powers of two up to a number, and that number; or given sizes, limited to it."""
+    if sizes is not None:
+        return sorted({min(size, largest) for size in sizes})
     return [2**i for i in range(largest.bit_length()) if 2**i < largest] + [largest]
 
 
 def jaxattn(work: Work, cache: bool = False) -> Built:
-    """jaxattn as a user calls it, with nothing set, the examples on the device already."""
+    """Prepare jaxattn with default options and examples on the device."""
     cell, method = work.cell, getattr(ja, work.cell.method)
     xs, targets = jax.device_put((work.xs, work.targets))
     options = cell.options
 
     def run() -> Any:
-        explained = ja.explain(method, work.model, xs, targets, **options)
-        return jax.block_until_ready(explained).values
+        attribution = ja.explain(method, work.model, xs, targets, **options)
+        return jax.block_until_ready(attribution).values
 
     start = perf_counter()
     run()
@@ -190,12 +192,12 @@ def jaxattn(work: Work, cache: bool = False) -> Built:
 
 
 def by_captum(work: Work, setting: captum_peer.Setting, platform: str, tf32: bool) -> Built:
-    """Captum's explanation at a setting."""
+    """Prepare Captum at a setting."""
     return Built(str(setting), captum_peer.build(work, setting, platform, tf32))
 
 
 def by_hand(work: Work, setting: handwritten.Setting) -> Built:
-    """The hand-written explanation at a setting, compiled."""
+    """Compile the hand-written explanation at a setting."""
     arguments = jax.device_put((work.weights, work.xs, work.targets))
     start = perf_counter()
     traced = jax.jit(handwritten.build(work.cell, setting)).trace(*arguments)
@@ -219,11 +221,11 @@ def by_hand(work: Work, setting: handwritten.Setting) -> Built:
 def _sweep(
     who: str, builders: Builders, reference: np.ndarray, tolerance: float
 ) -> tuple[Built, dict[str, float | None], float]:
-    """The fastest of the settings, the seconds of all, and the best one's difference."""
+    """Return the fastest of the settings, the seconds of all, and its difference."""
     best: tuple[float, Built, float] | None = None
     sweep: dict[str, float | None] = {}
     error: Exception | None = None
-    for setting, build in builders:
+    for setting, build in track(builders, "settings", itemgetter(0), inside=who):
         try:
             built = build()
             result = built.run()
@@ -243,17 +245,17 @@ def _sweep(
 
 
 def compare(who: str, result: Any, reference: np.ndarray, tolerance: float) -> float:
-    """The largest difference as a part of the reference's largest value.
+    """Return the largest difference, relative to the reference's largest value.
 
     Raises:
-        DisagreementError: for another shape, or a difference that is not within the tolerance.
+        DisagreementError: if the shapes differ, or the difference exceeds the tolerance.
     """
     values = np.asarray(result.cpu() if hasattr(result, "cpu") else result)
     if values.shape != reference.shape:
         raise DisagreementError(f"{who} has shape {values.shape}, jaxattn's {reference.shape}")
     scale = max(float(np.abs(reference).max()), FLOOR)
     difference = float(np.abs(values - reference).max()) / scale
-    if not difference <= tolerance:  # NaN is no agreement either
+    if not difference <= tolerance:  # true for NaN as well
         raise DisagreementError(
             f"{who} differs from jaxattn by {difference:.2g} of the largest value, "
             f"more than {tolerance:g}: no time is given"
@@ -262,7 +264,7 @@ def compare(who: str, result: Any, reference: np.ndarray, tolerance: float) -> f
 
 
 def seconds_of(run: Callable[[], Any], turn: float = TURN) -> float:
-    """The median of the calls that fit in a turn; one at least."""
+    """Return the median seconds of the calls that fit in a turn, at least one."""
     sleep(PAUSE)
     seconds: list[float] = []
     while not seconds or sum(seconds) + seconds[-1] < turn:

@@ -1,7 +1,7 @@
-"""How the cost of an explanation grows: `python -m benchmarks.curves --help`.
+"""Measure how the cost of an explanation grows: `python -m benchmarks.curves --help`.
 
-jaxattn and hand-written JAX explain in turns, at each size of one thing: steps, windows, examples
-or outputs. The hand-written explanation enters with the best of a few chunk sizes.
+jaxattn and hand-written JAX are measured in turns while one size grows: time steps, windows,
+examples or outputs. The hand-written explanation uses the best of a few chunk sizes.
 """
 
 import argparse
@@ -14,10 +14,11 @@ import numpy as np
 
 from benchmarks import contest, report
 from benchmarks.cells import IMAGE, LONG, Cell
+from benchmarks.progress import track
 
 
 class Line(NamedTuple):
-    """A title, what grows, to which sizes, and the work at a size."""
+    """A title, the size that grows, its values, and the work at a value."""
 
     title: str
     axis: str
@@ -67,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=report.positive,
         metavar="N",
         default=[4, 16, 64],
-        help="that the hand-written explanation tries; default: 4 16 64",
+        help="chunk sizes of the hand-written explanation; default: 4 16 64",
     )
     parser.add_argument("--rounds", type=report.positive, default=5, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="where to draw the curves")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="file for the figure")
     arguments = parser.parse_args(argv)
     arguments.device = report.device(parser, arguments.device)
     report.check_file(parser, "--json", arguments.json)
@@ -81,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = arguments.device.device_kind
     report.table(
         f"Cost of an explanation on {device}, JAX {jax.__version__}",
-        ("what grows", "jaxattn (ms)", "by hand (ms)", "× jaxattn"),
+        ("size", "jaxattn\n(ms)", "hand-written\n(ms)", "× jaxattn"),
         [
             (
                 f"{panel['axis']} {size}",
-                f"{1e3 * ours:,.1f}",
-                f"{1e3 * by_hand:,.1f}",
+                report.milliseconds(ours),
+                report.milliseconds(by_hand),
                 f"{ratio:.2f}",
             )
             for panel in panels
@@ -104,11 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def draw(line: Line, arguments: argparse.Namespace) -> dict:
-    """The seconds of both at each size of one line."""
+    """Measure the seconds of both at each size of one line."""
     platform, chunks, rounds = arguments.device.platform, arguments.chunks, arguments.rounds
     entries = [
         contest.contend(f"{line.axis} {size}", line.cell(size), [], platform, chunks, rounds)
-        for size in report.progress(line.sizes, line.axis)
+        for size in track(line.sizes, f"sizes ({line.axis})")
     ]
     return {
         "title": line.title,

@@ -1,7 +1,7 @@
-"""Does the learned mask find a smaller cause than the others? (`python -m benchmarks.equal_area`)
+"""Compare rankings at the area of the learned mask: `python -m benchmarks.equal_area --help`.
 
-In each digit every method deletes as many of its highest cells as the learned mask's area has. What
-is left of the label's probability tells how well they were chosen: the less the better.
+In each digit, every method deletes as many of its highest-ranked pixels as the learned mask covers.
+The remaining probability of the label measures the ranking; lower is better.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--digits", type=report.positive, default=400, help="default: %(default)s")
     parser.add_argument("--epochs", type=report.positive, default=15, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
     arguments = parser.parse_args(argv)
     report.check_file(parser, "--json", arguments.json)
     xs, labels = digits.load()
@@ -40,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     training.fit(model, xs[train], labels[train], epochs=arguments.epochs)
     accuracy = float((training.predict(model, xs[test]).argmax(1) == labels[test]).mean())
 
-    some, answers = xs[test][: arguments.digits], labels[test][: arguments.digits]
+    some, classes = xs[test][: arguments.digits], labels[test][: arguments.digits]
     methods = explaining.every_method(model, window=(4, 4), stride=(2, 2), mask_steps=300)
-    asked = {name: methods[name] for name in ("learned mask", *RIVALS)}
-    explained = explaining.explain_all(asked, some, answers)
-    values = explaining.cell_values(explained, answers, some.shape, 10)
+    chosen = {name: methods[name] for name in ("learned mask", *RIVALS)}
+    explained = explaining.explain_all(chosen, some, classes)
+    values = explaining.cell_values(explained, classes, some.shape, 10)
     values["random"] = np.random.default_rng(0).normal(size=some.shape)
-    area = explaining.at_equal_area(model, some, answers, values.pop("learned mask"), values)
+    area = explaining.at_equal_area(model, some, classes, values.pop("learned mask"), values)
     report.table(
-        f"The label's probability after {area.cells:.0f} of {some[0].size} cells are deleted",
+        f"Probability of the label after {area.cells:.0f} of {some[0].size} pixels are deleted",
         ("ranked by", "probability"),
         [(name, f"{score:.3f}") for name, score in area.after.items()],
         f"{len(some)} digits, before: {area.before:.3f}; accuracy {accuracy:.1%}",

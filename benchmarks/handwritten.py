@@ -1,8 +1,8 @@
-"""The explanations as a good user of JAX writes them by hand: an LSTM, `vmap`, `grad`, `lax.map`.
+"""Hand-written explanations, as an experienced user of JAX writes them: `vmap`, `grad`, `lax.map`.
 
-Each is a function of weights, examples and classes, to be jitted, with two things to tune: how much
-goes through the network at once, and where the input is projected. Which is the fastest depends on
-the device and the method, so all are tried.
+Each is a function of weights, examples and classes that can be compiled. It has two settings: the
+number of evaluations at once, and the place of the input projection. The fastest setting depends
+on the device and the method, so all are tried.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from jax import lax
 from benchmarks.cells import Cell, Network
 
 Projection = Literal["before", "inside", "joined"]
-"""Of the input: by one product before the scan, by one in each step, or there with the state's."""
+"""Input projection: one product before the scan, one per step, or one per step with the state's."""
 
 Weights = dict[str, tuple[jax.Array, ...]]
 
 
 class Setting(NamedTuple):
-    """What is tuned: how much goes through at once, and how the input is projected."""
+    """The number of evaluations at once, and the input projection."""
 
     chunk: int
     projection: Projection
@@ -34,7 +34,7 @@ class Setting(NamedTuple):
 def lstm(
     weights: tuple[jax.Array, ...], xs: jax.Array, projection: Projection
 ) -> tuple[jax.Array, jax.Array]:
-    """The last hidden state (H,) and all of them (T, H), from one series (T, D)."""
+    """Return the last hidden state (H,) and all hidden states (T, H) of one series (T, D)."""
     kernel, recurrent, bias = weights
     both = jnp.concatenate([kernel, recurrent])
 
@@ -59,7 +59,7 @@ def lstm(
 
 
 def logits(network: Network, projection: Projection, weights: Weights, x: jax.Array) -> jax.Array:
-    """The output (K,), or (T, K) with one for each step, from one series (T, D)."""
+    """Return the output (K,), or (T, K) with one per time step, of one series (T, D)."""
     kernel, bias = weights["head"]
     last, every = lstm(weights["forward"], x, projection)
     if network.per_step:
@@ -70,7 +70,7 @@ def logits(network: Network, projection: Projection, weights: Weights, x: jax.Ar
 
 
 def saliency(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
-    """|gradient| of each example's class; a chunk of examples at once."""
+    """Compute |gradient| of each example's class, a chunk of examples at once."""
     network = partial(logits, cell.network, setting.projection)
 
     def explain(weights: Weights, xs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ def saliency(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
 
 
 def jacobian(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
-    """The derivative of every output; a chunk of examples at once."""
+    """Compute the derivative of every output, a chunk of examples at once."""
     network = partial(logits, cell.network, setting.projection)
 
     def explain(weights: Weights, xs: jax.Array, targets: None) -> jax.Array:
@@ -95,7 +95,7 @@ def jacobian(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
 
 
 def temporal_jacobian(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
-    """The derivative of every step's output; a chunk of them pulled back at once."""
+    """Compute the derivative of every time step's output, a chunk of cotangents at once."""
     network = partial(logits, cell.network, setting.projection)
 
     def explain(weights: Weights, xs: jax.Array, targets: None) -> jax.Array:
@@ -111,7 +111,7 @@ def temporal_jacobian(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
 
 
 def occlusion(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
-    """What each window is worth, each number the mean of its windows; a chunk at once."""
+    """Compute occlusion, the mean over the windows of each feature, a chunk of windows at once."""
     masks = jnp.asarray(cell.masks())
     network = partial(logits, cell.network, setting.projection)
 
@@ -128,7 +128,7 @@ def occlusion(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
 
 
 def integrated_gradients(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
-    """The mean gradient on the way from zero, times the input; a chunk of midpoints at once."""
+    """Compute integrated gradients from zero, a chunk of midpoints at once."""
     alphas = (jnp.arange(cell.num_steps) + 0.5) / cell.num_steps
     network = partial(logits, cell.network, setting.projection)
 
@@ -143,7 +143,7 @@ def integrated_gradients(cell: Cell, setting: Setting) -> Callable[..., jax.Arra
 
 
 def largest_chunk(cell: Cell) -> int:
-    """The most that can go through the network at once, in the unit of the cell's setting."""
+    """Return the largest chunk size of a cell, in the unit of its setting."""
     if cell.network.per_step:
         return cell.network.steps * cell.network.classes
     return {
@@ -155,7 +155,7 @@ def largest_chunk(cell: Cell) -> int:
 
 
 def build(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
-    """The explanation of a cell, a function of weights, examples and targets."""
+    """Return the explanation of a cell: a function of weights, examples and targets."""
     if cell.network.per_step:
         return temporal_jacobian(cell, setting)
     every = (jacobian, saliency, occlusion, integrated_gradients)

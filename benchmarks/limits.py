@@ -1,4 +1,4 @@
-"""How fast a cell could be on this machine: products and nonlinearities of its size, measured."""
+"""Measure the limit of a cell's speed: matrix products and nonlinearities of its size."""
 
 from collections.abc import Callable
 from time import perf_counter
@@ -10,18 +10,18 @@ import numpy as np
 
 from benchmarks.cells import Cell
 
-ROWS = {"cpu": 512, "gpu": 16384, "tpu": 16384}  # in a product, as a good chunk has
-SECONDS = 0.3  # for each library, in which its best call is found
+ROWS = {"cpu": 512, "gpu": 16384, "tpu": 16384}  # of a product, as in a good chunk
+SECONDS = 0.3  # measured per library; the best call counts
 NONLINEAR = ("tanh", "logistic", "exp")
 
 
 class Limit(NamedTuple):
-    """What bounds a cell.
+    """The limits of a cell's speed.
 
     Attributes:
-        product: flop/s of a step's matrix product, the best of all libraries'.
-        libraries: the same for each.
-        nonlinear: tanh/s over as many numbers as a step has gates.
+        product: flop/s of a step's matrix product in the fastest library.
+        libraries: flop/s of each library.
+        nonlinear: tanh/s on an array of the size of a step's gates.
     """
 
     product: float
@@ -29,12 +29,12 @@ class Limit(NamedTuple):
     nonlinear: float
 
     def seconds(self, flops: int) -> float:
-        """What so many operations take as matrix products."""
+        """Return the time of this many operations as matrix products."""
         return flops / self.product
 
 
 def measure(cell: Cell, platform: str) -> Limit:
-    """Measures products of rows (D + H) by (D + H, 4H), and tanh of rows 4H, at their best."""
+    """Measure the best time of products (rows, D + H) by (D + H, 4H) and of tanh (rows, 4H)."""
     net, rows = cell.network, ROWS[platform]
     width, gates = net.features + net.units, 4 * net.units
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def measure(cell: Cell, platform: str) -> Limit:
 
 
 def nonlinearities(by_primitive: dict[str, int]) -> int:
-    """How many of a program's operations are those of gates."""
+    """Return the number of tanh, sigmoids and exponentials of a program."""
     return sum(by_primitive.get(name, 0) for name in NONLINEAR)
 
 

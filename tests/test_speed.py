@@ -257,21 +257,44 @@ def test_a_peer_that_is_missing_names_its_extra(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         speed.main(["--peers", "captum"])
     error = " ".join(capsys.readouterr().err.split())
-    assert "not installed: pip install -e '.[peers]' brings Captum and torch" in error
+    assert "not installed: pip install -e '.[peers]' installs Captum and torch" in error
 
 
-def test_a_table_without_rich(capsys, monkeypatch):
-    monkeypatch.setattr(report, "Console", None)
-    report.table("title", ("name", "time\n(s)"), [("a", "1.0"), ("long", "12.0")], "caption")
+def test_a_table(capsys):
+    rows = [("a group",), ("a", "1.0"), ("long", "12.0")]
+    report.table("title", ("name", "time\n(s)"), rows, "caption")
     assert capsys.readouterr().out.splitlines() == [
         "title",
-        "name  time (s)",
-        "a          1.0",
-        "long      12.0",
+        "----------",
+        "      time",
+        "name   (s)",
+        "----------",
+        "a group",
+        "a      1.0",
+        "long  12.0",
+        "----------",
         "caption",
         "",
     ]
-    assert list(report.progress([1, 2], "measuring")) == [1, 2]
+
+
+def test_the_printed_tables_fit_100_columns(capsys):
+    """All names, and times of the largest size that is plausible, are printed in full."""
+    builts = {
+        name: contest.Built("384, joined", None, 123.45, 2**34, 10**12, 0, 123.4, 12.3)
+        for name in ("jaxattn", "handwritten", "captum", "captum, repeated")
+    }
+    entries = {
+        name: contest.Entry(built, {}, 1e-6, [12.34] * 3, [123.4] * 3)
+        for name, built in builts.items()
+    }
+    result = speed.Result(entries, speed.limits.Limit(2e11, {}, 1e9))
+    device = argparse.Namespace(device_kind="cpu")
+    speed.show(dict.fromkeys(cells.CELLS, result), argparse.Namespace(device=device, rounds=9))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert {"image-integrated", "steps-jacobian"} <= set(lines)
+    assert sum("captum, repeated  384, joined   123.45  12,340  12,340 - 12,340" in s for s in lines) == 6
 
 
 def test_the_benchmark_needs_jax_flax_and_numpy_alone():

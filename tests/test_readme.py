@@ -1,0 +1,80 @@
+"""The Python blocks of README and CONTRIBUTING run, and the README's print what is shown."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import jaxattn as ja
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+PRINTED = re.compile(r"^print\(.*\)  +# (.*)$", re.MULTILINE)
+NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?|-?\d+")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the code of each Python block and the output shown for it.
+
+    The output is the text block that follows, or the comments behind the calls of `print`.
+    """
+    return [
+        (code, output or "\n".join(PRINTED.findall(code))) for code, output in BLOCK.findall(text)
+    ]
+
+
+BLOCKS = blocks(README.read_text())
+
+
+def numbers_and_text(output: str) -> tuple[list[float], list[str]]:
+    """Separate the numbers of an output from its words."""
+    return [float(n) for n in NUMBER.findall(output)], NUMBER.sub("#", output).split()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))]
+)
+def test_a_block_prints_what_is_shown(code, expected, tmp_path, monkeypatch, capsys):
+    """Each block runs in a namespace of its own, in an empty folder and with JAX's defaults."""
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        exec(compile(code, str(README), "exec"), {"__name__": "__main__"})
+    plt.close("all")
+    printed = capsys.readouterr().out
+    assert expected.strip(), "a block must print its result"
+    (numbers, words), (shown, shown_words) = map(numbers_and_text, (printed, expected))
+    assert words == shown_words
+    np.testing.assert_allclose(numbers, shown, atol=1e-3)
+    for name in re.findall(r'(?:savefig|save)\("(.*?)"\)', code):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_every_print_of_a_block_shows_its_output():
+    for code, output in BLOCKS:
+        assert len(re.findall(r"^print\(", code, re.MULTILINE)) == len(output.splitlines()) or (
+            output not in PRINTED.findall(code)
+        )
+
+
+def test_the_method_of_the_guide_for_contributors():
+    [(code, _)] = blocks((ROOT / "CONTRIBUTING.md").read_text())
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
+    x = jax.numpy.array([1.0, -2.0, 3.0])
+
+    def fn(x):
+        return jax.numpy.sin(x).sum()
+
+    values = namespace["absolute_input_x_gradient"](fn, x).values
+    np.testing.assert_allclose(values, abs(ja.input_x_gradient(fn, x).values), rtol=1e-6)
+
+
+def test_links_point_to_files():
+    links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", README.read_text())
+    assert "docs/architecture.md" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
