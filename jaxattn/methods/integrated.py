@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
 from jaxattn.engine.batch import chunked_sum, chunked_total, wide
@@ -127,7 +127,7 @@ def _mean_gradient_behind(
     first, push = jax.linearize(prefix.affine, *start)
     along = push(*distance)
 
-    def total(nodes: Quadrature, valid: Array) -> list[Array]:
+    def total(nodes: Quadrature, valid: Bool[Array | np.ndarray, " nodes"]) -> list[Array]:
         def weighted_scores(offsets: list[Array]) -> Scalar:
             segments = [_Segment(*parts) for parts in zip(first, along, offsets, strict=True)]
 

@@ -97,7 +97,7 @@ def learned_mask(
         arXiv:1704.03296.
 
     Examples:
-        The first feature raises the target by 1; deleting it pays. Deleting the second does not.
+        The first feature raises the target and is deleted; the second lowers it and is kept.
 
         >>> import jax.numpy as jnp
         >>> import jaxattn as ja
@@ -163,7 +163,7 @@ class _Mixture(NamedTuple):
     replacements: list[Array]
 
     def __call__(self, masks: list[Array], shifts: Shifts | None = None) -> list[Array]:
-        """Return the masked leaves, shifted if shifts are given."""
+        """Return the masked leaves, shifted if `shifts` are given."""
 
         def masked(mask: Array, leaf: Array, replacement: Array) -> Array:
             m = _fine(mask, leaf)

@@ -216,8 +216,7 @@ def deep_taylor(
         high: the upper bound.
 
     Returns:
-        values of the shape of `x`, in units of the output; non-negative for a non-negative target.
-        `info["absorbed"]` as for `jaxattn.lrp`.
+        values of the shape of `x`, in units of the output. `info["absorbed"]` as for `jaxattn.lrp`.
 
     Raises:
         TypeError: if no leaf of `x` is floating.
