@@ -6,7 +6,11 @@ import pytest
 
 import jaxattn as ja
 
-METHODS = {n: f for n, f in vars(ja).items() if callable(f) and (hasattr(f, "evaluations") or hasattr(f, "traits"))}
+METHODS = {
+    n: f
+    for n, f in vars(ja).items()
+    if callable(f) and (hasattr(f, "evaluations") or hasattr(f, "traits"))
+}
 METRICS = {n: getattr(ja.metrics, n) for n in ("completeness", "deletion", "insertion")}
 DOCUMENTED = METHODS | METRICS | {"fit_patterns": ja.fit_patterns, "LRPRule": ja.LRPRule}
 

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxattn.jaxpr.flat import Atom, Step, Var, is_elementwise
 from jaxattn.jaxpr.interpreter import bind
-from jaxattn.jaxpr.propagation.parts import (
+from jaxattn.jaxpr.propagation.decomposed_values import (
     Apply,
     Parts,
     Split,
