@@ -6,7 +6,9 @@ programs, or where XLA's results differ without optimization.
 """
 
 import functools
+import hashlib
 import os
+import sys
 import types
 from pathlib import Path
 
@@ -59,6 +61,16 @@ def jaxtyped(fn=None, *, typechecker, decorate=jaxtyping.jaxtyped):
 
 jaxtyping.jaxtyped = jaxtyped  # the import hook looks it up
 jaxtyping.install_import_hook("jaxattn", f"{__name__}.check_after_call")
+
+# Workers and later runs share compiled programs, of the same versions and flags only.
+VERSIONS = jax.__version__, jax.lib.__version__, sys.version, os.environ["XLA_FLAGS"]
+CACHE = hashlib.sha256(repr(VERSIONS).encode()).hexdigest()[:12]
+jax.config.update(
+    "jax_compilation_cache_dir",
+    str(Path(__file__).parents[1] / ".pytest_cache" / f"xla-{CACHE}"),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_runtest_setup(item):
