@@ -5,7 +5,8 @@
 #   make sentences   explain what is said about films
 #   make reasons     teach a network where not to look
 #   make examples    all networks with attention: dates characters signals captions glimpses
-#   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
+#   make test        run the quick tests   (make test TESTS="tests/test_flops.py -x")
+#   make test-all    run all tests         (make test-all TESTS=tests/test_flops.py)
 #   make lint        ruff and mypy
 #   make benchmark   time the explainers, each by itself
 #   make speed       time them beside hand-written JAX and Captum  (brings torch, which is large)
@@ -14,8 +15,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
-# A file's tests share compiled programs, so each file stays in one process.
-XDIST ?= -n 2 --dist loadfile
+# Which tests `make test` runs: `make test TIER=slow` runs only those that it leaves out.
+TIER ?= not slow
+# tests/conftest.py divides the tests into groups that share compiled programs, longest first.
+XDIST ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip install -qq --disable-pip-version-check
@@ -24,7 +27,7 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 .DELETE_ON_ERROR:
 attention := dates characters signals captions glimpses
 
-.PHONY: demo ecg sentences reasons examples $(attention) test lint benchmark speed clean FORCE
+.PHONY: demo ecg sentences reasons examples $(attention) test test-all lint benchmark speed clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -56,7 +59,10 @@ glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
 
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
-	@$(python) -m pytest $(XDIST) $(TESTS)
+	@$(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
+
+test-all: TIER :=
+test-all: test
 
 lint: $(VENV)/.lint
 	@$(python) -m ruff check
@@ -70,7 +76,7 @@ speed: $(VENV)/.demo $(VENV)/.peers
 	@$(python) -m benchmarks.speed --peers captum
 
 clean:
-	rm -rf .venv .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose Python is gone, too old or without pip is made anew.

@@ -10,16 +10,19 @@ import hashlib
 import os
 import sys
 import types
+import zlib
 from pathlib import Path
 
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    # The older emitter of fusions compiles small programs three times as fast.
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
+# The environment must be complete before jax, keras and matplotlib are imported. The older emitter
+# of fusions compiles small programs three times as fast.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
 )
-# The environment must be complete before jax, keras and matplotlib are imported.
-os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), *XLA_FLAGS]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
@@ -71,6 +74,53 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# The files that take longest, in the order in which workers start them, and how many groups of
+# tests each is divided into. All other files are a group each.
+LONGEST = {
+    "test_methods_common": 3,
+    "test_relevance": 2,
+    "test_front": 2,
+    "test_nn_recurrent": 2,
+    "test_examples": 1,
+    "test_example_captions": 1,
+    "test_models_captioner": 1,
+    "test_relevance_recurrent": 1,
+    "test_backprop": 1,
+    "test_nn_attention": 1,
+    "test_reuse_occlusion": 1,
+}
+
+
+def group(item):
+    """Return the name of the tests that one process runs: they share programs and fixtures."""
+    stem = item.path.stem
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    method = params.get("name") if stem == "test_methods_common" else None
+    shared = method or item.originalname
+    return f"{stem}-{zlib.crc32(shared.encode()) % LONGEST.get(stem, 1)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Divide tests into tiers and groups, the longest groups first."""
+    missing = {}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+        quick = item.get_closest_marker("representatives")
+        if quick is not None:
+            case = item.callspec.id
+            found = {each for each in quick.args if each == case or each in case.split("-")}
+            if not found:
+                item.add_marker(pytest.mark.slow)
+            test = item.path.stem, item.originalname
+            missing[test] = missing.get(test, set(quick.args)) - found
+    wrong = {test: ids for test, ids in missing.items() if ids}
+    if wrong and not any("::" in str(arg) for arg in config.args):
+        raise pytest.UsageError(f"representatives that are no test's parameters: {wrong}")
+    rank = {stem: i for i, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_runtest_setup(item):

@@ -205,6 +205,7 @@ LIBRARIES = {
 }
 
 
+@pytest.mark.representatives("nnx", "keras", "jaxattn")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_librarys_lstm_is_the_loop_backward_through_time(library):
     fn, cell = LIBRARIES[library]()
@@ -555,6 +556,7 @@ def test_at_epsilon_0_it_is_the_gradient_of_the_surrogate(rule):
     close(got.values, want, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
