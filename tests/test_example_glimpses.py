@@ -36,6 +36,7 @@ def run(tmp_path_factory):
     return path, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_picture_and_says_how_to_read_it(run):
     path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
@@ -49,6 +50,7 @@ def test_every_figure_is_a_picture_and_says_how_to_read_it(run):
     assert len(re.findall("<table>", text)) == 4
 
 
+@pytest.mark.slow
 def test_it_prints_its_numbers(run):
     path, printed = run
     for name in ("MNIST 28 × 28", "learned glimpses", "random glimpses", "random less learned"):
@@ -58,6 +60,7 @@ def test_it_prints_its_numbers(run):
     assert str(path) in printed.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_the_networks_are_saved(run):
     path, _ = run
     model = glimpses.build(SMALL[1])

@@ -97,6 +97,7 @@ def rows(printed, columns):
     return {row[0]: row[1:] for row in cells if len(row) == columns}
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_picture_with_something_on_it(run):
     name, path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == set(FIGURES[name])
@@ -107,6 +108,7 @@ def test_every_figure_is_a_picture_with_something_on_it(run):
         assert len(colours) > 50
 
 
+@pytest.mark.slow
 def test_the_page_holds_all_that_it_shows(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
@@ -118,6 +120,7 @@ def test_the_page_holds_all_that_it_shows(run):
     assert "url(" not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_figure_says_how_to_read_it(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
@@ -126,6 +129,7 @@ def test_every_figure_says_how_to_read_it(run):
         assert re.match(r"How to read it\. \S.{40,}\.$", caption, re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["digits", "heartbeats"], indirect=True)
 def test_the_closing_table_has_every_method_beside_random(run):
     _, path, printed = run
@@ -138,6 +142,7 @@ def test_the_closing_table_has_every_method_beside_random(run):
     assert str(path) in printed.replace("\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["sentences"], indirect=True)
 def test_words_are_coloured_and_deleted_by_every_method(run):
     _, path, printed = run
@@ -157,6 +162,7 @@ def test_words_are_coloured_and_deleted_by_every_method(run):
     assert str(path) in printed.replace("\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["right_reasons"], indirect=True)
 def test_a_penalty_moves_the_attribution_off_the_corner(run):
     _, _, printed = run
