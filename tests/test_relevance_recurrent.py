@@ -205,7 +205,7 @@ LIBRARIES = {
 }
 
 
-@pytest.mark.representatives("nnx", "keras", "jaxattn")
+@pytest.mark.representatives("nnx", "jaxattn")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_librarys_lstm_is_the_loop_backward_through_time(library):
     fn, cell = LIBRARIES[library]()
@@ -265,6 +265,7 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.representatives("bidirectional")
 @pytest.mark.parametrize("name", list(CLASSIFIERS)[1:])
 def test_layers_and_directions(name):
     fn, layers, head = CLASSIFIERS[name]()
@@ -405,6 +406,7 @@ MODELS = {
 ATTENTIVE = ("attention", "self-attention", "decoder")
 
 
+@pytest.mark.representatives("lstm", "gru", "bilstm", "attention", "decoder")
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_is_lost(name):
     """With the states explained nothing is absorbed; as constants they absorb what they had."""
@@ -458,6 +460,7 @@ def haiku_gru():
     return Partial(model.apply, redraw(model.init(jax.random.key(0), [X, H0])))
 
 
+@pytest.mark.representatives("keras", "haiku")
 @pytest.mark.parametrize(
     "make",
     [
