@@ -13,14 +13,17 @@ import types
 import zlib
 from pathlib import Path
 
-# The environment must be complete before jax, keras and matplotlib are imported. The older emitter
-# of fusions compiles small programs three times as fast.
+from xla_flags import supported
+
+# The environment must be complete before jax, keras and matplotlib are imported.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
+        # The older emitter of fusions compiles small programs three times as fast.
+        *supported(
+            ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+        ),
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,11 +34,16 @@ from typing import Any
 
 import beartype.roar
 import jax
+import jaxlib
 import jaxtyping
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 matplotlib.rcParams.update({"figure.dpi": 50, "savefig.dpi": 50})
+Figure.savefig = functools.partialmethod(
+    lambda self, save, *args, **options: save(self, *args, **options | {"dpi": 50}), Figure.savefig
+)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -66,7 +74,8 @@ jaxtyping.jaxtyped = jaxtyped  # the import hook looks it up
 jaxtyping.install_import_hook("jaxattn", f"{__name__}.check_after_call")
 
 # Workers and later runs share compiled programs, of the same versions and flags only.
-VERSIONS = jax.__version__, jax.lib.__version__, sys.version, os.environ["XLA_FLAGS"]
+FLAGS = sorted(set(os.environ["XLA_FLAGS"].split()))
+VERSIONS = jax.__version__, jaxlib.__version__, sys.version, FLAGS
 CACHE = hashlib.sha256(repr(VERSIONS).encode()).hexdigest()[:12]
 jax.config.update(
     "jax_compilation_cache_dir",

@@ -141,7 +141,7 @@ def test_the_example_runs(printed):
     assert {p.name for p in path.parent.iterdir() if p.is_dir()} == {"soft", "hard"}
     for file in path.parent.glob("*.png"):
         with Image.open(file) as picture:
-            assert min(picture.size) > 100
+            assert min(picture.size) > 35
     assert {f"explained-{kind}" for kind in ("soft", "hard")} <= {
         p.stem for p in path.parent.glob("*.png")
     }

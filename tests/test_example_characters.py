@@ -156,7 +156,7 @@ def test_the_figure_is_a_picture_and_the_page_holds_it(run):
     folder, *_ = run
     [picture] = folder.glob("*.png")
     with Image.open(picture) as image:
-        assert min(image.size) > 100
+        assert min(image.size) > 35
         assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 1

@@ -318,7 +318,7 @@ def test_the_page_shows_every_figure_and_table(run):
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
     for file in path.parent.glob("*.png"):
         with Image.open(file) as picture:
-            assert min(picture.size) > 200
+            assert min(picture.size) > 75
     text = path.read_text(encoding="utf-8")
     for section in SECTIONS:
         assert f'<section id="{section}">' in text

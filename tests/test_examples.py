@@ -103,7 +103,7 @@ def test_every_figure_is_a_picture_with_something_on_it(run):
     assert {file.stem for file in path.parent.glob("*.png")} == set(FIGURES[name])
     for file in path.parent.glob("*.png"):
         with Image.open(file) as picture:
-            assert min(picture.size) > 200
+            assert min(picture.size) > 75
             colours = picture.convert("RGB").getcolors(maxcolors=1 << 24)
         assert len(colours) > 50
 
@@ -135,10 +135,14 @@ def test_the_closing_table_has_every_method_beside_random(run):
     _, path, printed = run
     table = rows(printed, 5)
     assert set(table) == set(METHODS)
-    for name, (first, again, auc, _) in table.items():
-        assert 0 < float(auc) < 1
+    areas = {name: float(auc) for name, (_, _, auc, _) in table.items()}
+    for name, (first, again, _, error) in table.items():
+        assert 0 < areas[name] < 1 and float(error) > 0
         if name != "random":
             assert first.endswith(" s") and again.endswith(" s")
+    # What these name matters more than cells drawn at random, however little was learnt.
+    for name in ("occlusion", "integrated gradients"):
+        assert areas[name] < areas["random"]
     assert str(path) in printed.replace("\n", "")
 
 
