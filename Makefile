@@ -5,8 +5,8 @@
 #   make sentences   explain film reviews, word by word
 #   make reasons     train a network with a penalty on its attributions
 #   make examples    all networks with attention: dates characters signals captions glimpses
-#   make test        run the quick tests   (make test TESTS="tests/test_flops.py -x")
-#   make test-all    run all tests
+#   make test        run the quick tests      (make test TESTS="tests/test_flops.py -x")
+#   make test-all    run all tests          (make test-all TESTS=tests/test_flops.py)
 #   make lint        run ruff and mypy
 #   make benchmark   measure time and memory of every method
 #   make speed       compare with hand-written JAX and Captum  (installs torch, which is large)
@@ -15,8 +15,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
-# The tests of a file share compiled programs, so each file runs in one process.
-XDIST ?= -n 2 --dist loadfile
+# Which tests `make test` runs: `make test TIER=slow` runs only those that it leaves out.
+TIER ?= not slow
+# tests/conftest.py divides the tests into groups that share compiled programs, longest first.
+XDIST ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip install -qq --disable-pip-version-check
@@ -57,10 +59,10 @@ glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
 
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
-	@$(python) -m pytest -m "not slow" $(XDIST) $(TESTS)
+	@$(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
 
-test-all: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
-	@$(python) -m pytest $(XDIST) $(TESTS)
+test-all: TIER :=
+test-all: test
 
 lint: $(VENV)/.lint
 	@$(python) -m ruff check
@@ -74,7 +76,7 @@ speed: $(VENV)/.demo $(VENV)/.peers
 	@$(python) -m benchmarks.speed --peers captum
 
 clean:
-	rm -rf .venv .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is created again if its Python is missing, too old or has no pip.

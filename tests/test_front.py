@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 from reuse_reference import RNG, D, H, T, V, W, X
-from test_reuse import SAVING, WHOLE, rnn
+from test_reuse import OTHERS, SAVING, WHOLE, rnn
 
 import jaxattn as ja
 from jaxattn.jaxpr.flops import count_flops
@@ -15,7 +15,8 @@ from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-FUNCTIONS = {name: fn for name, fn in (SAVING | WHOLE).items() if name != "constant"}
+FUNCTIONS = SAVING | {name: fn for name, (fn, *_) in WHOLE.items()} | OTHERS
+del FUNCTIONS["constant"]
 #: Those whose first product comes after something else, behind a rule, or not at all.
 FRONTLESS = set(
     "custom rule|nested|no rows|rematerialised|shift register|sorted|start alone changes".split("|")
@@ -60,6 +61,18 @@ def agree(got, want, rtol=1e-12):
     np.testing.assert_allclose(got, want, rtol=rtol, atol=1e-13)
 
 
+@pytest.mark.representatives(
+    "rnn steps",
+    "lstm",
+    "encoder and decoder",
+    "masked",
+    "attention",
+    "transformer",
+    "windows",
+    "start changes",
+    "shared weights",
+    "dropout",
+)
 @pytest.mark.parametrize("name", sorted({*FUNCTIONS} - FRONTLESS))
 def test_the_parts_are_the_whole(name):
     fn = FUNCTIONS[name]
@@ -83,6 +96,20 @@ def test_without_a_front(name):
     assert AffinePrefix.of(WITHOUT[name], [X]) is None
 
 
+@pytest.mark.representatives(
+    "rnn",
+    "lstm",
+    "bidirectional",
+    "masked",
+    "attention",
+    "transformer",
+    "sorted",
+    "squared",
+    "stopped",
+    "own rule",
+    "printed",
+    "start changes",
+)
 @pytest.mark.parametrize("name", sorted({*FUNCTIONS, *WITHOUT} - {"while"}))  # has no gradient
 def test_integrated_gradients_are_those_of_the_whole_function(name):
     fn = score((FUNCTIONS | WITHOUT)[name])
@@ -115,6 +142,7 @@ def test_a_projection_is_not_made_at_each_point():
     assert many - few == 10 * (contractions(jax.grad(fn)) - projections)
 
 
+@pytest.mark.representatives("GRU")
 @pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
 def test_layers_keep_their_derivative_rules(layer):
     """Padding, both directions, and weights that are differentiated through the method."""

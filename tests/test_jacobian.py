@@ -104,6 +104,7 @@ def test_many_examples_at_once(x):
     close(ja.explain(ja.jacobian, model, xs).values, jax.vmap(jax.jacrev(model))(xs))
 
 
+@pytest.mark.representatives("None-options0-auto", "7-options1-forward", "7-options2-reverse")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "cell": "gru"}])
 @pytest.mark.parametrize("batch_size", [None, 7])

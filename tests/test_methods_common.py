@@ -55,6 +55,9 @@ SHAPES = {
 OF_WEIGHTS = {n for n in METHODS if "attention" in n} | {"value_zeroing"}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
+REPRESENTATIVES = "gradient integrated_gradients occlusion lrp smooth_grad jacobian".split()
+representatives = pytest.mark.representatives(*REPRESENTATIVES, "attention")
+representatives_of_cells = pytest.mark.representatives(*REPRESENTATIVES)
 not_of_cells = (
     "contextual_decomposition",
     "temporal_output_score",
@@ -145,6 +148,7 @@ def test_the_docstring_says_all(name):
         assert f"\n        {stars}{parameter.name}: " in doc
 
 
+@representatives
 @every_method
 def test_a_batch_is_its_examples(name, model, xs):
     got = explained(name)
@@ -157,6 +161,7 @@ def test_a_batch_is_its_examples(name, model, xs):
         close(one, jax.tree.map(lambda leaf, i=i: leaf[i], got))
 
 
+@representatives
 @every_method
 def test_jit_of_vmap_of_a_method(name, model, xs):
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(B))
@@ -167,12 +172,22 @@ def test_jit_of_vmap_of_a_method(name, model, xs):
     close(jax.jit(jax.vmap(method))(xs, jnp.full(B, 1), keys), explained(name))
 
 
+@representatives
 @every_method
 def test_explain_inside_the_users_jit_with_a_callable_target(name, model, xs):
     inside = jax.jit(lambda w, xs: explain(name, Partial(network, w), xs, lambda out: out[1]))
     close(inside(model.args[0], xs), explained(name))
 
 
+@pytest.mark.representatives(
+    "3-gradient",
+    "3-integrated_gradients",
+    "3-occlusion",
+    "3-lrp",
+    "3-attention",
+    "1-smooth_grad",
+    "3-jacobian",
+)
 @every_method
 @pytest.mark.parametrize("batch_size", [1, 3, 10_000])
 def test_chunks_change_nothing(name, batch_size, model, xs):
@@ -183,10 +198,20 @@ SPREAD = [(B, (2,)), (2, (8,)), (1, (2, 2))]
 MESHES = [(1, (8,)), (2, (4,)), (B, (2, 2)), (B, (8,))]
 
 
+@pytest.mark.representatives(
+    "gradient-5-(2,)",
+    "integrated_gradients-1-(2, 2)",
+    "occlusion-1-(2, 2)",
+    "occlusion-2-(8,)",
+    "smooth_grad-2-(8,)",
+    "lrp-2-(8,)",
+    "jacobian-1-(2, 2)",
+)
 @pytest.mark.parametrize(
     "name, batch, shape",
     [(n, *each) for n in METHODS for each in SPREAD]
     + [(n, *each) for n in ("occlusion", "smooth_grad") for each in MESHES],
+    ids=str,
 )
 def test_devices_change_nothing(name, batch, shape, model, xs):
     """With fewer examples than devices these share the evaluations inside of an example."""
@@ -196,6 +221,7 @@ def test_devices_change_nothing(name, batch, shape, model, xs):
     close(explain(name, model, xs[:batch], mesh=mesh, batch_size=4), want)
 
 
+@representatives
 @every_method
 def test_further_inputs_one_for_each_example(name, model, xs):
     got = explain(name, model, xs, args=(jnp.arange(1.0, B + 1),))
@@ -205,6 +231,7 @@ def test_further_inputs_one_for_each_example(name, model, xs):
     close(got.output[2], three.output[2])
 
 
+@representatives
 @every_method
 def test_the_dtype_is_that_of_the_input(name):
     got = explain(name, *make("bfloat16"))
@@ -215,6 +242,7 @@ def test_the_dtype_is_that_of_the_input(name):
         close(values, explained(name).values, 0.05)
 
 
+@representatives
 @every_method
 def test_gradients_of_a_method_equal_central_differences(name, x64):
     model, xs = make(np.float64)
@@ -238,6 +266,7 @@ def test_gradients_of_a_method_equal_central_differences(name, x64):
         np.testing.assert_allclose(slope(way, 0.0), want, rtol=1e-5, atol=1e-8)
 
 
+@representatives_of_cells
 @of_cells
 def test_pytrees_keep_structure_and_what_does_not_matter_gets_zeros(name, model, xs):
     """Of several leaves: the series, floats that are never read, and integers."""
@@ -261,6 +290,7 @@ def test_pytrees_keep_structure_and_what_does_not_matter_gets_zeros(name, model,
         close(got["series"], explained(name).values)
 
 
+@representatives_of_cells
 @of_cells
 def test_a_network_that_ignores_its_input_gets_zeros(name, xs):
     options = {
@@ -273,6 +303,7 @@ def test_a_network_that_ignores_its_input_gets_zeros(name, xs):
     close(got.output, np.tile(np.arange(3.0), (B, 1)), 0)
 
 
+@representatives_of_cells
 @of_cells
 def test_a_step_that_is_not_read_gets_exact_zeros(name, model, xs):
     fine = {

@@ -133,8 +133,8 @@ def test_fractions_are_the_shares_that_were_deleted():
         num_steps=4,
         score="logit",
     )
-    np.testing.assert_allclose(curve.fractions, np.array([0, 1, 2, 2, 3]) / 3)
-    np.testing.assert_allclose(curve.scores[0], 3 - 3 * curve.fractions)
+    np.testing.assert_allclose(curve.fractions, np.array([0, 1, 2, 2, 3]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(curve.scores[0], 3 - 3 * curve.fractions, rtol=1e-6)
     np.testing.assert_allclose(curve.auc, [1.5], rtol=1e-6)
 
 

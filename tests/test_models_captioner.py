@@ -76,6 +76,7 @@ def expected(model, image, words, positions=None):
     return np.array(logits), np.array(weights)
 
 
+@pytest.mark.representatives("soft-None", "hard-positions1")
 @pytest.mark.parametrize("positions", [None, np.array([3, 0, 1])])
 @pytest.mark.parametrize("attention", ["soft", "hard"])
 def test_reading_equals_the_equations(attention, positions, x64):
@@ -109,6 +110,7 @@ def test_words_are_scored_without_the_state_as_often_as_told(x64):
     np.testing.assert_array_equal(model.read(image, WORDS, hidden_dropout=1.0).logits, whole.logits)
 
 
+@pytest.mark.slow
 def test_what_is_read_does_not_depend_on_what_is_dropped():
     model, image, count = make("hard"), pictures(), 4000
     keys = jax.random.split(jax.random.key(0), count)
@@ -227,6 +229,7 @@ def enumerated():
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_hard_estimator_is_unbiased_for_every_baseline(enumerated):
     found = enumerated
     assert found["probability"].sum() == pytest.approx(1, rel=1e-12)
@@ -281,6 +284,7 @@ def test_the_hard_gradient_is_the_enumerated_one_on_average(enumerated, x64):
     assert np.abs(alone - found["exact"]).max() > 10 * error.max()
 
 
+@pytest.mark.slow
 def test_the_entropy_of_hard_attention_is_raised(enumerated, x64):
     got = [
         estimates(enumerated, 40, entropy_weight=w, score_weight=0.0, expected_share=0.0)
@@ -346,6 +350,7 @@ def every_caption(model, image):
     return {tuple(w): log_likelihood(x, w)[0] for w, x in zip(ids.tolist(), logits, strict=True)}
 
 
+@pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
 def test_a_wide_beam_finds_the_most_likely_captions(attention, x64):
     model, image = make(attention, jnp.float64), pictures(dtype=np.float64)
@@ -382,12 +387,14 @@ def test_greedy_says_the_most_likely_word_at_every_step():
         assert float(found.log_prob[i]) == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_beam_is_at_least_as_good_as_greed():
     model, images = make(), pictures(8)
     greedy = models.greedy_caption(model, images).log_prob
     assert (models.beam_captions(model, images, width=3).log_prob[:, 0] >= greedy - 1e-6).all()
 
 
+@pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
 def test_relevance_of_a_word_is_conserved(attention, x64):
     model, images = make(attention, jnp.float64), pictures(2, dtype=np.float64)

@@ -160,6 +160,7 @@ def test_the_gradient_is_that_of_reinforce(x64):
     np.testing.assert_allclose(got.bias[...], bias, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
     """On a grid of places, where every path of two glimpses can be listed with its probability."""
     model = make(num_glimpses=2, std=0.6)
@@ -211,6 +212,7 @@ def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
         np.testing.assert_allclose(-getattr(got, name)[...], slope, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_where_to_look():
     """Only the lower right tells the classes apart; the gaze, which starts amid, must go there."""
     rng = np.random.default_rng(0)
@@ -248,6 +250,7 @@ def unseen(boxes, shape):
     return outside
 
 
+@pytest.mark.representatives("lrp")
 @pytest.mark.parametrize("method", [ja.gradient, ja.saliency, ja.lrp, ja.input_x_gradient])
 def test_nothing_outside_of_all_boxes_matters(method, x64):
     model = make(size=2)

@@ -142,6 +142,7 @@ def standard_promotion():
         yield
 
 
+@pytest.mark.representatives("True-True-lstm", "True-False-gru", "False-True-gru")
 @every_cell
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("use_bias", [True, False])

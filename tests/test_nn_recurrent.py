@@ -100,6 +100,7 @@ def test_equals_a_plain_loop(cell, options, padding, x64):
     np.testing.assert_allclose(full.state, got.state[-1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.representatives("True-lstm", "False-gru")
 @every_cell
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_batch_axes_equal_vmap(cell, bidirectional):
@@ -118,6 +119,7 @@ def test_batch_axes_equal_vmap(cell, bidirectional):
         np.testing.assert_allclose(single.state, batched.state[i, 2], rtol=0, atol=1e-6)
 
 
+@pytest.mark.representatives("right-lstm", "left-gru")
 @every_cell
 @both_paddings
 def test_padding_is_never_seen(cell, padding):
@@ -177,6 +179,7 @@ _LSTM = make("lstm", bidirectional=True)
 _run = nnx.jit(lambda layer, x, n, padding: layer(x, n, padding=padding), static_argnums=3)
 
 
+@pytest.mark.representatives("lstm", "tanh")
 @every_cell
 def test_gradients_equal_finite_differences(cell, x64):
     layer = make(cell, jnp.float64, bidirectional=True)
@@ -191,6 +194,7 @@ def test_gradients_equal_finite_differences(cell, x64):
     check_grads(score, (nnx.as_pure(params), x), order=1, modes=["fwd", "rev"])
 
 
+@pytest.mark.representatives("bfloat16-int32-bfloat16", "float32-int8-float32")
 @pytest.mark.parametrize(
     ("param_dtype", "x_dtype", "expected"),
     [
@@ -212,6 +216,7 @@ def test_dtype_is_that_of_weights_and_input_promoted(param_dtype, x_dtype, expec
     np.testing.assert_allclose(state.astype("float64"), exact, rtol=0, atol=tolerance)
 
 
+@pytest.mark.representatives("lstm")
 @every_cell
 def test_half_precision_runs_in_both_directions(cell):
     layer = make(cell, "bfloat16", bidirectional=True)
@@ -331,6 +336,7 @@ def gru_by_autodiff(w, hidden, x):
     return (1 - update) * new + update * hidden
 
 
+@pytest.mark.representatives("lstm")
 @pytest.mark.parametrize(
     ("cell", "step", "by_autodiff"),
     [("lstm", nn.lstm_step, lstm_by_autodiff), ("gru", nn.gru_step, gru_by_autodiff)],

@@ -222,6 +222,11 @@ def test_zeros_can_be_drawn(draw, arrays, shape):
     *x, values = arrays
     axes = draw(*x, np.zeros_like(values))
     np.ravel(axes)[0].figure.draw_without_rendering()
+    shown = numbers(axes)
+    assert shown and all(np.isfinite(each).all() for each in shown)
+    # Zeros have no scale of their own: only what is drawn of the input and the axes remains.
+    scales = [(a.norm.vmin, a.norm.vmax) for ax in np.ravel(axes) for a in ax.images]
+    assert all(low < high for low, high in scales)
 
 
 @every_case

@@ -202,6 +202,9 @@ NETWORKS = {
 }
 
 
+@pytest.mark.representatives(
+    "dense_network", "residual_network", "pooling_network", "norm_after_conv"
+)
 @pytest.mark.parametrize("make", NETWORKS, ids=lambda make: make.__name__)
 def test_every_rule_is_the_dense_formula(make, x64):
     equals_reference(*make(Draw()), cases=NETWORKS[make])
@@ -273,6 +276,7 @@ def block(kind, d, width, wide, activation):
     return [layer(affine)], wide
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.data())
 def test_every_rule_on_random_networks(data):
@@ -405,6 +409,7 @@ def test_an_affine_map_in_a_scan_is_one_layer(case):
     close(got.info["absorbed"], score[1] - values.sum())
 
 
+@pytest.mark.representatives("einsum", "split afterwards")
 @pytest.mark.parametrize("form", list(FORMS)[1:])
 def test_however_an_affine_map_is_written_it_is_one_layer(form):
     got, want = of_form(form), of_form("fused")
@@ -451,6 +456,7 @@ LOOPS = {
 }
 
 
+@pytest.mark.representatives("cond", "unrolled by hand", "fori_loop")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_however_a_recurrence_is_written(loop, x64):
     cases = {case: CASES[case] for case in ("epsilon, bias shared", "gamma")}
@@ -508,6 +514,7 @@ def plain_promotion():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.representatives("function", "nnx")
 @pytest.mark.parametrize("name", NORMS)
 def test_the_core_of_every_librarys_norm_passes_relevance_through(name, x64, plain_promotion):
     """Scale and shift belong to the dense layer that follows.

@@ -205,6 +205,7 @@ LIBRARIES = {
 }
 
 
+@pytest.mark.representatives("nnx", "jaxattn")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_librarys_lstm_is_the_loop_backward_through_time(library):
     fn, cell = LIBRARIES[library]()
@@ -264,6 +265,7 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.representatives("bidirectional")
 @pytest.mark.parametrize("name", list(CLASSIFIERS)[1:])
 def test_layers_and_directions(name):
     fn, layers, head = CLASSIFIERS[name]()
@@ -404,6 +406,7 @@ MODELS = {
 ATTENTIVE = ("attention", "self-attention", "decoder")
 
 
+@pytest.mark.representatives("lstm", "gru", "bilstm", "attention", "decoder")
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_is_lost(name):
     """With the states explained nothing is absorbed; as constants they absorb what they had."""
@@ -457,6 +460,7 @@ def haiku_gru():
     return Partial(model.apply, redraw(model.init(jax.random.key(0), [X, H0])))
 
 
+@pytest.mark.representatives("keras", "haiku")
 @pytest.mark.parametrize(
     "make",
     [
@@ -555,6 +559,7 @@ def test_at_epsilon_0_it_is_the_gradient_of_the_surrogate(rule):
     close(got.values, want, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -171,11 +171,13 @@ def test_windows(window, stride, x64):
     both(network, XS, 1, window=window, stride=stride)
 
 
+@pytest.mark.representatives("2", "3")
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
 def test_chunks(batch_size, x64):
     both(network, XS, 1, batch_size=batch_size)
 
 
+@pytest.mark.representatives("shape0")
 @pytest.mark.parametrize("shape", [(2,), (8,), (1, 2)])
 def test_devices(shape, x64):
     names = ("data", "model")[: len(shape)]

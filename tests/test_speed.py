@@ -66,6 +66,7 @@ def test_what_is_written_by_hand_agrees(work, reference, chunk, projection):
     assert built.flops > 0
 
 
+@pytest.mark.slow
 def test_captum_agrees(work, reference):
     pytest.importorskip("captum")
     for ways in captum_peer.kinds(work.cell, "cpu", [1, 3], contest.powers_of_two).values():
@@ -129,6 +130,7 @@ def small(monkeypatch):
     return ["--rounds", "2", "--chunks", "2"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(small, tmp_path, capsys):
     path, plot = tmp_path / "new" / "numbers.json", tmp_path / "new" / "times.png"
     speed.main([*small, "--json", str(path), "--plot", str(plot)])
@@ -165,6 +167,7 @@ def test_a_cell_that_disagrees_fails_without_a_time(small, tmp_path, capsys, mon
     assert "handwritten" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_curves(tmp_path, capsys, monkeypatch):
     line = curves.Line(
         "Title", "examples", (1, 2), lambda n: tiny("image-saliency")._replace(batch=n)

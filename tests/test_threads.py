@@ -43,6 +43,12 @@ def threads(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """The caller waits for busy threads, however slow the machine, and never takes a part back."""
+    monkeypatch.setattr(_threads, "_PATIENCE", 300)
+
+
 def in_one_thread(monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(planning, "cores", lambda: 1)
@@ -79,22 +85,25 @@ def test_parts_are_asked_for_as_threads_get_free():
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_no_more_run_than_there_are_workers(workers):
+def test_no_more_run_than_there_are_workers(workers, monkeypatch):
     lock, now, most = threading.Lock(), 0, 0
+    all_run = threading.Barrier(workers, timeout=300)
 
-    def count(part):
+    def count(part, meet=lambda: time.sleep(0.01)):
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.01)
+        meet()
         with lock:
             now -= 1
 
     def call(_):
         list(side_by_side(count, range(8), workers))
 
-    call(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(_threads, "_PATIENCE", 300)
+        list(side_by_side(lambda part: count(part, all_run.wait), range(4 * workers), workers))
     assert most == workers
     most = 0
     with ThreadPoolExecutor(3) as users:  # the pool is shared: who waits computes
@@ -226,7 +235,7 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch_size", [None, 2, 5, 30])
-def test_results_equal_those_of_one_thread(method, batch_size, threads, monkeypatch):
+def test_results_equal_those_of_one_thread(method, batch_size, threads, patient, monkeypatch):
     def call():
         return METHODS[method](X, batch_size=batch_size)
 
@@ -258,7 +267,7 @@ CONTEXTS = {
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_jaxs_settings_hold_in_the_threads(name, threads):
+def test_jaxs_settings_hold_in_the_threads(name, threads, patient):
     def call(xs=X):
         return ja.explain(ja.occlusion, fn, xs, 1, batch_size=20)
 
