@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxattn._types import Method, Target
-from jaxattn.engine.callable import Arrays, Recipe, as_function, bind
+from jaxattn.engine.callable import Arrays, HashedKey, Recipe, as_function, bind
 from jaxattn.engine.memo import MEMOS
 from jaxattn.engine.options import split_options, static_method
 from jaxattn.jaxpr.capture import split_at
@@ -52,7 +52,7 @@ class Binding:
         self.method = static_method(method)
         self.option_arrays, self.options = split_options(dict(options))
         self.signature = Signature.of(inputs)
-        self._key = self.method, self.options, self.signature
+        self._key = HashedKey((self.method, self.options, self.signature))
         self._callables = fn, target
         self._lock = threading.Lock()
         self._bind()
@@ -80,8 +80,7 @@ class Binding:
     @property
     def key(self) -> Hashable:
         """What tells this call from others of the engine, but for the examples."""
-        programs = self.programs
-        return self._key, *programs
+        return self._key, *self.programs
 
     @property
     def programs(self) -> tuple[Recipe | Program, Recipe | Program | None]:

@@ -23,7 +23,7 @@ Arrays = list[Any]
 Entry = TypeVar("Entry")
 
 
-class _Key:
+class HashedKey:
     """A key that hashes once; equal keys are one object while it is cached."""
 
     def __init__(self, key: Hashable) -> None:
@@ -33,7 +33,7 @@ class _Key:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Key) and self._key == other._key)
+        return self is other or (isinstance(other, HashedKey) and self._key == other._key)
 
 
 class Recipe:
@@ -61,7 +61,7 @@ def known(value: Entry) -> Entry:
     may have changed since then.
     """
     if isinstance(value, Recipe):
-        return type(value)(_first(_Key(value.key)), value.rebuild)
+        return type(value)(_first(HashedKey(value.key)), value.rebuild)
     return _first(value)
 
 

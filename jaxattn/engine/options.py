@@ -92,14 +92,12 @@ def static_method(method: Method) -> Recipe:
     core = getattr(method, "__wrapped__", None)
     if core is None or not hasattr(method, "traits"):
         return static(method)
-    try:
-        key = typed_key(method)
-    except UnkeyableError:
+    for value in (method, (core, traits_of(method))):
         try:
-            key = typed_key((core, traits_of(method)))
+            return known(Recipe(typed_key(value), lambda arrays: method))
         except (UnkeyableError, RecursionError):
-            key = object()
-    return known(Recipe(key, lambda arrays: method))
+            continue
+    return Recipe(object(), lambda arrays: method)
 
 
 def split_options(options: dict[str, Any]) -> tuple[list[Any], Recipe]:
