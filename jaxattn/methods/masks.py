@@ -133,8 +133,8 @@ def learned_mask(
         return value
 
     def step(
-        state: tuple[list[Array], optax.OptState], step_key: RandomKey | None
-    ) -> tuple[tuple[list[Array], optax.OptState], Scalar]:
+        state: tuple[list[Array], PyTree], step_key: RandomKey | None
+    ) -> tuple[tuple[list[Array], PyTree], Scalar]:
         masks, moments = state
         shifts = None
         if jitter:
