@@ -1,31 +1,30 @@
-# Each target creates what it needs in VENV, once; it needs only Python >= 3.11.
+# Each target sets up what it needs in VENV, once, from nothing but a Python >= 3.11.
 #
-#   make demo        explain digits
+#   make demo        explain a digit
 #   make ecg         explain heartbeats
-#   make sentences   explain film reviews, word by word
-#   make reasons     train a network with a penalty on its attributions
+#   make sentences   explain what is said about films
+#   make reasons     teach a network where not to look
 #   make examples    all networks with attention: dates characters signals captions glimpses
-#   make test        run the quick tests   (make test TESTS="tests/test_flops.py -x")
-#   make test-all    run all tests
-#   make lint        run ruff and mypy
-#   make benchmark   measure time and memory of every method
-#   make speed       compare with hand-written JAX and Captum  (installs torch, which is large)
-#   make clean       remove all that the other targets created
+#   make test        run the tests         (make test TESTS="tests/test_flops.py -x")
+#   make lint        ruff and mypy
+#   make benchmark   time the explainers, each by itself
+#   make speed       time them beside hand-written JAX and Captum  (brings torch, which is large)
+#   make clean       remove all that the others made
 
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
-# The tests of a file share compiled programs, so each file runs in one process.
+# A file's tests share compiled programs, so each file stays in one process.
 XDIST ?= -n 2 --dist loadfile
 
 python := $(VENV)/bin/python
 pip := $(python) -m pip install -qq --disable-pip-version-check
 
-.NOTPARALLEL:  # two runs of pip would break the environment
+.NOTPARALLEL:  # two pips in one environment would break it
 .DELETE_ON_ERROR:
 attention := dates characters signals captions glimpses
 
-.PHONY: demo ecg sentences reasons examples $(attention) test test-all lint benchmark speed clean FORCE
+.PHONY: demo ecg sentences reasons examples $(attention) test lint benchmark speed clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -57,9 +56,6 @@ glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
 
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
-	@$(python) -m pytest -m "not slow" $(XDIST) $(TESTS)
-
-test-all: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
 	@$(python) -m pytest $(XDIST) $(TESTS)
 
 lint: $(VENV)/.lint
