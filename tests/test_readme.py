@@ -83,3 +83,12 @@ def test_links_point_to_files():
     links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", README.read_text())
     assert "docs/architecture.md" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_layout_in_the_docs_lists_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    layout = text.partition("```\njaxattn/")[2].partition("```")[0]
+    listed = set(re.findall(r"(\w+)\.py", layout)) - {"__init__", "_types", "_static"}
+    folders = [ROOT / "jaxattn" / name for name in ("engine", "jaxpr")]
+    modules = {path.stem for folder in folders for path in folder.rglob("*.py")}
+    assert listed == modules - {"__init__"}

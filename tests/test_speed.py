@@ -294,7 +294,10 @@ def test_the_printed_tables_fit_100_columns(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert {"image-integrated", "steps-jacobian"} <= set(lines)
-    assert sum("captum, repeated  384, joined   123.45  12,340  12,340 - 12,340" in s for s in lines) == 6
+    assert (
+        sum("captum, repeated  384, joined   123.45  12,340  12,340 - 12,340" in s for s in lines)
+        == 6
+    )
 
 
 def test_the_benchmark_needs_jax_flax_and_numpy_alone():
