@@ -44,6 +44,7 @@ def test_no_steps(capsys):
     assert capsys.readouterr().err == "0 methods in 0 s\n"
 
 
+@pytest.mark.slow
 def test_a_command_prints_its_progress_and_a_table_of_100_columns(capsys, monkeypatch):
     monkeypatch.setattr(methods, "METHODS", {"saliency": {}})
     methods.main(["--batch", "2", "--repeats", "1", "--methods", "saliency"])

@@ -29,6 +29,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 BLOCKS = blocks(README.read_text())
+QUICK = {0, 2}  # the first example, and the Keras model
 
 
 def numbers_and_text(output: str) -> tuple[list[float], list[str]]:
@@ -37,7 +38,11 @@ def numbers_and_text(output: str) -> tuple[list[float], list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"), BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))]
+    ("code", "expected"),
+    [
+        pytest.param(*block, id=f"block{i}", marks=() if i in QUICK else pytest.mark.slow)
+        for i, block in enumerate(BLOCKS)
+    ],
 )
 def test_a_block_prints_what_is_shown(code, expected, tmp_path, monkeypatch, capsys):
     """Each block runs in a namespace of its own, in an empty folder and with JAX's defaults."""
@@ -78,3 +83,12 @@ def test_links_point_to_files():
     links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", README.read_text())
     assert "docs/architecture.md" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_layout_in_the_docs_lists_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    layout = text.partition("```\njaxattn/")[2].partition("```")[0]
+    listed = set(re.findall(r"(\w+)\.py", layout)) - {"__init__", "_types", "_static"}
+    folders = [ROOT / "jaxattn" / name for name in ("engine", "jaxpr")]
+    modules = {path.stem for folder in folders for path in folder.rglob("*.py")}
+    assert listed == modules - {"__init__"}
