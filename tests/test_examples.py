@@ -41,10 +41,10 @@ def few_sentences(parts):
         yield critic.Labelled([words[i] for i in kept], labels[kept])
 
 
-# As little as so small a budget reaches, but more than chance: a tenth, a fifth, a half.
+# So small a budget reaches little more, but more than the most common class has.
 RUNS = {
     "digits": (digits, every(2), {"examples": 20, "least_accuracy": 0.15, **BUDGET}),
-    "heartbeats": (heartbeats, every(2), {"examples": 2, "least_accuracy": 0.5, **BUDGET}),
+    "heartbeats": (heartbeats, every(2), {"examples": 2, "least_accuracy": 0.7, **BUDGET}),
     "sentences": (sentences, few_sentences, {"examples": 20, "least_accuracy": 0.58, **BUDGET}),
     "right_reasons": (right_reasons, every(2), {"examples": 20, "epochs": 3, "units": 16}),
 }
