@@ -74,7 +74,7 @@ def test_an_intermediate_and_numbers_that_are_not_checked():
     bad = np.array([np.nan, 1, 2], np.float32)
     with pytest.raises(ValueError, match="`x` holds 1 NaN"):
         halved(fn, bad, 1)
-    assert halved(fn, bad, 1, check_finite=False).values.sum() == 1.5
+    assert halved(jnp.sum, bad, check_finite=False).values.sum() == 1.5
 
 
 def test_inside_of_another_method_and_under_a_benchmark():

@@ -452,10 +452,10 @@ def test_key_must_be_a_random_key(key):
 
 
 def test_a_window_for_a_single_number():
-    with refuses(ValueError, "`window`", "(1,)", "shape ()", "window=None"):
+    with refuses(ValueError, "`window`", "(1,)", "shape ()", "leaves that leaf unchanged"):
         ja.occlusion(lambda x: 2 * x, np.float32(3))
     tree = {"a": X, "b": jnp.float32(3)}
-    with refuses(ValueError, "`window`", "(2,)", "shape ()", "window=None"):
+    with refuses(ValueError, "`window`", "(2,)", "shape ()", "leaves that leaf unchanged"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=2)
     with refuses(ValueError, "`window` must have at least one axis", "()", "window=None"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window={"a": 2, "b": ()})

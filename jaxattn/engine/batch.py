@@ -97,7 +97,7 @@ def _map(f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None) -> P
 
 
 def chunked_sum(
-    f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None, divisor: float = 1
+    f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None, divisor: int | float = 1
 ) -> PyTree:
     """Sum `jax.vmap(f)(xs)` over its leading axis, of which only a chunk exists at a time.
 
@@ -161,11 +161,10 @@ def _zeros(struct: jax.ShapeDtypeStruct) -> Array:
     return varying_as(struct, jnp.zeros(struct.shape, struct.dtype))
 
 
-def varying_as(like: PyTree, x: Array) -> Array:
+def varying_as(like: PyTree, x: PyTree) -> PyTree:
     """Return an array as varying over the devices over which another does, in a `shard_map`."""
     axes = tuple(varying_axes(like))
-    cast: Array = jax.lax.pcast(x, axes, to="varying") if axes else x
-    return cast
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
 
 
 def _length(xs: PyTree) -> int:

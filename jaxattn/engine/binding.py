@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jaxattn._types import Method, Target
-from jaxattn.engine.callable import Arrays, HashedKey, Recipe, as_function, bind
+from jaxattn.engine.callable import Arrays, HashedKey, Recipe, as_function, bind, known
 from jaxattn.engine.memo import MEMOS
 from jaxattn.engine.options import split_options, static_method
 from jaxattn.jaxpr.capture import split_at
@@ -35,11 +35,15 @@ class Binding:
         fn: the bound function.
         output: its abstract output.
         target: the bound target, `None` for one that is not a callable.
+        programs: those of the function and of the target.
+        key: what tells this call from others of the engine, but for the examples.
     """
 
     fn: Bound
     output: PyTree
     target: Bound | None
+    programs: tuple[Recipe | Program, Recipe | Program | None]
+    key: Hashable
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class Binding:
         self.method = static_method(method)
         self.option_arrays, self.options = split_options(dict(options))
         self.signature = Signature.of(inputs)
-        self._key = HashedKey((self.method, self.options, self.signature))
+        self._key = known(HashedKey((self.method, self.options, self.signature)))
         self._callables = fn, target
         self._lock = threading.Lock()
         self._bind()
@@ -64,6 +68,8 @@ class Binding:
         self.output = _output(self.fn, self.signature)
         of_output = Signature.of((self.output,))
         self.target = self._bind_one(target, of_output) if callable(target) else None
+        self.programs = self.fn.program, None if self.target is None else self.target.program
+        self.key = self._key, *self.programs
         self._placed: dict[Mesh | None, PyTree] = {}
 
     def _bind_one(self, function: Callable[..., Any], signature: Signature) -> Bound:
@@ -78,16 +84,6 @@ class Binding:
             return Bound(*bind(function, [signature]))
 
     @property
-    def key(self) -> Hashable:
-        """What tells this call from others of the engine, but for the examples."""
-        return self._key, *self.programs
-
-    @property
-    def programs(self) -> tuple[Recipe | Program, Recipe | Program | None]:
-        """The programs of the function and of the target."""
-        return self.fn.program, None if self.target is None else self.target.program
-
-    @property
     def rows(self) -> Rows:
         """How many evaluations of the function use a device well."""
         key = self.fn.program, self.signature
@@ -95,19 +91,11 @@ class Binding:
             _trace(self.fn, self.signature)
         return MEMOS.rows[key]
 
-    @property
-    def leaves(self) -> list[Any]:
-        """All arrays of the function, of the target and of the options."""
-        return jax.tree.leaves(self._arrays())
-
-    def _arrays(self) -> PyTree:
-        target_arrays = [] if self.target is None else self.target.arrays
-        return self.fn.arrays, target_arrays, self.option_arrays
-
     def arrays_on(self, mesh: Mesh | None) -> PyTree:
         """Return the traced half of a call beside the examples, on each device of the mesh."""
         if mesh not in self._placed:
-            arrays = self._arrays()
+            target_arrays = [] if self.target is None else self.target.arrays
+            arrays = self.fn.arrays, target_arrays, self.option_arrays
             if mesh is not None:
                 arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
             self._placed[mesh] = arrays

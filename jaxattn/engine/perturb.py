@@ -98,7 +98,7 @@ def leaves_like(x: PyTree, value: PyTree, name: str, is_one: Callable[[PyTree], 
     return leaves
 
 
-def _broadcast(baseline: ArrayLike, x: Array) -> Array:
+def _broadcast(baseline: ArrayLike, x: Array | np.ndarray) -> Array:
     try:
         value = jnp.asarray(baseline)
     except TypeError as error:

@@ -59,7 +59,7 @@ def make_plan(
     limit_seen = MEMOS.limits.get(binding.key)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    leaves = [*jax.tree.leaves(examples), *binding.leaves]
+    leaves = jax.tree.leaves((examples, binding.arrays_on(None)))
     device = mesh.devices.flat[0] if mesh else device_of(leaves)
     concrete = all(map(is_concrete, leaves))
     rows = binding.rows

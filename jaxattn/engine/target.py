@@ -117,7 +117,7 @@ def single_output(output: PyTree, argument: str) -> PyTree:
     return leaves[0]
 
 
-def index(target: Target) -> tuple[int | Array, ...]:
+def index(target: Target) -> tuple[PyTree, ...]:
     """Return one index into an output, as a tuple with an entry for each axis."""
     if isinstance(target, (tuple, list)):
         return tuple(target)
