@@ -85,10 +85,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# The files that take longest, in the order in which workers start them, and how many groups of
-# tests each is divided into. All other files are a group each.
+# The files that take longest, in the order in which workers start them, and the number of groups
+# of tests in each. Every other file is one group.
 LONGEST = {
-    "test_methods_common": 3,
+    "test_methods_common": 1,
     "test_relevance": 2,
     "test_front": 2,
     "test_nn_recurrent": 2,
@@ -102,13 +102,18 @@ LONGEST = {
 }
 
 
+# The parameter that divides a file's tests into groups, where its values share nothing.
+DIVIDED_BY = {"test_methods_common": "name", "test_examples": "run"}
+
+
 def group(item):
     """Return the name of the tests that one process runs: they share programs and fixtures."""
     stem = item.path.stem
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    method = params.get("name") if stem == "test_methods_common" else None
-    shared = method or item.originalname
-    return f"{stem}-{zlib.crc32(shared.encode()) % LONGEST.get(stem, 1)}"
+    value = params.get(DIVIDED_BY.get(stem))
+    if value is None:
+        value = zlib.crc32(item.originalname.encode()) % LONGEST.get(stem, 1)
+    return f"{stem}-{value}"
 
 
 @pytest.hookimpl(tryfirst=True)
