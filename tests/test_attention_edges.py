@@ -221,12 +221,12 @@ def test_a_mask_has_an_entry_for_each_step(kind, shape, x):
 )
 @pytest.mark.parametrize("size", [2.5, "2"])
 def test_sizes_are_integers(make, size):
-    with pytest.raises(TypeError, match="features must be an integer, got"):
+    with pytest.raises(TypeError, match="`features` must be an integer, got"):
         make(size)
 
 
 def test_an_output_length_is_an_integer(x):
-    with pytest.raises(TypeError, match=r"output_length must be an integer, got 2\.5"):
+    with pytest.raises(TypeError, match=r"`output_length` must be an integer, got 2\.5"):
         LAYER["decoder"]()(x, output_length=2.5)
 
 

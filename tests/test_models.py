@@ -88,11 +88,11 @@ def test_split_and_merge():
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("cell must be one of lstm, gru, rnn; got 'LSTM'", {"cell": "LSTM"}),
-        ("readout must be one of last, mean, steps; got 'sum'", {"readout": "sum"}),
-        ("padding must be one of right, left; got 'pre'", {"padding": "pre"}),
-        ("num_classes must be at least 1, got 0", {"num_classes": 0}),
-        ("num_layers must be at least 1, got 0", {"num_layers": 0}),
+        ("`cell` must be one of lstm, gru, rnn; got 'LSTM'", {"cell": "LSTM"}),
+        ("`readout` must be one of last, mean, steps; got 'sum'", {"readout": "sum"}),
+        ("`padding` must be one of right, left; got 'pre'", {"padding": "pre"}),
+        ("`num_classes` must be at least 1, got 0", {"num_classes": 0}),
+        ("`num_layers` must be at least 1, got 0", {"num_layers": 0}),
     ],
 )
 def test_wrong_settings(message, options):
@@ -102,7 +102,7 @@ def test_wrong_settings(message, options):
 
 
 def test_wrong_inputs():
-    with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., T, 3\), got \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"`x` must have shape \(\.\.\., T, 3\), got \(5, 2\)"):
         make()(inputs(T, D - 1))
-    with pytest.raises(ValueError, match=r"lengths must lie in \[0, T\] = \[0, 5\], got 6"):
+    with pytest.raises(ValueError, match=r"`lengths` must lie in \[0, T\] = \[0, 5\], got 6"):
         make()(inputs(T, D), 6)

@@ -413,13 +413,13 @@ def test_relevance_of_a_word_is_conserved(attention, x64):
 @pytest.mark.parametrize(
     ("image", "words", "error", "message"),
     [
-        ((6, 6, 2), [1, 0], ValueError, "image must have shape (..., 6, 5, 2), got (6, 6, 2)"),
-        (IMAGE, [1, 2, 1, 0], ValueError, "words must be 1 to 3 a caption, got 4"),
-        (IMAGE, [[1, 0]], ValueError, "words must have shape ('T',) for these pictures"),
-        ((2, *IMAGE), [[1, 0]], ValueError, "words must have shape (2, 'T')"),
-        (IMAGE, [1, 3], ValueError, "words must lie in 0 to 2, got 1 to 3"),
-        (IMAGE, [-1, 0], ValueError, "words must lie in 0 to 2, got -1 to 0"),
-        (IMAGE, [1.0, 0.0], TypeError, "words must be integers"),
+        ((6, 6, 2), [1, 0], ValueError, "`image` must have shape (..., 6, 5, 2), got (6, 6, 2)"),
+        (IMAGE, [1, 2, 1, 0], ValueError, "`words` must hold 1 to 3 words per caption"),
+        (IMAGE, [[1, 0]], ValueError, "`words` must have shape ('T',) for these images"),
+        ((2, *IMAGE), [[1, 0]], ValueError, "`words` must have shape (2, 'T')"),
+        (IMAGE, [1, 3], ValueError, "`words` must lie in 0 to 2, got 1 to 3"),
+        (IMAGE, [-1, 0], ValueError, "`words` must lie in 0 to 2, got -1 to 0"),
+        (IMAGE, [1.0, 0.0], TypeError, "`words` must be integers"),
     ],
 )
 def test_bad_input_is_refused(image, words, error, message):
@@ -430,14 +430,14 @@ def test_bad_input_is_refused(image, words, error, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"positions": np.array([99, 0, 1])}, ValueError, "positions must lie in 0 to 3, got 0"),
-        ({"positions": np.array([-1, 0, 1])}, ValueError, "positions must lie in 0 to 3, got -1"),
-        ({"positions": np.array([0, 1])}, ValueError, "positions must have shape (3,)"),
-        ({"positions": np.zeros(3)}, TypeError, "positions must be of dtype integer, got float"),
-        ({"expected": np.ones(2, bool)}, ValueError, "expected must have shape ()"),
-        ({"expected": np.array(1)}, TypeError, "expected must be of dtype bool"),
-        ({"hidden_dropout": 1.5}, ValueError, "hidden_dropout must lie in 0 to 1, got 1.5"),
-        ({"hidden_dropout": np.nan}, ValueError, "hidden_dropout must lie in 0 to 1, got nan"),
+        ({"positions": np.array([99, 0, 1])}, ValueError, "`positions` must lie in 0 to 3, got 0"),
+        ({"positions": np.array([-1, 0, 1])}, ValueError, "`positions` must lie in 0 to 3, got -1"),
+        ({"positions": np.array([0, 1])}, ValueError, "`positions` must have shape (3,)"),
+        ({"positions": np.zeros(3)}, TypeError, "`positions` must be of dtype integer, got float"),
+        ({"expected": np.ones(2, bool)}, ValueError, "`expected` must have shape ()"),
+        ({"expected": np.array(1)}, TypeError, "`expected` must be of dtype bool"),
+        ({"hidden_dropout": 1.5}, ValueError, "`hidden_dropout` must lie in 0 to 1, got 1.5"),
+        ({"hidden_dropout": np.nan}, ValueError, "`hidden_dropout` must lie in 0 to 1, got nan"),
     ],
 )
 def test_bad_options_of_a_reading_are_refused(options, error, message):
@@ -447,27 +447,27 @@ def test_bad_options_of_a_reading_are_refused(options, error, message):
 
 @pytest.mark.parametrize("width", [0, -1])
 def test_a_beam_below_one_is_refused(width):
-    with pytest.raises(ValueError, match=f"width must be at least 1, got {width}"):
+    with pytest.raises(ValueError, match=f"`width` must be at least 1, got {width}"):
         models.beam_captions(make(), pictures(), width=width)
 
 
 def test_a_search_refuses_pictures_of_another_shape():
-    with pytest.raises(ValueError, match=re.escape("image must have shape (..., 6, 5, 2)")):
+    with pytest.raises(ValueError, match=re.escape("`image` must have shape (..., 6, 5, 2)")):
         models.greedy_caption(make(), np.zeros((5, 6, 2), np.float32))
 
 
 def test_the_hard_loss_needs_hard_attention():
-    with pytest.raises(ValueError, match="model must have hard attention, got soft"):
+    with pytest.raises(ValueError, match="`model` must have hard attention, got soft"):
         models.hard_caption_loss(make(), pictures(1), WORDS[None], key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "firm"}, "attention must be 'soft' or 'hard', got 'firm'"),
-        ({"channels": ()}, "channels must be of at least one convolution"),
+        ({"attention": "firm"}, "`attention` must be 'soft' or 'hard', got 'firm'"),
+        ({"channels": ()}, "`channels` must be of at least one convolution"),
         ({"embedding_features": 0}, "embedding_features must be at least 1"),
-        ({"hidden_features": 0}, "hidden_features must be at least 1, got 0"),
+        ({"hidden_features": 0}, "`hidden_features` must be at least 1, got 0"),
     ],
 )
 def test_bad_sizes_are_refused(options, message):

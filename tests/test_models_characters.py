@@ -105,12 +105,12 @@ def test_weights_are_found_and_replaced_by_name():
 @pytest.mark.parametrize(
     ("x", "mask", "error", "message"),
     [
-        (inputs(T, D + 1), None, ValueError, "x must have shape (..., T, 3), T > 0, got (6, 4)"),
-        (inputs(D), None, ValueError, "x must have shape (..., T, 3), T > 0, got (3,)"),
-        (inputs(0, D), None, ValueError, "x must have shape (..., T, 3), T > 0, got (0, 3)"),
-        (inputs(T, D) > 0, None, TypeError, "x must be real numbers, got dtype bool"),
-        (inputs(T, D), np.ones(T), TypeError, "mask must be boolean"),
-        (inputs(T, D), np.ones(T + 1, bool), ValueError, "mask must broadcast to shape (6,)"),
+        (inputs(T, D + 1), None, ValueError, "`x` must have shape (..., T, 3), T > 0, got (6, 4)"),
+        (inputs(D), None, ValueError, "`x` must have shape (..., T, 3), T > 0, got (3,)"),
+        (inputs(0, D), None, ValueError, "`x` must have shape (..., T, 3), T > 0, got (0, 3)"),
+        (inputs(T, D) > 0, None, TypeError, "`x` must be real numbers, got dtype bool"),
+        (inputs(T, D), np.ones(T), TypeError, "`mask` must be boolean"),
+        (inputs(T, D), np.ones(T + 1, bool), ValueError, "`mask` must broadcast to shape (6,)"),
     ],
 )
 def test_attention_refuses_bad_input(layer, x, mask, error, message):
@@ -119,13 +119,13 @@ def test_attention_refuses_bad_input(layer, x, mask, error, message):
 
 
 def test_sizes_must_be_positive():
-    with pytest.raises(ValueError, match="features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`features` must be at least 1, got 0"):
         nn.FeedForwardAttention(0, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="param_dtype must be floating"):
+    with pytest.raises(TypeError, match="`param_dtype` must be floating"):
         nn.FeedForwardAttention(2, param_dtype=jnp.int32, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="num_characters must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_characters` must be at least 1, got 0"):
         ja.models.CharacterClassifier(0, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="hidden_features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`hidden_features` must be at least 1, got 0"):
         ja.models.CharacterClassifier(3, hidden_features=0, rngs=nnx.Rngs(0))
 
 
@@ -205,13 +205,18 @@ def test_methods_explain_the_logit_of_the_answer(model, method):
 @pytest.mark.parametrize(
     ("given", "lengths", "error", "message"),
     [
-        (np.ones(T, np.float32), None, TypeError, "ids must be integers, got dtype float32"),
-        (np.array([0, V], np.int32), None, ValueError, "ids must lie in [0, 9), got 0 to 9"),
-        (np.array([-1, 2], np.int32), None, ValueError, "ids must lie in [0, 9), got -1 to 2"),
-        (np.zeros((2, 0), np.int32), None, ValueError, "ids must have shape (..., T), got (2, 0)"),
-        (np.int32(3), None, ValueError, "ids must have shape (..., T), got ()"),
-        (ids(T), np.int32(T + 1), ValueError, "lengths must lie in [0, T] = [0, 6], got 7"),
-        (ids(2, T), np.array([T]), ValueError, "lengths must have shape (2,)"),
+        (np.ones(T, np.float32), None, TypeError, "`ids` must be integers, got dtype float32"),
+        (np.array([0, V], np.int32), None, ValueError, "`ids` must lie in [0, 9), got 0 to 9"),
+        (np.array([-1, 2], np.int32), None, ValueError, "`ids` must lie in [0, 9), got -1 to 2"),
+        (
+            np.zeros((2, 0), np.int32),
+            None,
+            ValueError,
+            "`ids` must have shape (..., T), got (2, 0)",
+        ),
+        (np.int32(3), None, ValueError, "`ids` must have shape (..., T), got ()"),
+        (ids(T), np.int32(T + 1), ValueError, "`lengths` must lie in [0, T] = [0, 6], got 7"),
+        (ids(2, T), np.array([T]), ValueError, "`lengths` must have shape (2,)"),
     ],
 )
 def test_the_model_refuses_bad_input(model, given, lengths, error, message):

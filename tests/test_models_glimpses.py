@@ -310,40 +310,40 @@ WRONG = {
     ),
     "a vector": (
         lambda: make(jnp.float32)(np.zeros(12, np.float32)),
-        r"image must have shape \(\.\.\., H, W\), got \(12,\)",
+        r"`image` must have shape \(\.\.\., H, W\), got \(12,\)",
     ),
     "other channels": (
         lambda: make(jnp.float32, channels=3)(np.zeros((12, 10, 4), np.float32)),
-        r"image must have shape \(\.\.\., H, W, 3\), got \(12, 10, 4\)",
+        r"`image` must have shape \(\.\.\., H, W, 3\), got \(12, 10, 4\)",
     ),
     "too few locations": (
         lambda: make(jnp.float32).look(
             np.zeros((12, 10), np.float32), locations=np.zeros((2, 2), np.float32)
         ),
-        r"locations must have shape \(3, 2\), got \(2, 2\)",
+        r"`locations` must have shape \(3, 2\), got \(2, 2\)",
     ),
-    "no glimpses": (lambda: make(num_glimpses=0), "num_glimpses must be at least 1, got 0"),
-    "no size": (lambda: make(size=0), "size must be at least 1, got 0"),
-    "no scales": (lambda: make(scales=0), "scales must be at least 1, got 0"),
-    "no channels": (lambda: make(channels=0), "channels must be at least 1, got 0"),
-    "no units": (lambda: make(hidden_features=0), "hidden_features must be at least 1, got 0"),
-    "one unit": (lambda: make(hidden_features=1), "hidden_features must be at least 2, got 1"),
+    "no glimpses": (lambda: make(num_glimpses=0), "`num_glimpses` must be at least 1, got 0"),
+    "no size": (lambda: make(size=0), "`size` must be at least 1, got 0"),
+    "no scales": (lambda: make(scales=0), "`scales` must be at least 1, got 0"),
+    "no channels": (lambda: make(channels=0), "`channels` must be at least 1, got 0"),
+    "no units": (lambda: make(hidden_features=0), "`hidden_features` must be at least 1, got 0"),
+    "one unit": (lambda: make(hidden_features=1), "`hidden_features` must be at least 2, got 1"),
     "a label past the classes": (
-        lambda: loss(labels=LABELS + 1), r"labels must lie in \[0, 3\), got 1 to 3",
+        lambda: loss(labels=LABELS + 1), r"`labels` must lie in \[0, 3\), got 1 to 3",
     ),
     "a label below 0": (
-        lambda: loss(labels=LABELS - 1), r"labels must lie in \[0, 3\), got -1 to 1",
+        lambda: loss(labels=LABELS - 1), r"`labels` must lie in \[0, 3\), got -1 to 1",
     ),
-    "a loss of no paths": (lambda: loss(num_samples=0), "num_samples must be at least 1, got 0"),
+    "a loss of no paths": (lambda: loss(num_samples=0), "`num_samples` must be at least 1, got 0"),
     "other paths than asked for": (
         lambda: loss(num_samples=2, locations=np.zeros((1, 4, N, 2), np.float32)),
-        r"locations must have shape \(2, 4, 3, 2\), got \(1, 4, 3, 2\)",
+        r"`locations` must have shape \(2, 4, 3, 2\), got \(1, 4, 3, 2\)",
     ),
     "no paths": (
         lambda: make(jnp.float32).probabilities(
             np.zeros((12, 10), np.float32), key=KEY, num_samples=0
         ),
-        "num_samples must be at least 1, got 0",
+        "`num_samples` must be at least 1, got 0",
     ),
 }  # fmt: skip
 
@@ -355,9 +355,9 @@ def test_what_is_wrong_is_named(call, message):
 
 
 def test_numbers_of_things_are_integers():
-    with pytest.raises(TypeError, match=r"num_glimpses must be an integer, got 2\.5"):
+    with pytest.raises(TypeError, match=r"`num_glimpses` must be an integer, got 2\.5"):
         make(num_glimpses=2.5)
-    with pytest.raises(TypeError, match=r"num_samples must be an integer, got 1\.5"):
+    with pytest.raises(TypeError, match=r"`num_samples` must be an integer, got 1\.5"):
         loss(num_samples=1.5)
 
 

@@ -94,11 +94,11 @@ def test_relevance_is_conserved(attention, beside, x64):
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("attention must be one of self, weighted; got 'soft'", {"attention": "soft"}),
-        ("beside must be one of weights, outputs; got 'both'", {"beside": "both"}),
-        ("num_steps must be at least 1, got 0", {"num_steps": 0}),
-        ("num_classes must be at least 1, got 0", {"num_classes": 0}),
-        ("units must be at least 1, got 0", {"units": 0}),
+        ("`attention` must be one of self, weighted; got 'soft'", {"attention": "soft"}),
+        ("`beside` must be one of weights, outputs; got 'both'", {"beside": "both"}),
+        ("`num_steps` must be at least 1, got 0", {"num_steps": 0}),
+        ("`num_classes` must be at least 1, got 0", {"num_classes": 0}),
+        ("`units` must be at least 1, got 0", {"units": 0}),
     ],
 )
 def test_wrong_settings(message, options):
@@ -110,11 +110,11 @@ def test_wrong_settings(message, options):
 @pytest.mark.parametrize("name", ["in_features", "num_steps", "num_classes", "hidden_features"])
 def test_sizes_are_integers(name):
     given = {"in_features": D, "num_steps": T, "num_classes": K, "rngs": nnx.Rngs(0)}
-    with pytest.raises(TypeError, match=rf"^{name} must be an integer, got 5\.5"):
+    with pytest.raises(TypeError, match=rf"^`{name}` must be an integer, got 5\.5"):
         SignalClassifier(**given | {name: 5.5})
 
 
 @pytest.mark.parametrize("shape", [(T - 1, D), (D,), (2, T, D + 1)])
 def test_wrong_series(shape):
-    with pytest.raises(ValueError, match="x must have shape"):
+    with pytest.raises(ValueError, match="`x` must have shape"):
         make()(np.zeros(shape, np.float32))

@@ -325,16 +325,16 @@ X = np.zeros((2, 5, Q), np.float32)
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, r"queries must have shape \(\.\.\., T, 4\)", lambda m: m(X[..., :3], X)),
-        (ValueError, r"keys must have shape \(\.\.\., T, 4\)", lambda m: m(X, X[..., :3])),
-        (ValueError, r"keys must have leading axes \(2,\), got .*\(5, 4\)", lambda m: m(X, X[0])),
-        (ValueError, "values must have one row a key", lambda m: m(X, X, X[:, 1:])),
+        (ValueError, r"`queries` must have shape \(\.\.\., T, 4\)", lambda m: m(X[..., :3], X)),
+        (ValueError, r"`keys` must have shape \(\.\.\., T, 4\)", lambda m: m(X, X[..., :3])),
+        (ValueError, r"`keys` must have leading axes \(2,\), got .*\(5, 4\)", lambda m: m(X, X[0])),
+        (ValueError, "`values` must have one row per key", lambda m: m(X, X, X[:, 1:])),
         (ValueError, r"T > 0, got \(2, 0, 4\)", lambda m: m(X, X[:, :0])),
-        (TypeError, "keys must be real numbers, got dtype bool", lambda m: m(X, X > 0)),
-        (TypeError, "mask must be boolean", lambda m: m(X, X, mask=np.ones(5))),
+        (TypeError, "`keys` must be real numbers, got dtype bool", lambda m: m(X, X > 0)),
+        (TypeError, "`mask` must be boolean", lambda m: m(X, X, mask=np.ones(5))),
         (
             ValueError,
-            r"mask must broadcast to shape \(2, 5\), got \(2, 5, 5\)",
+            r"`mask` must broadcast to shape \(2, 5\), got \(2, 5, 5\)",
             lambda m: m(X, X, mask=np.ones((2, 5, 5), bool)),
         ),
     ],
@@ -347,24 +347,24 @@ def test_wrong_arguments(layer, error, message, call):
 
 def test_wrong_pairs():
     layer = nn.CrossAttention(Q, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"b must have leading axes \(2,\)"):
+    with pytest.raises(ValueError, match=r"`b` must have leading axes \(2,\)"):
         layer(X, X[0])
-    with pytest.raises(ValueError, match=r"a must have shape \(\.\.\., T, 4\)"):
+    with pytest.raises(ValueError, match=r"`a` must have shape \(\.\.\., T, 4\)"):
         layer(X[..., 1:], X)
-    with pytest.raises(ValueError, match=r"mask must broadcast to shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"`mask` must broadcast to shape \(2, 3\)"):
         layer(X, X[:, :3], mask_b=np.ones(5, bool))
 
 
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "score must be one of 'dot', .* got 'cosine'", {"score": "cosine"}),
-        (ValueError, "local must be one of None, .* got 'global'", {"local": "global"}),
-        (ValueError, "window must be at least 1, got 0", {"window": 0}),
-        (ValueError, "units must be at least 1, got 0", {"units": 0}),
-        (ValueError, "score='dot' needs", {"score": "dot", "key_features": 3}),
-        (TypeError, "key_features must be an integer, got '3'", {"key_features": "3"}),
-        (TypeError, "param_dtype must be floating", {"param_dtype": "int32"}),
+        (ValueError, "`score` must be one of 'dot', .* got 'cosine'", {"score": "cosine"}),
+        (ValueError, "`local` must be one of None, .* got 'global'", {"local": "global"}),
+        (ValueError, "`window` must be at least 1, got 0", {"window": 0}),
+        (ValueError, "`units` must be at least 1, got 0", {"units": 0}),
+        (ValueError, "`key_features` must equal", {"score": "dot", "key_features": 3}),
+        (TypeError, "`key_features` must be an integer, got '3'", {"key_features": "3"}),
+        (TypeError, "`param_dtype` must be floating", {"param_dtype": "int32"}),
     ],
 )
 def test_wrong_settings(error, message, options):
@@ -373,7 +373,7 @@ def test_wrong_settings(error, message, options):
 
 
 def test_wrong_sizes():
-    with pytest.raises(ValueError, match="query_features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`query_features` must be at least 1, got 0"):
         nn.AdditiveAttention(0, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"units\[1\] must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`units\[1\]` must be at least 1, got 0"):
         nn.CrossAttention(Q, units=(3, 0), rngs=nnx.Rngs(0))

@@ -234,36 +234,36 @@ H = np.zeros((2, T, M), np.float32)
     [
         (
             ValueError,
-            r"annotations must have shape \(\.\.\., T_in, 3\) .*, got \(3,\)",
+            r"`annotations` must have shape \(\.\.\., T_in, 3\) .*, got \(3,\)",
             lambda m: m(H[0, 0]),
         ),
-        (ValueError, r"annotations must have .*, got \(2, 5, 2\)", lambda m: m(H[..., :2])),
-        (ValueError, r"annotations must have .*, got \(2, 0, 3\)", lambda m: m(H[:, :0])),
-        (TypeError, "annotations must be real numbers, got dtype complex64", lambda m: m(H + 1j)),
+        (ValueError, r"`annotations` must have .*, got \(2, 5, 2\)", lambda m: m(H[..., :2])),
+        (ValueError, r"`annotations` must have .*, got \(2, 0, 3\)", lambda m: m(H[:, :0])),
+        (TypeError, "`annotations` must be real numbers, got dtype complex64", lambda m: m(H + 1j)),
         (
             ValueError,
-            r"mask must broadcast to shape \(2, 5\), got \(3,\)",
+            r"`mask` must broadcast to shape \(2, 5\), got \(3,\)",
             lambda m: m(H, np.ones(3, bool)),
         ),
-        (TypeError, "mask must be boolean", lambda m: m(H, np.ones(T, np.float32))),
-        (ValueError, "output_length must be at least 1, got 0", lambda m: m(H, output_length=0)),
+        (TypeError, "`mask` must be boolean", lambda m: m(H, np.ones(T, np.float32))),
+        (ValueError, "`output_length` must be at least 1, got 0", lambda m: m(H, output_length=0)),
         (
             ValueError,
-            r"teacher must have shape \(2, T_out, 2\), got \(2, 4, 3\)",
+            r"`teacher` must have shape \(2, T_out, 2\), got \(2, 4, 3\)",
             lambda m: m(H, teacher=np.zeros((2, 4, 3), np.float32)),
         ),
         (
             ValueError,
-            r"teacher must have shape \(2, 3, 2\), got \(2, 4, 2\)",
+            r"`teacher` must have shape \(2, 3, 2\), got \(2, 4, 2\)",
             lambda m: m(H, output_length=3, teacher=np.zeros((2, 4, 2), np.float32)),
         ),
-        (ValueError, "teacher must have .*, got \\(2,\\)", lambda m: m(H, teacher=np.zeros(2))),
+        (ValueError, "`teacher` must have .*, got \\(2,\\)", lambda m: m(H, teacher=np.zeros(2))),
         (
             ValueError,
-            "output_length must be at least 1, got 0",
+            "`output_length` must be at least 1, got 0",
             lambda m: m(H, teacher=np.zeros((2, 0, K), np.float32)),
         ),
-        (TypeError, "teacher must be real", lambda m: m(H, teacher=np.zeros((2, 4, K), bool))),
+        (TypeError, "`teacher` must be real", lambda m: m(H, teacher=np.zeros((2, 4, K), bool))),
     ],
 )
 def test_wrong_arguments(error, message, call):
@@ -274,10 +274,10 @@ def test_wrong_arguments(error, message, call):
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "in_features must be at least 1, got 0", {"in_features": 0}),
-        (ValueError, "hidden_features must be at least 1, got -1", {"hidden_features": -1}),
-        (ValueError, "num_classes must be at least 1, got 0", {"num_classes": 0}),
-        (TypeError, "param_dtype must be floating, got int32", {"param_dtype": "int32"}),
+        (ValueError, "`in_features` must be at least 1, got 0", {"in_features": 0}),
+        (ValueError, "`hidden_features` must be at least 1, got -1", {"hidden_features": -1}),
+        (ValueError, "`num_classes` must be at least 1, got 0", {"num_classes": 0}),
+        (TypeError, "`param_dtype` must be floating, got int32", {"param_dtype": "int32"}),
     ],
 )
 def test_wrong_settings(error, message, options):
@@ -343,7 +343,7 @@ def test_integrated_gradients_sum_to_the_change_of_each_label(translator, x64):
 
 
 def test_wrong_settings_of_a_translator():
-    with pytest.raises(ValueError, match="output_length must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`output_length` must be at least 1, got 0"):
         ja.models.Translator(M, 3, K, output_length=0, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="hidden_features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`hidden_features` must be at least 1, got 0"):
         ja.models.Translator(M, 0, K, rngs=nnx.Rngs(0))

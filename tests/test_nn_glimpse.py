@@ -177,40 +177,40 @@ def test_locations_are_captured_and_replaced_by_name():
 WRONG = {
     "an image smaller than the glimpse": (
         lambda: nn.glimpse(np.zeros((9, 3), np.float32), np.zeros(2, np.float32), 4),
-        r"image must be at least .* 4 x 4, got shape \(9, 3\)",
+        r"`image` must be at least .* 4 x 4, got shape \(9, 3\)",
     ),
     "an image of another rank": (
         lambda: nn.GlimpseSensor(2)(np.zeros(9, np.float32), np.zeros(2, np.float32)),
-        r"image must have shape \(H, W\) or \(H, W, C\), got \(9,\)",
+        r"`image` must have shape \(H, W\) or \(H, W, C\), got \(9,\)",
     ),
     "a location of another shape": (
         lambda: nn.GlimpseSensor(2)(GREY, np.zeros(3, np.float32)),
-        r"location must have shape \(\.\.\., 2\), got \(3,\)",
+        r"`location` must have shape \(\.\.\., 2\), got \(3,\)",
     ),
     "a batch of another size": (
         lambda: nn.GlimpseSensor(2)(np.stack([GREY, GREY]), np.zeros((3, 2), np.float32)),
-        r"image must have shape \(3, H, W\) .* got \(2, 9, 12\)",
+        r"`image` must have shape \(3, H, W\) .* got \(2, 9, 12\)",
     ),
-    "a size of 0": (lambda: nn.GlimpseSensor(0), "size must be at least 1, got 0"),
-    "no scales": (lambda: nn.GlimpseSensor(2, 0), "scales must be at least 1, got 0"),
+    "a size of 0": (lambda: nn.GlimpseSensor(0), "`size` must be at least 1, got 0"),
+    "no scales": (lambda: nn.GlimpseSensor(2, 0), "`scales` must be at least 1, got 0"),
     "boxes on too small an image": (
         lambda: nn.glimpse_boxes(np.zeros(2, np.float32), (3, 3), 4),
-        "image must be at least as large",
+        "`image` must be at least as large",
     ),
     "no features": (
-        lambda: nn.GlimpseNetwork(5, 0, rngs=nnx.Rngs(0)), "features must be at least 1, got 0",
+        lambda: nn.GlimpseNetwork(5, 0, rngs=nnx.Rngs(0)), "`features` must be at least 1, got 0",
     ),
     "patches of another width": (
         lambda: nn.GlimpseNetwork(5, 4, rngs=nnx.Rngs(0))(
             np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32)
         ),
-        r"patches must have shape \(\.\.\., 5\), got \(1, 4\)",
+        r"`patches` must have shape \(\.\.\., 5\), got \(1, 4\)",
     ),
     "no spread": (
-        lambda: nn.LocationNetwork(3, std=0.0, rngs=nnx.Rngs(0)), "std must be positive, got 0.0",
+        lambda: nn.LocationNetwork(3, std=0.0, rngs=nnx.Rngs(0)), "`std` must be positive, got 0.0",
     ),
     "no hidden state": (
-        lambda: nn.LocationNetwork(0, rngs=nnx.Rngs(0)), "in_features must be at least 1, got 0",
+        lambda: nn.LocationNetwork(0, rngs=nnx.Rngs(0)), "`in_features` must be at least 1, got 0",
     ),
 }  # fmt: skip
 
@@ -229,7 +229,7 @@ def test_sizes_are_integers(size):
         "features": lambda: nn.GlimpseNetwork(5, size, rngs=nnx.Rngs(0)),
         "in_features": lambda: nn.LocationNetwork(size, rngs=nnx.Rngs(0)),
     }.items():
-        with pytest.raises(TypeError, match=f"^{name} must be an integer, got {size!r}"):
+        with pytest.raises(TypeError, match=f"^`{name}` must be an integer, got {size!r}"):
             call()
 
 

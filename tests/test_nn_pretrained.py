@@ -191,18 +191,18 @@ def without(name):
 @pytest.mark.parametrize(
     ("message", "weights"),
     [
-        (r"lacks 'weight_hh_l0', of shape \(6, 2\)", without("weight_hh_l0")),
-        (r"lacks 'bias_hh_l0', of shape \(6,\)", without("bias_hh_l0")),
-        (r"'weight_ih_l0'\] must have shape \(6, 3\), got \(6, 4\)", state_dict("gru", width=4)),
+        (r"must hold 'weight_hh_l0', of shape \(6, 2\)", without("weight_hh_l0")),
+        (r"must hold 'bias_hh_l0', of shape \(6,\)", without("bias_hh_l0")),
+        (r"'weight_ih_l0'\]` must have shape \(6, 3\), got \(6, 4\)", state_dict("gru", width=4)),
         (r"\['bias_hh_l1', .*, 'weight_ih_l1'\]", state_dict("gru", num_layers=2)),
         (r"\['bias_hh_l0_reverse', ", state_dict("gru", bidirectional=True)),
         (r"\['weight_hr_l0'\]", state_dict("gru") | {"weight_hr_l0": np.zeros((1, H))}),
         (
-            r"weights\[0\], the kernel, must have shape \(3, 6\), got \(4, 6\)",
+            r"`weights\[0\]`, the kernel, must have shape \(3, 6\), got \(4, 6\)",
             [np.zeros((4, 6))] * 3,
         ),
         (
-            r"weights\[2\], the bias of reset_after=True, must have shape \(2, 6\), got \(6,\)",
+            r"`weights\[2\]`, the bias of reset_after=True, must have shape \(2, 6\), got \(6,\)",
             [np.zeros((D, 6)), np.zeros((H, 6)), np.zeros(6)],
         ),
         ("for each of the layer's 1 cells, got 6 arrays", [np.zeros((D, 6))] * 6),

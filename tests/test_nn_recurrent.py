@@ -281,26 +281,26 @@ X = np.zeros((2, T, D), np.float32)
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, r"x must have shape \(\.\.\., T, 3\), got \(3,\)", lambda m: m(X[0, 0])),
+        (ValueError, r"`x` must have shape \(\.\.\., T, 3\), got \(3,\)", lambda m: m(X[0, 0])),
         (
             ValueError,
-            r"x must have shape \(\.\.\., T, 3\), got \(2, 5, 2\)",
+            r"`x` must have shape \(\.\.\., T, 3\), got \(2, 5, 2\)",
             lambda m: m(X[..., :2]),
         ),
-        (TypeError, "x must be real numbers, got dtype complex64", lambda m: m(X + 1j)),
-        (ValueError, r"lengths must have shape \(2,\)", lambda m: m(X, 3)),
-        (ValueError, r"lengths must have shape \(\)", lambda m: m(X[0], np.array([3]))),
+        (TypeError, "`x` must be real numbers, got dtype complex64", lambda m: m(X + 1j)),
+        (ValueError, r"`lengths` must have shape \(2,\)", lambda m: m(X, 3)),
+        (ValueError, r"`lengths` must have shape \(\)", lambda m: m(X[0], np.array([3]))),
         (
             ValueError,
-            r"lengths must lie in \[0, T\] = \[0, 5\], got \[6 2\]",
+            r"`lengths` must lie in \[0, T\] = \[0, 5\], got \[6 2\]",
             lambda m: m(X, np.array([6, 2])),
         ),
-        (ValueError, r"lengths must lie in .*, got -1", lambda m: m(X[0], -1)),
-        (TypeError, "lengths must be integers, got dtype float32", lambda m: m(X[0], 2.0)),
-        (TypeError, "lengths must be integers, got dtype bool", lambda m: m(X[0], True)),
-        (ValueError, "padding must be .* got 'pre'", lambda m: m(X, padding="pre")),
-        (ValueError, r"layer must lie in \[0, 1\), got 1", lambda m: m.weights(1)),
-        (ValueError, "backward=True, but", lambda m: m.weights(backward=True)),
+        (ValueError, r"`lengths` must lie in .*, got -1", lambda m: m(X[0], -1)),
+        (TypeError, "`lengths` must be integers, got dtype float32", lambda m: m(X[0], 2.0)),
+        (TypeError, "`lengths` must be integers, got dtype bool", lambda m: m(X[0], True)),
+        (ValueError, "`padding` must be .* got 'pre'", lambda m: m(X, padding="pre")),
+        (ValueError, r"`layer` must lie in \[0, 1\), got 1", lambda m: m.weights(1)),
+        (ValueError, "`backward` must be False", lambda m: m.weights(backward=True)),
     ],
 )
 def test_wrong_arguments(error, message, call):
@@ -311,10 +311,10 @@ def test_wrong_arguments(error, message, call):
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "hidden_features must be at least 1, got 0", {"hidden_features": 0}),
-        (ValueError, "num_layers must be at least 1, got 0", {"num_layers": 0}),
-        (ValueError, "activation must be 'tanh' or 'relu', got 'elu'", {"activation": "elu"}),
-        (TypeError, "param_dtype must be floating, got int32", {"param_dtype": "int32"}),
+        (ValueError, "`hidden_features` must be at least 1, got 0", {"hidden_features": 0}),
+        (ValueError, "`num_layers` must be at least 1, got 0", {"num_layers": 0}),
+        (ValueError, "`activation` must be 'tanh' or 'relu', got 'elu'", {"activation": "elu"}),
+        (TypeError, "`param_dtype` must be floating, got int32", {"param_dtype": "int32"}),
     ],
 )
 def test_wrong_settings(error, message, options):

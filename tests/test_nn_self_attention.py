@@ -303,16 +303,16 @@ X = np.zeros((2, T, D), np.float32)
     [
         (
             ValueError,
-            r"x must have shape \(\.\.\., T, 4\), T > 0, got \(4,\)",
+            r"`x` must have shape \(\.\.\., T, 4\), T > 0, got \(4,\)",
             lambda m: m(X[0, 0]),
         ),
-        (ValueError, r"x must have shape .* got \(2, 6, 3\)", lambda m: m(X[..., :3])),
-        (ValueError, r"x must have shape .* got \(2, 0, 4\)", lambda m: m(X[:, :0])),
-        (TypeError, "x must be real numbers, got dtype complex64", lambda m: m(X + 1j)),
+        (ValueError, r"`x` must have shape .* got \(2, 6, 3\)", lambda m: m(X[..., :3])),
+        (ValueError, r"`x` must have shape .* got \(2, 0, 4\)", lambda m: m(X[:, :0])),
+        (TypeError, "`x` must be real numbers, got dtype complex64", lambda m: m(X + 1j)),
         (ValueError, r"broadcast to shape \(2, 6\), got \(5,\)", lambda m: m(X, np.ones(5, bool))),
         (ValueError, r"broadcast to shape \(2, 6\)", lambda m: m(X, np.ones((6, 2), bool))),
         (ValueError, r"broadcast to shape \(6,\)", lambda m: m(X[0], np.ones((6, 6), bool))),
-        (TypeError, "mask must be boolean", lambda m: m(X, np.ones((2, T)))),
+        (TypeError, "`mask` must be boolean", lambda m: m(X, np.ones((2, T)))),
     ],
 )
 @pytest.mark.parametrize("kind", ["self", "weighted"])
@@ -325,13 +325,13 @@ def test_wrong_arguments(kind, error, message, call):
 @pytest.mark.parametrize(
     ("error", "message", "options"),
     [
-        (ValueError, "units must be at least 1, got 0", {"units": 0}),
-        (ValueError, "features must be at least 1, got -1", {"features": -1}),
-        (ValueError, "attention_width must be at least 1, got 0", {"attention_width": 0}),
-        (TypeError, "attention_width must be an integer, got 2.5", {"attention_width": 2.5}),
-        (ValueError, "attention_type must be one of .* got 'dot'", {"attention_type": "dot"}),
-        (ValueError, "attention_activation must be a function", {"attention_activation": "nope"}),
-        (TypeError, "param_dtype must be floating, got int32", {"param_dtype": "int32"}),
+        (ValueError, "`units` must be at least 1, got 0", {"units": 0}),
+        (ValueError, "`features` must be at least 1, got -1", {"features": -1}),
+        (ValueError, "`attention_width` must be at least 1, got 0", {"attention_width": 0}),
+        (TypeError, "`attention_width` must be an integer, got 2.5", {"attention_width": 2.5}),
+        (ValueError, "`attention_type` must be one of .* got 'dot'", {"attention_type": "dot"}),
+        (ValueError, "`attention_activation` must be a function", {"attention_activation": "nope"}),
+        (TypeError, "`param_dtype` must be floating, got int32", {"param_dtype": "int32"}),
     ],
 )
 def test_wrong_settings(error, message, options):
@@ -342,15 +342,15 @@ def test_wrong_settings(error, message, options):
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("num_heads must divide features=4, got 3", lambda: heads(3)),
-        ("num_heads must be at least 1, got 0", lambda: heads(0)),
-        (r"keys must have shape \(\.\.\., T, 4\)", lambda: heads(2)(X, X[..., :3])),
-        (r"keys must have leading axes \(2,\)", lambda: heads(2)(X, X[0])),
-        ("values must have one row a key", lambda: heads(2)(X, X, X[:, :3])),
-        (r"keys must have shape \(\.\.\., T, 4\)", lambda: scaled(X, X[..., :3])),
-        (r"queries must have shape \(\.\.\., T, D\)", lambda: scaled(X[0, 0])),
-        (r"queries must have shape \(\.\.\., T, D\)", lambda: scaled(X[0, 0, 0])),
-        (r"weights must have shape \(\.\.\., T, T\)", lambda: nn.attention_regularizer(X)),
+        ("`num_heads` must divide features=4, got 3", lambda: heads(3)),
+        ("`num_heads` must be at least 1, got 0", lambda: heads(0)),
+        (r"`keys` must have shape \(\.\.\., T, 4\)", lambda: heads(2)(X, X[..., :3])),
+        (r"`keys` must have leading axes \(2,\)", lambda: heads(2)(X, X[0])),
+        ("`values` must have one row per key", lambda: heads(2)(X, X, X[:, :3])),
+        (r"`keys` must have shape \(\.\.\., T, 4\)", lambda: scaled(X, X[..., :3])),
+        (r"`queries` must have shape \(\.\.\., T, D\)", lambda: scaled(X[0, 0])),
+        (r"`queries` must have shape \(\.\.\., T, D\)", lambda: scaled(X[0, 0, 0])),
+        (r"`weights` must have shape \(\.\.\., T, T\)", lambda: nn.attention_regularizer(X)),
     ],
 )
 def test_wrong_queries_and_heads(message, call):

@@ -178,12 +178,18 @@ def test_the_penalty_by_hand():
 @pytest.mark.parametrize(
     ("annotations", "hidden", "mask", "error", "message"),
     [
-        ((L, D + 1), (H,), None, ValueError, "annotations must have shape (..., L, 3), got (4, 4)"),
-        ((D,), (H,), None, ValueError, "annotations must have shape (..., L, 3), got (3,)"),
-        ((L, D), (H + 1,), None, ValueError, "hidden must have shape (2,) for annotations"),
-        ((6, L, D), (H,), None, ValueError, "hidden must have shape (6, 2) for annotations"),
-        ((L, D), (H,), np.ones(3, bool), ValueError, "mask must broadcast to shape (4,), got (3,)"),
-        ((L, D), (H,), np.ones(L), TypeError, "mask must be boolean"),
+        (
+            (L, D + 1),
+            (H,),
+            None,
+            ValueError,
+            "`annotations` must have shape (..., L, 3), got (4, 4)",
+        ),
+        ((D,), (H,), None, ValueError, "`annotations` must have shape (..., L, 3), got (3,)"),
+        ((L, D), (H + 1,), None, ValueError, "`hidden` must have shape (2,) for annotations"),
+        ((6, L, D), (H,), None, ValueError, "`hidden` must have shape (6, 2) for annotations"),
+        ((L, D), (H,), np.ones(3, bool), ValueError, "must broadcast to shape (4,), got (3,)"),
+        ((L, D), (H,), np.ones(L), TypeError, "`mask` must be boolean"),
     ],
 )
 def test_bad_input_is_refused(kind, annotations, hidden, mask, error, message):
@@ -194,7 +200,7 @@ def test_bad_input_is_refused(kind, annotations, hidden, mask, error, message):
 
 @both
 def test_integers_are_refused(kind):
-    with pytest.raises(TypeError, match="annotations must be floating, got dtype int32"):
+    with pytest.raises(TypeError, match="`annotations` must be floating, got dtype int32"):
         make(kind)(np.ones((L, D), np.int32), np.ones(H, np.float32))
 
 
@@ -204,16 +210,16 @@ def test_integers_are_refused(kind):
     [((0, 1, 1), "annotation_features"), ((1, 0, 1), "state_features"), ((1, 1, -2), "units")],
 )
 def test_sizes_below_one_are_refused(kind, sizes, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
         LAYERS[kind](*sizes, rngs=nnx.Rngs(0))
 
 
 @both
 def test_weights_must_be_floating(kind):
-    with pytest.raises(TypeError, match="param_dtype must be floating"):
+    with pytest.raises(TypeError, match="`param_dtype` must be floating"):
         LAYERS[kind](1, 1, 1, param_dtype=jnp.int32, rngs=nnx.Rngs(0))
 
 
 def test_a_mask_of_steps_must_fit():
-    with pytest.raises(ValueError, match=re.escape("mask must broadcast to shape (3,), got (2,)")):
+    with pytest.raises(ValueError, match=re.escape("must broadcast to shape (3,), got (2,)")):
         nn.doubly_stochastic_penalty(np.ones((3, 4), np.float32), np.ones(2, bool))

@@ -1,27 +1,35 @@
-"""Reference networks, each an NNX module that maps one example, or a batch, to its output."""
+"""Reference networks: Flax NNX modules that map one example, or a batch, to its output.
+
+Sequences:
+    SequenceClassifier: Recurrent layers with a linear readout.
+    SignalClassifier: An LSTM with attention, for multivariate series.
+    CharacterClassifier: A GRU with attention, for texts.
+    Translator: A bidirectional encoder with an attention decoder.
+
+Captions of images:
+    Captioner: Convolutions, soft or hard attention, and an LSTM; its result is `Reading`.
+    greedy_caption, beam_captions: Search for a `Caption`; `END` is the id of the last word.
+    soft_caption_loss, hard_caption_loss: Losses of type `CaptionLoss`.
+    moving_baseline: The baseline of the hard loss.
+
+Glimpses of images:
+    RecurrentAttention: The recurrent attention model; its result is `Glimpses`.
+    glimpse_loss: Its loss, of type `GlimpseLoss`.
+"""
 
 from jaxattn.models.caption_loss import (
-    CaptionLoss as CaptionLoss,
-    hard_caption_loss as hard_caption_loss,
-    moving_baseline as moving_baseline,
-    soft_caption_loss as soft_caption_loss,
+    CaptionLoss,
+    hard_caption_loss,
+    moving_baseline,
+    soft_caption_loss,
 )
-from jaxattn.models.caption_search import (
-    Caption as Caption,
-    beam_captions as beam_captions,
-    greedy_caption as greedy_caption,
-)
-from jaxattn.models.captioner import END as END, Captioner as Captioner, Reading as Reading
-from jaxattn.models.characters import CharacterClassifier as CharacterClassifier
-from jaxattn.models.glimpses import (
-    GlimpseLoss as GlimpseLoss,
-    Glimpses as Glimpses,
-    RecurrentAttention as RecurrentAttention,
-    glimpse_loss as glimpse_loss,
-)
-from jaxattn.models.sequence import SequenceClassifier as SequenceClassifier
-from jaxattn.models.signals import SignalClassifier as SignalClassifier
-from jaxattn.models.translation import Translator as Translator
+from jaxattn.models.caption_search import Caption, beam_captions, greedy_caption
+from jaxattn.models.captioner import END, Captioner, Reading
+from jaxattn.models.characters import CharacterClassifier
+from jaxattn.models.glimpses import GlimpseLoss, Glimpses, RecurrentAttention, glimpse_loss
+from jaxattn.models.sequence import SequenceClassifier
+from jaxattn.models.signals import SignalClassifier
+from jaxattn.models.translation import Translator
 
 __all__ = [
     "END",

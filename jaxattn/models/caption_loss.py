@@ -1,4 +1,4 @@
-"""How captioners learn: the losses of soft and of hard attention (Xu et al. 2015)."""
+"""Losses of captioning with soft and hard attention (Xu et al. 2015)."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ from jaxattn.models.captioner import END, Captioner, Reading
 
 
 class CaptionLoss(NamedTuple):
-    """A loss, averaged over pictures, and its parts.
+    """A loss and its parts, averaged over images.
 
     Attributes:
-        value: what to differentiate; of hard attention only its gradient has a meaning.
-        log_likelihood: of the whole caption.
-        penalty: see `nn.doubly_stochastic_penalty`.
-        entropy: of the weights, summed over the words.
+        value: The loss to differentiate; with hard attention only its gradient is meaningful.
+        log_likelihood: Log-likelihood of the caption.
+        penalty: Doubly stochastic penalty; see `jaxattn.nn.doubly_stochastic_penalty`.
+        entropy: Entropy of the attention weights, summed over the words.
     """
 
     value: Float[Array, ""]
@@ -28,7 +28,7 @@ class CaptionLoss(NamedTuple):
 
 
 def spoken(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
-    """Mark the steps of a caption up to its first `END`, that included."""
+    """Return the mask of the steps of a caption up to and including its first `END`."""
     ends = (jnp.asarray(words) == END).astype(jnp.int32)
     return jnp.cumsum(ends, axis=-1) == ends
 
@@ -36,7 +36,7 @@ def spoken(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
 def log_likelihood(
     logits: Float[Array, "*batch T V"], words: Integer[ArrayLike, "*batch T"]
 ) -> Float[Array, "*batch T"]:
-    """The log-probability of each word of a caption; zero after its end."""
+    """Return the log-probability of each word of a caption; zero after its end."""
     words = jnp.asarray(words)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), words[..., None], -1)[..., 0]
     return jnp.where(spoken(words), chosen, 0)
@@ -51,22 +51,35 @@ def soft_caption_loss(
     key: PRNGKeyArray | None = None,
     hidden_dropout: Float[ArrayLike, ""] = 0.0,
 ) -> CaptionLoss:
-    r"""The loss of soft attention, $-\sum_t \log p_t + \lambda \sum_i (1 - \sum_t \alpha_{ti})^2$.
+    r"""Compute the loss $-\sum_t \log p_t + \lambda \sum_i (1 - \sum_t \alpha_{ti})^2$.
 
     Args:
-        model: the network.
-        images: pictures.
-        words: their captions.
-        penalty: $\lambda$.
-        key: draws what is dropped. None: nothing is.
-        hidden_dropout: see `Captioner.read`.
+        model: Captioner with soft attention.
+        images: Images of shape `(B, H, W, C)`.
+        words: Ids of their captions, shape `(B, T)`.
+        penalty: $\lambda$, weight of the doubly stochastic penalty.
+        key: Key of the dropout; no dropout by default.
+        hidden_dropout: Probability of dropout; see `Captioner.read`.
 
     Returns:
         The loss and its parts.
 
     Raises:
-        ValueError: as `Captioner.read`.
-        TypeError: as `Captioner.read`.
+        ValueError: As `Captioner.read`.
+        TypeError: As `Captioner.read`.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell: neural image caption generation with visual
+        attention, arXiv:1502.03044.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.Captioner((8, 8, 3), 10, 5, channels=(4, 4), rngs=nnx.Rngs(0))
+        >>> words = jnp.array([[3, 1, 0]])
+        >>> ja.models.soft_caption_loss(model, jnp.ones((1, 8, 8, 3)), words).value.shape
+        ()
     """
     reading = model.read(images, words, key=key, hidden_dropout=hidden_dropout)
     likelihood, cost, _ = parts = _parts(reading, words)
@@ -86,35 +99,51 @@ def hard_caption_loss(
     penalty: float = 0.0,
     hidden_dropout: Float[ArrayLike, ""] = 0.0,
 ) -> CaptionLoss:
-    r"""A loss whose gradient estimates that of hard attention's expected log-likelihood.
+    r"""Compute a loss whose gradient estimates that of the expected log-likelihood.
 
-    With places s drawn, the estimate is $\nabla \log p(y|s) + \lambda_r (\log p(y|s) - b) \nabla
-    \log p(s) + \lambda_e \nabla H - \lambda \nabla P$, all negated, with the doubly stochastic
-    penalty P. With $\lambda_r = 1$, $\lambda_e = \lambda = 0$ and no share of expected places it is
-    unbiased for $\sum_s p(s) \log p(y|s)$, whatever the baseline.
+    With drawn places $s$ and the doubly stochastic penalty $P$, the gradient is the negative of
+    $\nabla \log p(y|s) + \lambda_r (\log p(y|s) - b) \nabla \log p(s) + \lambda_e \nabla H -
+    \lambda \nabla P$. It is an unbiased estimate for $\sum_s p(s) \log p(y|s)$ with any baseline if
+    $\lambda_r = 1$ and $\lambda_e$, $\lambda$ and `expected_share` are 0.
 
     Args:
-        model: a network with hard attention.
-        images: pictures.
-        words: their captions.
-        key: draws the places.
-        baseline: b, what to expect of the log-likelihood; see `moving_baseline`.
+        model: Captioner with hard attention.
+        images: Images of shape `(B, H, W, C)`.
+        words: Ids of their captions, shape `(B, T)`.
+        key: Key of the draws.
+        baseline: $b$, the expected log-likelihood; see `moving_baseline`.
         score_weight: $\lambda_r$.
         entropy_weight: $\lambda_e$.
-        expected_share: the probability with which a picture's places are all read by their weights
-            instead, which lowers the variance.
-        penalty: $\lambda$, of the weights at the places drawn before; see `soft_caption_loss`.
-        hidden_dropout: see `Captioner.read`.
+        expected_share: Probability with which an image is attended to softly, by the weights of all
+            places, which reduces the variance.
+        penalty: $\lambda$; see `soft_caption_loss`.
+        hidden_dropout: Probability of dropout; see `Captioner.read`.
 
     Returns:
         The loss and its parts.
 
     Raises:
-        ValueError: as `Captioner.read`; a network with soft attention.
-        TypeError: as `Captioner.read`.
+        ValueError: As `Captioner.read`; if `model` has soft attention.
+        TypeError: As `Captioner.read`.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell: neural image caption generation with visual
+        attention, arXiv:1502.03044.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.Captioner(
+        ...     (8, 8, 3), 10, 5, attention="hard", channels=(4, 4), rngs=nnx.Rngs(0)
+        ... )
+        >>> images, words, key = jnp.ones((1, 8, 8, 3)), jnp.array([[3, 1, 0]]), jax.random.key(0)
+        >>> ja.models.hard_caption_loss(model, images, words, key=key).value.shape
+        ()
     """
     if not model.hard:
-        raise ValueError("model must have hard attention, got soft")
+        raise ValueError("`model` must have hard attention, got soft.")
     draw, choose = jax.random.split(key)
     expected = jax.random.bernoulli(choose, expected_share, jnp.shape(images)[:-3])
     reading = model.read(images, words, key=draw, expected=expected, hidden_dropout=hidden_dropout)
@@ -130,12 +159,26 @@ def hard_caption_loss(
 def moving_baseline(
     baseline: Float[ArrayLike, ""], log_likelihood: Float[ArrayLike, ""], decay: float = 0.9
 ) -> Float[Array, ""]:
-    r"""The running mean of log-likelihoods, $b \leftarrow 0.9 b + 0.1 \log p$."""
+    r"""Compute the moving average of log-likelihoods, $b \leftarrow 0.9 b + 0.1 \log p$.
+
+    Args:
+        baseline: $b$, the previous average.
+        log_likelihood: $\log p$, of the current batch.
+        decay: Weight of the previous average.
+
+    Returns:
+        The next average, without a gradient for the log-likelihood.
+
+    Examples:
+        >>> import jaxattn as ja
+        >>> print(ja.models.moving_baseline(-2.0, -4.0, decay=0.5))
+        -3.0
+    """
     return jnp.asarray(decay * baseline + (1 - decay) * jax.lax.stop_gradient(log_likelihood))
 
 
 def _parts(reading: Reading, words: ArrayLike) -> tuple[Array, Array, Array]:
-    """Each picture's log-likelihood, penalty, and entropy of the weights."""
+    """Return the log-likelihood, the penalty and the entropy of each image."""
     mask = spoken(words)
     entropy = -(reading.weights * _log(reading.weights)).sum(-1)
     return (
@@ -146,5 +189,5 @@ def _parts(reading: Reading, words: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def _log(weights: Array) -> Array:
-    # A softmax may underflow to zero, where the logarithm's slope times zero is NaN.
+    # Where a softmax underflows to zero, the derivative of the logarithm times zero is NaN.
     return jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))

@@ -1,7 +1,7 @@
-"""What a captioner says by itself: greedily, and by beam search."""
+"""Greedy and beam search for the caption of an image."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ from jaxattn.nn.attention_layer import check_sizes
 
 
 class Caption(NamedTuple):
-    """What the network says of a picture.
+    """The caption of an image.
 
     Attributes:
-        words: their ids, `END` after the last one.
-        log_prob: the log-probability of the caption.
-        weights: how much of each place the network read to say each word.
+        words: Ids of the words, `END` after the last one.
+        log_prob: Log-probability of the caption.
+        weights: Attention weights of each word over the places of the image.
     """
 
     words: Integer[Array, "*batch T"]
@@ -29,50 +29,70 @@ class Caption(NamedTuple):
 
 
 def greedy_caption(model: Captioner, image: Real[ArrayLike, "*batch H W C"]) -> Caption:
-    """Say the most likely word at every step.
+    """Compute a caption of the most likely word at each step.
 
-    Hard attention reads the most likely place.
+    Hard attention chooses the most likely place.
 
     Args:
-        model: the network.
-        image: one picture, or a batch.
+        model: Captioner.
+        image: Image of shape `(H, W, C)`, or a batch `(..., H, W, C)`.
 
     Returns:
         The caption; its weights are zero after the end.
 
     Raises:
-        ValueError: pictures of another shape.
+        ValueError: If `image` has another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.Captioner((8, 8, 3), 10, 5, channels=(4, 4), rngs=nnx.Rngs(0))
+        >>> caption = ja.models.greedy_caption(model, jnp.ones((8, 8, 3)))
+        >>> caption.words.shape, caption.weights.shape
+        ((5,), (5, 16))
     """
-    found = beam_captions(model, image, width=1)
-    return Caption(*(jnp.take(part, 0, axis=jnp.ndim(image) - 3) for part in found))
+    captions = beam_captions(model, image, width=1)
+    return Caption(*(jnp.take(part, 0, axis=jnp.ndim(image) - 3) for part in captions))
 
 
 def beam_captions(
     model: Captioner, image: Real[ArrayLike, "*batch H W C"], *, width: int = 5
 ) -> Caption:
-    """Keep the `width` most likely beginnings at every step.
+    """Compute the most likely captions by beam search.
 
     Args:
-        model: the network.
-        image: one picture, or a batch.
-        width: how many captions to keep. The first is at least as good as any other that was kept;
-            wide enough, it is the most likely of all.
+        model: Captioner.
+        image: Image of shape `(H, W, C)`, or a batch `(..., H, W, C)`.
+        width: Number of prefixes kept at each step.
 
     Returns:
-        The captions, (..., width) of them, the most likely first; `log_prob` is minus infinity
-        where there are not as many. Weights are zero after the end.
+        The captions, `(..., width)` of them, the most likely first. `log_prob` is minus infinity if
+        there are fewer. Weights are zero after the end.
 
     Raises:
-        ValueError: pictures of another shape, a width below 1.
-        TypeError: a width that is no whole number.
+        ValueError: If `image` has another shape, or `width` is below 1.
+        TypeError: If `width` is not an integer.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.Captioner((8, 8, 3), 10, 5, channels=(4, 4), rngs=nnx.Rngs(0))
+        >>> ja.models.beam_captions(model, jnp.ones((8, 8, 3)), width=3).words.shape
+        (3, 5)
     """
     check_sizes(width=width)
     image, _ = model.picture(image)
     return _search(*nnx.split(model), image, width)
 
 
+#: State of the LSTM, previous word and end of each prefix, and the captions so far.
+Beam: TypeAlias = tuple[nn.LSTMState, Array, Array, Caption]
+
+
 @partial(jax.jit, static_argnames=("graph", "width"))
-def _search(graph: Any, weights: Any, image: Array, width: int) -> Caption:
+def _search(graph: nnx.GraphDef, weights: nnx.State, image: Array, width: int) -> Caption:
     model = nnx.merge(graph, weights)
 
     def search(image: Array) -> Caption:
@@ -82,21 +102,18 @@ def _search(graph: Any, weights: Any, image: Array, width: int) -> Caption:
 
         def advance(state: nn.LSTMState, word: Array) -> tuple[nn.LSTMState, Array, Array]:
             embedded = model.embedding(word)
-            state, context, weights, _ = model.advance(memory, state, embedded)
-            return (
-                state,
-                jax.nn.log_softmax(model.logits(embedded, state.hidden, context)),
-                weights,
-            )
+            taken = model.advance(memory, state, embedded)
+            logits = model.logits(embedded, taken.state.hidden, taken.context)
+            return taken.state, jax.nn.log_softmax(logits), taken.weights
 
-        def step(carry: Any, t: Array) -> tuple[Any, None]:
-            state, word, done, found = carry
+        def step(beam: Beam, t: Array) -> tuple[Beam, None]:
+            state, word, done, captions = beam
             state, scores, weights = jax.vmap(advance)(state, word)
-            scores = jnp.where(done[:, None], ended[None], scores) + found.log_prob[:, None]
+            scores = jnp.where(done[:, None], ended[None], scores) + captions.log_prob[:, None]
             best, chosen = jax.lax.top_k(scores.ravel(), width)
             parent, word = chosen // size, chosen % size
             weights = jnp.where(done[:, None], 0, weights)
-            kept = Caption(found.words, best, found.weights.at[:, t].set(weights))
+            kept = Caption(captions.words, best, captions.weights.at[:, t].set(weights))
             state, done, kept = jax.tree.map(lambda a: a[parent], (state, done, kept))
             kept = kept._replace(words=kept.words.at[:, t].set(word), log_prob=best)
             return (state, word, done | (word == END), kept), None
@@ -109,8 +126,8 @@ def _search(graph: Any, weights: Any, image: Array, width: int) -> Caption:
             jnp.zeros((width, length, places), dtype),
         )
         first = jnp.full(width, END, jnp.int32), jnp.zeros(width, bool)
-        (*_, found), _ = jax.lax.scan(step, (start, *first, none), jnp.arange(length))
-        return found
+        (*_, captions), _ = jax.lax.scan(step, (start, *first, none), jnp.arange(length))
+        return captions
 
     for _ in image.shape[:-3]:
         search = jax.vmap(search)

@@ -1,4 +1,4 @@
-"""A network that describes a picture word by word, looking at it (Xu et al. 2015)."""
+"""A captioning network with attention over the image (Xu et al. 2015)."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -13,16 +13,18 @@ from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, Real
 from jaxattn import nn
 from jaxattn.nn.attention_layer import check_sizes
 
-END = 0  # the word after the last one, and from there on; also what stands before the first
+#: Id of the word that ends a caption and fills it up; also the word before the first.
+END = 0
 
 
 class Reading(NamedTuple):
-    """What the network makes of a picture and a given caption.
+    """The result for an image and a given caption.
 
     Attributes:
-        logits: of each word, given those before it.
-        weights: how much of each place the network read to say it.
-        positions: the place that hard attention read; of soft attention the one it read most of.
+        logits: Logits of each word, given those before it.
+        weights: Attention weights of each word over the places of the image.
+        positions: Place chosen by hard attention; the place of the largest weight of soft
+            attention.
     """
 
     logits: Float[Array, "*batch T V"]
@@ -31,36 +33,57 @@ class Reading(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the decoder reads at every step: annotations (L, D), and their part of the scores."""
+    """The annotations of an image, and their part of the attention scores."""
 
-    annotations: Array
-    keys: Array
+    annotations: Float[Array, "L D"]
+    keys: Float[Array, "L units"]
+
+
+class Step(NamedTuple):
+    """One step of the decoder: the next state, and the attention that led to it."""
+
+    state: nn.LSTMState
+    context: Float[Array, " D"]
+    weights: Float[Array, " L"]
+    position: Integer[Array, ""]
 
 
 class Captioner(nnx.Module):
-    r"""Convolutions give an annotation of each place; an LSTM reads them, and says a word a step.
+    r"""Captioning network: convolutions, attention over places, and an LSTM (Xu et al. 2015).
 
-    The initial state is $\tanh$ of two linear maps of the mean annotation. A step reads the
-    annotations into a context z, advances the LSTM on the word before and z, and scores the words
-    by $L_o \tanh(E y_{t-1} + L_h h_t + L_z z_t)$. An annotation is what the convolutions find plus
-    a learned vector of its place: without that, "above" could not be told from "left of".
+    The convolutions compute an annotation of each place of the image, to which a learned vector of
+    the place is added. The initial state is $\tanh$ of two linear maps of the mean annotation. A
+    step computes the context $z_t$ from the annotations, advances the LSTM with the previous word
+    and $z_t$, and scores the words by $L_o \tanh(E y_{t-1} + L_h h_t + L_z z_t)$.
 
     Args:
-        image_shape: (height, width, channels) of the pictures.
-        vocabulary_size: V, number of words, `END` among them.
-        max_length: of a caption in words, `END` included.
-        attention: "soft" reads all places by their weights, "hard" one of them.
-        channels: of the convolutions, of which each but the last halves the picture, and the last,
-            of single places, gives the D numbers of an annotation.
+        image_shape: (height, width, channels) of the images.
+        vocabulary_size: V, number of words, `END` included.
+        max_length: Largest number of words of a caption, `END` included.
+        attention: "soft" for a weighted sum of all places, "hard" for one place.
+        channels: Output channels of the convolutions. Each but the last halves the image; the last,
+            with a kernel of size 1, has D channels.
         hidden_features: H, number of units of the LSTM.
-        embedding_features: size of a word's embedding.
-        attention_units: size of the layer that scores the places.
-        param_dtype: dtype of the weights, to which pictures are converted.
-        rngs: random streams; the weights are drawn from `params`.
+        embedding_features: Size of the embedding of a word.
+        attention_units: Size of the hidden layer of the attention scores.
+        param_dtype: Dtype of the weights, to which images are converted.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: an unknown `attention`, a size below 1, no `channels`.
-        TypeError: a size that is no whole number.
+        ValueError: If `attention` is unknown, a size is below 1, or there are no `channels`.
+        TypeError: If a size is not an integer.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell: neural image caption generation with visual
+        attention, arXiv:1502.03044.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.Captioner((8, 8, 3), 10, 5, channels=(4, 4), rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((8, 8, 3)), jnp.array([3, 1, 0])).shape
+        (3, 10)
     """
 
     def __init__(
@@ -78,11 +101,11 @@ class Captioner(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if attention not in ("soft", "hard"):
-            raise ValueError(f"attention must be 'soft' or 'hard', got {attention!r}")
+            raise ValueError(f"`attention` must be 'soft' or 'hard', got {attention!r}.")
         if len(image_shape) != 3:
-            raise ValueError(f"image_shape must be (height, width, channels), got {image_shape}")
+            raise ValueError(f"`image_shape` must be (height, width, channels), got {image_shape}.")
         if not channels:
-            raise ValueError("channels must be of at least one convolution, got ()")
+            raise ValueError("`channels` must be of at least one convolution, got ().")
         check_sizes(
             vocabulary_size=vocabulary_size,
             max_length=max_length,
@@ -98,9 +121,9 @@ class Captioner(nnx.Module):
         self.hard = attention == "hard"
         scale = 2 ** (len(channels) - 1)
         self.grid = (-(-image_shape[0] // scale), -(-image_shape[1] // scale))
-        options: Any = {"param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         widths = (image_shape[2], *channels)
-        # Of 4 x 4 pixels, so that what an annotation sees has the middle of its cell for a centre.
+        # Kernels of 4 x 4 pixels centre the receptive field of an annotation on its cell.
         shapes = [(4, 2)] * (len(channels) - 1) + [(1, 1)]
         self.convolutions = nnx.List([
             nnx.Conv(
@@ -131,9 +154,18 @@ class Captioner(nnx.Module):
     def __call__(
         self, image: Real[ArrayLike, "*batch H W C"], words: Integer[ArrayLike, "*batch T"]
     ) -> Float[Array, "*batch T V"]:
-        """Return the logits of every word of a caption, given those before it.
+        """Compute the logits of each word of a caption, given those before it.
 
-        Arguments and errors: see `read`.
+        Args:
+            image: Image of shape `(H, W, C)`, or a batch `(..., H, W, C)`; see `read`.
+            words: Ids of the words, shape `(..., T)`; see `read`.
+
+        Returns:
+            The logits, shape `(..., T, V)`.
+
+        Raises:
+            ValueError: As `read`.
+            TypeError: As `read`.
         """
         return self.read(image, words).logits
 
@@ -147,27 +179,27 @@ class Captioner(nnx.Module):
         expected: Bool[ArrayLike, "*batch"] | None = None,
         hidden_dropout: Float[ArrayLike, ""] = 0.0,
     ) -> Reading:
-        """Read a picture and a caption (teacher forcing).
+        """Compute the logits and the attention for a given caption (teacher forcing).
 
         Args:
-            image: one picture (H, W, C) in [0, 1], or a batch (..., H, W, C).
-            words: the caption's ids (..., T), `END` after the last word and from there on.
-            key: draws the places of hard attention, and what is dropped. Without it hard attention
-                reads the most likely places, and nothing is dropped.
-            positions: the places (..., T) that hard attention reads, instead of drawn ones.
-            expected: where it is True, hard attention reads all places by their weights.
-            hidden_dropout: the probability with which a word is scored without the state $h_t$, by
-                what is read for it. Else the LSTM may say what it saw a word before, and look
-                elsewhere.
+            image: Image of shape `(H, W, C)` with values in [0, 1], or a batch `(..., H, W, C)`.
+            words: Ids of the words, shape `(..., T)`, filled up with `END`.
+            key: Key of the places of hard attention and of the dropout. By default hard attention
+                chooses the most likely places, and there is no dropout.
+            positions: Places of shape `(..., T)` for hard attention, instead of draws.
+            expected: Booleans of shape `(...)`, True for examples in which hard attention is
+                replaced by the weighted sum of all places.
+            hidden_dropout: Probability with which a word is scored without the state $h_t$. This
+                prevents the LSTM from storing what it attended to at an earlier word.
 
         Returns:
-            The logits (..., T, V), weights (..., T, L) and places (..., T).
+            The logits `(..., T, V)`, weights `(..., T, L)` and places `(..., T)`.
 
         Raises:
-            ValueError: pictures of another shape, a caption longer than `max_length`, an argument
-                for another batch; unless they are traced, ids outside the vocabulary, places
-                outside the grid, a `hidden_dropout` outside 0 to 1.
-            TypeError: ids or places that are not integers, an `expected` that is not boolean.
+            ValueError: If an array has another shape, or the caption is longer than `max_length`;
+                unless traced, if ids lie outside the vocabulary, places outside the grid, or
+                `hidden_dropout` outside [0, 1].
+            TypeError: If ids or places are not integers, or `expected` is not boolean.
         """
         image, batch = self.picture(image)
         self._check_words(words, batch)
@@ -183,30 +215,32 @@ class Captioner(nnx.Module):
         return _read(*nnx.split(self), hidden_dropout, image, words, keys, positions, expected)
 
     def picture(self, image: ArrayLike) -> tuple[Array, tuple[int, ...]]:
-        """The picture in the dtype of the weights, and its leading axes."""
+        """Return the image in the dtype of the weights, and its leading axes."""
         image = jnp.asarray(image)
         if image.shape[-3:] != self.image_shape:
-            wanted = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"image must have shape (..., {wanted}), got {image.shape}")
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"`image` must have shape (..., {shape}), got {image.shape}.")
         return image.astype(self.places[...].dtype), image.shape[:-3]
 
     def _check_words(self, words: ArrayLike, batch: tuple[int, ...]) -> None:
         shape, dtype = jnp.shape(words), jnp.result_type(words)
         if not jnp.issubdtype(dtype, jnp.integer):
-            raise TypeError(f"words must be integers, got dtype {dtype}")
+            raise TypeError(f"`words` must be integers, got dtype {dtype}.")
         if len(shape) != len(batch) + 1 or shape[:-1] != batch:
-            wanted = (*batch, "T")
-            raise ValueError(f"words must have shape {wanted} for these pictures, got {shape}")
+            expected = (*batch, "T")
+            raise ValueError(f"`words` must have shape {expected} for these images, got {shape}.")
         if not 1 <= shape[-1] <= self.max_length:
-            raise ValueError(f"words must be 1 to {self.max_length} a caption, got {shape[-1]}")
+            raise ValueError(
+                f"`words` must hold 1 to {self.max_length} words per caption, got {shape[-1]}."
+            )
         _check_range("words", words, self.vocabulary_size - 1)
 
     def begin(self, image: Array) -> tuple[Memory, nn.LSTMState]:
-        """Look at one picture: what the decoder reads at every step, and its first state."""
-        found = image
+        """Return the annotations of one image, and the initial state of the decoder."""
+        features = image
         for convolution in self.convolutions:
-            found = jax.nn.relu(convolution(found))
-        annotations = found.reshape(-1, found.shape[-1]) + self.places[...]
+            features = jax.nn.relu(convolution(features))
+        annotations = features.reshape(-1, features.shape[-1]) + self.places[...]
         mean = annotations.mean(0)
         state = nn.LSTMState(jnp.tanh(self.hidden_head(mean)), jnp.tanh(self.cell_head(mean)))
         return Memory(annotations, self.attention.keys(annotations)), state
@@ -216,11 +250,11 @@ class Captioner(nnx.Module):
         memory: Memory,
         state: nn.LSTMState,
         embedded: Array,
-        key: Any = None,
-        position: Any = None,
-        expected: Any = None,
-    ) -> tuple[nn.LSTMState, Array, Array, Array]:
-        """One step: the next state, and the context, the weights and the place behind it."""
+        key: PRNGKeyArray | None = None,
+        position: Array | None = None,
+        expected: Array | None = None,
+    ) -> Step:
+        """Advance the decoder by one step; see `read` for the options."""
         annotations = memory.annotations
         weights = self.attention.attend(memory.keys, state.hidden)
         if position is None:
@@ -232,42 +266,55 @@ class Captioner(nnx.Module):
             if expected is not None:
                 context = jnp.where(expected, weights @ annotations, context)
         state = nn.lstm_step(self.lstm.weights(), state, jnp.concatenate([embedded, context]))
-        return state, context, weights, position
+        return Step(state, context, weights, position)
 
     def logits(
         self, embedded: Array, hidden: Array, context: Array, kept: Array | None = None
     ) -> Array:
-        """Score the words, by the word before, the state after the step, if kept, and context."""
-        remembered = self.say_hidden(hidden)
+        """Compute the logits from the previous word, the next state (if kept) and the context."""
+        from_state = self.say_hidden(hidden)
         if kept is not None:
-            remembered = jnp.where(kept, remembered, 0)
-        return self.say(jnp.tanh(embedded + remembered + self.say_context(context)))
+            from_state = jnp.where(kept, from_state, 0)
+        return self.say(jnp.tanh(embedded + from_state + self.say_context(context)))
 
 
-def _check(name: str, given: ArrayLike, kind: Any, wanted: tuple[int, ...]) -> None:
-    shape, dtype = jnp.shape(given), jnp.result_type(given)
+def _check(name: str, array: ArrayLike, kind: type, expected: tuple[int, ...]) -> None:
+    shape, dtype = jnp.shape(array), jnp.result_type(array)
     if not jnp.issubdtype(dtype, kind):
-        raise TypeError(f"{name} must be of dtype {kind.__name__}, got {dtype}")
-    if shape != wanted:
-        raise ValueError(f"{name} must have shape {wanted} for these captions, got {shape}")
+        raise TypeError(f"`{name}` must be of dtype {kind.__name__}, got {dtype}.")
+    if shape != expected:
+        raise ValueError(f"`{name}` must have shape {expected} for these captions, got {shape}.")
 
 
-def _check_range(name: str, given: ArrayLike, last: int) -> None:
+def _check_range(name: str, array: ArrayLike, last: int) -> None:
     try:
-        concrete = np.asarray(given)
+        concrete = np.asarray(array)
     except jax.errors.TracerArrayConversionError:
-        return  # what is traced has no values to check
+        return  # traced values are not checked
     if concrete.size and not 0 <= concrete.min() <= concrete.max() <= last:
         got = f"{concrete.min()} to {concrete.max()}"
-        raise ValueError(f"{name} must lie in 0 to {last}, got {got}")
+        raise ValueError(f"`{name}` must lie in 0 to {last}, got {got}.")
 
 
-# A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
+# A scan compiles at every eager call unless it is inside of a jitted function that persists.
 @partial(jax.jit, static_argnames="graph")
-def _read(graph: Any, weights: Any, drop: Any, image: Array, *given: Any) -> Reading:
+def _read(
+    graph: nnx.GraphDef,
+    weights: nnx.State,
+    drop: ArrayLike,
+    image: Array,
+    words: Array,
+    *options: Array | None,
+) -> Reading:
     model = nnx.merge(graph, weights)
 
-    def read(image: Array, words: Array, key: Any, positions: Any, expected: Any) -> Reading:
+    def read(
+        image: Array,
+        words: Array,
+        key: PRNGKeyArray | None,
+        positions: Array | None,
+        expected: Array | None,
+    ) -> Reading:
         memory, state = model.begin(image)
         before = jnp.concatenate([jnp.full(1, END, jnp.int32), words[:-1]])
         embedded = model.embedding(before)
@@ -278,15 +325,18 @@ def _read(graph: Any, weights: Any, drop: Any, image: Array, *given: Any) -> Rea
             if model.hard:
                 keys = jax.random.split(drawn, len(words))
 
-        def step(state: nn.LSTMState, now: Any) -> tuple[nn.LSTMState, Any]:
-            embedded, key, position = now
-            state, *seen = model.advance(memory, state, embedded, key, position, expected)
-            return state, (state.hidden, *seen)
+        def step(
+            state: nn.LSTMState, inputs: tuple[Array, PRNGKeyArray | None, Array | None]
+        ) -> tuple[nn.LSTMState, tuple[Array, ...]]:
+            embedded, key, position = inputs
+            taken = model.advance(memory, state, embedded, key, position, expected)
+            rows = taken.state.hidden, taken.context, taken.weights, taken.position
+            return taken.state, rows
 
-        _, seen = jax.lax.scan(step, state, (embedded, keys, positions))
-        hidden, context, weights, position = seen
+        _, rows = jax.lax.scan(step, state, (embedded, keys, positions))
+        hidden, context, weights, position = rows
         return Reading(model.logits(embedded, hidden, context, kept), weights, position)
 
     for _ in image.shape[:-3]:
         read = jax.vmap(read)
-    return read(image, *given)
+    return read(image, words, *options)

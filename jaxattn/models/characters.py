@@ -1,4 +1,4 @@
-"""A character-level classifier with attention over its steps."""
+"""A character-level classifier with attention over time steps."""
 
 from typing import Any
 
@@ -14,24 +14,32 @@ from jaxattn import nn
 
 
 class CharacterClassifier(nnx.Module):
-    r"""Embeds characters, reads them with a GRU, and judges an attended sum of its states.
+    r"""Binary classifier of texts: character embeddings, a GRU, and feed-forward attention.
 
-    $\alpha$ is the softmax of $\tanh(w \cdot h_t + b)$ over the steps, tagged `"attention_vec"`;
-    the answer is $\sigma(W \sum_t \alpha_t h_t + c)$. Texts are padded on the left. The network is
-    known from a Stack Overflow question, 'How to visualize attention weights?', where V characters
-    are read 250 at a time and padding is read like anything else. The embeddings are tagged
-    `"embedding"`.
+    The output is $\sigma(W \sum_t \alpha_t h_t + c)$, where $\alpha$ is the softmax of
+    $\tanh(w \cdot h_t + b)$ over the steps. Texts are padded on the left. The attention weights
+    are tagged `"attention_vec"`, the embeddings `"embedding"`. The network is that of the Stack
+    Overflow question "How to visualize attention weights?", with texts of 250 characters whose
+    padding is not masked.
 
     Args:
         num_characters: V, size of the vocabulary.
-        embedding_features: size of an embedding.
+        embedding_features: Size of an embedding.
         hidden_features: H, number of units of the GRU.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a `param_dtype` that is not floating.
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.CharacterClassifier(9, rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((2, 5), int), lengths=jnp.array([5, 3])).shape
+        (2, 1)
     """
 
     def __init__(
@@ -44,7 +52,7 @@ class CharacterClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if num_characters < 1:
-            raise ValueError(f"num_characters must be at least 1, got {num_characters}")
+            raise ValueError(f"`num_characters` must be at least 1, got {num_characters}.")
         options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.gru = nn.GRU(embedding_features, hidden_features, **options)
         self.embedding = nnx.Embed(num_characters, embedding_features, **options)
@@ -56,7 +64,7 @@ class CharacterClassifier(nnx.Module):
         ids: Integer[ArrayLike, "*batch T"],
         lengths: Integer[ArrayLike, "*batch"] | None = None,
     ) -> Float[Array, "*batch 1"]:
-        """Return the probability of the positive class; arguments and errors as in `logits`."""
+        """Compute the probability of the positive class; arguments and errors as in `logits`."""
         return jax.nn.sigmoid(self.logits(ids, lengths))
 
     def logits(
@@ -64,36 +72,37 @@ class CharacterClassifier(nnx.Module):
         ids: Integer[ArrayLike, "*batch T"],
         lengths: Integer[ArrayLike, "*batch"] | None = None,
     ) -> Float[Array, "*batch 1"]:
-        """Return the score whose sigmoid is the answer.
+        """Compute the logit of the positive class.
 
         Args:
-            ids: one text (T,), or a batch (..., T), padded on the left.
-            lengths: number of characters of each text, integers of shape (...): what stands before
-                them is neither read nor attended. They may be traced. None: padding is read too.
+            ids: Ids of the characters of a text, shape `(T,)`, or a batch `(..., T)`, padded on the
+                left.
+            lengths: Number of characters of each text, integers of shape `(...)`. They may be
+                traced. By default padding is not masked.
 
         Returns:
-            Logits (..., 1).
+            The logits, shape `(..., 1)`.
 
         Raises:
-            TypeError: ids or lengths that are not integers.
-            ValueError: ids outside of [0, V), unless they are traced; no ids; lengths that do not
-                match their leading axes or lie outside [0, T].
+            TypeError: If `ids` or `lengths` does not hold integers.
+            ValueError: If ids that are not traced lie outside [0, V), `ids` is empty, or `lengths`
+                does not match its leading axes or lies outside [0, T].
         """
         ids = jnp.asarray(ids)
         if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise TypeError(f"ids must be integers, got dtype {ids.dtype}")
+            raise TypeError(f"`ids` must be integers, got dtype {ids.dtype}.")
         if not (ids.ndim and ids.shape[-1]):
-            raise ValueError(f"ids must have shape (..., T), got {ids.shape}")
+            raise ValueError(f"`ids` must have shape (..., T), got {ids.shape}.")
         size = self.embedding.num_embeddings
         try:
             concrete = np.asarray(ids)
         except jax.errors.TracerArrayConversionError:
-            pass  # traced ids have no values to check
+            pass  # traced ids are not checked
         else:
             if ((concrete < 0) | (concrete >= size)).any():
                 span = f"{concrete.min()} to {concrete.max()}"
-                raise ValueError(f"ids must lie in [0, {size}), got {span}")
-        # JAX would count traced negative ids from the end; now they give NaN, as those past it do.
+                raise ValueError(f"`ids` must lie in [0, {size}), got {span}.")
+        # JAX would count negative traced ids from the end. They give NaN, as those past it do.
         ids = ids.astype(jnp.int32)
         ids = jnp.where(ids < 0, size, ids)
         embedded = checkpoint_name(self.embedding(ids), "embedding")  # as `jaxattn.tag` does

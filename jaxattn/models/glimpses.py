@@ -1,7 +1,7 @@
-"""A network that looks at an image through a few glimpses, and learns where to look."""
+"""The recurrent attention model, which classifies an image by a few glimpses."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ from jaxattn.nn.attention_layer import check_sizes
 
 
 class Glimpses(NamedTuple):
-    """What a network saw and thought, glimpse after glimpse.
+    """The result of the recurrent attention model for each glimpse.
 
     Attributes:
-        logits: the classes after each glimpse; the last are the answer.
-        locations: where it looked, row and column in [-1, 1].
-        boxes: top, left, bottom and right of every patch in pixels, see `nn.glimpse_boxes`.
-        samples: the locations as drawn, before they were clamped.
-        means: the means that they were drawn around.
-        baselines: the reward that was expected before each glimpse.
+        logits: Logits of the classes after each glimpse; the last ones are the prediction.
+        locations: Location of each glimpse, row and column in [-1, 1].
+        boxes: Top, left, bottom and right of each patch in pixels; see
+            `jaxattn.nn.glimpse_boxes`.
+        samples: Draws of the locations before they are clamped.
+        means: Means of the draws.
+        baselines: Expected reward before each glimpse.
     """
 
     logits: Float[Array, "*batch n K"]
@@ -35,29 +36,42 @@ class Glimpses(NamedTuple):
 
 
 class RecurrentAttention(nnx.Module):
-    r"""The recurrent attention model (Mnih et al. 2014, "Recurrent Models of Visual Attention").
+    r"""The recurrent attention model (Mnih et al. 2014).
 
-    Each step chooses a location from the state, $l \sim N(\tanh(h W + b), \sigma^2)$, looks there
-    through `nn.GlimpseSensor` and `nn.GlimpseNetwork` ($g$), and goes on to the state
-    relu(Lin h + Lin g). The state begins at zero. A linear layer reads the class from it. Nothing
-    is differentiated through a location: what moves the gaze is `glimpse_loss`.
+    Each step draws a location from the state $h$, $l \sim N(\tanh(h W + b), \sigma^2)$, computes
+    the embedding $g$ of the glimpse there with `jaxattn.nn.GlimpseSensor` and
+    `jaxattn.nn.GlimpseNetwork`, and the next state relu(Lin h + Lin g). The initial state is zero,
+    and a linear layer computes the logits. Gradients do not propagate through locations;
+    `glimpse_loss` trains them.
 
     Args:
-        num_classes: K.
+        num_classes: K, number of classes.
         size: g, width in pixels of the sharpest patch of a glimpse.
         scales: S, number of patches, each twice as wide as the one before.
-        num_glimpses: n.
-        channels: C of images (..., H, W, C); None: they are grey, (..., H, W).
-        hidden_features: units of the core, and of a glimpse; half as many read patches, half
-            locations.
+        num_glimpses: n, number of glimpses.
+        channels: C, channels of images of shape (..., H, W, C). None for images (..., H, W).
+        hidden_features: Units of the recurrent layer and of the glimpse embedding; the layers of
+            patches and of locations have half as many.
         std: $\sigma$ of the locations.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size or number below 1, fewer than 2 `hidden_features`, or a `std` that is
-            not positive.
-        TypeError: a size or number that is not an integer.
+        ValueError: If a size or number is below 1, `hidden_features` is below 2, or `std` is not
+            positive.
+        TypeError: If a size or number is not an integer.
+
+    Reference:
+        Mnih, Heess, Graves and Kavukcuoglu 2014, Recurrent models of visual attention,
+        arXiv:1406.6247.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.RecurrentAttention(10, num_glimpses=3, rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((28, 28))).shape
+        (10,)
     """
 
     def __init__(
@@ -80,7 +94,7 @@ class RecurrentAttention(nnx.Module):
             hidden_features=hidden_features,
         )
         if hidden_features < 2:
-            raise ValueError(f"hidden_features must be at least 2, got {hidden_features}")
+            raise ValueError(f"`hidden_features` must be at least 2, got {hidden_features}.")
         self.num_glimpses = num_glimpses
         self.channels = channels
 
@@ -105,16 +119,16 @@ class RecurrentAttention(nnx.Module):
         self.classifier = linear(hidden_features, num_classes)
 
     def __call__(self, image: Real[ArrayLike, "..."]) -> Float[Array, "*batch K"]:
-        """Return the logits after the last glimpse, looking where the means say.
+        """Compute the logits after the last glimpse, with glimpses at the mean locations.
 
         Args:
-            image: one image (H, W), with channels (H, W, C), or a batch of any rank.
+            image: Image of shape `(H, W)`, with channels `(H, W, C)`, or a batch of any rank.
 
         Returns:
-            Logits (..., K).
+            The logits, shape `(..., K)`.
 
         Raises:
-            ValueError: an image of another shape, or smaller than a glimpse.
+            ValueError: If `image` has another shape, or is smaller than a glimpse.
         """
         return self.look(image).logits[..., -1, :]
 
@@ -125,31 +139,31 @@ class RecurrentAttention(nnx.Module):
         key: Key[Array, ""] | None = None,
         locations: Float[ArrayLike, "*batch n 2"] | None = None,
     ) -> Glimpses:
-        """Look at an image, and tell of every glimpse.
+        """Compute the logits and the locations of all glimpses.
 
         Args:
-            image: one image (H, W), with channels (H, W, C), or a batch of any rank. NaN anywhere
-                in an image makes its logits NaN.
-            key: draws the locations; None: each is its mean.
-            locations: where to look instead (..., n, 2); outside of [-1, 1] the image is zero.
+            image: Image of shape `(H, W)`, with channels `(H, W, C)`, or a batch of any rank. A NaN
+                anywhere in an image makes its logits NaN.
+            key: Key of the draws; locations are the means by default.
+            locations: Locations of shape `(..., n, 2)` to use instead; outside of [-1, 1] the image
+                is zero.
 
         Returns:
-            Logits, locations and boxes of all glimpses, and what their training needs.
+            Logits, locations and boxes of all glimpses, and the terms of the loss.
 
         Raises:
-            ValueError: an image of another shape or smaller than a glimpse, locations of another
-                shape.
+            ValueError: If an array has another shape, or an image is smaller than a glimpse.
         """
         image = jnp.asarray(image)
         rank = 2 if self.channels is None else 3
         if image.ndim < rank or (self.channels and image.shape[-1] != self.channels):
             end = "" if rank == 2 else f", {self.channels}"
-            raise ValueError(f"image must have shape (..., H, W{end}), got {image.shape}")
+            raise ValueError(f"`image` must have shape (..., H, W{end}), got {image.shape}.")
         batch = image.shape[: image.ndim - rank]
         if locations is not None:
             locations = jnp.asarray(locations)
-            if locations.shape != (wanted := (*batch, self.num_glimpses, 2)):
-                raise ValueError(f"locations must have shape {wanted}, got {locations.shape}")
+            if locations.shape != (expected := (*batch, self.num_glimpses, 2)):
+                raise ValueError(f"`locations` must have shape {expected}, got {locations.shape}.")
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.promote_types(image.dtype, self.classifier.kernel.dtype)
         keys = None if key is None else jax.random.split(key, batch)
@@ -160,19 +174,19 @@ class RecurrentAttention(nnx.Module):
     def probabilities(
         self, image: Real[ArrayLike, "..."], *, key: Key[Array, ""], num_samples: int = 10
     ) -> Float[Array, "*batch K"]:
-        """Return the classes' probabilities, averaged over drawn paths.
+        """Compute the probabilities of the classes, averaged over drawn paths of glimpses.
 
         Args:
-            image: as in `look`.
-            key: draws the locations.
-            num_samples: how many paths to draw.
+            image: Image or batch, as in `look`.
+            key: Key of the draws.
+            num_samples: Number of paths.
 
         Returns:
-            Probabilities (..., K).
+            The probabilities, shape `(..., K)`.
 
         Raises:
-            ValueError: as `look`, or a number of samples below 1.
-            TypeError: a number of samples that is not an integer.
+            ValueError: As `look`; if `num_samples` is below 1.
+            TypeError: If `num_samples` is not an integer.
         """
         check_sizes(num_samples=num_samples)
 
@@ -182,28 +196,31 @@ class RecurrentAttention(nnx.Module):
         return jax.vmap(once)(jax.random.split(key, num_samples)).mean(0)
 
     def _path(self, image: Array, key: Array | None, locations: Array | None) -> Glimpses:
-        """Look at one image."""
+        """Compute the glimpses of one image."""
 
-        def step(hidden: Array, now: tuple[Array | None, Array | None]) -> tuple[Array, Any]:
-            found = self.location(hidden, key=now[0], at=now[1])
-            patches = self.sensor(image, found.location).reshape(-1)
-            seen = self.glimpse(patches, found.location)
-            new = jax.nn.relu(self.from_state(hidden) + self.from_glimpse(seen))
-            return new, (found, hidden, new)
+        def step(
+            hidden: Array, inputs: tuple[Array | None, Array | None]
+        ) -> tuple[Array, tuple[nn.Located, Array, Array]]:
+            key, at = inputs
+            located = self.location(hidden, key=key, at=at)
+            patches = self.sensor(image, located.location).reshape(-1)
+            embedded = self.glimpse(patches, located.location)
+            new = jax.nn.relu(self.from_state(hidden) + self.from_glimpse(embedded))
+            return new, (located, hidden, new)
 
         keys = None if key is None else jax.random.split(key, self.num_glimpses)
         initial = jnp.zeros(self.from_state.in_features, image.dtype)
-        _, (found, before, after) = jax.lax.scan(
+        _, (located, before, after) = jax.lax.scan(
             step, initial, (keys, locations), length=self.num_glimpses
         )
         return Glimpses(
             logits=self.classifier(after),
-            locations=found.location,
+            locations=located.location,
             boxes=nn.glimpse_boxes(
-                found.location, image.shape, self.sensor.size, self.sensor.scales
+                located.location, image.shape, self.sensor.size, self.sensor.scales
             ),
-            samples=found.sample,
-            means=found.mean,
+            samples=located.sample,
+            means=located.mean,
             baselines=self.baseline(jax.lax.stop_gradient(before))[:, 0],
         )
 
@@ -212,11 +229,13 @@ class GlimpseLoss(NamedTuple):
     """The loss and its parts, each a mean over images and paths.
 
     Attributes:
-        loss: the sum of the next three, to be minimised; of two for locations that are given.
-        cross_entropy: of the answer; trains the classifier, the core and the glimpse network.
-        baseline: the squared error of the expected reward; trains the baseline.
-        reinforce: its gradient is minus REINFORCE's estimate; trains the location network.
-        reward: the share of right answers.
+        loss: Sum of the next three, of the first two if locations are set by the caller.
+        cross_entropy: Cross entropy of the prediction; trains the classifier, the recurrent layer
+            and the glimpse network.
+        baseline: Squared error of the expected reward; trains the baseline.
+        reinforce: Term whose gradient is the negative REINFORCE estimate; trains the location
+            network.
+        reward: Fraction of correct predictions.
     """
 
     loss: Float[Array, ""]
@@ -235,50 +254,65 @@ def glimpse_loss(
     num_samples: int = 1,
     locations: Float[ArrayLike, "M B n 2"] | None = None,
 ) -> GlimpseLoss:
-    r"""The hybrid loss of Mnih et al. (2014).
+    r"""Compute the hybrid loss of the recurrent attention model (Mnih et al. 2014).
 
-    With $R = 1$ for a right answer and else 0, and $b_t$ the baseline before glimpse $t$, it is
-    $-\log p(y) + \frac1n \sum_t (R - b_t)^2 - \sum_t (R - b_t) \log N(l_t; \mu_t, \sigma^2)$. No
-    gradient passes through $l_t$, through $R - b_t$ in the last term, or from $b_t$ and $\mu_t$ to
-    the state: the location network learns from the last term alone, and nothing else does.
+    With $R = 1$ for a correct prediction and 0 otherwise, and the baseline $b_t$ before glimpse
+    $t$, it is
+    $-\log p(y) + \frac1n \sum_t (R - b_t)^2 - \sum_t (R - b_t) \log N(l_t; \mu_t, \sigma^2)$.
+    Gradients do not propagate through $l_t$, through $R - b_t$ in the last term, or from $b_t$ and
+    $\mu_t$ to the state. The last term trains the location network, and nothing else.
 
     Args:
-        model: the network.
-        images: B images, shaped as the network takes them.
-        labels: their classes (B,) in [0, K). Traced ones are not checked: of a label past K the
-            loss is NaN.
-        key: draws the locations.
-        num_samples: M, how many paths to draw for each image.
-        locations: where to look instead (M, B, n, 2); `loss` then has no third term, though
-            `reinforce` takes these locations for draws.
+        model: Recurrent attention model.
+        images: B images, shaped as the model requires.
+        labels: Their classes in [0, K), shape `(B,)`. Traced labels are not checked; the loss of
+            one above the range is NaN.
+        key: Key of the draws.
+        num_samples: M, number of paths drawn for each image.
+        locations: Locations of shape `(M, B, n, 2)` to use instead of draws. `loss` is then the sum
+            of the first two terms, and `reinforce` treats the locations as draws.
 
     Returns:
         The loss and its parts.
 
     Raises:
-        ValueError: labels outside [0, K), a number of samples below 1, locations of another shape,
-            images that the network refuses.
-        TypeError: a number of samples that is not an integer.
+        ValueError: If labels lie outside [0, K), `num_samples` is below 1, or an array has another
+            shape.
+        TypeError: If `num_samples` is not an integer.
+
+    Reference:
+        Mnih, Heess, Graves and Kavukcuoglu 2014, Recurrent models of visual attention,
+        arXiv:1406.6247.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.RecurrentAttention(10, num_glimpses=3, rngs=nnx.Rngs(0))
+        >>> images, labels, key = jnp.ones((2, 28, 28)), jnp.array([3, 7]), jax.random.key(0)
+        >>> ja.models.glimpse_loss(model, images, labels, key=key).loss.shape
+        ()
     """
     check_sizes(num_samples=num_samples)
     _check_labels(labels, model.classifier.out_features)
     labels = jnp.asarray(labels)
-    given = None if locations is None else jnp.asarray(locations)
-    wanted = (num_samples, len(labels), model.num_glimpses, 2)
-    if given is not None and given.shape != wanted:
-        raise ValueError(f"locations must have shape {wanted}, got {given.shape}")
+    places = None if locations is None else jnp.asarray(locations)
+    expected = (num_samples, len(labels), model.num_glimpses, 2)
+    if places is not None and places.shape != expected:
+        raise ValueError(f"`locations` must have shape {expected}, got {places.shape}.")
 
     def once(key: Array, locations: Array | None) -> tuple[Array, ...]:
-        seen = model.look(images, key=key, locations=locations)
-        log_p = jax.nn.log_softmax(seen.logits[:, -1])
+        path = model.look(images, key=key, locations=locations)
+        log_p = jax.nn.log_softmax(path.logits[:, -1])
         correct = (log_p.argmax(-1).astype(labels.dtype) == labels).astype(log_p.dtype)
-        likely = jnp.take_along_axis(log_p, labels[:, None], -1)
-        advantage = correct[:, None] - seen.baselines
-        density = model.location.log_density(seen.samples, seen.means)
-        push = jnp.sum(jax.lax.stop_gradient(advantage) * density, -1)
-        return -likely.mean(), jnp.mean(advantage**2), -push.mean(), correct.mean()
+        log_likelihood = jnp.take_along_axis(log_p, labels[:, None], -1)
+        advantage = correct[:, None] - path.baselines
+        density = model.location.log_density(path.samples, path.means)
+        score = jnp.sum(jax.lax.stop_gradient(advantage) * density, -1)
+        return -log_likelihood.mean(), jnp.mean(advantage**2), -score.mean(), correct.mean()
 
-    parts = jax.vmap(once)(jax.random.split(key, num_samples), given)
+    parts = jax.vmap(once)(jax.random.split(key, num_samples), places)
     entropy, baseline, reinforce, reward = (part.mean() for part in parts)
     loss = entropy + baseline + (reinforce if locations is None else 0)
     return GlimpseLoss(loss, entropy, baseline, reinforce, reward)
@@ -288,16 +322,21 @@ def _check_labels(labels: ArrayLike, num_classes: int) -> None:
     try:
         concrete = np.asarray(labels)
     except jax.errors.TracerArrayConversionError:
-        return  # traced labels have no values to check
+        return  # traced labels are not checked
     if concrete.size and not 0 <= concrete.min() <= concrete.max() < num_classes:
         got = f"{concrete.min()} to {concrete.max()}"
-        raise ValueError(f"labels must lie in [0, {num_classes}), got {got}")
+        raise ValueError(f"`labels` must lie in [0, {num_classes}), got {got}.")
 
 
-# A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
+# A scan compiles at every eager call unless it is inside of a jitted function that persists.
 @partial(jax.jit, static_argnums=(0, 5))
 def _look(
-    graph: Any, state: Any, image: Array, keys: Any, locations: Any, batch_rank: int
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    image: Array,
+    keys: Array | None,
+    locations: Array | None,
+    batch_rank: int,
 ) -> Glimpses:
     run = nnx.merge(graph, state)._path
     for _ in range(batch_rank):

@@ -1,4 +1,4 @@
-"""A recurrent network with a linear readout: classifies signals, texts, and images row by row."""
+"""A recurrent classifier with a linear readout, for signals, texts and rows of images."""
 
 from typing import Literal
 
@@ -14,23 +14,31 @@ _CELLS: dict[str, type[nn.Recurrent]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": 
 
 
 class SequenceClassifier(nnx.Module):
-    """Recurrent layers, then one linear readout.
+    """Classifier of sequences: recurrent layers and a linear readout.
 
     Args:
         in_features: D, size of the input at each step.
         hidden_features: H, number of units of each direction.
-        num_classes: K.
+        num_classes: K, number of classes.
         cell: "lstm", "gru" or "rnn".
-        num_layers: how many recurrent layers to stack.
-        bidirectional: read the sequence in both directions.
-        readout: what the linear layer reads: "last", the final state; "mean", the mean output over
-            the valid steps; "steps", the output of every step.
-        padding: the side on which padding lies, "right" or "left".
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        num_layers: Number of stacked recurrent layers.
+        bidirectional: Whether to process the sequence in both directions.
+        readout: Input of the linear layer: "last", the final state; "mean", the mean output over
+            the valid steps; "steps", the output of each step.
+        padding: The side on which padding lies, "right" or "left".
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: an unknown `cell`, `readout` or `padding`, a size below 1.
+        ValueError: If `cell`, `readout` or `padding` is unknown, or a size is below 1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.SequenceClassifier(3, 16, 5, cell="gru", rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((2, 7, 3)), lengths=jnp.array([7, 4])).shape
+        (2, 5)
     """
 
     def __init__(
@@ -50,9 +58,9 @@ class SequenceClassifier(nnx.Module):
         choices = {"cell": (cell, _CELLS), "readout": (readout, ("last", "mean", "steps"))}
         for name, (got, known) in (choices | {"padding": (padding, ("right", "left"))}).items():
             if got not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {got!r}")
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {got!r}.")
         if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+            raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
         self.readout = readout
         self.padding = padding
         self.recurrent = _CELLS[cell](
@@ -71,19 +79,19 @@ class SequenceClassifier(nnx.Module):
         x: Shaped[ArrayLike, "*batch T D"],
         lengths: Integer[ArrayLike, "*batch"] | None = None,
     ) -> Float[Array, "*batch K"] | Float[Array, "*batch T K"]:
-        """Return the logits.
+        """Compute the logits.
 
         Args:
-            x: one example (T, D), or a batch (..., T, D).
-            lengths: number of valid steps of each example, integers of shape (...): a scalar for
-                one example. They may be traced. None: no padding.
+            x: Sequence of shape `(T, D)`, or a batch `(..., T, D)`.
+            lengths: Number of valid steps of each example, integers of shape `(...)`, a scalar for
+                one example. They may be traced. No padding by default.
 
         Returns:
-            Logits (..., K); with `readout="steps"` (..., T, K), zero at padding.
+            The logits, shape `(..., K)`; with `readout="steps"` `(..., T, K)`, zero at padding.
 
         Raises:
-            ValueError: as the recurrent layer does, see `nn.LSTM`.
-            TypeError: likewise.
+            ValueError: As `jaxattn.nn.LSTM`.
+            TypeError: As `jaxattn.nn.LSTM`.
         """
         outputs, state = self.recurrent(x, lengths, padding=self.padding)
         read = state if self.readout == "last" else outputs

@@ -1,4 +1,4 @@
-"""A recurrent network that looks back over a multivariate series, and classifies it."""
+"""A classifier of multivariate series with an LSTM and attention."""
 
 from typing import Any, Literal
 
@@ -14,31 +14,38 @@ from jaxattn.nn.attention_layer import check_sizes
 
 
 class SignalClassifier(nnx.Module):
-    """An LSTM, attention over its outputs, and a linear layer that reads all of it.
+    """Classifier of series: an LSTM, attention over its outputs, and a linear layer.
 
-    With `attention="self"`, `SeqSelfAttention` has a value (H,) and weights (T,) for every step;
-    with "weighted", `SeqWeightedAttention` has one value and its weights. The linear layer reads
-    them flattened, values and weights both, as in the example of keras-self-attention that is most
-    often copied; or, with `beside="outputs"`, the LSTM's outputs instead of the weights, whose only
-    part is then to weigh. What belongs to padded steps is zero.
+    With `attention="self"`, `SeqSelfAttention` has values (H,) and weights (T,) for each step; with
+    "weighted", `SeqWeightedAttention` has values and weights for the series. The linear layer is
+    applied to the flattened values and weights, as in the example of keras-self-attention, or with
+    `beside="outputs"` to the values and the outputs of the LSTM. All are zero at padded steps.
 
-    For `jaxattn.capture`, "outputs" (T, H) are the LSTM's; "attention" the weights, (T, T) or (T,);
-    and "attended" the values, (T, H) or (H,).
+    The tags for `jaxattn.capture` are "outputs" for the outputs of the LSTM (T, H), "attention" for
+    the weights, (T, T) or (T,), and "attended" for the values, (T, H) or (H,).
 
     Args:
         in_features: D, number of channels.
         num_steps: T, padding included.
-        num_classes: K.
+        num_classes: K, number of classes.
         hidden_features: H, number of units of the LSTM.
         attention: "self" or "weighted".
-        units: size of the hidden layer of "self".
-        beside: what is read with the attended values: "weights" or "outputs".
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        units: Size of the hidden layer of "self".
+        beside: The second input of the linear layer: "weights" or "outputs".
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: an unknown `attention` or `beside`, a size below 1.
-        TypeError: a size that is not an integer.
+        ValueError: If `attention` or `beside` is unknown, or a size is below 1.
+        TypeError: If a size is not an integer.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.SignalClassifier(2, 7, 5, hidden_features=4, rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((7, 2))).shape
+        (5,)
     """
 
     def __init__(
@@ -60,7 +67,7 @@ class SignalClassifier(nnx.Module):
         }
         for name, (got, known) in choices.items():
             if got not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {got!r}")
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {got!r}.")
         check_sizes(
             in_features=in_features,
             num_steps=num_steps,
@@ -69,39 +76,39 @@ class SignalClassifier(nnx.Module):
         )
         self.num_steps = num_steps
         self.beside = beside
-        given: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        self.recurrent = nn.LSTM(in_features, hidden_features, **given)
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        self.recurrent = nn.LSTM(in_features, hidden_features, **options)
         self.attention: nn.SeqSelfAttention | nn.SeqWeightedAttention
         if attention == "self":
-            self.attention = nn.SeqSelfAttention(hidden_features, units=units, **given)
+            self.attention = nn.SeqSelfAttention(hidden_features, units=units, **options)
         else:
-            self.attention = nn.SeqWeightedAttention(hidden_features, **given)
+            self.attention = nn.SeqWeightedAttention(hidden_features, **options)
         queries = num_steps if attention == "self" else 1
         others = queries * num_steps if beside == "weights" else num_steps * hidden_features
-        self.head = nnx.Linear(queries * hidden_features + others, num_classes, **given)
+        self.head = nnx.Linear(queries * hidden_features + others, num_classes, **options)
 
     def __call__(
         self,
         x: Shaped[ArrayLike, "*batch T D"],
         lengths: Integer[ArrayLike, "*batch"] | None = None,
     ) -> Float[Array, "*batch K"]:
-        """Return the logits.
+        """Compute the logits.
 
         Args:
-            x: one example (T, D), or a batch (..., T, D), padded on the right.
-            lengths: number of valid steps of each example, integers of shape (...). They may be
-                traced. None: no padding.
+            x: Series of shape `(T, D)`, or a batch `(..., T, D)`, padded on the right.
+            lengths: Number of valid steps of each example, integers of shape `(...)`. They may be
+                traced. No padding by default.
 
         Returns:
-            Logits (..., K).
+            The logits, shape `(..., K)`.
 
         Raises:
-            ValueError: an `x` of another shape, or lengths that do not fit it.
-            TypeError: an `x` that is not real numbers, lengths that are not integers.
+            ValueError: If `x` has another shape, or `lengths` does not fit it.
+            TypeError: If `x` does not hold real numbers, or `lengths` does not hold integers.
         """
         x = jnp.asarray(x)
         if x.shape[-2:-1] != (self.num_steps,):
-            raise ValueError(f"x must have shape (..., {self.num_steps}, D), got {x.shape}")
+            raise ValueError(f"`x` must have shape (..., {self.num_steps}, D), got {x.shape}.")
         outputs = checkpoint_name(self.recurrent(x, lengths).outputs, "outputs")
         valid = None if lengths is None else nn.valid_steps(lengths, self.num_steps)
         values, weights = self.attention(outputs, valid)
@@ -111,8 +118,8 @@ class SignalClassifier(nnx.Module):
         others = outputs if self.beside == "outputs" else weights
         batch = x.shape[:-2]
         if values.ndim == others.ndim:  # step by step, as Keras concatenates them
-            read = jnp.concatenate([values, others], axis=-1).reshape(*batch, -1)
+            features = jnp.concatenate([values, others], axis=-1).reshape(*batch, -1)
         else:
-            read = jnp.concatenate([values, others.reshape(*batch, -1)], axis=-1)
+            features = jnp.concatenate([values, others.reshape(*batch, -1)], axis=-1)
         with jax.numpy_dtype_promotion("standard"):  # x may be wider than the weights
-            return self.head(read)
+            return self.head(features)

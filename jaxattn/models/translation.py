@@ -1,4 +1,4 @@
-"""A bidirectional LSTM that reads, and an attention decoder that writes: a translator."""
+"""A translator: a bidirectional LSTM encoder and an attention decoder."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,22 +9,33 @@ from jaxattn import nn
 
 
 class Translator(nnx.Module):
-    """Reads a sequence in both directions, and writes another with attention to what it read.
+    """Sequence-to-sequence network: a bidirectional LSTM and an attention decoder.
 
-    The attention weights are tagged `"attention"`: of one example `jaxattn.capture` gives them as
-    (T_out, T_in).
+    The attention weights of one example, shape (T_out, T_in), are tagged `"attention"`.
 
     Args:
-        in_features: D, size of the input at each step: of a vocabulary, for one-hot characters.
+        in_features: D, size of the input at each step, such as the size of the vocabulary.
         hidden_features: H, number of units of each direction of the encoder.
         num_classes: K, number of labels.
-        decoder_features: number of units of the decoder; by default H.
-        output_length: how many labels it writes; by default as many as the input has steps.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        decoder_features: Number of units of the decoder; H by default.
+        output_length: T_out, number of labels of the output; T_in by default.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: If a size is below 1.
+
+    Reference:
+        Bahdanau, Cho and Bengio 2015, Neural machine translation by jointly learning to align and
+        translate, arXiv:1409.0473.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> model = ja.models.Translator(3, 4, 5, output_length=6, rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((7, 3))).shape
+        (6, 5)
     """
 
     def __init__(
@@ -39,7 +50,7 @@ class Translator(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if output_length is not None and output_length < 1:
-            raise ValueError(f"output_length must be at least 1, got {output_length}")
+            raise ValueError(f"`output_length` must be at least 1, got {output_length}.")
         self.output_length = output_length
         self.encoder = nn.LSTM(
             in_features, hidden_features, bidirectional=True, param_dtype=param_dtype, rngs=rngs
@@ -59,21 +70,21 @@ class Translator(nnx.Module):
         *,
         teacher: Shaped[ArrayLike, "*batch T_out K"] | None = None,
     ) -> Float[Array, "*batch T_out K"]:
-        """Return the logits of each label that is written.
+        """Compute the logits of the output sequence.
 
         Args:
-            x: one example (T_in, D), or a batch (..., T_in, D).
-            lengths: number of steps before the padding on the right, integers of shape (...).
-                None: no padding.
-            teacher: the right labels, fed back instead of its own predictions; see
-                `nn.AttentionDecoder`.
+            x: Sequence of shape `(T_in, D)`, or a batch `(..., T_in, D)`.
+            lengths: Number of steps before the padding on the right, integers of shape `(...)`. No
+                padding by default.
+            teacher: One-hot labels of shape `(..., T_out, K)` for teacher forcing; see
+                `jaxattn.nn.AttentionDecoder`.
 
         Returns:
-            Logits (..., T_out, K).
+            The logits, shape `(..., T_out, K)`.
 
         Raises:
-            ValueError: as `nn.LSTM` and `nn.AttentionDecoder` do.
-            TypeError: likewise.
+            ValueError: As `jaxattn.nn.LSTM` and `jaxattn.nn.AttentionDecoder`.
+            TypeError: As `jaxattn.nn.LSTM` and `jaxattn.nn.AttentionDecoder`.
         """
         annotations = self.encoder(x, lengths).outputs
         mask = None if lengths is None else nn.valid_steps(lengths, annotations.shape[-2])

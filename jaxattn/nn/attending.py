@@ -1,4 +1,4 @@
-"""What every attention layer answers, and the softmax that makes its weights."""
+"""The result of attention layers, and the masked softmax of their scores."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Float
 
 
 class Attended(NamedTuple):
-    """What an attention layer returns.
+    """The result of an attention layer.
 
     Attributes:
-        values: the weighted sums, one for each query.
-        weights: how much of each position every query reads: not negative; over the positions they
-            sum to 1, unless the layer says otherwise, or to 0 for a query that may read none.
+        values: Weighted sums, one per query.
+        weights: Non-negative attention weights of each query over the positions. They sum to 1
+            unless the layer documents otherwise, and to 0 if all positions are masked.
     """
 
     values: Float[Array, "..."]
@@ -24,44 +24,54 @@ class Attended(NamedTuple):
 def masked_softmax(
     scores: Float[Array, "*queries T"], mask: Bool[ArrayLike, "..."] | None = None
 ) -> Float[Array, "*queries T"]:
-    """Turn scores into weights over the positions that may be read.
+    """Compute the softmax over unmasked positions.
 
-    What stands at the other positions changes nothing, NaN included, and gets no gradient.
+    Scores at masked positions, NaN included, do not affect the result and have a gradient of zero.
 
     Args:
-        scores: one for each query and position.
-        mask: True at positions that may be read; broadcasts to `scores`. None: at all.
+        scores: Scores of each query and position, shape `(*queries, T)`.
+        mask: True at positions that may be attended to; broadcasts to `scores`. All by default.
 
     Returns:
-        Weights that sum to 1 over the last axis; all zero where nothing may be read.
+        Weights of the shape of `scores`. They sum to 1 over the last axis, and are zero if all
+        positions are masked.
 
     Raises:
-        TypeError: a mask that is not boolean.
-        ValueError: a mask that does not broadcast to `scores`.
+        TypeError: If `mask` is not boolean.
+        ValueError: If `mask` does not broadcast to `scores`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> weights = ja.nn.masked_softmax(jnp.zeros(4), jnp.array([True, True, False, False]))
+        >>> weights.tolist()
+        [0.5, 0.5, 0.0, 0.0]
     """
     if mask is None:
         return jax.nn.softmax(scores)
     mask = _broadcast(mask, scores.shape)
-    # The least finite number, not -inf: the softmax of a row of -inf is NaN.
+    # The least finite number instead of -inf: the softmax of a row of -inf is NaN.
     weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min))
     return jnp.where(mask, weights, 0)
 
 
 def checked_mask(mask: ArrayLike, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """The mask of sequences: over leading axes it is broadcast, but each step has its own entry."""
-    found = _broadcast(mask, shape)
+    """Return a mask of sequences, broadcast over leading axes but not over time steps."""
+    broadcast = _broadcast(mask, shape)
     if jnp.shape(mask)[-1:] != shape[-1:]:
-        raise ValueError(f"mask must have shape {shape}, an entry a step, got {jnp.shape(mask)}")
-    return found
+        raise ValueError(
+            f"`mask` must have shape {shape}, one entry per step, got {jnp.shape(mask)}."
+        )
+    return broadcast
 
 
 def _broadcast(mask: ArrayLike, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     mask = jnp.asarray(mask)
     if mask.dtype != bool:
-        raise TypeError(f"mask must be boolean, True at what may be read; got dtype {mask.dtype}")
+        raise TypeError(f"`mask` must be boolean, True at valid positions, got dtype {mask.dtype}.")
     fits = mask.ndim <= len(shape) and all(
-        size in (1, wanted) for size, wanted in zip(mask.shape[::-1], shape[::-1], strict=False)
+        size in (1, full) for size, full in zip(mask.shape[::-1], shape[::-1], strict=False)
     )
     if not fits:
-        raise ValueError(f"mask must broadcast to shape {shape}, got {mask.shape}")
+        raise ValueError(f"`mask` must broadcast to shape {shape}, got {mask.shape}.")
     return jnp.broadcast_to(mask, shape)

@@ -1,9 +1,9 @@
-"""What the attention layers share: named weights, checked sequences, scores, and reading."""
+"""The base class of attention layers, checks of their inputs, and additive scores."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +15,30 @@ from jaxtyping import Array, Bool, Float, Shaped
 from jaxattn.jaxpr.capture import tag
 from jaxattn.nn.attending import Attended, checked_mask, masked_softmax
 
-Activation = Callable[[Array], Array]
+#: A function of arrays, applied elementwise.
+Activation: TypeAlias = Callable[[Array], Array]
+#: A mask of a sequence, True at valid steps; None for all.
+Mask: TypeAlias = Bool[ArrayLike, "..."] | None
+Result = TypeVar("Result")
 _GLOROT = initializers.glorot_normal()
 
 
 class AttentionLayer(nnx.Module):
-    """What the attention layers share: their weights by name, and how sequences come to them.
+    """Base class of attention layers: named weights, and a map over leading axes.
 
-    A layer is a pure function of its weights and of one example, mapped over leading axes. Matrices
-    are drawn by Glorot's normal rule unless told otherwise, biases start at 0.
+    A layer is a pure function of its weights and of one example, vectorised over leading axes.
+    Biases start at 0.
 
     Args:
-        shapes: the shape of each weight by its name; a bias has one axis.
-        param_dtype: dtype of the weights.
-        name: the tag under which `jaxattn.capture` and `jaxattn.intervene` find the attention.
-        rngs: random streams; the weights are drawn from `params`. None, if there are no matrices.
-        kernel_init: draws the matrices, `(key, shape, dtype) -> array`.
+        shapes: Shape of each weight by its name; a bias has one axis.
+        param_dtype: Dtype of the weights.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        rngs: Random streams; weights are drawn from `params`. None for layers without matrices.
+        kernel_init: Initialiser of the matrices, `(key, shape, dtype) -> array`; Glorot's normal
+            initialiser by default.
 
     Raises:
-        TypeError: a `param_dtype` that is not floating.
+        TypeError: If `param_dtype` is not floating.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class AttentionLayer(nnx.Module):
         kernel_init: Callable[..., Array] = _GLOROT,
     ):
         if not jnp.issubdtype(param_dtype, jnp.floating):
-            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
+            raise TypeError(f"`param_dtype` must be floating, got {param_dtype}.")
         self.name = name
         self.weight_names = tuple(shapes)
         for key, shape in shapes.items():
@@ -58,16 +63,22 @@ class AttentionLayer(nnx.Module):
 
     def _attend(
         self,
-        one: Callable[..., Any],
+        single: Callable[..., Result],
         sequences: Sequence[Array],
-        masks: Sequence[Bool[ArrayLike, "..."] | None],
+        masks: Sequence[Mask],
         *,
-        blank: bool = True,
-    ) -> Any:
-        """Run `one(weights, *sequences, *masks)` over the leading axes.
+        zero_masked: bool = True,
+    ) -> Result:
+        """Vectorise `single(weights, *sequences, *masks)`, which takes one example.
 
-        What is masked in a sequence is zero in there if `blank`: a NaN that meets a weight of zero
-        is a NaN still.
+        Args:
+            single: The attention of one example.
+            sequences: Arrays of shape `(*batch, T, features)`.
+            masks: The mask of each sequence.
+            zero_masked: Whether to set masked steps to zero. NaN times a weight of zero is NaN.
+
+        Returns:
+            The result of `single` with the leading axes.
         """
         weights = {key: getattr(self, key)[...] for key in self.weight_names}
         with jax.numpy_dtype_promotion("standard"):
@@ -75,107 +86,133 @@ class AttentionLayer(nnx.Module):
         if not jnp.issubdtype(dtype, jnp.floating):
             dtype = jnp.float32
         batch = sequences[0].shape[:-2]
-        found = [
+        full_masks = [
             None if mask is None else checked_mask(mask, (*batch, x.shape[-2]))
             for mask, x in zip(masks, sequences, strict=True)
         ]
-        shown = [x.astype(dtype) for x in sequences]
-        if blank:
-            shown = [
+        inputs = [x.astype(dtype) for x in sequences]
+        if zero_masked:
+            inputs = [
                 x if mask is None else jnp.where(mask[..., None], x, 0)
-                for mask, x in zip(found, shown, strict=True)
+                for mask, x in zip(full_masks, inputs, strict=True)
             ]
-        run = partial(one, jax.tree.map(lambda w: w.astype(dtype), weights))
+        run: Callable[..., Result] = partial(
+            single, jax.tree.map(lambda w: w.astype(dtype), weights)
+        )
         for _ in batch:
             run = jax.vmap(run)
-        return run(*shown, *found)
+        return run(*inputs, *full_masks)
 
 
 def as_sequence(
     name: str, x: ArrayLike, features: int | None, batch: tuple[int, ...] | None = None
 ) -> Shaped[Array, "*batch T D"]:
-    """Check the sequence called `name`: (..., T, features), with these leading axes."""
+    """Return the sequence called `name`, checked for shape `(*batch, T, features)` and dtype."""
     x = jnp.asarray(x)
     if x.ndim < 2 or features not in (None, x.shape[-1]) or x.shape[-2] < 1:
-        wanted = "D" if features is None else features
-        raise ValueError(f"{name} must have shape (..., T, {wanted}), T > 0, got {x.shape}")
+        size = "D" if features is None else features
+        raise ValueError(f"`{name}` must have shape (..., T, {size}), T > 0, got {x.shape}.")
     if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} must be real numbers, got dtype {x.dtype}")
+        raise TypeError(f"`{name}` must be real numbers, got dtype {x.dtype}.")
     if batch not in (None, x.shape[:-2]):
-        raise ValueError(f"{name} must have leading axes {batch}, got shape {x.shape}")
+        raise ValueError(f"`{name}` must have leading axes {batch}, got shape {x.shape}.")
     return x
 
 
-def queried(
+class Sizes(NamedTuple):
+    """The sizes of a query, a key and a value; None for any size."""
+
+    query: int | None = None
+    key: int | None = None
+    value: int | None = None
+
+
+class Queried(NamedTuple):
+    """Queries, keys and values, and the mask of each."""
+
+    sequences: tuple[Array, Array, Array]
+    masks: tuple[Mask, Mask, Mask]
+
+
+def check_queried(
     queries: ArrayLike,
     keys: ArrayLike | None,
     values: ArrayLike | None,
-    sizes: tuple[int | None, int | None, int | None],
-    mask: ArrayLike | None,
-) -> tuple[tuple[Array, Array, Array], tuple[Any, Any, Any]]:
-    """Check queries, keys and values, each the one before it by default, and give each its mask.
+    sizes: Sizes,
+    mask: Mask,
+) -> Queried:
+    """Check queries, keys and values; keys default to queries, and values to keys.
 
-    Queries of their own have none: nobody reads them.
+    The mask is that of keys and values. Separate queries have none, as nothing attends to them.
     """
-    first = as_sequence("queries", queries, sizes[0])
-    batch = first.shape[:-2]
-    second = as_sequence("keys", first if keys is None else keys, sizes[1], batch)
-    third = as_sequence("values", second if values is None else values, sizes[2], batch)
-    if third.shape[-2] != second.shape[-2]:
-        raise ValueError(f"values must have one row a key, got {third.shape} and {second.shape}")
-    return (first, second, third), (mask if keys is None else None, mask, mask)
+    checked_queries = as_sequence("queries", queries, sizes.query)
+    batch = checked_queries.shape[:-2]
+    checked_keys = as_sequence("keys", checked_queries if keys is None else keys, sizes.key, batch)
+    checked_values = as_sequence(
+        "values", checked_keys if values is None else values, sizes.value, batch
+    )
+    if checked_values.shape[-2] != checked_keys.shape[-2]:
+        raise ValueError(
+            f"`values` must have one row per key, got shape {checked_values.shape} for keys of "
+            f"shape {checked_keys.shape}."
+        )
+    masks = mask if keys is None else None, mask, mask
+    return Queried((checked_queries, checked_keys, checked_values), masks)
 
 
 def check_sizes(**sizes: int | None) -> None:
-    """Refuse a size that is no whole number from 1 on; None passes."""
+    """Raise an error for a size that is not an integer of at least 1; None passes."""
     for name, size in sizes.items():
         if size is None:
             continue
         try:
             size = operator.index(size)
         except TypeError:
-            raise TypeError(f"{name} must be an integer, got {size!r}") from None
+            raise TypeError(f"`{name}` must be an integer, got {size!r}.") from None
         if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
 
 
-def check_choice(name: str, got: Any, known: tuple[Any, ...]) -> None:
-    """Refuse what is not among the `known`."""
-    if got not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {got!r}")
+def check_choice(name: str, choice: object, choices: Sequence[object]) -> None:
+    """Raise ValueError for a choice that is not among the choices."""
+    if choice not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"`{name}` must be one of {listed}; got {choice!r}.")
 
 
-def as_activation(argument: str, given: Activation | str | None) -> Activation | None:
-    """A function, or one of `jax.nn` by its name."""
-    if given is None or callable(given):
-        return given
-    found = getattr(jax.nn, given, None) if isinstance(given, str) else None
-    if not callable(found):
-        raise ValueError(f"{argument} must be a function, or the name of one in jax.nn: {given!r}")
-    return found
+def as_activation(name: str, activation: Activation | str | None) -> Activation | None:
+    """Return a function: the activation itself, or the one in `jax.nn` with this name."""
+    if activation is None or callable(activation):
+        return activation
+    function = getattr(jax.nn, activation, None) if isinstance(activation, str) else None
+    if not callable(function):
+        raise ValueError(
+            f"`{name}` must be a function, or the name of one in jax.nn, got {activation!r}."
+        )
+    return function
 
 
 def additive_scores(
     queries: Float[Array, "T_out Q"],
     keys: Float[Array, "T_in K"],
-    of_queries: Float[Array, "Q units"],
-    of_keys: Float[Array, "K units"],
+    query_kernel: Float[Array, "Q units"],
+    key_kernel: Float[Array, "K units"],
     bias: Float[Array, " units"] | None,
     vector: Float[Array, "units 1"],
 ) -> Float[Array, "T_out T_in"]:
-    r"""Score every query against every key: $v^\top \tanh(W q_i + U k_j + b)$."""
-    hidden = (queries @ of_queries)[:, None] + (keys @ of_keys)[None]
+    r"""Compute additive scores, $v^\top \tanh(W q_i + U k_j + b)$ (arXiv:1409.0473)."""
+    hidden = (queries @ query_kernel)[:, None] + (keys @ key_kernel)[None]
     if bias is not None:
         hidden = hidden + bias[None, None]
     return (jnp.tanh(hidden) @ vector)[..., 0]
 
 
-def read(
+def attend(
     scores: Float[Array, "T_out T_in"],
     values: Float[Array, "T_in D"],
     mask: Bool[Array, "..."] | None,
     name: str,
 ) -> Attended:
-    """Turn scores into tagged weights, and read values with them."""
+    """Return the softmax of scores, tagged, and the values weighted by it."""
     weights = tag(masked_softmax(scores, mask), name)
     return Attended(weights @ values, weights)

@@ -1,7 +1,7 @@
-"""Attention of one sequence over another: additive, multiplicative, and of a pair on each other."""
+"""Attention of one sequence over another: additive, multiplicative and mutual."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,13 @@ from jaxattn.jaxpr.capture import tag
 from jaxattn.nn.attending import Attended, masked_softmax
 from jaxattn.nn.attention_layer import (
     AttentionLayer,
+    Sizes,
     additive_scores,
     as_sequence,
+    attend,
     check_choice,
+    check_queried,
     check_sizes,
-    queried,
-    read,
 )
 
 Score = Literal["dot", "general", "concat"]
@@ -26,24 +27,37 @@ Local = Literal["monotonic", "predictive"]
 
 
 class AdditiveAttention(AttentionLayer):
-    r"""Additive attention (Bahdanau et al. 2015, arXiv:1409.0473).
+    r"""Additive attention (Bahdanau et al. 2015).
 
-    $e_{ij} = V_a^\top \tanh(q_i W_a + k_j U_a + b_a)$; its softmax over $j$ weighs the values.
-
-    The weights are `Wa` (Q, units), `Ua` (K, units), `ba` (units,) and `Va` (units, 1).
+    The scores are $e_{ij} = V_a^\top \tanh(q_i W_a + k_j U_a + b_a)$. Their softmax over $j$ weighs
+    the values. The weights of the layer are `Wa` (Q, units), `Ua` (K, units), `ba` (units,) and
+    `Va` (units, 1); matrices are drawn by Glorot's normal initialiser, biases start at 0.
 
     Args:
         query_features: Q, size of a query.
         key_features: K, size of a key; Q by default.
-        units: size of the hidden layer.
-        use_bias: add `ba`.
-        param_dtype: dtype of the weights.
-        name: the tag of the attention weights.
-        rngs: random streams; the weights are drawn from `params`.
+        units: Size of the hidden layer.
+        use_bias: Whether to add `ba`.
+        param_dtype: Dtype of the weights.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a `param_dtype` that is not floating.
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
+
+    Reference:
+        Bahdanau, Cho and Bengio 2015, Neural machine translation by jointly learning to align and
+        translate, arXiv:1409.0473.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.AdditiveAttention(4, 6, rngs=nnx.Rngs(0))
+        >>> values, weights = layer(jnp.ones((3, 4)), jnp.ones((5, 6)))
+        >>> values.shape, weights.shape
+        ((3, 6), (3, 5))
     """
 
     def __init__(
@@ -75,67 +89,84 @@ class AdditiveAttention(AttentionLayer):
         *,
         mask: Bool[ArrayLike, "..."] | None = None,
     ) -> Attended:
-        """Let every query read the values.
+        """Compute the attention of the queries over the values.
 
-        What lies at masked positions changes nothing, NaN included, and gets no gradient. Where all
-        is masked, weights and values are zero.
+        Masked positions, NaN included, do not affect the result and have a gradient of zero. If all
+        are masked, weights and values are zero.
 
         Args:
-            queries: one example (T_out, Q), or a batch (..., T_out, Q).
-            keys: (..., T_in, K).
-            values: what is read, (..., T_in, D); the keys by default.
-            mask: True at keys that may be read, (..., T_in). None: at all.
+            queries: Queries of shape `(T_out, Q)`, or a batch `(..., T_out, Q)`.
+            keys: Keys of shape `(..., T_in, K)`.
+            values: Values of shape `(..., T_in, D)`; the keys by default.
+            mask: True at keys that may be attended to, shape `(..., T_in)`. All by default.
 
         Returns:
-            Values (..., T_out, D) and weights (..., T_out, T_in).
+            Values `(..., T_out, D)` and weights `(..., T_out, T_in)`.
 
         Raises:
-            ValueError: sequences or a mask of another shape.
-            TypeError: sequences that are not real numbers, a mask that is not boolean.
+            ValueError: If a sequence or the mask has another shape.
+            TypeError: If a sequence does not hold real numbers, or the mask is not boolean.
         """
-        sizes = self.query_features, self.key_features, None
-        return self._attend(self._one, *queried(queries, keys, values, sizes, mask))
+        sizes = Sizes(self.query_features, self.key_features)
+        return self._attend(self._single, *check_queried(queries, keys, values, sizes, mask))
 
-    def _one(
-        self, weights: dict[str, Array], queries: Array, keys: Array, values: Array, *masks: Any
+    def _single(
+        self,
+        weights: dict[str, Array],
+        queries: Array,
+        keys: Array,
+        values: Array,
+        *masks: Array | None,
     ) -> Attended:
         scores = additive_scores(
             queries, keys, weights["Wa"], weights["Ua"], weights.get("ba"), weights["Va"]
         )
-        return read(scores, values, masks[1], self.name)
+        return attend(scores, values, masks[1], self.name)
 
 
 class MultiplicativeAttention(AttentionLayer):
-    r"""Multiplicative attention, global or local (Luong et al. 2015, arXiv:1508.04025).
+    r"""Multiplicative attention, global or local (Luong et al. 2015).
 
     The score $e_{ij}$ is $q_i \cdot k_j$ ("dot"), $q_i W_a k_j^\top$ ("general"), or
-    $V_a^\top \tanh([q_i; k_j] W_a)$ ("concat"); its softmax over $j$ weighs the values.
+    $V_a^\top \tanh([q_i; k_j] W_a)$ ("concat"). Its softmax over $j$ weighs the values.
 
-    Local attention reads only keys within `window` of a position $p_i$, counted among those that
-    may be read. It is the query's own, $p_i = i$ ("monotonic"), or
-    $p_i = S \, \sigma(\tanh(q_i W_p) V_p)$ of $S$ keys ("predictive"), and then a Gaussian about
-    it, of a standard deviation of half the `window`, favours the keys near by. The paper multiplies
-    the softmax by the Gaussian, and its weights sum to less than 1; here they are divided by their
-    sum, unless `normalize` is False.
+    Local attention is restricted to keys within `window` of a position $p_i$, counted over unmasked
+    keys: $p_i = i$ ("monotonic"), or $p_i = S \, \sigma(\tanh(q_i W_p) V_p)$ for $S$ keys
+    ("predictive"). Predictive weights are multiplied by a Gaussian about $p_i$ with half the
+    `window` as its standard deviation. In the paper they then sum to less than 1; here they are
+    normalised to sum to 1 unless `normalize` is False.
 
-    The weights are `Wa` (Q, K), or for "concat" (Q + K, units) with `Va` (units, 1); and of
-    "predictive" `Wp` (Q, units) and `Vp` (units, 1).
+    The weights of the layer are `Wa` (Q, K), or for "concat" (Q + K, units) with `Va` (units, 1);
+    for "predictive" also `Wp` (Q, units) and `Vp` (units, 1). Matrices are drawn by Glorot's normal
+    initialiser.
 
     Args:
         query_features: Q, size of a query.
         key_features: K, size of a key; Q by default.
         score: "dot", "general" or "concat".
         local: "monotonic" or "predictive"; None for global attention.
-        window: how far from its position local attention reads, in keys: the paper's D.
-        normalize: whether the weights of predictive attention are made to sum to 1.
-        units: size of hidden layers.
-        param_dtype: dtype of the weights.
-        name: the tag of the attention weights.
-        rngs: random streams; the weights are drawn from `params`.
+        window: Largest distance of local attention from its position, in keys: D in the paper.
+        normalize: Whether the weights of predictive attention sum to 1.
+        units: Size of the hidden layers.
+        param_dtype: Dtype of the weights.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1, an unknown `score` or `local`, a "dot" of different sizes.
-        TypeError: a `param_dtype` that is not floating.
+        ValueError: If a size is below 1, `score` or `local` is unknown, or sizes differ for "dot".
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
+
+    Reference:
+        Luong, Pham and Manning 2015, Effective approaches to attention-based neural machine
+        translation, arXiv:1508.04025.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.MultiplicativeAttention(4, local="predictive", rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((3, 4)), jnp.ones((5, 4))).weights.shape
+        (3, 5)
     """
 
     def __init__(
@@ -160,8 +191,8 @@ class MultiplicativeAttention(AttentionLayer):
         )
         if score == "dot" and query_features != key_features:
             raise ValueError(
-                "score='dot' needs queries and keys of one size, got query_features="
-                f"{query_features} and key_features={key_features}"
+                "`key_features` must equal `query_features` for score='dot', got "
+                f"{key_features} and {query_features}."
             )
         self.query_features, self.key_features = query_features, key_features
         self.score, self.local, self.window, self.normalize = score, local, window, normalize
@@ -182,65 +213,95 @@ class MultiplicativeAttention(AttentionLayer):
         *,
         mask: Bool[ArrayLike, "..."] | None = None,
     ) -> Attended:
-        """Let every query read the values.
+        """Compute the attention of the queries over the values.
 
-        Arguments, result and errors are those of `AdditiveAttention`. Where a window of monotonic
-        attention lies beyond the last key, weights and values are zero.
+        If a window of monotonic attention lies beyond the last key, weights and values are zero.
+
+        Args:
+            queries: Queries of shape `(T_out, Q)`, or a batch `(..., T_out, Q)`.
+            keys: Keys of shape `(..., T_in, K)`.
+            values: Values of shape `(..., T_in, D)`; the keys by default.
+            mask: True at keys that may be attended to, shape `(..., T_in)`. All by default.
+
+        Returns:
+            Values `(..., T_out, D)` and weights `(..., T_out, T_in)`.
+
+        Raises:
+            ValueError: If a sequence or the mask has another shape.
+            TypeError: If a sequence does not hold real numbers, or the mask is not boolean.
         """
-        sizes = self.query_features, self.key_features, None
-        return self._attend(self._one, *queried(queries, keys, values, sizes, mask))
+        sizes = Sizes(self.query_features, self.key_features)
+        return self._attend(self._single, *check_queried(queries, keys, values, sizes, mask))
 
-    def _one(
-        self, weights: dict[str, Array], queries: Array, keys: Array, values: Array, *masks: Any
+    def _single(
+        self,
+        weights: dict[str, Array],
+        queries: Array,
+        keys: Array,
+        values: Array,
+        *masks: Array | None,
     ) -> Attended:
         mask = masks[1]
         if self.score == "concat":
-            of_queries, of_keys = jnp.split(weights["Wa"], [self.query_features])
-            scores = additive_scores(queries, keys, of_queries, of_keys, None, weights["Va"])
+            query_kernel, key_kernel = jnp.split(weights["Wa"], [self.query_features])
+            scores = additive_scores(queries, keys, query_kernel, key_kernel, None, weights["Va"])
         else:
             projected = queries @ weights["Wa"] if self.score == "general" else queries
             scores = projected @ keys.T
         if self.local is None:
-            return read(scores, values, mask, self.name)
+            return attend(scores, values, mask, self.name)
 
         valid = jnp.ones(len(keys), bool) if mask is None else mask
-        # In half precision one cannot count far.
+        # Half precision cannot represent large positions.
         wide = scores.dtype if jnp.finfo(scores.dtype).bits >= 32 else jnp.dtype(jnp.float32)
-        places = (jnp.cumsum(valid) - 1).astype(wide)[None]
+        positions = (jnp.cumsum(valid) - 1).astype(wide)[None]
         if self.local == "monotonic":
             centres = jnp.arange(len(queries), dtype=wide)[:, None]
         else:
-            share = jax.nn.sigmoid(jnp.tanh(queries @ weights["Wp"]) @ weights["Vp"])
-            centres = valid.sum().astype(wide) * share.astype(wide)
-        away = places - centres
-        mask = valid[None] & (jnp.abs(away) <= self.window)
+            fraction = jax.nn.sigmoid(jnp.tanh(queries @ weights["Wp"]) @ weights["Vp"])
+            centres = valid.sum().astype(wide) * fraction.astype(wide)
+        distance = positions - centres
+        mask = valid[None] & (jnp.abs(distance) <= self.window)
         if self.local == "monotonic":
-            return read(scores, values, mask, self.name)
-        fading = (-2 * jnp.square(away / self.window)).astype(scores.dtype)
+            return attend(scores, values, mask, self.name)
+        log_gaussian = (-2 * jnp.square(distance / self.window)).astype(scores.dtype)
         if self.normalize:
-            return read(scores + fading, values, mask, self.name)
-        found = tag(masked_softmax(scores, mask) * jnp.exp(fading), self.name)
-        return Attended(found @ values, found)
+            return attend(scores + log_gaussian, values, mask, self.name)
+        attention = tag(masked_softmax(scores, mask) * jnp.exp(log_gaussian), self.name)
+        return Attended(attention @ values, attention)
 
 
 class CrossAttention(AttentionLayer):
-    r"""Attention of two sequences on each other (Parikh et al. 2016, arXiv:1606.01933).
+    r"""Attention of two sequences over each other (Parikh et al. 2016).
 
-    $e_{ij} = F(a_i) \cdot F(b_j)$, where $F$ is a network of ReLU layers; its softmax over $j$
-    tells what $a_i$ reads of $b$, and its softmax over $i$ what $b_j$ reads of $a$.
-
-    The weights are `W0` (D, units[0]), `b0` (units[0],), `W1` (units[0], units[1]), ...
+    The scores are $e_{ij} = F(a_i) \cdot F(b_j)$, where $F$ is a network of ReLU layers. Their
+    softmax over $j$ is the attention of $a_i$ over $b$, that over $i$ the attention of $b_j$ over
+    $a$. The weights of the layer are `W0` (D, units[0]), `b0` (units[0],), `W1` (units[0],
+    units[1]), and so on; matrices are drawn by Glorot's normal initialiser, biases start at 0.
 
     Args:
         features: D, size of each step of both sequences.
-        units: sizes of the layers of F; none for the plain dot product.
-        param_dtype: dtype of the weights.
-        name: the tag of both directions' attention weights: a over b, then b over a.
-        rngs: random streams; the weights are drawn from `params`.
+        units: Sizes of the layers of F; empty for the plain dot product.
+        param_dtype: Dtype of the weights.
+        name: Tag of the attention weights of both directions: a over b, then b over a.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a `param_dtype` that is not floating.
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
+
+    Reference:
+        Parikh, Täckström, Das and Uszkoreit 2016, A decomposable attention model for natural
+        language inference, arXiv:1606.01933.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.CrossAttention(4, units=(8,), rngs=nnx.Rngs(0))
+        >>> a_over_b, b_over_a = layer(jnp.ones((3, 4)), jnp.ones((5, 4)))
+        >>> a_over_b.weights.shape, b_over_a.weights.shape
+        ((3, 5), (5, 3))
     """
 
     def __init__(
@@ -268,36 +329,43 @@ class CrossAttention(AttentionLayer):
         mask_a: Bool[ArrayLike, "..."] | None = None,
         mask_b: Bool[ArrayLike, "..."] | None = None,
     ) -> tuple[Attended, Attended]:
-        """Let each sequence read the other.
+        """Compute the attention of each sequence over the other.
 
-        What lies at masked positions changes nothing, NaN included, and gets no gradient. What
-        reads a sequence that is masked as a whole has weights and values of zero.
+        Masked positions, NaN included, do not affect the result and have a gradient of zero. The
+        attention over a sequence that is masked as a whole has weights and values of zero.
 
         Args:
-            a: one example (T_a, D), or a batch (..., T_a, D).
-            b: (..., T_b, D).
-            mask_a: True at what may be read of `a`, (..., T_a). None: all.
-            mask_b: the same of `b`.
+            a: Sequence of shape `(T_a, D)`, or a batch `(..., T_a, D)`.
+            b: Sequence of shape `(..., T_b, D)`.
+            mask_a: True at steps of `a` that may be attended to, shape `(..., T_a)`. All by
+                default.
+            mask_b: True at steps of `b` that may be attended to, shape `(..., T_b)`. All by
+                default.
 
         Returns:
-            What `a` reads of `b`, values (..., T_a, D) and weights (..., T_a, T_b); and what `b`
-            reads of `a`, values (..., T_b, D) and weights (..., T_b, T_a).
+            The attention of `a` over `b`, values `(..., T_a, D)` and weights `(..., T_a, T_b)`; and
+            of `b` over `a`, values `(..., T_b, D)` and weights `(..., T_b, T_a)`.
 
         Raises:
-            ValueError: sequences or a mask of another shape.
-            TypeError: sequences that are not real numbers, a mask that is not boolean.
+            ValueError: If a sequence or the mask has another shape.
+            TypeError: If a sequence does not hold real numbers, or the mask is not boolean.
         """
         a = as_sequence("a", a, self.features)
         b = as_sequence("b", b, self.features, a.shape[:-2])
-        return self._attend(self._one, (a, b), (mask_a, mask_b))
+        return self._attend(self._single, (a, b), (mask_a, mask_b))
 
-    def _one(
-        self, weights: dict[str, Array], a: Array, b: Array, mask_a: Any, mask_b: Any
+    def _single(
+        self,
+        weights: dict[str, Array],
+        a: Array,
+        b: Array,
+        mask_a: Array | None,
+        mask_b: Array | None,
     ) -> tuple[Attended, Attended]:
-        def compared(x: Array) -> Array:
+        def project(x: Array) -> Array:
             for i in range(len(weights) // 2):
                 x = jax.nn.relu(x @ weights[f"W{i}"] + weights[f"b{i}"][None])
             return x
 
-        scores = compared(a) @ compared(b).T
-        return read(scores, b, mask_b, self.name), read(scores.T, a, mask_a, self.name)
+        scores = project(a) @ project(b).T
+        return attend(scores, b, mask_b, self.name), attend(scores.T, a, mask_a, self.name)

@@ -1,4 +1,4 @@
-"""A recurrent decoder that looks back at what was read (Bahdanau et al. 2015)."""
+"""A recurrent decoder with additive attention over annotations (Bahdanau et al. 2015)."""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from jaxattn.nn.attention_layer import check_sizes
 
 
 class DecoderWeights(NamedTuple):
-    """Weights of an attention decoder.
+    """Weights of an attention decoder with m annotation features, n units and K labels.
 
-    They are for annotations of m features, n units and K labels. `W` reads the label before, `U`
-    the state before, and `C` what is attended to; but `W_a` reads the state before, and `U_a` and
-    `W_s` the annotations, as published. r is the reset gate, z the update gate, p the proposed
-    state, o the output.
+    The names are those of the paper. `W` is multiplied by the previous label, `U` by the previous
+    state and `C` by the context, except for `W_a` (the previous state) and `U_a` and `W_s` (the
+    annotations). The suffix r is the reset gate, z the update gate, p the proposed state, o the
+    output, a the alignment and s the initial state.
     """
 
     W_a: Float[Array, "n n"]
@@ -48,18 +48,18 @@ class DecoderWeights(NamedTuple):
 
 
 class DecoderState(NamedTuple):
-    """What an attention decoder knows before a step: its hidden state, and the label before."""
+    """The state of an attention decoder: its hidden state and the previous label."""
 
     hidden: Float[Array, " n"]
     label: Float[Array, " K"]
 
 
 class Decoded(NamedTuple):
-    """What an attention decoder returns.
+    """The result of an attention decoder.
 
     Attributes:
-        logits: the scores of the labels at each output step, before the softmax.
-        weights: how much of each annotation every output step reads; its rows sum to 1.
+        logits: Scores of the labels at each output step, before the softmax.
+        weights: Attention weights of each output step over the annotations; rows sum to 1.
     """
 
     logits: Float[Array, "*steps K"]
@@ -80,25 +80,40 @@ def attention_decoder_step(
     mask: Bool[Array, " T_in"] | None = None,
     name: str = "attention",
 ) -> tuple[DecoderState, Decoded]:
-    r"""Advance an attention decoder by one output step (Bahdanau et al. 2015).
+    r"""Advance an attention decoder by one output step.
 
-    $\alpha = \mathrm{softmax}_j\, V_a \cdot \tanh(s W_a + h_j U_a + b_a)$ and
-    $c = \sum_j \alpha_j h_j$;
-    $r, z = \sigma(y W + s U + c C + b)$, each with its own weights;
-    $\tilde s = \tanh(y W_p + (r \odot s) U_p + c C_p + b_p)$ and
-    $s' = (1 - z) \odot s + z \odot \tilde s$; the logits are $y W_o + s U_o + c C_o + b_o$ and
-    $y'$ is their softmax.
+    The attention weights are
+    $\alpha = \mathrm{softmax}_j\, V_a \cdot \tanh(s W_a + h_j U_a + b_a)$, the context is
+    $c = \sum_j \alpha_j h_j$, the gates are $r, z = \sigma(y W + s U + c C + b)$, each with its own
+    weights, and the next state is $s' = (1 - z) \odot s + z \odot \tilde s$ with
+    $\tilde s = \tanh(y W_p + (r \odot s) U_p + c C_p + b_p)$. The logits are
+    $y W_o + s U_o + c C_o + b_o$; the next label $y'$ is their softmax.
 
     Args:
-        weights: of m, n and K features.
-        state: hidden (n,) and label (K,) of the step before.
-        annotations: what was read, (T_in, m), of one example; `jax.vmap` gives batches.
-        projected: `annotations @ weights.U_a`, which is the same at every step.
-        mask: True at annotations that may be read, (T_in,). None: at all.
-        name: the tag of the attention weights.
+        weights: Weights of m, n and K features.
+        state: Hidden state `(n,)` and label `(K,)` of the previous step.
+        annotations: Annotations `(T_in, m)` of one example; vectorise with `jax.vmap`.
+        projected: `annotations @ weights.U_a`, which is the same at every step; computed by
+            default.
+        mask: True at annotations that may be attended to, shape `(T_in,)`. All by default.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
 
     Returns:
-        The next state, and the logits (K,) with the attention weights (T_in,).
+        The next state, and the logits `(K,)` with the attention weights `(T_in,)`.
+
+    Reference:
+        Bahdanau, Cho and Bengio 2015, Neural machine translation by jointly learning to align and
+        translate, arXiv:1409.0473.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> weights = ja.nn.AttentionDecoder(8, 4, 3, rngs=nnx.Rngs(0)).weights()
+        >>> state = ja.nn.DecoderState(jnp.zeros(4), jnp.zeros(3))
+        >>> state, decoded = ja.nn.attention_decoder_step(weights, state, jnp.ones((5, 8)))
+        >>> decoded.logits.shape, decoded.weights.shape
+        ((3,), (5,))
     """
     w, (s, y) = weights, state
     if projected is None:
@@ -115,29 +130,36 @@ def attention_decoder_step(
 
 
 class AttentionDecoder(nnx.Module):
-    r"""Writes one label after the other, and looks at all annotations before each.
+    r"""Recurrent decoder with additive attention (Bahdanau et al. 2015).
 
-    It starts from $y_0 = 0$ and $s_0 = \tanh(h_1 W_s)$, with the first annotation that may be
-    read; the step is `attention_decoder_step`. What it is fed of the label before is its own soft
-    prediction. Matrices are drawn by Glorot's uniform rule, those from state to state are
-    orthogonal, and biases start at 0.
+    It decodes from $y_0 = 0$ and $s_0 = \tanh(h_1 W_s)$, where $h_1$ is the first unmasked
+    annotation; the equations of a step are those of `attention_decoder_step`. The previous label is
+    the decoder's own prediction, a vector of probabilities. Matrices are drawn by Glorot's uniform
+    initialiser, recurrent ones are orthogonal, and biases start at 0.
 
     Args:
         in_features: m, size of each annotation.
         hidden_features: n, number of units.
         num_classes: K, number of labels.
-        name: the tag of the attention weights, by which `jaxattn.capture` and `jaxattn.intervene`
-            find them.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a size that is no integer, a `param_dtype` that is not floating.
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
 
     Reference:
         Bahdanau, Cho and Bengio 2015, Neural machine translation by jointly learning to align and
         translate, arXiv:1409.0473.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> decoder = ja.nn.AttentionDecoder(8, 4, 3, rngs=nnx.Rngs(0))
+        >>> decoder(jnp.ones((5, 8)), output_length=6).logits.shape
+        (6, 3)
     """
 
     def __init__(
@@ -158,7 +180,7 @@ class AttentionDecoder(nnx.Module):
             in_features=in_features, hidden_features=hidden_features, num_classes=num_classes
         )
         if not jnp.issubdtype(param_dtype, jnp.floating):
-            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
+            raise TypeError(f"`param_dtype` must be floating, got {param_dtype}.")
         # An orthogonal draw takes a QR decomposition, which half precision lacks.
         dtype = jnp.float32 if jnp.finfo(param_dtype).bits < 32 else param_dtype
         m, n, k = in_features, hidden_features, num_classes
@@ -180,7 +202,7 @@ class AttentionDecoder(nnx.Module):
             setattr(self, field, nnx.Param(drawn.astype(param_dtype)))
 
     def weights(self) -> DecoderWeights:
-        """Return the weights, ready for the step function."""
+        """Return the weights for `attention_decoder_step`."""
         return DecoderWeights(*(getattr(self, field)[...] for field in DecoderWeights._fields))
 
     def __call__(
@@ -191,44 +213,44 @@ class AttentionDecoder(nnx.Module):
         output_length: int | None = None,
         teacher: Shaped[ArrayLike, "*batch T_out K"] | None = None,
     ) -> Decoded:
-        """Write the output.
+        """Decode a sequence.
 
-        What lies at masked annotations changes nothing, NaN included, and its gradient is exactly
-        zero; where none may be read, all weights and what is attended to are zero.
+        Masked annotations, NaN included, do not affect the result and have a gradient of zero. If
+        all are masked, weights and contexts are zero.
 
         Args:
-            annotations: what was read, one example (T_in, m) or a batch (..., T_in, m); integers
-                are converted.
-            mask: True at annotations that may be read, (..., T_in); leading axes may be 1 or
-                missing. None: at all.
-            output_length: T_out; by default T_in, or the length of `teacher`.
-            teacher: the right labels (..., T_out, K), one-hot, which are fed back instead of the
-                decoder's own predictions (teacher forcing); the last one is not used.
+            annotations: Annotations of shape `(T_in, m)`, or a batch `(..., T_in, m)`; integers are
+                converted.
+            mask: True at annotations that may be attended to, shape `(..., T_in)`; leading axes may
+                be 1 or missing. All by default.
+            output_length: T_out; by default the length of `teacher`, or T_in.
+            teacher: One-hot labels of shape `(..., T_out, K)`, which replace the decoder's
+                predictions as previous labels (teacher forcing); the last one is not used.
 
         Returns:
-            Logits (..., T_out, K), `probabilities` of the same shape, and attention weights
-            (..., T_out, T_in).
+            Logits `(..., T_out, K)`, `probabilities` of the same shape, and attention weights
+            `(..., T_out, T_in)`.
 
         Raises:
-            ValueError: a wrong shape of `annotations`, `mask` or `teacher`, an `output_length`
-                below 1 or other than the length of `teacher`.
-            TypeError: a mask that is not boolean, other arrays that are not real numbers.
+            ValueError: If an array has another shape, or `output_length` is below 1 or differs from
+                the length of `teacher`.
+            TypeError: If `mask` is not boolean, or another array does not hold real numbers.
         """
-        h = _real("annotations", annotations)
+        h = _as_real("annotations", annotations)
         if h.ndim < 2 or h.shape[-1] != self.in_features or not h.shape[-2]:
             raise ValueError(
-                f"annotations must have shape (..., T_in, {self.in_features}) with T_in at least "
-                f"1, got {h.shape}"
+                f"`annotations` must have shape (..., T_in, {self.in_features}) with T_in at least "
+                f"1, got {h.shape}."
             )
         *batch, length, _ = h.shape
         if mask is not None:
             mask = checked_mask(mask, h.shape[:-1])
         if teacher is not None:
-            teacher = _real("teacher", teacher)
+            teacher = _as_real("teacher", teacher)
             steps = teacher.shape[-2] if teacher.ndim > 1 else 0
             if teacher.shape != (*batch, output_length or steps, self.num_classes):
-                wanted = ", ".join(map(str, (*batch, output_length or "T_out", self.num_classes)))
-                raise ValueError(f"teacher must have shape ({wanted}), got {teacher.shape}")
+                shape = ", ".join(map(str, (*batch, output_length or "T_out", self.num_classes)))
+                raise ValueError(f"`teacher` must have shape ({shape}), got {teacher.shape}.")
             length = steps
         length = length if output_length is None else output_length
         check_sizes(output_length=length)
@@ -247,14 +269,14 @@ class AttentionDecoder(nnx.Module):
         return run(h.astype(dtype), mask, teacher)
 
 
-def _real(name: str, given: ArrayLike) -> Array:
-    found = jnp.asarray(given)
-    if not (jnp.issubdtype(found.dtype, jnp.floating) or jnp.issubdtype(found.dtype, jnp.integer)):
-        raise TypeError(f"{name} must be real numbers, got dtype {found.dtype}")
-    return found
+def _as_real(name: str, values: ArrayLike) -> Array:
+    array = jnp.asarray(values)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(f"`{name}` must be real numbers, got dtype {array.dtype}.")
+    return array
 
 
-# A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
+# A scan compiles at every eager call unless it is inside of a jitted function that persists.
 @partial(jax.jit, static_argnames=("length", "name"))
 def _decode(
     weights: DecoderWeights,
@@ -265,18 +287,18 @@ def _decode(
     length: int,
     name: str,
 ) -> Decoded:
-    """Write the output for one example (T_in, m)."""
+    """Decode one example `(T_in, m)`."""
     first = h[0]
     if mask is not None:
         h = jnp.where(mask[:, None], h, 0)
         first = h[jnp.argmax(mask)]
     projected = h @ weights.U_a
 
-    def advance(state: DecoderState, right: Array | None) -> tuple[DecoderState, Decoded]:
+    def advance(state: DecoderState, label: Array | None) -> tuple[DecoderState, Decoded]:
         state, decoded = attention_decoder_step(
             weights, state, h, projected=projected, mask=mask, name=name
         )
-        return (state if right is None else state._replace(label=right)), decoded
+        return (state if label is None else state._replace(label=label)), decoded
 
     label = jnp.zeros(weights.b_o.shape, h.dtype)
     state = DecoderState(jnp.tanh(first @ weights.W_s), label)

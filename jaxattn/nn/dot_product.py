@@ -1,6 +1,4 @@
-"""Dot-product attention: scaled, and in several heads with keras-multi-head's weights by name."""
-
-from typing import Any
+"""Dot-product attention: scaled, and with several heads."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,22 +10,32 @@ from jaxattn.nn.attending import Attended, masked_softmax
 from jaxattn.nn.attention_layer import (
     Activation,
     AttentionLayer,
+    Sizes,
     as_activation,
+    attend,
+    check_queried,
     check_sizes,
-    queried,
-    read,
 )
 
 
 class ScaledDotProductAttention(AttentionLayer):
-    r"""Scaled dot-product attention, $\mathrm{softmax}(Q K^\top / \sqrt{d}) V$, without weights.
+    r"""Scaled dot-product attention, $\mathrm{softmax}(Q K^\top / \sqrt{d}) V$.
+
+    The layer has no weights.
 
     Args:
-        history_only: let query $i$ read no key after the $i$-th.
-        name: the tag of the attention weights.
+        history_only: Whether query $i$ attends only to keys up to the $i$-th (causal attention).
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
 
     Reference:
-        Vaswani et al. 2017, arXiv:1706.03762.
+        Vaswani et al. 2017, Attention is all you need, arXiv:1706.03762.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> layer = ja.nn.ScaledDotProductAttention(history_only=True)
+        >>> layer(jnp.ones((3, 4))).weights[0].tolist()
+        [1.0, 0.0, 0.0]
     """
 
     def __init__(self, *, history_only: bool = False, name: str = "attention"):
@@ -42,59 +50,75 @@ class ScaledDotProductAttention(AttentionLayer):
         *,
         mask: Bool[ArrayLike, "..."] | None = None,
     ) -> Attended:
-        """Let every query read the values.
+        """Compute the attention of the queries over the values.
 
-        What lies at masked keys and values changes nothing, NaN included, and gets no gradient. A
-        query that may read none has weights and values of zero.
+        Masked keys and values, NaN included, do not affect the result and have a gradient of zero.
+        A query without unmasked keys has weights and values of zero.
 
         Args:
-            queries: one example (T_q, d), or a batch (..., T_q, d).
-            keys: (..., T_k, d); the queries by default.
-            values: (..., T_k, D); the keys by default.
-            mask: True at keys that may be read, (..., T_k). None: at all.
+            queries: Queries of shape `(T_q, d)`, or a batch `(..., T_q, d)`.
+            keys: Keys of shape `(..., T_k, d)`; the queries by default.
+            values: Values of shape `(..., T_k, D)`; the keys by default.
+            mask: True at keys that may be attended to, shape `(..., T_k)`. All by default.
 
         Returns:
-            Values (..., T_q, D) and weights (..., T_q, T_k).
+            Values `(..., T_q, D)` and weights `(..., T_q, T_k)`.
 
         Raises:
-            ValueError: sequences or a mask of another shape.
-            TypeError: sequences that are not real numbers, a mask that is not boolean.
+            ValueError: If a sequence or the mask has another shape.
+            TypeError: If a sequence does not hold real numbers, or the mask is not boolean.
         """
         size = jnp.shape(queries)[-1] if jnp.ndim(queries) else None
-        return self._attend(self._one, *queried(queries, keys, values, (None, size, None), mask))
+        return self._attend(
+            self._single, *check_queried(queries, keys, values, Sizes(key=size), mask)
+        )
 
-    def _one(self, _: dict[str, Array], q: Array, k: Array, v: Array, *masks: Any) -> Attended:
-        allowed = _readable(len(q), len(k), self.history_only, masks[1])
-        return read(q @ k.T / jnp.sqrt(q.shape[-1]).astype(q.dtype), v, allowed, self.name)
+    def _single(
+        self, _: dict[str, Array], q: Array, k: Array, v: Array, *masks: Array | None
+    ) -> Attended:
+        allowed = _allowed_keys(len(q), len(k), self.history_only, masks[1])
+        return attend(q @ k.T / jnp.sqrt(q.shape[-1]).astype(q.dtype), v, allowed, self.name)
 
 
 class MultiHeadAttention(AttentionLayer):
-    r"""Multi-head attention: several scaled dot products of parts of projected sequences.
+    r"""Multi-head attention.
 
-    With $Q = q W_q + b_q$, $K = k W_k + b_k$, $V = v W_v + b_v$, head $h$ reads the $h$-th part of
-    the columns of V by those of Q and K, and the heads' values side by side go through
-    $\cdot W_o + b_o$. Weights have the names and shapes of keras-multi-head: `Wq` (Q, D), `Wk`
-    (K, D), `Wv` and `Wo` (D, D), `bq`, `bk`, `bv` and `bo` (D,). An
-    `activation` is applied to all four products; it is "relu" there by default, and none here.
+    With $Q = q W_q + b_q$, $K = k W_k + b_k$ and $V = v W_v + b_v$, head $h$ computes scaled
+    dot-product attention with the $h$-th part of the columns of Q, K and V. The concatenated
+    results of the heads are multiplied by $W_o$, and $b_o$ is added.
+
+    The weights of the layer have the names and shapes of keras-multi-head: `Wq` (Q, D), `Wk`
+    (K, D), `Wv` and `Wo` (D, D), `bq`, `bk`, `bv` and `bo` (D,). Matrices are drawn by Glorot's
+    normal initialiser, biases start at 0. The `activation` of all four projections is "relu" by
+    default in keras-multi-head, and none here.
 
     Args:
-        features: D, size of a value and of what is returned.
-        num_heads: how many heads; they divide D.
+        features: D, size of a value and of the result.
+        num_heads: Number of heads, a divisor of D.
         query_features: Q, size of a query; D by default.
         key_features: K, size of a key; D by default.
-        activation: applied to the projections; a function, or the name of one in `jax.nn`.
-        use_bias: add biases.
-        history_only: let query $i$ read no key after the $i$-th.
-        param_dtype: dtype of the weights.
-        name: the tag of the attention weights.
-        rngs: random streams; the weights are drawn from `params`.
+        activation: Activation of the projections: a function, or the name of one in `jax.nn`.
+        use_bias: Whether to add biases.
+        history_only: Whether query $i$ attends only to keys up to the $i$-th (causal attention).
+        param_dtype: Dtype of the weights.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1, heads that do not divide `features`, an unknown activation.
-        TypeError: a size that is no integer, a `param_dtype` that is not floating.
+        ValueError: If a size is below 1, `num_heads` does not divide `features`, or `activation`
+            is unknown.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
 
     Reference:
-        Vaswani et al. 2017, arXiv:1706.03762.
+        Vaswani et al. 2017, Attention is all you need, arXiv:1706.03762.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.MultiHeadAttention(8, num_heads=2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((5, 8))).weights.shape
+        (2, 5, 5)
     """
 
     def __init__(
@@ -118,7 +142,7 @@ class MultiHeadAttention(AttentionLayer):
             key_features=self.key_features,
         )  # fmt: skip
         if features % num_heads:
-            raise ValueError(f"num_heads must divide features={features}, got {num_heads}")
+            raise ValueError(f"`num_heads` must divide features={features}, got {num_heads}.")
         self.features, self.num_heads, self.history_only = features, num_heads, history_only
         self.activation = as_activation("activation", activation)
         shapes: dict[str, tuple[int, ...]] = {
@@ -139,50 +163,50 @@ class MultiHeadAttention(AttentionLayer):
         *,
         mask: Bool[ArrayLike, "..."] | None = None,
     ) -> Attended:
-        """Let every query read the values, head by head.
+        """Compute the attention of the queries over the values with each head.
 
-        What lies at masked keys and values changes nothing, NaN included, and gets no gradient. A
-        query that may read none has weights of zero, and the values of its heads are zero.
+        Masked keys and values, NaN included, do not affect the result and have a gradient of zero.
+        A query without unmasked keys has weights of zero, and the values of its heads are zero.
 
         Args:
-            queries: one example (T_q, Q), or a batch (..., T_q, Q).
-            keys: (..., T_k, K); the queries by default.
-            values: (..., T_k, D); the keys by default.
-            mask: True at keys that may be read, (..., T_k). None: at all.
+            queries: Queries of shape `(T_q, Q)`, or a batch `(..., T_q, Q)`.
+            keys: Keys of shape `(..., T_k, K)`; the queries by default.
+            values: Values of shape `(..., T_k, D)`; the keys by default.
+            mask: True at keys that may be attended to, shape `(..., T_k)`. All by default.
 
         Returns:
-            Values (..., T_q, D) and weights (..., heads, T_q, T_k).
+            Values `(..., T_q, D)` and weights `(..., heads, T_q, T_k)`.
 
         Raises:
-            ValueError: sequences or a mask of another shape.
-            TypeError: sequences that are not real numbers, a mask that is not boolean.
+            ValueError: If a sequence or the mask has another shape.
+            TypeError: If a sequence does not hold real numbers, or the mask is not boolean.
         """
-        sizes = self.query_features, self.key_features, self.features
-        return self._attend(self._one, *queried(queries, keys, values, sizes, mask))
+        sizes = Sizes(self.query_features, self.key_features, self.features)
+        return self._attend(self._single, *check_queried(queries, keys, values, sizes, mask))
 
-    def _one(
-        self, weights: dict[str, Array], q: Array, k: Array, v: Array, *masks: Any
+    def _single(
+        self, weights: dict[str, Array], q: Array, k: Array, v: Array, *masks: Array | None
     ) -> Attended:
-        def projected(x: Array, part: str) -> Array:
+        def project(x: Array, part: str) -> Array:
             x = x @ weights[f"W{part}"]
             x = x + weights[f"b{part}"][None] if f"b{part}" in weights else x
             return x if self.activation is None else self.activation(x)
 
         def heads(x: Array, part: str) -> Array:  # (heads, T, D / heads)
-            return projected(x, part).reshape(len(x), self.num_heads, -1).swapaxes(0, 1)
+            return project(x, part).reshape(len(x), self.num_heads, -1).swapaxes(0, 1)
 
         queries, keys = heads(q, "q"), heads(k, "k")
         scores = queries @ keys.swapaxes(1, 2) / jnp.sqrt(keys.shape[-1]).astype(keys.dtype)
-        allowed = _readable(len(q), len(k), self.history_only, masks[1])
-        found = tag(masked_softmax(scores, allowed), self.name)
-        values = (found @ heads(v, "v")).swapaxes(0, 1).reshape(len(q), -1)
-        return Attended(projected(values, "o"), found)
+        allowed = _allowed_keys(len(q), len(k), self.history_only, masks[1])
+        attention = tag(masked_softmax(scores, allowed), self.name)
+        values = (attention @ heads(v, "v")).swapaxes(0, 1).reshape(len(q), -1)
+        return Attended(project(values, "o"), attention)
 
 
-def _readable(
+def _allowed_keys(
     queries: int, keys: int, history_only: bool, mask: Array | None
 ) -> Bool[Array, "..."] | None:
-    """What each query may read; None where that is all."""
+    """Return the keys that each query may attend to; None for all."""
     if not history_only:
         return mask
     past = jnp.arange(keys)[None] <= jnp.arange(queries)[:, None]

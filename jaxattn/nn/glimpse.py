@@ -1,4 +1,4 @@
-"""Glimpses: a small sharp patch of an image within wider blurred ones, and where to look next."""
+"""Glimpses: patches of an image at several resolutions, and the choice of their location."""
 
 from typing import NamedTuple
 
@@ -19,32 +19,41 @@ def glimpse(
     size: int,
     scales: int = 1,
 ) -> Float[Array, "S g g *C"]:
-    r"""Look at one place of an image: the sensor $\rho(x, l)$ of Mnih et al. (2014).
+    r"""Extract a glimpse of an image, the sensor $\rho(x, l)$ of Mnih et al. (2014).
 
-    The first patch is `size` pixels wide, each next one twice as wide as the one before; all have
-    the same centre, and average pooling brings them to `size` x `size`. Beyond its edges the image
-    is zero, however far away; a location that is NaN sees only zeros. NaN anywhere in the image is
-    passed on.
+    The patches have the same centre. The first is `size` pixels wide, each next one twice as wide
+    as the one before, and average pooling reduces them to `size` x `size`. The image is zero beyond
+    its edges, and at a location of NaN. A NaN anywhere in the image propagates to the patches.
 
     Args:
-        image: one image, (H, W) or (H, W, C).
-        location: the row and the column of the centre: (-1, -1) is the top left corner of the
-            image, (1, 1) the bottom right one.
+        image: Image of shape `(H, W)` or `(H, W, C)`.
+        location: Row and column of the centre: (-1, -1) is the top left corner of the image, (1, 1)
+            the bottom right one.
         size: g, width of the first patch in pixels.
         scales: S, number of patches.
 
     Returns:
-        The patches (S, g, g) or (S, g, g, C), the sharpest first.
+        The patches, shape `(S, g, g)` or `(S, g, g, C)`, the sharpest first.
 
     Raises:
-        ValueError: a size or number of scales below 1, an image of another rank or smaller than
+        ValueError: If `size` or `scales` is below 1, or `image` has another rank or is smaller than
             the first patch.
-        TypeError: a size or number of scales that is not an integer.
+        TypeError: If `size` or `scales` is not an integer.
+
+    Reference:
+        Mnih, Heess, Graves and Kavukcuoglu 2014, Recurrent models of visual attention,
+        arXiv:1406.6247.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> ja.nn.glimpse(jnp.ones((28, 28)), jnp.zeros(2), size=8, scales=2).shape
+        (2, 8, 8)
     """
     image = jnp.asarray(image)
     _check_sizes(size, scales, image.shape)
     if image.ndim not in (2, 3):
-        raise ValueError(f"image must have shape (H, W) or (H, W, C), got {image.shape}")
+        raise ValueError(f"`image` must have shape (H, W) or (H, W, C), got {image.shape}.")
     boxes = glimpse_boxes(location, image.shape, size, scales)
     if not jnp.issubdtype(image.dtype, jnp.floating):
         image = image.astype(jnp.result_type(float))
@@ -52,12 +61,12 @@ def glimpse(
     cells = jnp.arange(size, dtype=jnp.int32)[None, :, None]
 
     def averages(starts: Array, length: int) -> Array:
-        """The weight of each pixel in each cell of a patch, (S, g, length)."""
+        """Return the weight of each pixel in each cell of a patch, shape `(S, g, length)`."""
         pixels = jnp.arange(length, dtype=jnp.int32)[None, None] - starts[:, None, None]
         return (pixels // pools == cells).astype(image.dtype) / pools.astype(image.dtype)
 
-    # Two products with such weights: a slice at a place that is computed is four times slower on a
-    # CPU, and relevance propagation has no rule for it.
+    # Two products with these weights: a slice at a computed place is four times slower on a CPU,
+    # and relevance propagation has no rule for it.
     rows, columns = averages(boxes[:, 0], image.shape[0]), averages(boxes[:, 1], image.shape[1])
     precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("sah,hw...,sbw->sab...", rows, image, columns, precision=precision)
@@ -66,21 +75,31 @@ def glimpse(
 def glimpse_boxes(
     locations: Float[ArrayLike, "*batch 2"], shape: tuple[int, ...], size: int, scales: int = 1
 ) -> Int[Array, "*batch S 4"]:
-    """Return the pixels that glimpses read.
+    """Compute the boxes of pixels in the patches of glimpses.
 
     Args:
-        locations: rows and columns of the centres, as in `glimpse`.
-        shape: of the image, H and W first.
+        locations: Rows and columns of the centres, shape `(..., 2)`, as in `glimpse`.
+        shape: Shape of the image, H and W first.
         size: g, width of the first patch in pixels.
         scales: S, number of patches.
 
     Returns:
-        Top, left, bottom and right (..., S, 4) of every patch, which reads
-        `image[top:bottom, left:right]`: a box may hang over the edge, or lie outside.
+        Top, left, bottom and right of each patch, shape `(..., S, 4)`. A patch is
+        `image[top:bottom, left:right]`; it may extend beyond the image.
 
     Raises:
-        ValueError: a size or number of scales below 1, a shape smaller than the first patch.
-        TypeError: a size or number of scales that is not an integer.
+        ValueError: If `size` or `scales` is below 1, or the image is smaller than the first patch.
+        TypeError: If `size` or `scales` is not an integer.
+
+    Reference:
+        Mnih, Heess, Graves and Kavukcuoglu 2014, Recurrent models of visual attention,
+        arXiv:1406.6247.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> ja.nn.glimpse_boxes(jnp.zeros(2), (28, 28), size=8).tolist()
+        [[10, 10, 18, 18]]
     """
     _check_sizes(size, scales, shape)
     locations = jnp.asarray(locations)
@@ -92,15 +111,26 @@ def glimpse_boxes(
 
 
 class GlimpseSensor(nnx.Module):
-    """`glimpse` as a layer without weights, for one image or a batch.
+    """Layer without weights that extracts glimpses; see `glimpse`.
 
     Args:
         size: g, width of the first patch in pixels.
         scales: S, number of patches, each twice as wide as the one before.
 
     Raises:
-        ValueError: a size or number of scales below 1.
-        TypeError: one that is not an integer.
+        ValueError: If `size` or `scales` is below 1.
+        TypeError: If `size` or `scales` is not an integer.
+
+    Reference:
+        Mnih, Heess, Graves and Kavukcuoglu 2014, Recurrent models of visual attention,
+        arXiv:1406.6247.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> sensor = ja.nn.GlimpseSensor(8, scales=2)
+        >>> sensor(jnp.ones((3, 28, 28)), jnp.zeros((3, 2))).shape
+        (3, 2, 8, 8)
     """
 
     def __init__(self, size: int, scales: int = 1):
@@ -111,50 +141,60 @@ class GlimpseSensor(nnx.Module):
     def __call__(
         self, image: Real[ArrayLike, "..."], location: Float[ArrayLike, "*batch 2"]
     ) -> Float[Array, "..."]:
-        """Look at each image at its own place.
+        """Extract a glimpse of each image.
 
         Args:
-            image: one image (H, W) or (H, W, C), or one for each location (..., H, W[, C]).
-            location: the row and the column of the centre, each in [-1, 1], (..., 2).
+            image: Image of shape `(H, W)` or `(H, W, C)`, or one per location, `(..., H, W[, C])`.
+            location: Row and column of the centre in [-1, 1], shape `(..., 2)`.
 
         Returns:
-            The patches (..., S, g, g[, C]).
+            The patches, shape `(..., S, g, g[, C])`.
 
         Raises:
-            ValueError: an `image` or `location` of another shape, or an image smaller than g x g.
+            ValueError: If an array has another shape, or an image is smaller than g x g.
         """
         image, location = jnp.asarray(image), jnp.asarray(location)
         if not location.ndim or location.shape[-1] != 2:
-            raise ValueError(f"location must have shape (..., 2), got {location.shape}")
+            raise ValueError(f"`location` must have shape (..., 2), got {location.shape}.")
         batch = location.shape[:-1]
         if image.shape[: len(batch)] != batch:
-            wanted = f"({', '.join(map(str, batch))}, H, W) or with channels"
-            raise ValueError(f"image must have shape {wanted}, got {image.shape}")
+            shape = f"({', '.join(map(str, batch))}, H, W) or with channels"
+            raise ValueError(f"`image` must have shape {shape}, got {image.shape}.")
 
-        def look(image: Array, location: Array) -> Array:
+        def single(image: Array, location: Array) -> Array:
             return glimpse(image, location, self.size, self.scales)
 
         for _ in batch:
-            look = jax.vmap(look)
-        return look(image, location)
+            single = jax.vmap(single)
+        return single(image, location)
 
 
 class GlimpseNetwork(nnx.Module):
-    """Join what is seen with where: relu(Lin relu(Lin patches) + Lin relu(Lin location)).
-
-    From "Recurrent Models of Visual Attention" (Mnih et al. 2014).
+    """Network that embeds a glimpse: relu(Lin relu(Lin patches) + Lin relu(Lin location)).
 
     Args:
-        in_features: D, how many numbers the patches hold.
-        features: size of the glimpse's vector.
-        patch_features: units of the layer that reads the patches.
-        location_features: units of the layer that reads the location.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        in_features: D, number of elements of the patches.
+        features: Size of the embedding.
+        patch_features: Units of the layer of the patches.
+        location_features: Units of the layer of the location.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a size that is not an integer.
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer.
+
+    Reference:
+        Mnih, Heess, Graves and Kavukcuoglu 2014, Recurrent models of visual attention,
+        arXiv:1406.6247.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> network = ja.nn.GlimpseNetwork(64, 32, rngs=nnx.Rngs(0))
+        >>> network(jnp.ones(64), jnp.zeros(2)).shape
+        (32,)
     """
 
     def __init__(
@@ -185,35 +225,35 @@ class GlimpseNetwork(nnx.Module):
     def __call__(
         self, patches: Float[ArrayLike, "*batch D"], location: Float[ArrayLike, "*batch 2"]
     ) -> Float[Array, "*batch features"]:
-        """Return the vector of a glimpse.
+        """Compute the embedding of a glimpse.
 
         Args:
-            patches: what the sensor sees, flat: (..., D).
-            location: where it looks (..., 2).
+            patches: Flattened patches, shape `(..., D)`.
+            location: Row and column of their centre, shape `(..., 2)`.
 
         Returns:
-            The vector (..., features).
+            The embedding, shape `(..., features)`.
 
         Raises:
-            ValueError: patches of another width.
+            ValueError: If `patches` has another size.
         """
         patches, location = jnp.asarray(patches), jnp.asarray(location)
         width = self.read_patches.in_features
         if patches.shape[-1:] != (width,):
-            raise ValueError(f"patches must have shape (..., {width}), got {patches.shape}")
+            raise ValueError(f"`patches` must have shape (..., {width}), got {patches.shape}.")
         what = self.join_patches(jax.nn.relu(self.read_patches(patches)))
         where = self.join_location(jax.nn.relu(self.read_location(location)))
         return jax.nn.relu(what + where)
 
 
 class Located(NamedTuple):
-    """Where to look next.
+    """The location of the next glimpse.
 
     Attributes:
-        location: row and column, each in [-1, 1] unless it was given.
-        sample: the draw, before it was clamped to the image: the log density is that of the draw.
-        mean: the mean that it was drawn around; gradients reach the weights through it alone. What
-            is given `at` is location and sample as it is, and keeps its own gradient.
+        location: Row and column, each in [-1, 1] unless set by `at`.
+        sample: The draw before it is clamped to the image, to which the log density belongs.
+        mean: The mean of the draw. Gradients reach the weights through it alone; a location set by
+            `at` keeps its own gradient.
     """
 
     location: Float[Array, "*batch 2"]
@@ -222,22 +262,33 @@ class Located(NamedTuple):
 
 
 class LocationNetwork(nnx.Module):
-    r"""Choose where to look: $l \sim N(\tanh(h W + b), \sigma^2)$, clamped to [-1, 1].
+    r"""Network that chooses a location, $l \sim N(\tanh(h W + b), \sigma^2)$, clamped to [-1, 1].
 
-    The hidden state is read without a gradient (Mnih et al. 2014), so that a loss of the locations
-    trains these weights alone. They start at zero: the gaze starts at the centre, whatever the size
-    of the hidden state, rather than where a random projection has it stare.
+    Gradients do not propagate to the hidden state: a loss of the locations trains only the weights
+    of this network. They start at zero, and the first location is the centre of the image.
 
     Args:
         in_features: H, size of the hidden state.
         std: $\sigma$ of the draw.
-        name: the tag of the locations, under which `capture` finds and `intervene` replaces them.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        name: Tag of the locations for `jaxattn.capture` and `jaxattn.intervene`.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1, or a `std` that is not positive.
-        TypeError: a size that is not an integer.
+        ValueError: If a size is below 1, or `std` is not positive.
+        TypeError: If a size is not an integer.
+
+    Reference:
+        Mnih, Heess, Graves and Kavukcuoglu 2014, Recurrent models of visual attention,
+        arXiv:1406.6247.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> network = ja.nn.LocationNetwork(16, rngs=nnx.Rngs(0))
+        >>> network(jnp.ones(16)).location.tolist()
+        [0.0, 0.0]
     """
 
     def __init__(
@@ -251,7 +302,7 @@ class LocationNetwork(nnx.Module):
     ):
         check_sizes(in_features=in_features)
         if not std > 0:
-            raise ValueError(f"std must be positive, got {std}")
+            raise ValueError(f"`std` must be positive, got {std}.")
         self.std = std
         self.name = name
         self.linear = nnx.Linear(
@@ -268,12 +319,12 @@ class LocationNetwork(nnx.Module):
         """Choose a location for each hidden state.
 
         Args:
-            hidden: hidden states (..., H).
-            key: draws the location; None: it is the mean.
-            at: where to look instead.
+            hidden: Hidden states, shape `(..., H)`.
+            key: Key of the draw; the location is the mean by default.
+            at: Locations of shape `(..., 2)` to use instead.
 
         Returns:
-            The location, the draw and its mean, each (..., 2).
+            The location, the draw and its mean, each of shape `(..., 2)`.
         """
         mean = jnp.tanh(self.linear(jax.lax.stop_gradient(jnp.asarray(hidden))))
         if at is not None:
@@ -287,23 +338,23 @@ class LocationNetwork(nnx.Module):
     def log_density(
         self, sample: Float[ArrayLike, "*batch 2"], mean: Float[ArrayLike, "*batch 2"]
     ) -> Float[Array, "*batch"]:
-        """Return the log density of draws, but for the constant of a normal density.
+        """Compute the log density of draws without the constant of the normal density.
 
         Args:
-            sample: draws before they were clamped (..., 2).
-            mean: their means (..., 2).
+            sample: Draws before they are clamped, shape `(..., 2)`.
+            mean: Their means, shape `(..., 2)`.
 
         Returns:
-            The log densities (...).
+            The log densities, shape `(...)`.
         """
         return -jnp.sum(((jnp.asarray(sample) - mean) / self.std) ** 2, -1) / 2
 
 
 def _starts(location: Array, shape: tuple[int, ...], width: int) -> Array:
-    """The first row and column of patches of this width; outside of the image if it must be."""
+    """Return the first row and column of patches, which may lie outside of the image."""
     lengths = jnp.broadcast_to(jnp.array(shape[:2], location.dtype), location.shape)
     start = jnp.floor((location + 1) * lengths / 2 - width / 2 + 0.5)
-    # The comparison is false for NaN too. Beyond these ends a patch holds nothing but zeros.
+    # The comparison is false for NaN too. Beyond these ends all pixels of a patch are zero.
     inside = jnp.where(start > -width, jnp.minimum(start, lengths), -width)
     return jax.lax.stop_gradient(inside).astype(jnp.int32)
 
@@ -312,5 +363,5 @@ def _check_sizes(size: int, scales: int, shape: tuple[int, ...] | None = None) -
     check_sizes(size=size, scales=scales)
     if shape is not None and len(shape) > 1 and min(shape[:2]) < size:
         raise ValueError(
-            f"image must be at least as large as a glimpse of {size} x {size}, got shape {shape}"
+            f"`image` must be at least as large as a glimpse of {size} x {size}, got shape {shape}."
         )

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the layouts of PyTorch and Keras, rearranged into ours."""
+"""Conversion of recurrent weights of PyTorch and Keras."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Weights = Shaped[np.ndarray, "..."] | Shaped[jnp.ndarray, "..."]
 
 
 class _Cell(NamedTuple):
-    """One direction's arrays as both frameworks have them, but in our gate order."""
+    """The arrays of one direction with two biases, in the gate order of `jaxattn.nn`."""
 
     kernel: np.ndarray
     recurrent: np.ndarray
@@ -24,28 +24,37 @@ class _Cell(NamedTuple):
 
 
 def from_torch(layer: Layer, state_dict: Mapping[str, Weights], prefix: str = "") -> Layer:
-    """Fill a layer, in place, with the weights of PyTorch's `nn.LSTM`, `nn.GRU` or `nn.RNN`.
+    """Set the weights of a layer, in place, to those of PyTorch's `nn.LSTM`, `nn.GRU` or `nn.RNN`.
 
-    PyTorch's two biases are added up where only their sum matters. Without biases (`bias=False`)
-    ours become zero.
+    PyTorch's two biases are added where only their sum matters. Without biases (`bias=False`) the
+    biases of the layer are set to zero.
 
     Args:
-        layer: an `LSTM`, `GRU` or `RNN` of the same sizes, layers and directions.
-        state_dict: arrays by PyTorch's names, G gates: `weight_ih_l0` (G*H, D), `weight_hh_l0`
+        layer: An `LSTM`, `GRU` or `RNN` of the same sizes, layers and directions.
+        state_dict: Arrays by PyTorch's names, for G gates: `weight_ih_l0` (G*H, D), `weight_hh_l0`
             (G*H, H), `bias_ih_l0` and `bias_hh_l0` (G*H,); the same with `_reverse` for the
             backward direction, and `_l1`, ... for further layers. Other names are ignored.
-        prefix: what precedes those names, such as "encoder.".
+        prefix: Prefix of these names, such as "encoder.".
 
     Returns:
         The same layer.
 
     Raises:
-        ValueError: an array that is missing, has another shape, or has no place in the layer;
-            the layer is then left as it was.
+        ValueError: If an array is missing, has another shape, or does not belong to the layer. The
+            layer is then unchanged.
+
+    Examples:
+        >>> import numpy as np
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> weights = {"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 4))}
+        >>> lstm = ja.nn.from_torch(ja.nn.LSTM(3, 4, rngs=nnx.Rngs(0)), weights)
+        >>> lstm.weights().kernel.shape
+        (3, 16)
     """
     name = re.compile(re.escape(prefix) + r"(weight|bias)_[a-z]+_l\d+(_reverse)?")
-    left = {key for key in state_dict if name.fullmatch(key)}
-    biased = any(key.startswith(f"{prefix}bias") for key in left)
+    unused = {key for key in state_dict if name.fullmatch(key)}
+    biased = any(key.startswith(f"{prefix}bias") for key in unused)
     cells = []
     for index, cell in enumerate(layer.cells):
         number, backward = divmod(index, 2) if layer.bidirectional else (index, 0)
@@ -59,44 +68,55 @@ def from_torch(layer: Layer, state_dict: Mapping[str, Weights], prefix: str = ""
             if biased or kind.startswith("weight"):
                 key = f"{prefix}{kind}_l{number}" + "_reverse" * backward
                 if key not in state_dict:
-                    raise ValueError(f"state_dict lacks {key!r}, of shape {zeros.shape}")
-                arrays[kind] = _checked(f"state_dict[{key!r}]", state_dict[key], zeros.shape)
-                left.discard(key)
+                    raise ValueError(f"`state_dict` must hold {key!r}, of shape {zeros.shape}.")
+                arrays[kind] = _checked(f"`state_dict[{key!r}]`", state_dict[key], zeros.shape)
+                unused.discard(key)
         kernel, recurrent, bias, recurrent_bias = arrays.values()
         cells.append(_Cell(kernel.T, recurrent.T, bias, recurrent_bias))
-    if left:
-        raise ValueError(f"the layer has no place for these arrays of state_dict: {sorted(left)}")
+    if unused:
+        raise ValueError(
+            f"`state_dict` must hold no other arrays of a recurrent layer, got {sorted(unused)}."
+        )
     return _fill(layer, cells)
 
 
 def from_keras(layer: Layer, weights: Sequence[Weights]) -> Layer:
-    """Fill a layer, in place, with the weights of a Keras `LSTM`, `GRU` or `SimpleRNN`.
+    """Set the weights of a layer, in place, to those of a Keras `LSTM`, `GRU` or `SimpleRNN`.
 
-    A GRU must have `reset_after=True`, Keras's default. (Without biases its arrays do not tell,
-    and it is assumed.)
+    A GRU must have `reset_after=True`, the default of Keras. This cannot be checked for a GRU
+    without biases.
 
     Args:
-        layer: an `LSTM`, `GRU` or `RNN` of the same sizes and directions.
-        weights: what `get_weights()` of the Keras layer, or of a `Bidirectional` around it,
-            returns: for each direction a kernel (D, G*H), a recurrent kernel (H, G*H) and, unless
+        layer: An `LSTM`, `GRU` or `RNN` of the same sizes and directions.
+        weights: The result of `get_weights()` of the Keras layer, or of a `Bidirectional` around
+            it: for each direction a kernel (D, G*H), a recurrent kernel (H, G*H) and, unless
             `use_bias=False`, a bias (G*H,), for a GRU (2, 3*H). For a layer with `num_layers` > 1
-            the lists of that many Keras layers, one after another.
+            the concatenated lists of as many Keras layers.
 
     Returns:
         The same layer.
 
     Raises:
-        ValueError: another number of arrays, or an array of another shape; the layer is then left
-            as it was.
+        ValueError: If the number of arrays or the shape of an array differs. The layer is then
+            unchanged.
+
+    Examples:
+        >>> import numpy as np
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> weights = [np.ones((3, 16)), np.ones((4, 16)), np.ones(16)]
+        >>> lstm = ja.nn.from_keras(ja.nn.LSTM(3, 4, rngs=nnx.Rngs(0)), weights)
+        >>> lstm.weights().kernel.shape
+        (3, 16)
     """
     each, rest = divmod(len(weights), len(layer.cells))
     if rest or each not in (2, 3):
         raise ValueError(
-            f"weights must hold 3 arrays (2 without biases) for each of the layer's "
-            f"{len(layer.cells)} cells, got {len(weights)} arrays"
+            f"`weights` must hold 3 arrays (2 without biases) for each of the layer's "
+            f"{len(layer.cells)} cells, got {len(weights)} arrays."
         )
     gru = isinstance(layer, GRU)
-    # Keras puts a GRU's update gate before its reset gate.
+    # In Keras the update gate of a GRU precedes its reset gate.
     order = [1, 0, 2] if gru else range(layer.num_gates)
     cells = []
     for index, cell in enumerate(layer.cells):
@@ -108,7 +128,7 @@ def from_keras(layer: Layer, weights: Sequence[Weights]) -> Layer:
         for i, (name, zeros) in enumerate(list(arrays.items())[:each]):
             place = index * each + i
             shape = zeros.shape if gru or i < 2 else cell.bias.shape
-            array = _checked(f"weights[{place}], the {name},", weights[place], shape)
+            array = _checked(f"`weights[{place}]`, the {name},", weights[place], shape)
             gates = np.split(array, layer.num_gates, axis=-1)
             arrays[name] = np.concatenate([gates[g] for g in order], axis=-1)
         kernel, recurrent, bias = arrays.values()
@@ -120,12 +140,12 @@ def from_keras(layer: Layer, weights: Sequence[Weights]) -> Layer:
 def _checked(name: str, value: Weights, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(value)
     if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
     return array
 
 
 def _fill(layer: Layer, cells: list[_Cell]) -> Layer:
-    """Set all weights at once, so that a bad array leaves the layer as it was."""
+    """Set all weights after all checks, so that an error leaves the layer unchanged."""
     for cell, new in zip(layer.cells, cells, strict=True):
         dtype = cell.kernel.dtype
         cell.kernel[...] = jnp.asarray(new.kernel, dtype)

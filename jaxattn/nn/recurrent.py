@@ -1,9 +1,9 @@
-"""Recurrent layers: the step functions scanned over time, in both directions, past any padding."""
+"""Recurrent layers: step functions scanned over time in one or both directions."""
 
 import abc
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,22 @@ from jaxattn.nn.steps import (
     rnn_step,
 )
 
-Padding = Literal["right", "left"]
+#: The side on which padding lies.
+Padding: TypeAlias = Literal["right", "left"]
+CellWeights: TypeAlias = LSTMWeights | GRUWeights | RNNWeights
+State: TypeAlias = LSTMState | Array
+#: A step function: weights, state and input to the next state.
+Step: TypeAlias = Callable[..., State]
 
 
 class Recurrence(NamedTuple):
-    """What a recurrent layer returns.
+    """The result of a recurrent layer.
 
     Attributes:
-        outputs: the last layer's hidden state after each step, the directions concatenated; zero at
+        outputs: Hidden state of the last layer after each step, directions concatenated; zero at
             padding.
-        state: the last layer's final hidden state: the forward direction's after the last valid
-            step and the backward direction's after the first, concatenated.
+        state: Final hidden state of the last layer, directions concatenated: the forward one after
+            the last valid step, the backward one after the first.
     """
 
     outputs: Float[Array, "*batch T H*directions"]
@@ -43,57 +48,63 @@ class Recurrence(NamedTuple):
 def valid_steps(
     lengths: Integer[ArrayLike, "*batch"], num_steps: int, padding: Padding = "right"
 ) -> Bool[Array, "*batch T"]:
-    """Mark the steps that are not padding.
+    """Compute the mask of valid steps from lengths.
 
     Args:
-        lengths: number of valid steps of each example, integers from 0 to `num_steps`.
+        lengths: Number of valid steps of each example, integers from 0 to `num_steps`.
         num_steps: T, padding included.
-        padding: the side on which the padding lies.
+        padding: The side on which the padding lies, "right" or "left".
 
     Returns:
-        True at valid steps, (..., T).
+        True at valid steps, shape `(..., T)`.
 
     Raises:
-        TypeError: lengths that are not integers.
-        ValueError: lengths outside [0, T], unless they are traced; an unknown `padding`.
+        TypeError: If `lengths` does not hold integers.
+        ValueError: If a length that is not traced lies outside [0, T], or `padding` is unknown.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> ja.nn.valid_steps(jnp.array([2, 0]), 3).tolist()
+        [[True, True, False], [False, False, False]]
     """
     _check_padding(padding)
     try:
         concrete = np.asarray(lengths)
     except jax.errors.TracerArrayConversionError:
-        concrete = None  # a traced length has no value to check
+        concrete = None  # traced lengths are not checked
     lengths = jnp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"lengths must be integers, got dtype {lengths.dtype}")
+        raise TypeError(f"`lengths` must be integers, got dtype {lengths.dtype}.")
     if concrete is not None and np.any((concrete < 0) | (concrete > num_steps)):
-        raise ValueError(f"lengths must lie in [0, T] = [0, {num_steps}], got {concrete}")
+        raise ValueError(f"`lengths` must lie in [0, T] = [0, {num_steps}], got {concrete}.")
     lengths = lengths.astype(jnp.int32)[..., None]
     steps = jax.lax.broadcasted_iota(jnp.int32, (*lengths.shape[:-1], num_steps), lengths.ndim - 1)
     return steps < lengths if padding == "right" else steps >= num_steps - lengths
 
 
 class Recurrent(nnx.Module):
-    """What `LSTM`, `GRU` and `RNN` share: the weights of every cell, and one scan for each layer.
+    """Base class of `LSTM`, `GRU` and `RNN`: the weights of each cell, and a scan per layer.
 
     A cell is one direction of one layer. `cells` holds them in the order layer 0 forward, layer 0
-    backward, layer 1 forward, ... Each gate's block of the kernel is drawn by Glorot's uniform
-    rule, its block of the recurrent kernel is orthogonal.
+    backward, layer 1 forward, and so on. The block of each gate in the kernel is drawn by Glorot's
+    uniform initialiser, its block in the recurrent kernel is orthogonal.
 
     Args:
         in_features: D, size of the input at each step.
         hidden_features: H, number of units of each direction.
-        num_layers: how many layers to stack, each reading the outputs of the one below.
-        bidirectional: add units that read the sequence backward.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        num_layers: Number of stacked layers; the outputs of each are the inputs of the next.
+        bidirectional: Whether to add units that process the sequence backward.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a `param_dtype` that is not floating.
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
     """
 
     num_gates: ClassVar[int]
-    weights_type: ClassVar[Callable[..., Any]]
+    weights_type: ClassVar[type[CellWeights]]
 
     def __init__(
         self,
@@ -111,12 +122,12 @@ class Recurrent(nnx.Module):
         self.bidirectional = bidirectional
         for name in ("in_features", "hidden_features", "num_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not jnp.issubdtype(param_dtype, jnp.floating):
-            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
+            raise TypeError(f"`param_dtype` must be floating, got {param_dtype}.")
 
         def draw(initializer: Callable[..., Array], rows: int) -> Array:
-            # An orthogonal draw takes a QR decomposition, which half precision lacks.
+            # The orthogonal initialiser needs a QR decomposition, which half precision lacks.
             dtype = jnp.float32 if jnp.finfo(param_dtype).bits < 32 else param_dtype
             gates = [
                 initializer(rngs.params(), (rows, hidden_features), dtype)
@@ -137,22 +148,24 @@ class Recurrent(nnx.Module):
             self.cells.append(nnx.Dict(params))
 
     def weights(self, layer: int = 0, *, backward: bool = False) -> Any:
-        """Return the weights of one cell, ready for the step function.
+        """Return the weights of one cell for the step function.
 
         Args:
-            layer: index of the layer, 0 nearest the input.
-            backward: the backward direction's weights instead of the forward's.
+            layer: Index of the layer, 0 next to the input.
+            backward: Whether to return the weights of the backward direction.
 
         Returns:
             `LSTMWeights`, `GRUWeights` or `RNNWeights`.
 
         Raises:
-            ValueError: a layer or direction that does not exist.
+            ValueError: If the layer or direction does not exist.
         """
         if not 0 <= layer < self.num_layers:
-            raise ValueError(f"layer must lie in [0, {self.num_layers}), got {layer}")
+            raise ValueError(f"`layer` must lie in [0, {self.num_layers}), got {layer}.")
         if backward and not self.bidirectional:
-            raise ValueError("backward=True, but the layer is not bidirectional")
+            raise ValueError(
+                "`backward` must be False for a layer that is not bidirectional, got True."
+            )
         cell = self.cells[2 * layer + backward if self.bidirectional else layer]
         return self.weights_type(**{name: cell[name][...] for name in cell})
 
@@ -165,33 +178,35 @@ class Recurrent(nnx.Module):
     ) -> Recurrence:
         """Run the layers over time.
 
-        Padding changes no result, whatever it holds (NaN and infinity included), and its gradient
-        is exactly zero. A length of 0 gives the zero state. The dtype is the one to which `x` and
-        the weights promote.
+        Padding, NaN and infinity included, does not affect the result and has a gradient of zero. A
+        length of 0 results in a state of zero. The dtype is that to which `x` and the weights
+        promote.
 
         Args:
-            x: one example (T, D), or a batch of any rank (..., T, D); integers are converted.
-            lengths: number of valid steps of each example, integers of shape (...): a scalar for
-                one example. They may be traced. None: no padding.
-            padding: the side on which the padding lies.
+            x: Sequence of shape `(T, D)`, or a batch `(..., T, D)`; integers are converted.
+            lengths: Number of valid steps of each example, integers of shape `(...)`, a scalar for
+                one example. They may be traced. No padding by default.
+            padding: The side on which the padding lies, "right" or "left".
 
         Returns:
-            The outputs (..., T, H * directions) and the final state (..., H * directions).
+            The outputs `(..., T, H * directions)` and the final state `(..., H * directions)`.
 
         Raises:
-            ValueError: an `x` of another shape, lengths that do not match its leading axes or lie
-                outside [0, T], an unknown `padding`.
-            TypeError: an `x` that is not real numbers, lengths that are not integers.
+            ValueError: If `x` has another shape, `lengths` does not match its leading axes or lies
+                outside [0, T], or `padding` is unknown.
+            TypeError: If `x` does not hold real numbers, or `lengths` does not hold integers.
         """
         x = jnp.asarray(x)
         if x.ndim < 2 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x must have shape (..., T, {self.in_features}), got {x.shape}")
+            raise ValueError(f"`x` must have shape (..., T, {self.in_features}), got {x.shape}.")
         if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-            raise TypeError(f"x must be real numbers, got dtype {x.dtype}")
+            raise TypeError(f"`x` must be real numbers, got dtype {x.dtype}.")
         batch = x.shape[:-2]
         if lengths is not None and jnp.shape(lengths) != batch:
-            got = jnp.shape(lengths)
-            raise ValueError(f"lengths must have shape {batch} for x of shape {x.shape}, got {got}")
+            raise ValueError(
+                f"`lengths` must have shape {batch} for x of shape {x.shape}, got "
+                f"{jnp.shape(lengths)}."
+            )
         _check_padding(padding)
         valid = None if lengths is None else valid_steps(lengths, x.shape[-2], padding)
         cells = [
@@ -216,19 +231,33 @@ class Recurrent(nnx.Module):
     def _biases(self) -> dict[str, Array]:
         return {"bias": jnp.zeros(self.num_gates * self.hidden_features)}
 
-    def _initial(self, dtype: DTypeLike) -> Any:
+    def _initial(self, dtype: DTypeLike) -> State:
         return jnp.zeros(self.hidden_features, dtype)
 
     @abc.abstractmethod
-    def _step(self) -> Callable[..., Any]:
-        """The pure step function that is scanned."""
+    def _step(self) -> Step:
+        """Return the pure step function."""
 
 
 class LSTM(Recurrent):
-    """Long short-term memory (Hochreiter & Schmidhuber 1997); equations in `lstm_step`.
+    """Long short-term memory (Hochreiter and Schmidhuber 1997).
 
-    Gates in the order input, forget, cell, output. The forget gate's bias starts at 1, the others
-    at 0. Arguments and errors: see `Recurrent`.
+    The equations are those of `lstm_step`; gates have the order input, forget, cell, output. The
+    bias of the forget gate starts at 1, the others at 0. Arguments and errors are those of
+    `Recurrent`.
+
+    Reference:
+        Hochreiter and Schmidhuber 1997, Long short-term memory; Gers, Schmidhuber and Cummins 2000,
+        Learning to forget: continual prediction with LSTM.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> lstm = ja.nn.LSTM(3, 4, bidirectional=True, rngs=nnx.Rngs(0))
+        >>> outputs, state = lstm(jnp.ones((2, 5, 3)), lengths=jnp.array([5, 3]))
+        >>> outputs.shape, state.shape
+        ((2, 5, 8), (2, 8))
     """
 
     num_gates = 4
@@ -241,15 +270,28 @@ class LSTM(Recurrent):
         zeros = jnp.zeros(self.hidden_features, dtype)
         return LSTMState(zeros, zeros)
 
-    def _step(self) -> Callable[..., Any]:
+    def _step(self) -> Step:
         return lstm_step
 
 
 class GRU(Recurrent):
-    """Gated recurrent unit (Cho et al. 2014); equations in `gru_step`.
+    """Gated recurrent unit (Cho et al. 2014).
 
-    Gates in the order reset, update, new; the reset applies after the recurrent product. Biases
-    start at 0. Arguments and errors: see `Recurrent`.
+    The equations are those of `gru_step`; gates have the order reset, update, new, and the reset
+    gate applies after the recurrent product. Biases start at 0. Arguments and errors are those of
+    `Recurrent`.
+
+    Reference:
+        Cho et al. 2014, Learning phrase representations using RNN encoder-decoder for statistical
+        machine translation, arXiv:1406.1078.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> gru = ja.nn.GRU(3, 4, num_layers=2, rngs=nnx.Rngs(0))
+        >>> gru(jnp.ones((5, 3))).outputs.shape
+        (5, 4)
     """
 
     num_gates = 3
@@ -258,21 +300,44 @@ class GRU(Recurrent):
     def _biases(self) -> dict[str, Array]:
         return super()._biases() | {"recurrent_bias": jnp.zeros(self.hidden_features)}
 
-    def _step(self) -> Callable[..., Any]:
+    def _step(self) -> Step:
         return gru_step
 
 
-_RNN_STEPS: dict[str, Callable[..., Any]] = {
+_RNN_STEPS: dict[str, Step] = {
     "tanh": rnn_step,
     "relu": partial(rnn_step, activation=jax.nn.relu),
 }
 
 
 class RNN(Recurrent):
-    """Simple recurrent network (Elman 1990); equation in `rnn_step`.
+    """Simple recurrent network (Elman 1990).
 
-    `activation` is "tanh" or "relu". Biases start at 0. Other arguments and errors: see
-    `Recurrent`.
+    The equation is that of `rnn_step`. Biases start at 0.
+
+    Args:
+        in_features: D, size of the input at each step.
+        hidden_features: H, number of units of each direction.
+        activation: "tanh" or "relu".
+        num_layers: Number of stacked layers; the outputs of each are the inputs of the next.
+        bidirectional: Whether to add units that process the sequence backward.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
+
+    Raises:
+        ValueError: If a size is below 1, or `activation` is unknown.
+        TypeError: If `param_dtype` is not floating.
+
+    Reference:
+        Elman 1990, Finding structure in time.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> rnn = ja.nn.RNN(3, 4, activation="relu", rngs=nnx.Rngs(0))
+        >>> rnn(jnp.ones((5, 3))).state.shape
+        (4,)
     """
 
     num_gates = 1
@@ -284,41 +349,49 @@ class RNN(Recurrent):
         hidden_features: int,
         *,
         activation: Literal["tanh", "relu"] = "tanh",
-        **options: Any,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         if activation not in _RNN_STEPS:
-            raise ValueError(f"activation must be 'tanh' or 'relu', got {activation!r}")
-        super().__init__(in_features, hidden_features, **options)
+            raise ValueError(f"`activation` must be 'tanh' or 'relu', got {activation!r}.")
+        super().__init__(
+            in_features, hidden_features, num_layers=num_layers, bidirectional=bidirectional,
+            param_dtype=param_dtype, rngs=rngs,
+        )  # fmt: skip
         self.activation = activation
 
-    def _step(self) -> Callable[..., Any]:
+    def _step(self) -> Step:
         return _RNN_STEPS[self.activation]
 
 
 def _check_padding(padding: Padding) -> None:
     if padding not in ("right", "left"):
-        raise ValueError(f"padding must be 'right' or 'left', got {padding!r}")
+        raise ValueError(f"`padding` must be 'right' or 'left', got {padding!r}.")
 
 
-# A scan called eagerly compiles anew at every call, unless a stable function is jitted around it.
+# A scan compiles at every eager call unless it is inside of a jitted function that persists.
 @partial(jax.jit, static_argnames="step")
 def _scan(
-    step: Callable[..., Any], weights: list[Any], initial: Any, x: Array, valid: Array | None
+    step: Step, weights: list[CellWeights], initial: State, x: Array, valid: Array | None
 ) -> Recurrence:
-    """Run one layer over one example (T, D); `weights` has one entry for each direction."""
+    """Run one layer over one example `(T, D)`, with the weights of each direction."""
 
-    def advance(weights: Any, state: Any, now: tuple[Array, Array | None]) -> tuple[Any, Array]:
-        x, valid = now
+    def advance(
+        weights: CellWeights, state: State, inputs: tuple[Array, Array | None]
+    ) -> tuple[State, Array]:
+        x, valid = inputs
         if valid is None:
             state = step(weights, state, x)
-            return state, jax.tree.leaves(state)[0]  # hidden comes first
-        # The input too: a NaN in a step whose result is thrown away still reaches the gradient.
+            return state, jax.tree.leaves(state)[0]  # the hidden state is the first leaf
+        # The input is masked too: NaN in a discarded step would reach the gradient.
         new = step(weights, state, jnp.where(valid, x, 0))
         state = jax.tree.map(lambda new, old: jnp.where(valid, new, old), new, state)
         return state, jnp.where(valid, jax.tree.leaves(state)[0], 0)
 
-    # A scan for each direction, so that what one does not share with the other can be reused. Both
-    # stacked in one scan took 0.97 to 1.1 of the time of an LSTM's input gradient on a CPU.
+    # One scan per direction, so that steps one direction leaves unchanged can be reused. Both in
+    # one scan took 0.97 to 1.1 times as long for the input gradient of an LSTM on a CPU.
     outputs, finals = [], []
     for direction, reverse in zip(weights, (False, True), strict=False):
         body = partial(advance, direction)

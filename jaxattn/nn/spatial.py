@@ -1,6 +1,6 @@
-"""Attention over the places of a picture, soft and hard (Xu et al. 2015)."""
+"""Soft and hard attention over the places of an image (Xu et al. 2015)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxattn.nn.attention_layer import check_sizes
 
 
 class SpatialWeights(NamedTuple):
-    """Weights that score the places of a picture."""
+    """Weights of the scores of places: D annotation features, H units of the decoder."""
 
     annotation: Float[Array, "D units"]
     state: Float[Array, "H units"]
@@ -24,12 +24,12 @@ class SpatialWeights(NamedTuple):
 
 
 class Fixation(NamedTuple):
-    """What hard attention returns.
+    """The result of hard attention.
 
     Attributes:
-        values: the annotation of the one place that is read; zero where none may be read.
-        weights: the probability of each place.
-        position: the index of the place.
+        values: Annotation of the chosen place; zero if all places are masked.
+        weights: Probability of each place.
+        position: Index of the chosen place.
     """
 
     values: Float[Array, "*batch D"]
@@ -40,22 +40,53 @@ class Fixation(NamedTuple):
 def spatial_keys(
     weights: SpatialWeights, annotations: Float[Array, "L D"]
 ) -> Float[Array, "L units"]:
-    """The part of the scores that is the same at every step, $a W_a + b$."""
+    """Compute the part of the scores that is the same at every step, $a W_a + b$.
+
+    Args:
+        weights: Weights of the scores.
+        annotations: Annotations of one image, shape `(L, D)`.
+
+    Returns:
+        The keys for `spatial_scores`, shape `(L, units)`.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell, arXiv:1502.03044.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.SoftSpatialAttention(8, 4, 6, rngs=nnx.Rngs(0))
+        >>> ja.nn.spatial_keys(layer.weights(), jnp.ones((9, 8))).shape
+        (9, 6)
+    """
     return annotations @ weights.annotation + weights.bias[None]
 
 
 def spatial_scores(
     weights: SpatialWeights, keys: Float[Array, "L units"], hidden: Float[Array, " H"]
 ) -> Float[Array, " L"]:
-    r"""Score every place: $e_i = w \cdot \tanh(a_i W_a + h W_h + b)$.
+    r"""Compute the score of each place, $e_i = w \cdot \tanh(a_i W_a + h W_h + b)$.
 
     Args:
-        weights: `state` $W_h$ and `score` w; the others are in the keys.
-        keys: of the annotations, from `spatial_keys`.
-        hidden: the decoder's hidden state.
+        weights: Weights with `state` $W_h$ and `score` $w$; the others are part of the keys.
+        keys: Keys of the annotations from `spatial_keys`, shape `(L, units)`.
+        hidden: Hidden state of the decoder, shape `(H,)`.
 
     Returns:
-        A score for each place.
+        The scores, shape `(L,)`.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell, arXiv:1502.03044.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.SoftSpatialAttention(8, 4, 6, rngs=nnx.Rngs(0))
+        >>> keys = ja.nn.spatial_keys(layer.weights(), jnp.ones((9, 8)))
+        >>> ja.nn.spatial_scores(layer.weights(), keys, jnp.ones(4)).shape
+        (9,)
     """
     return jnp.tanh(keys + (hidden @ weights.state)[None]) @ weights.score
 
@@ -63,7 +94,21 @@ def spatial_scores(
 def choose_position(
     weights: Float[Array, " L"], key: PRNGKeyArray | None = None
 ) -> Integer[Array, ""]:
-    """Draw a place by its weight; without a key, take the one with the largest."""
+    """Draw a place by its weight, or choose the one with the largest weight.
+
+    Args:
+        weights: Weights of the places, shape `(L,)`.
+        key: Key of the draw; the place with the largest weight by default.
+
+    Returns:
+        The index of the place.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> int(ja.nn.choose_position(jnp.array([0.2, 0.7, 0.1])))
+        1
+    """
     if key is None:
         return weights.argmax().astype(jnp.int32)
     return jax.random.categorical(key, jnp.log(weights)).astype(jnp.int32)
@@ -72,27 +117,52 @@ def choose_position(
 def read_position(
     annotations: Float[Array, "L D"], position: Integer[Array, ""]
 ) -> Float[Array, " D"]:
-    """The annotation of one place."""
-    # Relevance propagates through a choice, not through an index that depends on the input.
-    here = jnp.arange(len(annotations), dtype=position.dtype) == position
-    return jnp.where(here[:, None], annotations, 0).sum(0)
+    """Return the annotation of one place.
+
+    Args:
+        annotations: Annotations of one image, shape `(L, D)`.
+        position: Index of the place.
+
+    Returns:
+        The annotation, shape `(D,)`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> ja.nn.read_position(jnp.eye(3), jnp.array(1)).tolist()
+        [0.0, 1.0, 0.0]
+    """
+    # Relevance propagates through a selection, but not through an index computed from the input.
+    chosen = jnp.arange(len(annotations), dtype=position.dtype) == position
+    return jnp.where(chosen[:, None], annotations, 0).sum(0)
 
 
 def doubly_stochastic_penalty(
     weights: Float[ArrayLike, "*batch T L"], mask: Bool[ArrayLike, "..."] | None = None
 ) -> Float[Array, "*batch"]:
-    r"""What places cost that are not read once in all: $\sum_i (1 - \sum_t \alpha_{ti})^2$.
+    r"""Compute the doubly stochastic penalty, $\sum_i (1 - \sum_t \alpha_{ti})^2$.
+
+    It is zero if the attention weights of each place sum to 1 over the steps.
 
     Args:
-        weights: of each step and place.
-        mask: True at the steps (..., T) that count. None: all.
+        weights: Attention weights of each step and place, shape `(..., T, L)`.
+        mask: True at valid steps; broadcasts to `(..., T)`. All by default.
 
     Returns:
-        The penalty of each example.
+        The penalty of each example, shape `(...)`.
 
     Raises:
-        TypeError: a mask that is not boolean.
-        ValueError: a mask that does not broadcast to (..., T).
+        TypeError: If `mask` is not boolean.
+        ValueError: If `mask` does not broadcast to `(..., T)`.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell, arXiv:1502.03044, section 4.2.1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> float(ja.nn.doubly_stochastic_penalty(jnp.eye(4)))
+        0.0
     """
     weights = jnp.asarray(weights)
     if mask is not None:
@@ -101,19 +171,21 @@ def doubly_stochastic_penalty(
 
 
 class SpatialAttention(nnx.Module):
-    """What soft and hard attention share: the weights of the score; equation in `spatial_scores`.
+    """Base class of soft and hard attention; the equation of the scores is in `spatial_scores`.
+
+    Matrices are drawn by Glorot's uniform initialiser, biases start at 0.
 
     Args:
         annotation_features: D, size of the annotation of a place.
-        state_features: H, size of the decoder's hidden state.
-        units: of the hidden layer that scores a place.
-        name: the tag of the weights, for `capture` and `intervene`.
-        param_dtype: dtype of the weights.
-        rngs: random streams; the weights are drawn from `params`.
+        state_features: H, size of the hidden state of the decoder.
+        units: Size of the hidden layer of the scores.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a `param_dtype` that is not floating.
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
     """
 
     def __init__(
@@ -133,7 +205,7 @@ class SpatialAttention(nnx.Module):
             annotation_features=annotation_features, state_features=state_features, units=units
         )
         if not jnp.issubdtype(param_dtype, jnp.floating):
-            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
+            raise TypeError(f"`param_dtype` must be floating, got {param_dtype}.")
         draw = initializers.glorot_uniform()
         self.annotation = nnx.Param(draw(rngs.params(), (annotation_features, units), param_dtype))
         self.state = nnx.Param(draw(rngs.params(), (state_features, units), param_dtype))
@@ -141,11 +213,11 @@ class SpatialAttention(nnx.Module):
         self.score = nnx.Param(draw(rngs.params(), (units, 1), param_dtype)[:, 0])
 
     def weights(self) -> SpatialWeights:
-        """The weights, ready for the pure functions."""
+        """Return the weights of the scores for the pure functions."""
         return SpatialWeights(*(getattr(self, name)[...] for name in SpatialWeights._fields))
 
     def keys(self, annotations: Float[Array, "L D"]) -> Float[Array, "L units"]:
-        """The part of one picture's scores that is the same at every step."""
+        """Compute the part of the scores that is the same at every step; see `spatial_keys`."""
         return spatial_keys(self.weights(), annotations)
 
     def attend(
@@ -154,25 +226,34 @@ class SpatialAttention(nnx.Module):
         hidden: Float[Array, " H"],
         mask: Bool[Array, " L"] | None = None,
     ) -> Float[Array, " L"]:
-        """The weights of one picture's places at one step, tagged."""
+        """Compute the attention weights of one image at one step, tagged.
+
+        Args:
+            keys: Keys of the annotations, shape `(L, units)`.
+            hidden: Hidden state of the decoder, shape `(H,)`.
+            mask: True at places that may be attended to, shape `(L,)`. All by default.
+
+        Returns:
+            The weights, shape `(L,)`.
+        """
         return tag(masked_softmax(spatial_scores(self.weights(), keys, hidden), mask), self.name)
 
     def _checked(
         self, annotations: ArrayLike, hidden: ArrayLike, mask: ArrayLike | None
     ) -> tuple[Array, Array, Array | None]:
-        """The inputs in the dtype to which they and the weights promote, zero where masked."""
+        """Return checked inputs, zero where masked, in the dtype to which all arrays promote."""
         annotations, hidden = jnp.asarray(annotations), jnp.asarray(hidden)
         for name, array in (("annotations", annotations), ("hidden", hidden)):
             if not jnp.issubdtype(array.dtype, jnp.floating):
-                raise TypeError(f"{name} must be floating, got dtype {array.dtype}")
+                raise TypeError(f"`{name}` must be floating, got dtype {array.dtype}.")
         if annotations.ndim < 2 or annotations.shape[-1] != self.annotation_features:
             shape = f"(..., L, {self.annotation_features})"
-            raise ValueError(f"annotations must have shape {shape}, got {annotations.shape}")
+            raise ValueError(f"`annotations` must have shape {shape}, got {annotations.shape}.")
         if hidden.shape != (*annotations.shape[:-2], self.state_features):
-            wanted = (*annotations.shape[:-2], self.state_features)
+            expected = (*annotations.shape[:-2], self.state_features)
             raise ValueError(
-                f"hidden must have shape {wanted} for annotations of shape {annotations.shape}, "
-                f"got {hidden.shape}"
+                f"`hidden` must have shape {expected} for annotations of shape "
+                f"{annotations.shape}, got {hidden.shape}."
             )
         if mask is not None:
             mask = checked_mask(mask, annotations.shape[:-1])
@@ -183,9 +264,34 @@ class SpatialAttention(nnx.Module):
 
 
 class SoftSpatialAttention(SpatialAttention):
-    r"""Reads all places: $z = \beta \sum_i \alpha_i a_i$, gated by $\beta = \sigma(w_b h + b_b)$.
+    r"""Soft attention over places: $z = \beta \sum_i \alpha_i a_i$ with a gate $\beta$.
 
-    Arguments and errors: see `SpatialAttention`; `gated=False` leaves out the gate $\beta$.
+    The gate is $\beta = \sigma(w_b h + b_b)$; the scores are those of `spatial_scores`.
+
+    Args:
+        annotation_features: D, size of the annotation of a place.
+        state_features: H, size of the hidden state of the decoder.
+        units: Size of the hidden layer of the scores.
+        gated: Whether to multiply by the gate $\beta$.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        param_dtype: Dtype of the weights.
+        rngs: Random streams; weights are drawn from `params`.
+
+    Raises:
+        ValueError: If a size is below 1.
+        TypeError: If a size is not an integer, or `param_dtype` is not floating.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell, arXiv:1502.03044.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.SoftSpatialAttention(8, 4, 6, rngs=nnx.Rngs(0))
+        >>> values, weights = layer(jnp.ones((9, 8)), jnp.ones(4))
+        >>> values.shape, weights.shape
+        ((8,), (9,))
     """
 
     def __init__(
@@ -219,11 +325,20 @@ class SoftSpatialAttention(SpatialAttention):
         annotations: Float[Array, "L D"],
         hidden: Float[Array, " H"],
     ) -> Float[Array, " D"]:
-        """The gated sum of one picture's annotations at one step."""
-        read = weights @ annotations
+        """Compute the gated sum of the annotations of one image at one step.
+
+        Args:
+            weights: Attention weights, shape `(L,)`.
+            annotations: Annotations, shape `(L, D)`.
+            hidden: Hidden state of the decoder, shape `(H,)`.
+
+        Returns:
+            The context, shape `(D,)`.
+        """
+        total = weights @ annotations
         if not self.gated:
-            return read
-        return jax.nn.sigmoid(hidden @ self.gate[...] + self.gate_bias[...]) * read
+            return total
+        return jax.nn.sigmoid(hidden @ self.gate[...] + self.gate_bias[...]) * total
 
     def __call__(
         self,
@@ -231,39 +346,52 @@ class SoftSpatialAttention(SpatialAttention):
         hidden: Float[ArrayLike, "*batch H"],
         mask: Bool[ArrayLike, "..."] | None = None,
     ) -> Attended:
-        """Read the annotations for one step of the decoder.
+        """Compute the context for one step of the decoder.
 
-        What stands at masked places changes nothing, NaN included, and its gradient is zero. The
-        dtype is the one to which the inputs and the weights promote.
+        Masked places, NaN included, do not affect the result and have a gradient of zero. The dtype
+        is that to which the inputs and the weights promote.
 
         Args:
-            annotations: one vector for each place, (L, D), or a batch (..., L, D).
-            hidden: the decoder's hidden state, (H,) or (..., H).
-            mask: True at places that may be read; broadcasts to (..., L). None: all.
+            annotations: Annotations of shape `(L, D)`, or a batch `(..., L, D)`.
+            hidden: Hidden state of the decoder, shape `(H,)` or `(..., H)`.
+            mask: True at places that may be attended to; broadcasts to `(..., L)`. All by default.
 
         Returns:
-            The context (..., D) and the weights (..., L).
+            The context `(..., D)` and the weights `(..., L)`.
 
         Raises:
-            ValueError: inputs of other shapes, a mask that does not broadcast.
-            TypeError: inputs that are not floating, a mask that is not boolean.
+            ValueError: If an input has another shape, or `mask` does not broadcast.
+            TypeError: If an input is not floating, or `mask` is not boolean.
         """
         annotations, hidden, mask = self._checked(annotations, hidden, mask)
 
-        def read(annotations: Array, hidden: Array, mask: Array | None) -> Attended:
+        def single(annotations: Array, hidden: Array, mask: Array | None) -> Attended:
             weights = self.attend(self.keys(annotations), hidden, mask)
             return Attended(self.context(weights, annotations, hidden), weights)
 
         for _ in hidden.shape[:-1]:
-            read = jax.vmap(read)
+            single = jax.vmap(single)
         with jax.numpy_dtype_promotion("standard"):
-            return read(annotations, hidden, mask)
+            return single(annotations, hidden, mask)
 
 
 class HardSpatialAttention(SpatialAttention):
-    r"""Reads one place, drawn by its weight: $s \sim \mathrm{Cat}(\alpha)$, $z = a_s$.
+    r"""Hard attention to one place: $s \sim \mathrm{Cat}(\alpha)$, $z = a_s$.
 
-    How it learns: see `models.hard_caption_loss`. Arguments and errors: see `SpatialAttention`.
+    `jaxattn.models.hard_caption_loss` trains it. Arguments and errors are those of
+    `SpatialAttention`.
+
+    Reference:
+        Xu et al. 2015, Show, attend and tell, arXiv:1502.03044.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.HardSpatialAttention(8, 4, 6, rngs=nnx.Rngs(0))
+        >>> fixation = layer(jnp.ones((9, 8)), jnp.ones(4))
+        >>> fixation.values.shape, fixation.position.shape
+        ((8,), ())
     """
 
     def __call__(
@@ -274,30 +402,32 @@ class HardSpatialAttention(SpatialAttention):
         *,
         key: PRNGKeyArray | None = None,
     ) -> Fixation:
-        """Read one annotation for one step of the decoder.
+        """Compute the context for one step of the decoder.
 
         Args:
-            annotations: one vector for each place, (L, D), or a batch (..., L, D).
-            hidden: the decoder's hidden state, (H,) or (..., H).
-            mask: True at places that may be read; broadcasts to (..., L). None: all.
-            key: draws the place; every example of a batch draws its own. None: the most likely.
+            annotations: Annotations of shape `(L, D)`, or a batch `(..., L, D)`.
+            hidden: Hidden state of the decoder, shape `(H,)` or `(..., H)`.
+            mask: True at places that may be attended to; broadcasts to `(..., L)`. All by default.
+            key: Key of the draws, one per example; the most likely places by default.
 
         Returns:
-            The context (..., D), the weights (..., L), and the place (...).
+            The context `(..., D)`, the weights `(..., L)`, and the place `(...)`.
 
         Raises:
-            ValueError: as soft attention.
-            TypeError: as soft attention.
+            ValueError: If an input has another shape, or `mask` does not broadcast.
+            TypeError: If an input is not floating, or `mask` is not boolean.
         """
         annotations, hidden, mask = self._checked(annotations, hidden, mask)
 
-        def read(annotations: Array, hidden: Array, mask: Array | None, key: Any) -> Fixation:
+        def single(
+            annotations: Array, hidden: Array, mask: Array | None, key: PRNGKeyArray | None
+        ) -> Fixation:
             weights = self.attend(self.keys(annotations), hidden, mask)
             position = choose_position(weights, key)
             return Fixation(read_position(annotations, position), weights, position)
 
         for _ in hidden.shape[:-1]:
-            read = jax.vmap(read)
+            single = jax.vmap(single)
         keys = None if key is None else jax.random.split(key, hidden.shape[:-1])
         with jax.numpy_dtype_promotion("standard"):
-            return read(annotations, hidden, mask, keys)
+            return single(annotations, hidden, mask, keys)

@@ -1,4 +1,4 @@
-"""Attention without a query: one weighted sum over a sequence."""
+"""Attention without queries: one weighted sum of a sequence."""
 
 from functools import partial
 
@@ -15,21 +15,35 @@ from jaxattn.nn.attention_layer import AttentionLayer, as_sequence, check_sizes
 
 
 class SeqWeightedAttention(AttentionLayer):
-    r"""One weighted sum over a sequence, as keras-self-attention has it.
+    r"""Attention that sums a sequence, weighted by the softmax of linear scores.
 
-    The softmax of $x_j W + b$ over $j$ weighs the steps. The weights are `W` (D, 1) and `b` (1,);
-    `W` starts uniform in [-0.05, 0.05].
+    The attention weights are the softmax of $x_j W + b$ over the steps $j$. The weights of the
+    layer, `W` (D, 1) and `b` (1,), have the names and shapes of keras-self-attention; `W` is drawn
+    uniformly from [-0.05, 0.05].
 
     Args:
         features: D, size of each step.
-        use_bias: add `b`, which no softmax sees.
-        param_dtype: dtype of the weights.
-        name: the tag of the attention weights.
-        rngs: random streams; the weights are drawn from `params`.
+        use_bias: Whether to add `b`, which the softmax cancels.
+        param_dtype: Dtype of the weights.
+        name: Tag of the attention weights for `jaxattn.capture` and `jaxattn.intervene`.
+        rngs: Random streams; weights are drawn from `params`.
 
     Raises:
-        ValueError: a size below 1.
-        TypeError: a `param_dtype` that is not floating.
+        ValueError: If `features` is below 1.
+        TypeError: If `features` is not an integer, or `param_dtype` is not floating.
+
+    Reference:
+        SeqWeightedAttention of keras-self-attention,
+        https://github.com/CyberZHG/keras-self-attention.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.SeqWeightedAttention(8, rngs=nnx.Rngs(0))
+        >>> values, weights = layer(jnp.ones((5, 8)))
+        >>> values.shape, weights.shape
+        ((8,), (5,))
     """
 
     _kernel_init = staticmethod(partial(jax.random.uniform, minval=-0.05, maxval=0.05))
@@ -53,48 +67,56 @@ class SeqWeightedAttention(AttentionLayer):
         x: Shaped[ArrayLike, "*batch T D"],
         mask: Bool[ArrayLike, "..."] | None = None,
     ) -> Attended:
-        """Sum the steps.
+        """Compute the weighted sum of the steps.
 
-        What lies at masked steps changes nothing, NaN included, and gets no gradient. Where all is
-        masked, weights and values are zero.
+        Masked steps, NaN included, do not affect the result and have a gradient of zero. If all
+        steps are masked, weights and values are zero.
 
         Args:
-            x: one example (T, D), or a batch (..., T, D).
-            mask: True at steps that may be read, (..., T). None: at all.
+            x: Sequence of shape `(T, D)`, or a batch `(..., T, D)`.
+            mask: True at steps that may be attended to, shape `(..., T)`. All by default.
 
         Returns:
-            Values (..., D) and weights (..., T).
+            Values `(..., D)` and weights `(..., T)`.
 
         Raises:
-            ValueError: an `x` or a mask of another shape.
-            TypeError: an `x` that is not real numbers, a mask that is not boolean.
+            ValueError: If `x` or `mask` has another shape.
+            TypeError: If `x` does not hold real numbers, or `mask` is not boolean.
         """
-        return self._attend(self._one, (as_sequence("x", x, self.features),), (mask,))
+        return self._attend(self._single, (as_sequence("x", x, self.features),), (mask,))
 
-    def _one(self, weights: dict[str, Array], x: Array, mask: Array | None) -> Attended:
+    def _single(self, weights: dict[str, Array], x: Array, mask: Array | None) -> Attended:
         scores = (x @ weights["W"])[:, 0]
         if "b" in weights:
             scores = scores + weights["b"][0]
-        found = tag(masked_softmax(self._squashed(scores), mask), self.name)
-        return Attended(found @ x, found)
+        attention = tag(masked_softmax(self._activation(scores), mask), self.name)
+        return Attended(attention @ x, attention)
 
-    def _squashed(self, scores: Array) -> Array:
+    def _activation(self, scores: Array) -> Array:
         return scores
 
 
 class FeedForwardAttention(SeqWeightedAttention):
-    r"""One weighted sum over a sequence, by scores that are squashed (Raffel & Ellis 2015).
+    r"""Feed-forward attention (Raffel and Ellis 2015): a weighted sum by bounded scores.
 
-    The softmax of $\tanh(x_j W + b)$ over $j$ weighs the steps: no step gets more than $e^2$ times
-    the weight of another. `W` is drawn by Glorot's uniform rule. Arguments, result and errors are
-    those of `SeqWeightedAttention`.
+    The attention weights are the softmax of $\tanh(x_j W + b)$ over the steps $j$, so the ratio of
+    two weights is at most $e^2$. `W` is drawn by Glorot's uniform initialiser. Arguments, results
+    and errors are those of `SeqWeightedAttention`.
 
     Reference:
         Raffel and Ellis 2015, Feed-forward networks with attention can solve some long-term memory
         problems, arXiv:1512.08756.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> from flax import nnx
+        >>> layer = ja.nn.FeedForwardAttention(8, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((2, 5, 8))).weights.shape
+        (2, 5)
     """
 
     _kernel_init = staticmethod(initializers.glorot_uniform())
 
-    def _squashed(self, scores: Array) -> Array:
+    def _activation(self, scores: Array) -> Array:
         return jnp.tanh(scores)
