@@ -304,9 +304,8 @@ class _Decomposer:
             ]
             return jnp.minimum(bind(step.eqn, values)[0], 1)
         if is_elementwise(step):
-            here = functools.reduce(lambda a, b: jnp.maximum(a, b), masks)
-            return jnp.broadcast_to(here, out.shape).astype(out.aval.dtype)
-        anywhere = jnp.any(jnp.stack([jnp.any(mask > 0) for mask in masks]))
+            return jnp.broadcast_to(_largest(masks), out.shape).astype(out.aval.dtype)
+        anywhere = _largest([jnp.max(mask) for mask in masks]) > 0
         return jnp.broadcast_to(anywhere, out.shape).astype(out.aval.dtype)
 
     # Loops.
@@ -355,6 +354,11 @@ class _Decomposer:
             if isinstance(value, Parts) and value.in_phrase is not None:
                 steps = steps | (value.in_phrase > 0).reshape(length, -1).any(1)
         return steps
+
+
+def _largest(masks: Sequence[Array]) -> Array:
+    """Return the elementwise maximum."""
+    return functools.reduce(lambda a, b: jnp.maximum(a, b), masks)
 
 
 def _is_floating(atom: Atom) -> bool:

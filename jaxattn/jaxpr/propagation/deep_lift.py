@@ -144,8 +144,8 @@ class DeepLift(ScoreRules):
         if self.reveal_cancel and _is_sum(visit.structure, source):
             return self._reveal_cancel(visit, source, apply)
         (u, u0), (y, y0) = visit.runs(source), visit.runs(visit.output)
-        slope = _slope(apply, jnp.asarray(0.5, u.dtype) * (u + u0))
-        ratio = _ratio(y - y0, u, u0, slope)
+        half = jnp.asarray(0.5, u.dtype)
+        ratio = _ratio(y - y0, u, u0, _slope(apply, half * (u + u0)))
         return [Cotangent(source, visit.cotangent * ratio.astype(self.dtype))]
 
     def _reveal_cancel(self, visit: Visit, source: Var, apply: Elementwise) -> list[Cotangent]:

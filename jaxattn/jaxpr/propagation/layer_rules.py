@@ -61,7 +61,7 @@ class LRPRule(NamedTuple):
         return self
 
 
-def _check_parameter(name: str, value: ArrayLike, least: float) -> None:
+def _check_parameter(name: str, value: ArrayLike, least: int) -> None:
     if isinstance(value, (int, float)):
         if not least <= value < float("inf"):
             raise ValueError(f"`{name}` must be at least {least} and finite, got {value}")
@@ -218,20 +218,21 @@ def _gamma(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
 
 def _alpha_beta(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
     """Redistribute by positive and negative contributions, each with a factor."""
-    return _by_sign(layer, relevance, rule.alpha, None if rule.ignore_bias else layer.bias())
+    return _by_sign(layer, relevance, rule.alpha, with_bias=not rule.ignore_bias)
 
 
 def _z_plus(rule: LRPRule, layer: Layer, relevance: Array) -> Redistribution:
     """Redistribute by positive contributions only."""
-    return _by_sign(layer, relevance, 1.0, None)
+    return _by_sign(layer, relevance, 1.0, with_bias=False)
 
 
 def _by_sign(
-    layer: Layer, relevance: Array, alpha: ArrayLike, bias: ArrayLike | None
+    layer: Layer, relevance: Array, alpha: ArrayLike, *, with_bias: bool
 ) -> Redistribution:
     by_sign = layer.by_sign()
     inputs = [Signed.of(x) for x in layer.inputs]
     up, down = by_sign(*inputs)
+    bias = layer.bias() if with_bias else None
     above, below = up, down
     if bias is not None:
         above, below = up + jnp.maximum(bias, 0), down + jnp.minimum(bias, 0)

@@ -19,7 +19,7 @@ from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.normalisations import is_normalised_by
 from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING
 
-#: How a product's relevance is divided: LRP-all, LRP-half or LRP-prop, seen from its operands.
+#: Which operand gets a product's relevance: one, both equally, or both by their values.
 Division = Literal["first", "second", "half", "proportional"]
 #: How a product of a gate and a signal is divided: LRP-all, LRP-half or LRP-prop.
 Gates = Literal["all", "half", "proportional"]
