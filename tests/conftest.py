@@ -32,6 +32,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 from typing import Any
 
+import beartype
 import beartype.roar
 import jax
 import jaxlib
@@ -48,6 +49,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # ints are floats
+
+
 def check_after_call(fn):
     """Check types once `fn` has returned: a wrong argument must meet our own error first.
 
@@ -56,7 +60,7 @@ def check_after_call(fn):
     if fn.__annotations__.get("return") is Any:
         return fn
     try:
-        return beartype.beartype(fn)
+        return check(fn)
     except beartype.roar.BeartypeDecorHintPep3119Exception:  # a Protocol without isinstance
         return fn
 
