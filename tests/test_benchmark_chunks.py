@@ -96,6 +96,7 @@ def rows(network, *shape):
     return worthwhile_rows(jax.make_jaxpr(lambda x: model(x))(np.zeros(shape, np.float32)).jaxpr)
 
 
+@pytest.mark.slow
 def test_rows_grow_with_the_units_and_bytes_with_the_steps():
     few, many = (rows(lambda n=n: chunks.Series(4, n, 2), 9, 4) for n in (64, 512))
     assert 200 < many.least < 400

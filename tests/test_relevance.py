@@ -202,9 +202,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.representatives(
-    "dense_network", "residual_network", "pooling_network", "norm_after_conv"
-)
+@pytest.mark.representatives("dense_network", "pooling_network", "norm_after_conv")
 @pytest.mark.parametrize("make", NETWORKS, ids=lambda make: make.__name__)
 def test_every_rule_is_the_dense_formula(make, x64):
     equals_reference(*make(Draw()), cases=NETWORKS[make])
@@ -239,6 +237,7 @@ COMPOSITES = {
 }
 
 
+@pytest.mark.slow
 def test_composites(x64):
     """Presets, kinds of layers, depths, and names: what each layer gets."""
     d = Draw(8)
@@ -545,6 +544,7 @@ def test_the_core_of_every_librarys_norm_passes_relevance_through(name, x64, pla
         close(got[case].info["absorbed"], absorbed, precise)
 
 
+@pytest.mark.slow
 def test_keras_batch_norm_joins_the_convolution_beside_it(x64, plain_promotion):
     keras.utils.set_random_seed(0)
     convolution = keras.layers.Conv1D(4, 3, padding="same")

@@ -97,6 +97,9 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.representatives(
+    "True-lstm", "False-gru, both ways", "True-rnn, steps", "True-left, mean"
+)
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_classifiers(name, padded, x64):
@@ -118,10 +121,12 @@ def test_attention_over_a_series(attention, x64):
     both(model, XS, 1, args=(LENGTHS,), window=2)
 
 
+@pytest.mark.slow
 def test_self_attention_on_an_lstm(x64):
     both(Attending(), XS, 1, window=3, stride=2)
 
 
+@pytest.mark.slow
 def test_flax_modules(x64):
     both(Flax(), XS, 1, window=2)
     model = linen.RNN(linen.LSTMCell(H, dtype="float64", param_dtype="float64"))
@@ -130,6 +135,7 @@ def test_flax_modules(x64):
     assert (got.info["flops_saved"] > 0).all()
 
 
+@pytest.mark.slow
 def test_keras_models():
     keras.utils.set_random_seed(0)
     layers = [
