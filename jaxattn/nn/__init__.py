@@ -49,6 +49,14 @@ from jaxattn.nn.glimpse import (
     glimpse,
     glimpse_boxes,
 )
+from jaxattn.nn.places import (
+    SpatialWeights,
+    choose_position,
+    doubly_stochastic_penalty,
+    read_position,
+    spatial_keys,
+    spatial_scores,
+)
 from jaxattn.nn.pretrained import from_keras, from_torch
 from jaxattn.nn.recurrent import GRU, LSTM, RNN, Padding, Recurrence, Recurrent, valid_steps
 from jaxattn.nn.self_attention import SeqSelfAttention, attention_regularizer
@@ -57,12 +65,6 @@ from jaxattn.nn.spatial import (
     HardSpatialAttention,
     SoftSpatialAttention,
     SpatialAttention,
-    SpatialWeights,
-    choose_position,
-    doubly_stochastic_penalty,
-    read_position,
-    spatial_keys,
-    spatial_scores,
 )
 from jaxattn.nn.steps import (
     GRUWeights,

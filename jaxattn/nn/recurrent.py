@@ -277,9 +277,8 @@ class LSTM(Recurrent):
 class GRU(Recurrent):
     """Gated recurrent unit (Cho et al. 2014).
 
-    The equations are those of `gru_step`; gates have the order reset, update, new, and the reset
-    gate applies after the recurrent product. Biases start at 0. Arguments and errors are those of
-    `Recurrent`.
+    The equations are those of `gru_step`; gates have the order reset, update, new. Biases start at
+    0. Arguments and errors are those of `Recurrent`.
 
     Reference:
         Cho et al. 2014, Learning phrase representations using RNN encoder-decoder for statistical
