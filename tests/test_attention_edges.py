@@ -104,7 +104,9 @@ def test_interleaved_steps_of_scans_are_refused(x):
 
         return jax.lax.scan(step, x, jnp.asarray(LAYERS))[0].sum()
 
-    with pytest.raises(ValueError, match=r"one tag at most inside of a scan, got \['two', 'one'\]"):
+    with pytest.raises(
+        ValueError, match=r"`at` must name at most one tag inside a scan, got \['two', 'one'\]"
+    ):
         ja.attention_rollout(network, x, at=("one", "two"))
 
 
@@ -112,9 +114,9 @@ def test_interleaved_steps_of_scans_are_refused(x):
 @pytest.mark.parametrize(
     ("residual", "error", "match"),
     [
-        (-1.0, ValueError, "residual must be finite and not negative, got -1.0"),
-        (float("nan"), ValueError, "residual must be finite"),
-        ("1", TypeError, "residual must be a number, got '1'"),
+        (-1.0, ValueError, "`residual` must be finite and not negative, got -1.0"),
+        (float("nan"), ValueError, "`residual` must be finite"),
+        ("1", TypeError, "`residual` must be a number, got '1'"),
     ],
 )
 def test_a_residual_is_not_negative(method, residual, error, match, x):
@@ -178,7 +180,7 @@ def test_distances_do_not_depend_on_the_scale(scale, dtype, atol, x):
 
 @pytest.mark.parametrize("of", [3, ["mixed"]])
 def test_of_is_a_name(of, x):
-    with pytest.raises(TypeError, match="of must be the name"):
+    with pytest.raises(TypeError, match="`of` must be the name"):
         ja.value_zeroing(mixer(1), x, of=of)
 
 
@@ -187,7 +189,7 @@ def test_of_names_floating_vectors(x):
         weights = ja.tag(jax.nn.softmax(x), "attention")
         return ja.tag((weights > 0.5).astype(jnp.int32), "rounded").sum().astype(x.dtype)
 
-    with pytest.raises(TypeError, match="of='rounded' must name floating vectors, got int32"):
+    with pytest.raises(TypeError, match="`of` must name floating vectors, got 'rounded' of int32"):
         ja.value_zeroing(network, x, of="rounded")
 
 
@@ -204,7 +206,7 @@ LAYER = {
 def test_a_mask_has_an_entry_for_each_step(kind, shape, x):
     """(T, 1) fits a batch of T sequences of T steps by accident, and would mask whole sequences."""
     batch = jnp.stack([x] * T)
-    wanted = f"mask must have shape (3, 3), an entry a step, got {shape}"
+    wanted = f"`mask` must have shape (3, 3), one entry per step, got {shape}"
     with pytest.raises(ValueError, match=re.escape(wanted)):
         LAYER[kind]()(batch, np.ones(shape, bool))
     one_for_all = LAYER[kind]()(batch, np.array([[True, True, False]])).weights
@@ -221,7 +223,7 @@ def test_a_mask_has_an_entry_for_each_step(kind, shape, x):
 )
 @pytest.mark.parametrize("size", [2.5, "2"])
 def test_sizes_are_integers(make, size):
-    with pytest.raises(TypeError, match="`features` must be an integer, got"):
+    with pytest.raises(TypeError, match="features` must be an integer, got"):
         make(size)
 
 

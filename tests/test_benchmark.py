@@ -170,7 +170,7 @@ def test_it_is_printed_in_units():
 
 @pytest.mark.parametrize("repeats", [0, -1, 2.0, True])
 def test_repeats_must_be_a_positive_int(repeats):
-    with pytest.raises(ValueError, match=f"repeats must be a positive int, got {repeats}"):
+    with pytest.raises(ValueError, match=f"`repeats` must be a positive int, got {repeats}"):
         ja.benchmark(ja.saliency, linear, X, repeats=repeats)
 
 

@@ -228,7 +228,7 @@ def test_a_batch_only_model_is_told_about_unbatched():
     def batch_only(xs):
         return jnp.einsum("btd,dk->bk", xs, jnp.ones((D, K)))
 
-    with pytest.raises(ValueError, match=r"of shape \(5, 2\), but takes a batch.*unbatched"):
+    with pytest.raises(ValueError, match=r"of shape \(5, 2\), which fn does not accept.*unbatched"):
         ja.explain(ja.gradient, batch_only, X, Y)
     found = ja.explain(ja.gradient, ja.unbatched(batch_only), X, Y)
     np.testing.assert_array_equal(found.values, np.ones_like(X))
@@ -236,7 +236,7 @@ def test_a_batch_only_model_is_told_about_unbatched():
 
 def test_a_closure_over_nnx_state_is_told_what_to_pass(models):
     model, _ = models["nnx"]
-    with pytest.raises(ValueError, match="give the module"):
+    with pytest.raises(ValueError, match="pass the module"):
         ja.gradient(lambda x: model(x), X[0], 0)
 
 
@@ -250,9 +250,9 @@ def test_a_failure_of_fn_is_shown_as_it_is():
 
 @pytest.mark.parametrize("fn", [3, None, "model"])
 def test_what_cannot_be_called_is_refused(fn):
-    with pytest.raises(TypeError, match="fn must be callable, got"):
+    with pytest.raises(TypeError, match="`fn` must be callable, got"):
         ja.gradient(fn, X[0], 0)
-    with pytest.raises(TypeError, match="fn must be callable, got"):
+    with pytest.raises(TypeError, match="`fn` must be callable, got"):
         ja.unbatched(fn)
 
 

@@ -131,9 +131,9 @@ def explicit(spec):
 def test_examples_on_explicit_axes_want_a_mesh(spec):
     xs = explicit(spec)
     for method in (ja.saliency, ja.occlusion):
-        with pytest.raises(ValueError, match=r"^xs is sharded over explicit .*'d'.*give mesh="):
+        with pytest.raises(ValueError, match=r"^`mesh` is missing: xs is sharded .*'d'.*mesh="):
             ja.explain(method, fn, xs, 1)
-        with pytest.raises(ValueError, match=r"^xs\['a'\] is sharded .*give mesh="):
+        with pytest.raises(ValueError, match=r"^`mesh` is missing: xs\['a'\] is sharded .*mesh="):
             ja.explain(method, lambda x: fn(x["a"]), {"a": xs}, 1)
         with pytest.raises(ValueError, match=r"^args\[0\] is sharded .*give mesh="):
             ja.explain(method, lambda x, y: fn(x + y), np.asarray(xs), 1, args=(xs,))

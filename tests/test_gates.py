@@ -193,7 +193,7 @@ def test_a_product_may_be_named():
     assert not relevance(glu, products={"g*": "first"})[3:].any()
     half = relevance(glu, products="half")
     np.testing.assert_allclose(half[:3].sum(), half[3:].sum(), rtol=0.02)
-    with pytest.raises(ValueError, match="products names 'gru', which matches nothing"):
+    with pytest.raises(ValueError, match="`products` names 'gru', which matches nothing"):
         relevance(gated(sigmoid), products={"gru": "half"})
 
 

@@ -101,10 +101,16 @@ def test_the_intermediate_must_be_named(method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (6, 5, 2)}, r"shape \(6, 5, 2\) does not fit a map of shape \(4, 3\)"),
-        ({"shape": (6,)}, r"shape \(6,\) does not fit"),
-        ({"shape": (6, 0)}, "shape must be at least 1, got 0"),
-        ({"channel_axis": 3}, r"channel_axis 3 is no axis of at's shape \(4, 3, 4\)"),
+        (
+            {"shape": (6, 5, 2)},
+            r"`shape` must have as many axes as the map of shape \(4, 3\), got \(6, 5, 2\)",
+        ),
+        ({"shape": (6,)}, r"`shape` must have .* \(4, 3\), got \(6,\)"),
+        ({"shape": (6, 0)}, "`shape` must be at least 1, got 0"),
+        (
+            {"channel_axis": 3},
+            r"`channel_axis` must be an axis of the intermediate of shape \(4, 3, 4\), got 3",
+        ),
     ],
 )
 def test_bad_options_of_grad_cam(options, message):

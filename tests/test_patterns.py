@@ -342,7 +342,7 @@ def test_patterns_of_another_network_are_refused(dense):
     one = jnp.asarray(x[0])
     patterns = ja.fit_patterns(fn, x)
     for method in (ja.pattern_net, ja.pattern_attribution):
-        with pytest.raises(ValueError, match=r"patterns are missing.*fit_patterns"):
+        with pytest.raises(ValueError, match=r"`patterns` are missing.*fit_patterns"):
             method(fn, one, 1)
         with pytest.raises(ValueError, match=r"this network.*\(5, 3\)\], got \[\(4, 6\)\]"):
             method(fn, one, 1, patterns=patterns[:1])
@@ -362,13 +362,13 @@ def waiting(x):
 @pytest.mark.parametrize(
     "fn, xs, options, error, message",
     [
-        (turning, np.ones((2, 4)), {}, ValueError, "other weights at each turn"),
+        (turning, np.ones((2, 4)), {}, ValueError, "other weights at each step"),
         (waiting, np.ones((2, 4)), {}, ValueError, "`while`.*depends on the data"),
-        (jnp.tanh, np.ones((0, 4)), {}, ValueError, "xs holds no examples"),
+        (jnp.tanh, np.ones((0, 4)), {}, ValueError, "`xs` must hold at least one example"),
         (jnp.tanh, np.ones((2, 4)), {"estimator": "rleu"}, ValueError, "estimator.*rleu"),
-        (jnp.tanh, np.full((2, 4), np.nan), {}, ValueError, "xs holds 8 NaN"),
+        (jnp.tanh, np.full((2, 4), np.nan), {}, ValueError, "`xs` holds 8 NaN"),
         (jnp.tanh, np.ones((2, 4)), {"batch_size": 0}, ValueError, "batch_size"),
-        (jnp.exp2, np.ones((2, 4), int), {}, TypeError, "floating numbers for patterns"),
+        (jnp.exp2, np.ones((2, 4), int), {}, TypeError, "floating-point numbers for patterns"),
         (jax.lax.stop_gradient, np.ones((2, 4)), {}, ValueError, "no differentiable path"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -46,7 +46,7 @@ def threads(monkeypatch):
 @pytest.fixture
 def patient(monkeypatch):
     """The caller waits for busy threads, however slow the machine, and never takes a part back."""
-    monkeypatch.setattr(_threads, "_PATIENCE", 300)
+    monkeypatch.setattr(engine_threads, "_PATIENCE", 300)
 
 
 def in_one_thread(monkeypatch, call):
@@ -102,7 +102,7 @@ def test_no_more_run_than_there_are_workers(workers, monkeypatch):
         list(side_by_side(count, range(8), workers))
 
     with monkeypatch.context() as patch:
-        patch.setattr(_threads, "_PATIENCE", 300)
+        patch.setattr(engine_threads, "_PATIENCE", 300)
         list(side_by_side(lambda part: count(part, all_run.wait), range(4 * workers), workers))
     assert most == workers
     most = 0

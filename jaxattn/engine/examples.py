@@ -34,7 +34,7 @@ def batch_length(xs: Inputs, args: tuple[PyTree, ...]) -> int:
     return batch
 
 
-def check_sharding(xs: Inputs, args: tuple[PyTree, ...]) -> None:
+def check_sharding(xs: PyTree, args: tuple[PyTree, ...]) -> None:
     """Raise an error for examples sharded over explicit axes of a mesh: vmap cannot divide them.
 
     Other axes than that of the examples may be sharded: the rules of JAX hold for them.

@@ -114,7 +114,8 @@ def _method(core: Callable[..., Attribution], traits: Traits) -> Callable[..., A
         **options: Any,
     ) -> Attribution:
         if in_engine.get():
-            check_at(method, at)
+            if at is not None:  # else `x` may be the intermediate already
+                check_at(method, at)
             function = as_function(fn)
             if at is not None and traits.keeps_input:
                 options["at"] = at

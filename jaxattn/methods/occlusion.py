@@ -18,7 +18,7 @@ from jaxattn.engine.target import scored
 from jaxattn.engine.window_groups import best_grouping
 
 #: The window, or the stride, of one leaf: along the first axis, or along each of the first axes.
-Extent: TypeAlias = int | np.integer | Sequence[int | np.integer] | None
+Extent: TypeAlias = int | np.integer | np.ndarray | Sequence[int | np.integer] | None
 
 
 def _windows(x: PyTree, window: PyTree[Extent], stride: PyTree[Extent]) -> list[Windows | None]:

@@ -6,3 +6,10 @@ from jaxattn.metrics.faithfulness import (
     deletion as deletion,
     insertion as insertion,
 )
+
+__all__ = [
+    "Curve",
+    "completeness",
+    "deletion",
+    "insertion",
+]

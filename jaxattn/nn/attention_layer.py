@@ -131,7 +131,7 @@ class Queried(NamedTuple):
     """Queries, keys and values, and the mask of each."""
 
     sequences: tuple[Array, Array, Array]
-    masks: tuple[Mask, Mask, Mask]
+    masks: tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None]
 
 
 def check_queried(
@@ -139,7 +139,7 @@ def check_queried(
     keys: ArrayLike | None,
     values: ArrayLike | None,
     sizes: Sizes,
-    mask: Mask,
+    mask: ArrayLike | None,
 ) -> Queried:
     """Check queries, keys and values; keys default to queries, and values to keys.
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxattn.jaxpr.flat import Number, Step, Var, has_custom_derivative, is_elementwise
 from jaxattn.jaxpr.reuse.extents import (
@@ -148,7 +149,7 @@ def _moved(step: Step, rows: Rows, axis: int, **params: object) -> Restricted:
     return Restricted([rows.on(axis)] * len(step.outputs), cuts, params)
 
 
-def _moved_past(step: Step, rows: Rows, removed: Sequence[int]) -> Restricted | Whole:
+def _moved_past(step: Step, rows: Rows, removed: Sequence[int | np.integer]) -> Restricted | Whole:
     """Return a step that removes some axes, unless the rows lie on one of them."""
     if rows.axis in removed:
         return WHOLE
