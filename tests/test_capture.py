@@ -300,7 +300,7 @@ def test_replacements_must_fit(replacement, error, message):
 def test_arguments_of_a_wrong_kind():
     with pytest.raises(TypeError, match="`fn` must be callable, got int"):
         ja.capture(3)
-    with pytest.raises(TypeError, match="names must be strings, got 3"):
+    with pytest.raises(TypeError, match="`names` must be strings, got 3"):
         ja.capture(plain, 3)
     with pytest.raises(TypeError, match="replacements must be a dict by name, got str"):
         ja.intervene(plain, "doubled")

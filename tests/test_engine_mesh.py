@@ -135,7 +135,7 @@ def test_examples_on_explicit_axes_want_a_mesh(spec):
             ja.explain(method, fn, xs, 1)
         with pytest.raises(ValueError, match=r"^`mesh` is missing: xs\['a'\] is sharded .*mesh="):
             ja.explain(method, lambda x: fn(x["a"]), {"a": xs}, 1)
-        with pytest.raises(ValueError, match=r"^args\[0\] is sharded .*give mesh="):
+        with pytest.raises(ValueError, match=r"^`mesh` is missing: args\[0\] is sharded .*mesh="):
             ja.explain(method, lambda x, y: fn(x + y), np.asarray(xs), 1, args=(xs,))
         alone = ja.explain(method, fn, np.asarray(xs), 1)
         close(ja.explain(method, fn, xs, 1, mesh=xs.sharding.mesh), alone)

@@ -346,7 +346,7 @@ def test_patterns_of_another_network_are_refused(dense):
             method(fn, one, 1)
         with pytest.raises(ValueError, match=r"this network.*\(5, 3\)\], got \[\(4, 6\)\]"):
             method(fn, one, 1, patterns=patterns[:1])
-        with pytest.raises(ValueError, match=r"patterns must be .*got \[\(6, 4\), "):
+        with pytest.raises(ValueError, match=r"`patterns` must have .*got \[\(6, 4\), "):
             method(fn, one, 1, patterns=[p.T for p in patterns])
 
 

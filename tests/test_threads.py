@@ -417,6 +417,6 @@ def test_inside_of_jit(threads):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_progress_counts_all_parts(engine_threads, capsys):
+def test_progress_counts_all_parts(threads, capsys):
     ja.explain(ja.gradient, fn, X, 0, batch_size=6, progress=True)
     assert "100%" in capsys.readouterr().out

@@ -64,6 +64,14 @@ def tag(x: Shaped[Array | np.ndarray, "..."], name: str) -> Shaped[Array, "..."]
 
     Raises:
         TypeError: if `name` is not a string.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return ja.tag(2 * x, "hidden").sum()
+        >>> print(ja.input_x_gradient(fn, jnp.ones(3), at="hidden").values)
+        [2. 2. 2.]
     """
     if not isinstance(name, str):
         raise TypeError(f"`name` must be a string, got {name!r}.")

@@ -27,6 +27,15 @@ class LRPRule(NamedTuple):
         low: the lower bound of the inputs, for `"bounded"`.
         high: the upper bound.
         ignore_bias: whether `"alpha_beta"` leaves biases out of its denominators.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     return x @ jnp.array([1.0, 2.0, -1.0])
+        >>> rule = ja.LRPRule("gamma", gamma=1.0)
+        >>> print(ja.lrp(fn, jnp.array([2.0, 1.0, 2.0]), rule=rule).values)
+        [ 1.3333334  1.3333334 -0.6666667]
     """
 
     kind: Kind = "epsilon"
