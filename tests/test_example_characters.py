@@ -42,7 +42,7 @@ def run(data, tmp_path_factory):
         patch.setattr(example, "load", lambda: data)
         # A user runs it with JAX as it comes.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            path = example.main(folder, least_accuracy=0.0, **BUDGET)
+            path = example.main(folder, min_accuracy=0.0, **BUDGET)
             assert path == folder / "index.html"
             networks = {
                 "jaxattn": checkpoints.restore(
@@ -172,7 +172,7 @@ def test_a_bad_network_is_refused(data, tmp_path, monkeypatch):
         jax.numpy_rank_promotion("allow"),
         pytest.raises(SystemExit, match=r"reached \d+\.\d%, wanted 90%"),
     ):
-        example.main(tmp_path, least_accuracy=0.9, **BUDGET)
+        example.main(tmp_path, min_accuracy=0.9, **BUDGET)
 
 
 def test_a_notebook_shows_a_sentence():
