@@ -315,7 +315,7 @@ def on_negations(
     for method in explained.signed:
         pairs = np.array([
             shares(method, plain, negated, word)
-            for plain, negated, (*_, word) in zip(pair_rows[::2], pair_rows[1::2], PAIRS, strict=True)
+            for (plain, negated), (*_, word) in zip(pair_rows.reshape(-1, 2), PAIRS, strict=True)
         ])  # fmt: skip
         of_negation = [
             explained.support_for_positive(method, i)[at]
