@@ -87,7 +87,7 @@ def test_texts_are_numbers_with_an_end():
 
 @pytest.mark.parametrize("text", ["", "a" * 50])
 def test_texts_that_are_empty_or_too_long_are_refused(text):
-    with pytest.raises(ValueError, match=rf"1 to 49 characters, got {len(text)}: '{text}'"):
+    with pytest.raises(ValueError, match=rf"1 to 49 characters each, got {len(text)}: '{text}'"):
         dates.encode(["a", text], {"a": 3})
 
 
