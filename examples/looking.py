@@ -167,7 +167,7 @@ def on_the_digit(model: RecurrentAttention, scenes: Scenes) -> tuple[list[str], 
     learned = glimpse_all(model, scenes.images).locations
     uniform = np.random.default_rng(0).uniform(-1, 1, learned.shape)
     rows = []
-    for name, locations in (("learned", learned), ("anywhere", uniform)):
+    for name, locations in (("learned", learned), ("random", uniform)):
         pixels = (locations + 1) / 2 * scenes.images.shape[1:]
         corner = scenes.corners[:, None]
         inside = ((pixels >= corner) & (pixels < corner + WIDTH)).all(-1).mean(0)

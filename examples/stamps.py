@@ -95,7 +95,7 @@ def main(
                 if 0 < counts[word] < len(train) / 20
             ]
             rows.append([
-                f"{kind}, {name}", f"{bleu(captions_of_part, references):.1f}",
+                f"{kind}, {headings[name].lower()}", f"{bleu(captions_of_part, references):.1f}",
                 f"{exact(captions_of_part, references):.1%}",
                 f"{np.mean(hits):.1%}" if hits else "–", f"{len(part)}",
             ])  # fmt: skip

@@ -205,7 +205,7 @@ def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stamps, "load", lambda: (images, captions))
     path = stamps.main(tmp_path / "out", steps=2, sizes=SIZES, test_fraction=0.25)
     assert path.exists()
-    assert set(rows(capsys.readouterr().out, 5)) >= {"soft, learnt", "hard, new"}
+    assert set(rows(capsys.readouterr().out, 5)) >= {"soft, training images", "hard, test images"}
 
 
 def test_missing_stamps_say_what_to_install(tmp_path):

@@ -55,7 +55,7 @@ def test_it_prints_its_numbers(run):
     path, printed = run
     for name in ("MNIST 28 × 28", "learned glimpses", "random glimpses", "random minus learned"):
         assert re.search(rf"{name}.*\d\.\d\d% ± \d", printed)
-    for name in ("learned: on the digit", "anywhere: on the digit", "LRP", "saliency"):
+    for name in ("learned: on the digit", "random: on the digit", "LRP", "saliency"):
         assert re.search(rf"{name}\W+\d+", printed)
     assert str(path) in printed.replace("\n", "")
 
