@@ -68,7 +68,7 @@ def split(data):
 
 def vocabulary(data):
     critics, viewers = data
-    return vocabulary_of([critics.texts[i] for i in split(data)[0]] + viewers.texts, least=50)
+    return vocabulary_of([critics.texts[i] for i in split(data)[0]] + viewers.texts, min_count=50)
 
 
 class Cells(HTMLParser):
@@ -190,7 +190,7 @@ def test_a_notebook_shows_a_sentence():
 
 
 def test_texts_are_encoded_from_the_right():
-    vocabulary = vocabulary_of(["abba", "ab", "c"], least=2)
+    vocabulary = vocabulary_of(["abba", "ab", "c"], min_count=2)
     assert vocabulary == {"a": 2, "b": 3}
     found = encode(["ab", "", "caé", "aabba"], vocabulary, 4)
     a, b = 2, 3
@@ -224,11 +224,11 @@ def test_the_words_of_texts():
     attention = np.array([[9, 1, 1, 1, 2, 0], [1, 1, 1, 1, 1, 7]]) / 12
     relevance = np.array([[9, 1, 2, 0, 4, 0], [2, 1, -1, 1, 0, 0.0]])
     found = example.Explained(ids, np.array([0.9, 0.1]), {"attention": attention, "LRP": relevance})
-    words = example.by_word(["ab cd", "ab, ab"], found, least=1)
+    words = example.by_word(["ab cd", "ab, ab"], found, min_count=1)
     assert set(words) == {"ab", "cd"}
     assert words["cd"] == (1, 1.0, 0.5)
     count, weight, says = words["ab"]
     assert count == 3
     np.testing.assert_allclose(weight, (1 + 0.5 + 2) / 3)
     np.testing.assert_allclose(says, (0.375 - 0.75 + 0) / 3)
-    assert not example.by_word(["ab cd", "ab, ab"], found, least=4)
+    assert not example.by_word(["ab cd", "ab, ab"], found, min_count=4)
