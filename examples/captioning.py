@@ -28,8 +28,13 @@ from examples.describing import (
     bleu,
     exact,
     find_errors,
+    first_images,
     generate,
     network_input,
+    peaks_on_black,
+    planted_errors,
+    repeats_planted_error,
+    select,
     train_both,
 )
 from examples.gallery import Gallery, print_table
@@ -127,12 +132,10 @@ def check(
         needed = f"{minimum['exact']:.0%}"
         raise SystemExit(f"{share:.0%} of the captions are correct, needed at least {needed}")
     ids = vocabulary.encode(test.references)
-    scores = {
-        kind: describing.pointing(
-            test, describing.caption_attention(model, test.images, ids), clean
-        )
-        for kind, (model, *_) in trained.items()
-    }
+    scores = {}
+    for kind, (model, *_) in trained.items():
+        attention = describing.caption_attention(model, test.images, ids)
+        scores[kind] = describing.pointing(test, attention, clean)
     ratio = min(mass / area for of_kind in scores.values() for mass, area, *_ in of_kind.values())
     if ratio < minimum["pointing"]:
         needed = f"{minimum['pointing']:.1f}"
@@ -149,33 +152,6 @@ def check(
             f"at least {minimum['peak']:.0%}"
         )
     return scores
-
-
-def planted_errors(test: Scenes, generated: Captions) -> list[WordError]:
-    """Return the wrong words that repeat the planted error."""
-    return [error for error in find_errors(test, generated) if repeats_planted_error(test, error)]
-
-
-def repeats_planted_error(test: Scenes, error: WordError) -> bool:
-    """Return whether a wrong word is the name of the black object, as in the training captions."""
-    return bool(test.mislabelled[error.image]) and error.word == test.objects[error.image][-1].name
-
-
-def peaks_on_black(test: Scenes, generated: Captions, errors: Sequence[WordError]) -> list[bool]:
-    """Return, for each wrong word, whether the largest weight is on the black object."""
-    return [
-        bool(
-            test.objects[error.image][-1].cells.flat[
-                generated.weights[error.image, error.step].argmax()
-            ]
-        )
-        for error in errors
-    ]
-
-
-def select(rows: Sequence[int], *lists: Sequence[Any]) -> list[list[Any]]:
-    """Return the entries `rows` of each list."""
-    return [[entries[i] for i in rows] for entries in lists]
 
 
 def quality_rows(
@@ -250,11 +226,6 @@ def panels(
             wrong=[t in error_cells for t in range(len(words))], ax=line[: len(words) + 1],
         )  # fmt: skip
     return axes
-
-
-def first_images(errors: Sequence[WordError]) -> list[int]:
-    """Return the first four images with wrong words."""
-    return list(dict.fromkeys(w.image for w in errors))[:4]
 
 
 def examples(

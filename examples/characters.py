@@ -91,3 +91,16 @@ def save_and_load(model: keras.Model, path: Path) -> keras.Model:
     """Save a model and return the model loaded from the file."""
     model.save(path)
     return keras.models.load_model(path)
+
+
+def accuracy(positive: np.ndarray, labels: np.ndarray) -> float:
+    """Return the fraction of correct predictions."""
+    return float(((positive > 0.5) == labels).mean())
+
+
+def attention_facts(weights: np.ndarray, ids: np.ndarray) -> list[str]:
+    """Return the deviation of the sums from 1, the share on padding, and the ratio of weights."""
+    off = np.abs(weights.sum(1) - 1).max()
+    padding = np.where(ids == PAD, weights, 0).sum(1).mean()
+    ratio = (weights.max(1) / weights.min(1)).mean()
+    return [f"{off:.0e}", f"{padding:.0%}", f"{ratio:.1f}"]

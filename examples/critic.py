@@ -19,6 +19,7 @@ from examples.descent import descend
 PAD, UNKNOWN = 0, 1
 WIDTHS = (12, 20, 32, 60)  # sentences are padded to one of these: one compilation each
 WORD = re.compile(r"n't|'\w+|\w+?(?=n't)|\w+|[^\w\s]")  # isn't is two words, is and n't
+NEGATIONS = {"not", "n't", "never", "no", "nothing", "hardly"}
 
 
 class Labelled(NamedTuple):
@@ -58,6 +59,12 @@ def _labelled(pairs: Sequence[tuple[list[str], int]]) -> Labelled:
 def split(sentence: str) -> list[str]:
     """Return the words and punctuation marks of a sentence, at most `WIDTHS[-1]`."""
     return WORD.findall(sentence.lower())[: WIDTHS[-1]]
+
+
+def negation_index(words: Sequence[str]) -> int | None:
+    """Return the position of the negation in a sentence, or None unless there is exactly one."""
+    positions = [i for i, word in enumerate(words) if word in NEGATIONS]
+    return positions[0] if len(positions) == 1 else None
 
 
 class Texts(NamedTuple):

@@ -292,6 +292,38 @@ def find_errors(scenes: Scenes, generated: Captions) -> list[WordError]:
     return errors
 
 
+def planted_errors(test: Scenes, generated: Captions) -> list[WordError]:
+    """Return the wrong words that repeat the planted error."""
+    return [error for error in find_errors(test, generated) if repeats_planted_error(test, error)]
+
+
+def repeats_planted_error(test: Scenes, error: WordError) -> bool:
+    """Return whether a wrong word is the name of the black object, as in the training captions."""
+    return bool(test.mislabelled[error.image]) and error.word == test.objects[error.image][-1].name
+
+
+def peaks_on_black(test: Scenes, generated: Captions, errors: Sequence[WordError]) -> list[bool]:
+    """Return, for each wrong word, whether the largest weight is on the black object."""
+    return [
+        bool(
+            test.objects[error.image][-1].cells.flat[
+                generated.weights[error.image, error.step].argmax()
+            ]
+        )
+        for error in errors
+    ]
+
+
+def select(rows: Sequence[int], *lists: Sequence[Any]) -> list[list[Any]]:
+    """Return the entries `rows` of each list."""
+    return [[entries[i] for i in rows] for entries in lists]
+
+
+def first_images(errors: Sequence[WordError]) -> list[int]:
+    """Return the first four images with wrong words."""
+    return list(dict.fromkeys(w.image for w in errors))[:4]
+
+
 def pointing(scenes: Scenes, weights: np.ndarray, rows: Sequence[int]) -> PointingScores:
     """Return the pointing scores of the words of the reference captions, for colours and names."""
     table = {}

@@ -9,7 +9,7 @@ each with the label of its whole review.
 import argparse
 import html
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from examples.critic import (
     encode,
     fit,
     load,
+    negation_index,
     probabilities,
     split,
     vocabulary_of,
@@ -38,7 +39,6 @@ from examples.critic import (
 from jaxattn import plot
 
 LONGEST = WIDTHS[2]
-NEGATIONS = {"not", "n't", "never", "no", "nothing", "hardly"}
 # A sentence, the same sentence with one negation, and the negated word.
 PAIRS = (
     ("the film is good .", "the film is not good .", "good"),
@@ -171,12 +171,6 @@ def deletion(
     return np.stack([probabilities(model, ids, texts.lengths)[rows, classes] for ids in deleted], 1)
 
 
-def negation_index(words: Sequence[str]) -> int | None:
-    """Return the position of the negation in a sentence, or None unless there is exactly one."""
-    positions = [i for i, word in enumerate(words) if word in NEGATIONS]
-    return positions[0] if len(positions) == 1 else None
-
-
 def main(
     out: str | Path = "out/sentences",
     *,
@@ -240,9 +234,7 @@ def main(
     method_table = on_deletion(page, model, explained, general)
     path = page.write()
     gallery.print_table(console, "Negations", *negation_table)
-    gallery.print_table(
-        console, "Probability of the prediction without 1 to 5 words", *method_table
-    )
+    gallery.print_table(console, "Probability of the prediction without words", *method_table)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path
 
@@ -261,9 +253,7 @@ class Page(gallery.Gallery):
             f"{html.escape(note)}</p>"
         ]
         for i, caption in captions.items():
-            lines = {
-                method: explained.support_for_positive(method, i) for method in explained.signed
-            }
+            lines = {name: explained.support_for_positive(name, i) for name in explained.signed}
             coloured = plot.text(explained.sentences[i], lines)
             body.append(f"<p><b>{html.escape(caption)}</b></p>\n{coloured.html}\n<br>")
         self._sections.append((name, heading, "\n".join(body)))
@@ -366,10 +356,8 @@ def on_deletion(
     """Add the deletion curves of all methods and the table of times and probabilities."""
     texts, predictions = explained.texts.take(rows), explained.predictions[rows]
     width = texts.ids.shape[1]
-    curves = {
-        m: deletion(model, texts, predictions, v[rows, :width])
-        for m, v in explained.attributions.items()
-    }
+    values = {name: value[rows, :width] for name, value in explained.attributions.items()}
+    curves = {name: deletion(model, texts, predictions, v) for name, v in values.items()}
     curves = dict(sorted(curves.items(), key=lambda curve: curve[1].mean()))
     _, ax = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     method_curves.draw(
