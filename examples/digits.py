@@ -85,6 +85,7 @@ def main(
 
 
 def comparison(page, xs, labels, evaluation, chosen):
+    """Add a figure of all methods, one row per digit."""
     shown = [n for n in evaluation.values if n != "Jacobian" and "temporal" not in n]
     panels = plot.comparison_grid(
         xs[chosen],
@@ -108,6 +109,7 @@ def comparison(page, xs, labels, evaluation, chosen):
 
 
 def jacobian(page, xs, attribution, labels, i):
+    """Add a figure of the gradients of all logits for one digit."""
     panels = plot.jacobian(
         xs[i], attribution.values[i], outputs=attribution.output[i], columns=5,
         class_names=[f"“{k}”" for k in range(CLASSES)],
@@ -136,6 +138,7 @@ def without_top_window(xs: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def occlusion(page, model, xs, labels, values, correct):
+    """Add a figure of occlusion maps and their most important windows."""
     masked = without_top_window(xs, values)
     before, after = (
         training.predict(model, images)[np.arange(len(xs)), labels] for images in (xs, masked)
@@ -163,6 +166,7 @@ def occlusion(page, model, xs, labels, values, correct):
 
 
 def learned_mask(page, model, xs, labels, attribution, chosen):
+    """Add a figure of learned masks, the masked digits and the losses."""
     figure, axes = plt.subplots(
         len(chosen), 4, figsize=(10, 2.3 * len(chosen)), layout="constrained", squeeze=False,
         width_ratios=(1, 1, 1, 1.5),
@@ -200,6 +204,7 @@ def learned_mask(page, model, xs, labels, attribution, chosen):
 
 
 def temporal(page, model, xs, chosen):
+    """Add a figure of the class probabilities for prefixes and suffixes of digits."""
     _, axes = plt.subplots(
         len(chosen), 3, figsize=(10.5, 3.3 * len(chosen)), layout="constrained", sharey=True,
         width_ratios=(1, 1.2, 1.2), squeeze=False,
