@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = explaining.every_method(model, window=(4, 4), stride=(2, 2), mask_steps=300)
     chosen = {name: methods[name] for name in ("learned mask", *RIVALS)}
     explained = explaining.explain_all(chosen, some, classes)
-    values = explaining.cell_values(explained, classes, some.shape, 10)
+    values = explaining.feature_values(explained, classes, some.shape, 10)
     values["random"] = np.random.default_rng(0).normal(size=some.shape)
     area = explaining.at_equal_area(model, some, classes, values.pop("learned mask"), values)
     report.table(
-        f"Probability of the label after {area.cells:.0f} of {some[0].size} pixels are deleted",
+        f"Probability of the label after {area.features:.0f} of {some[0].size} pixels are deleted",
         ("ranked by", "probability"),
         [(name, f"{score:.3f}") for name, score in area.after.items()],
         f"{len(some)} digits, before: {area.before:.3f}; accuracy {accuracy:.1%}",

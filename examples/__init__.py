@@ -1,1 +1,1 @@
-"""Real networks on real data, explained end to end: `make demo` and `make ecg`."""
+"""Networks on real data with their attributions: `make demo`, `make ecg`, `make examples`."""

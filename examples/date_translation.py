@@ -1,8 +1,8 @@
-"""A network translates dates to ISO 8601: where does it look, and does that explain what it writes?
+"""Translate dates to ISO 8601 and evaluate attention as an explanation (`make dates`).
 
-Dates in many languages and formats, by babel and faker, are read by a bidirectional LSTM, and
-written by a decoder with attention. What each written digit must be read from is known, so that
-attention can be judged as an explanation (`python -m examples.date_translation`).
+A bidirectional LSTM encodes dates in many languages and formats, created with babel and faker. A
+decoder with attention writes them in ISO 8601. The source characters of each output digit are
+known, so that attention can be compared with the gold alignment.
 """
 
 import argparse
@@ -20,26 +20,26 @@ from flax import nnx
 from rich.console import Console
 
 import jaxattn as ja
-from examples import alignment, checkpoints, dates, gallery
+from examples import alignment, checkpoints, dates, gallery, method_curves
 from examples.alignment import (
     DELETED,
     DIGITS,
     Table,
-    Translated,
-    aligned,
+    Translations,
+    align,
     alignment_table,
-    findings,
-    judged,
+    method_table,
     percent,
-    verdict,
+    summary,
+    swap_table,
 )
-from examples.dates import LABELS, SAYS, UNKNOWN, WRITTEN, Dated, Texts
+from examples.dates import LABELS, OUTPUT_LENGTH, OUTPUT_PARTS, UNKNOWN, DateText, Texts
 from examples.descent import descend
 from jaxattn import plot
 
-ODD = "January 2016 5"
+UNSEEN_ORDER = "January 2016 5"
 UNUSUAL = {
-    ODD: date(2016, 1, 5),
+    UNSEEN_ORDER: date(2016, 1, 5),
     "2016 January 5": date(2016, 1, 5),
     "Saturday 3 May 2016": date(2016, 5, 3),  # it was a Tuesday
     "3 May 1979": date(1979, 5, 3),
@@ -50,7 +50,7 @@ UNUSUAL = {
     "the 12 of August, 1996": date(1996, 8, 12),
 }
 SHOWN = (("en_US", "full"), ("en_GB", "d MMMM YYY"), ("fr", "full"), ("ru", "long"))
-JUDGED = 200  # of how many dates of a format it is asked whether they are ambiguous
+AMBIGUITY_SAMPLE = 200  # number of dates of a format that are tested for ambiguity
 
 
 def fit(
@@ -60,98 +60,113 @@ def fit(
     *,
     epochs: int,
     learning_rate: float,
-    lost: float = 0.02,
+    unknown_fraction: float = 0.02,
     batch_size: int = 64,
 ) -> None:
-    """Minimises the cross-entropy; what is fed back is the network's own soft prediction.
+    """Minimize the cross-entropy; the decoder is fed with its own soft predictions.
 
-    A few characters are lost, so that the network has met one that it does not know.
+    A small fraction of the characters is replaced by `UNKNOWN`, which deletion uses, too.
     """
 
     def loss(model, key, ids, lengths, labels):
-        kept = jax.random.bernoulli(key, 1 - lost, ids.shape)
+        kept = jax.random.bernoulli(key, 1 - unknown_fraction, ids.shape)
         logits = model(alignment.one_hot(model, jnp.where(kept, ids, UNKNOWN)), lengths)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     rng = np.random.default_rng(0)
     size = min(batch_size, len(labels))
-    plan = []
+    batch_rows = []
     for _ in range(epochs):
-        # Texts of similar lengths together, in random order.
+        # Batches of texts with similar lengths, in random order.
         order = np.argsort(texts.lengths + rng.uniform(0, 4, len(labels)))
-        plan += [*rng.permutation(order[: len(order) // size * size].reshape(-1, size))]
-    data = [(*texts.take(rows), labels[rows]) for rows in plan]
+        batch_rows += [*rng.permutation(order[: len(order) // size * size].reshape(-1, size))]
+    data = [(*texts.take(rows), labels[rows]) for rows in batch_rows]
     descend(model, loss, data, learning_rate=learning_rate)
 
 
-def exact(found: Translated, isos: np.ndarray) -> np.ndarray:
-    """Whether all of the 11 characters that mean something are right, (B,)."""
-    return (found.labels[:, :WRITTEN] == isos).all(1)
+def exact(translations: Translations, isos: np.ndarray) -> np.ndarray:
+    """Return whether all of the first 11 characters are correct, (B,)."""
+    return (translations.labels[:, :OUTPUT_LENGTH] == isos).all(1)
 
 
-def accuracies(test: Sequence[Dated], right: np.ndarray, locales: Sequence[str]) -> Table:
-    """Exact matches by format, in English and in all languages."""
+def accuracies(test: Sequence[DateText], correct: np.ndarray, locales: Sequence[str]) -> Table:
+    """Return the table of exact matches by format, in English and in all languages."""
     english = np.array([dated.locale.startswith("en") for dated in test])
     rows = []
     for form in dict.fromkeys(dates.FORMATS):
-        these = np.array([dated.format == form for dated in test])
-        some = [test[i].text for i in np.flatnonzero(these)[:JUDGED]]
-        ambiguous = np.array([len(dates.readings(text, locales)) > 1 for text in some])
+        of_format = np.array([dated.format == form for dated in test])
+        texts = [test[i].text for i in np.flatnonzero(of_format)[:AMBIGUITY_SAMPLE]]
+        ambiguous = np.array([len(dates.readings(text, locales)) > 1 for text in texts])
         rows.append([
-            form, dates.written(date(2016, 5, 3), form, "en_US")[0],
-            percent(right[these & english]), percent(right[these]), f"{these.sum():,}",
-            percent(ambiguous),
+            form, dates.format_date(date(2016, 5, 3), form, "en_US")[0],
+            percent(correct[of_format & english]), percent(correct[of_format]),
+            f"{of_format.sum():,}", percent(ambiguous),
         ])  # fmt: skip
-    long = np.array([dated.english_long for dated in test])
-    rows.append(["English long forms", "", percent(right[long]), "", f"{long.sum():,}", ""])
-    rows.append(["all", "", percent(right[english]), percent(right), f"{len(test):,}", ""])
+    english_long = np.array([dated.english_long for dated in test])
+    rows.append(
+        [
+            "English long forms",
+            "",
+            percent(correct[english_long]),
+            "",
+            f"{english_long.sum():,}",
+            "",
+        ]
+    )
+    rows.append(["all", "", percent(correct[english]), percent(correct), f"{len(test):,}", ""])
     return ["format", "example", "English", "all languages", "dates", "ambiguous"], rows
 
 
-def unusual(found: Translated) -> tuple[Table, str]:
-    """What the network makes of texts that are not like those it learnt from."""
+def unusual(translations: Translations) -> tuple[Table, str]:
+    """Return the table and a summary of the translations of unusual texts."""
     rows = []
     for i, (text, day) in enumerate(UNUSUAL.items()):
-        looked = "".join(
-            "-" if says == "." else [*text.replace(" ", "␣"), LABELS[dates.END]][j]
-            for says, j in zip(SAYS[:-1], found.attention[i].argmax(-1), strict=False)
+        attended = "".join(
+            "-" if part == "." else [*text.replace(" ", "␣"), LABELS[dates.END]][j]
+            for part, j in zip(
+                OUTPUT_PARTS[:-1], translations.attention[i].argmax(-1), strict=False
+            )
         )
-        said = dates.read(found.labels[i])
-        rows.append([text, day.isoformat(), said, "yes" if said == str(day) else "no", looked])
-    _, _, said, right, _ = rows[list(UNUSUAL).index(ODD)]
-    year = found.attention[0, 8:10, ODD.index("2016") : ODD.index("2016") + 4].sum(-1).mean()
-    day = found.attention[0, 8:10, len(ODD) - 1].mean()
-    judgement = "rightly" if right == "yes" else "wrongly"
-    story = (
-        f"“{ODD}” is translated {judgement} to {said}: the digits of the day look at the 5 with "
-        f"{day:.0%} of their attention, and at the year with {year:.0%}."
+        output = dates.decode(translations.labels[i])
+        rows.append(
+            [text, day.isoformat(), output, "yes" if output == str(day) else "no", attended]
+        )
+    _, _, output, is_correct, _ = rows[list(UNUSUAL).index(UNSEEN_ORDER)]
+    of_day = translations.attention[0, 8:10]  # row 0 is `UNSEEN_ORDER`
+    year_start = UNSEEN_ORDER.index("2016")
+    year = of_day[:, year_start : year_start + 4].sum(-1).mean()
+    day = of_day[:, len(UNSEEN_ORDER) - 1].mean()
+    judgement = "correctly" if is_correct == "yes" else "wrongly"
+    note = (
+        f"“{UNSEEN_ORDER}” is translated {judgement} to {output}: the digits of the day have "
+        f"{day:.0%} of their attention on the 5 and {year:.0%} on the year."
     )
-    if right == "no":
-        story += f" The map {'shows' if year > 0.5 else 'does not show'} this mistake."
-    return (["text", "means", "is written", "right", "each digit looks most at"], rows), story
+    if is_correct == "no":
+        note += f" The attention {'explains' if year > 0.5 else 'does not explain'} this error."
+    return (["text", "date", "output", "correct", "largest attention of each digit"], rows), note
 
 
 def main(
     out: str | Path = "out/date_translation",
     *,
     full: bool = False,
-    learnt: int | None = None,
-    tested: int = 4000,
+    train_size: int | None = None,
+    test_size: int = 4000,
     epochs: int | None = None,
     units: int | None = None,
-    explained: int = 100,
-    least_accuracy: float = 0.97,
+    num_explained: int = 100,
+    min_accuracy: float = 0.97,
 ) -> Path:
-    """Trains, tests on other days, explains English dates, and writes the page."""
+    """Train, test on other days, explain English dates, and write the page."""
     matplotlib.use("Agg")
     console = Console()
-    learnt, units = learnt or (100_000 if full else 20_000), units or (256 if full else 64)
-    epochs, length = epochs or (5 if full else 12), dates.LONGEST if full else WRITTEN
-    locales = dates.every_locale() if full else dates.LOCALES
-    train, test = dates.load(learnt, tested, locales)
+    train_size, units = train_size or (100_000 if full else 20_000), units or (256 if full else 64)
+    epochs, length = epochs or (5 if full else 12), dates.LONGEST if full else OUTPUT_LENGTH
+    locales = dates.all_locales() if full else dates.LOCALES
+    train, test = dates.load(train_size, test_size, locales)
     vocabulary = dates.vocabulary_of(dated.text for dated in train)
     texts, test_texts = (
-        dates.encode([d.text for d in some], vocabulary) for some in (train, test)
+        dates.encode([d.text for d in split], vocabulary) for split in (train, test)
     )  # fmt: skip
     model = ja.models.Translator(
         len(vocabulary) + UNKNOWN + 1, units, len(LABELS), output_length=length, rngs=nnx.Rngs(0)
@@ -161,114 +176,121 @@ def main(
     fit(model, texts, labels, epochs=epochs, learning_rate=rate)
     checkpoints.save(model, Path(out) / "checkpoint")
 
-    found = alignment.translate(model, test_texts)
+    translations = alignment.translate(model, test_texts)
     isos = dates.labels_of([dated.day for dated in test])
-    right = exact(found, isos)
-    long = np.array([dated.english_long for dated in test])
-    reached = right[long].mean()
-    console.print(f"English long dates of other days, translated exactly: [bold]{reached:.1%}")
-    if reached < least_accuracy:
-        raise SystemExit(f"the network reached {reached:.1%}, wanted {least_accuracy:.0%}")
+    correct = exact(translations, isos)
+    english_long = np.array([dated.english_long for dated in test])
+    accuracy = correct[english_long].mean()
+    console.print(f"exact matches of English long dates of other days: [bold]{accuracy:.1%}")
+    if accuracy < min_accuracy:
+        raise SystemExit(f"test accuracy {accuracy:.1%} is below {min_accuracy:.0%}")
 
-    every = len(set(locales))
+    num_locales = len(set(locales))
     page = gallery.Gallery(
         out,
-        "Where a translator of dates looks",
+        "Attention of a date translator",
         [
-            "A bidirectional LSTM reads a date, one character after the other, and a decoder with "
-            f"attention writes it as numbers; both have {units} units (published: 256). It learnt "
-            f"from {len(train):,} dates that babel and faker wrote in {len(dates.FORMATS)} formats "
-            f"and {every} languages and regions, half of them all in capitals or all in small "
-            f"letters. It writes {length} characters (published: 50, as many as the padded text "
-            "has), of which 11 mean something: the date and the end, ⏎.",
-            f"On days that it has never seen, {reached:.1%} of the English long forms are right in "
-            "every character.",
+            "A bidirectional LSTM encodes a date character by character, and a decoder with "
+            f"attention writes it in ISO 8601; both have {units} units (published: 256). The "
+            f"training set has {len(train):,} dates, created with babel and faker in "
+            f"{len(dates.FORMATS)} formats and {num_locales} locales, half of them in upper case "
+            f"or in lower case only. The output has {length} characters (published: 50, the length "
+            "of the padded text): the 10 characters of the date, the end token ⏎, and padding.",
+            f"On days outside of the training set, {accuracy:.1%} of the English long forms are "
+            "translated without an error.",
         ],
     )
-    tables = {"Exact matches on other days": accuracies(test, right, locales)}
-    on_maps(page, test, test_texts, found, right)
+    tables = {"Exact matches on other days": accuracies(test, correct, locales)}
+    on_maps(page, test, test_texts, translations, correct)
     page.table(
-        "accuracy", "How often is it right?", *tables["Exact matches on other days"],
-        f"The share of {len(test):,} dates, of days it did not learn from, whose 11 characters are "
-        "all right. Short dates in numbers mean different days in different places: the last "
-        f"column is the share, among the first {JUDGED} of a format in all languages, of texts "
-        "that somebody else writes for another day. No network can know which is meant. One "
-        "format counts twice among the 15, as published; the few dates around New Year are left "
-        "out for which YYY, the year of the week, says another year.",
+        "accuracy", "Exact matches by format", *tables["Exact matches on other days"],
+        f"The fraction of {len(test):,} test dates whose 11 characters are all correct. Test days "
+        "are not in the training set. Some numeric dates are ambiguous, as the order of day and "
+        "month depends on the locale: the last column is the fraction of texts with several "
+        f"readings, among the first {AMBIGUITY_SAMPLE} of a format in all languages. One of the 15 "
+        "formats occurs twice, as published. Dates around New Year are left out if YYY, the year "
+        "of the week, differs from the year of the date.",
         strong="English long forms",
     )  # fmt: skip
-    of_english, of_all = (
-        aligned(
-            Translated(*(array[rows] for array in found)),
+    english_alignment, full_alignment = (
+        align(
+            Translations(*(array[rows] for array in translations)),
             [test[i] for i in rows],
             test_texts.lengths[rows],
         )
-        for rows in (np.flatnonzero(right & long), np.flatnonzero(right))
+        for rows in (np.flatnonzero(correct & english_long), np.flatnonzero(correct))
     )
-    tables["Attention and the known alignment"] = alignment_table(of_english, of_all)
+    tables["Attention and the gold alignment"] = alignment_table(english_alignment, full_alignment)
     page.table(
-        "alignment", "Does it look at what says the digit?",
-        *tables["Attention and the known alignment"],
-        "Each written digit must be read from the year, the month or the day in the text. The "
-        "first number is how much of the digit's attention lies there, the second what an even "
-        "spread would give. The alignment error is the share of dates in which the digit's largest "
-        "weight lies somewhere else; the next number allows the two characters behind, where the "
-        "LSTM has just read the word. These are English long forms; the last two numbers are of "
-        "all languages and formats. Over all digits attention puts "
-        f"{of_english.on.mean():.0%} on the right place, "
-        f"{of_english.on.mean() / of_english.chance.mean():.1f} times chance. Dates that are "
-        "translated wrongly are left out.", strong="all digits",
+        "alignment", "Attention and the gold alignment",
+        *tables["Attention and the gold alignment"],
+        "The source characters of an output digit are those of the year, the month or the day in "
+        "the text. The first number is the share of the digit's attention on its source "
+        "characters, the second the same share for uniform attention. The alignment error is the "
+        "fraction of dates in which the digit's largest weight is not on a source character; with "
+        "tolerance 2, the two characters after the source count as correct, as their LSTM states "
+        "contain the whole word. These numbers are for English long forms; the last two columns "
+        "are for all languages and formats. Over all digits, "
+        f"{english_alignment.on.mean():.0%} of the attention is on the source characters, "
+        f"{english_alignment.on.mean() / english_alignment.uniform.mean():.1f} times the share of "
+        "uniform attention. Dates with translation errors are left out.", strong="all digits",
     )  # fmt: skip
 
-    chosen = np.flatnonzero(right & long)
+    chosen = np.flatnonzero(correct & english_long)
     kept, kept_texts = [test[i] for i in chosen], Texts(*(a[chosen] for a in test_texts))
-    kept_found = Translated(*(a[chosen] for a in found))
-    tables["One part swapped"] = findings(model, vocabulary, kept, kept_texts, kept_found)
+    kept_translations = Translations(*(a[chosen] for a in translations))
+    tables["One part replaced"] = swap_table(model, vocabulary, kept, kept_texts, kept_translations)
     page.table(
-        "findings", "What decides what?", *tables["One part swapped"],
-        f"In {len(kept)} English long dates, translated rightly, one part is replaced by another "
-        "of its kind. How much of the text it is; how much of the attention of its own digits, and "
-        "of the others, lies on it; how often its digits then say the new thing, and how often all "
-        "others stay as they were. The day of the week should change nothing.",
+        "findings", "The effect of one part on the output", *tables["One part replaced"],
+        f"In {len(kept)} correctly translated English long dates, one part is replaced by another "
+        "value. The columns are: the share of the text; the share of the attention on this part, "
+        "of its own digits and of the other digits; how often its digits are correct after the "
+        "replacement; and how often all other digits are unchanged. The weekday should have no "
+        "effect.",
     )  # fmt: skip
     on_unusual(page, model, vocabulary, tables)
-    on_methods(page, model, kept[:explained], kept_texts.take(np.arange(len(kept))[:explained]),
-               tables)  # fmt: skip
+    first_texts = kept_texts.take(np.arange(len(kept))[:num_explained])
+    on_methods(page, model, kept[:num_explained], first_texts, tables)
     path = page.write()
     for title, table in tables.items():
-        gallery.show(console, title, *table)
+        gallery.print_table(console, title, *table)
     console.print(*page.about[2:], sep="\n", soft_wrap=True)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path
 
 
-def draw_map(ax: plt.Axes, text: str, found: Translated, i: int, marks=None) -> None:
+def draw_map(ax: plt.Axes, text: str, translations: Translations, i: int, marks=None) -> None:
+    """Draw the attention of one translation."""
     width = len(text) + 1
     plot.attention(
-        found.attention[i, :WRITTEN, :width], [*text, LABELS[dates.END]],
-        [LABELS[label] or "·" for label in found.labels[i, :WRITTEN]], marks=marks,
-        title=f"{text}  →  {dates.read(found.labels[i])}", ax=ax,
+        translations.attention[i, :OUTPUT_LENGTH, :width], [*text, LABELS[dates.END]],
+        [LABELS[label] or "·" for label in translations.labels[i, :OUTPUT_LENGTH]], marks=marks,
+        title=f"{text}  →  {dates.decode(translations.labels[i])}", ax=ax,
     )  # fmt: skip
 
 
 def on_maps(
-    page: gallery.Gallery, test: Sequence[Dated], texts: Texts, found: Translated, right: np.ndarray
+    page: gallery.Gallery,
+    test: Sequence[DateText],
+    texts: Texts,
+    translations: Translations,
+    correct: np.ndarray,
 ) -> None:
-    """Attention maps of some dates."""
-    of_right = np.flatnonzero(right)
+    """Add the attention maps of four dates."""
+    correct_rows = np.flatnonzero(correct)
     rows = [
-        next((i for i in of_right if (test[i].locale, test[i].format) == kind), of_right[0])
+        next((i for i in correct_rows if (test[i].locale, test[i].format) == kind), correct_rows[0])
         for kind in SHOWN
     ]
     _, axes = plt.subplots(2, 2, figsize=(15, 8.5), layout="constrained")
     for ax, i in zip(axes.flat, rows, strict=True):
-        draw_map(ax, test[i].text, found, i, dates.gold(test[i]))
+        draw_map(ax, test[i].text, translations, i, dates.gold(test[i]))
     page.figure(
-        "attention", "Where it looks", axes,
-        "One panel for each date: what is read runs across, what is written runs down. The darker "
-        "a cell, the more the network looks at that character when it writes this one; every row "
-        "sums to 1. The red frames are around what says the digit: year, month and day.",
-        alt="Attention matrices of four dates, written digits down and read characters across.",
+        "attention", "Attention maps", axes,
+        "One panel per date. Columns are input characters, rows are output characters. A darker "
+        "entry is a larger attention weight; every row sums to 1. Red frames mark the source "
+        "characters of each digit: year, month and day.",
+        alt="Attention matrices of four dates, output characters down and input characters across.",
     )  # fmt: skip
 
 
@@ -276,47 +298,50 @@ def on_unusual(
     page: gallery.Gallery, model: ja.models.Translator, vocabulary: Mapping[str, int],
     tables: dict[str, Table],
 ) -> None:  # fmt: skip
-    """The tutorials' strange dates."""
-    found = alignment.translate(model, dates.encode(list(UNUSUAL), vocabulary))
-    table, story = unusual(found)
+    """Add the translations of unusual dates, some of them from tutorials."""
+    translations = alignment.translate(model, dates.encode(list(UNUSUAL), vocabulary))
+    table, note = unusual(translations)
     tables["Unusual dates"] = table
-    page.about.append(story)
+    page.about.append(note)
     _, axes = plt.subplots(1, 2, figsize=(15, 4.5), layout="constrained")
     for i, ax in zip((0, 2), axes, strict=True):
-        draw_map(ax, list(UNUSUAL)[i], found, i)
+        draw_map(ax, list(UNUSUAL)[i], translations, i)
     page.figure(
-        "odd", "Dates that nobody writes like this", axes,
-        f"As above, for an order that it has never met, and for a wrong day of the week. {story}",
+        "odd", "Attention maps of unusual dates", axes,
+        "As above, for an order that is not in the training data, and for a wrong weekday. "
+        f"{note}",
         alt="Attention matrices of two unusual dates.",
     )  # fmt: skip
     page.table(
-        "unusual", "More of them", *table,
-        "In English, words such as “20th”, and the year before a month's name in Latin letters, "
-        "are not in what it learnt from. The last column holds, for each written digit, the "
-        "character at which it looks most; ␣ is a space and ⏎ the end.",
+        "unusual", "Unusual dates", *table,
+        "Words such as “20th”, and the year before an English month, are not in the training data. "
+        "The last column contains the input character with the largest attention of each output "
+        "digit; ␣ is a space and ⏎ the end token.",
     )  # fmt: skip
 
 
 def on_methods(
-    page: gallery.Gallery, model: ja.models.Translator, kept: Sequence[Dated], texts: Texts,
+    page: gallery.Gallery, model: ja.models.Translator, kept: Sequence[DateText], texts: Texts,
     tables: dict[str, Table],
 ) -> None:  # fmt: skip
-    """Attention beside saliency, LRP and occlusion."""
-    found = alignment.translate(model, texts)
+    """Compare attention with saliency, LRP and occlusion."""
+    translations = alignment.translate(model, texts)
     isos = dates.labels_of([dated.day for dated in kept])
     others = {
-        name: float(exact(alignment.translate(model, texts, given), isos).mean())
-        for name, given in alignment.other_attention(found, kept, texts.lengths).items()
+        name: float(exact(alignment.translate(model, texts, attention), isos).mean())
+        for name, attention in alignment.replaced_attention(
+            translations, kept, texts.lengths
+        ).items()
     }
-    values = alignment.explain_all(model, texts, found)
-    curves = alignment.deletion(model, texts, found, values)
-    where = alignment.spans(kept, texts.ids.shape[1])
-    table = judged(curves, values, where, texts.lengths)
-    said = verdict(curves, others)
-    page.about.append(said)
+    values = alignment.explain_digits(model, texts, translations)
+    curves = alignment.deletion(model, texts, translations, values)
+    sources = alignment.gold_alignments(kept, texts.ids.shape[1])
+    table = method_table(curves, values, sources, texts.lengths)
+    conclusion = summary(curves, others)
+    page.about.append(conclusion)
     tables["Methods"] = table
-    tables["Looking elsewhere"] = (
-        ["the decoder looks at", "exact matches"], [[k, f"{v:.1%}"] for k, v in others.items()]
+    tables["Replaced attention"] = (
+        ["attention weights", "exact matches"], [[k, f"{v:.1%}"] for k, v in others.items()]
     )  # fmt: skip
 
     i = next((k for k, dated in enumerate(kept) if dated.format == "full"), 0)
@@ -326,48 +351,50 @@ def on_methods(
         heat = values[name][i][:, :width]
         plot.attention(
             heat / np.maximum(np.abs(heat).sum(-1, keepdims=True), 1e-12),
-            [*kept[i].text, LABELS[dates.END]], [LABELS[k] for k in found.labels[i, DIGITS]],
-            marks=where[i, DIGITS, :width], title=name, label="share of the row", ax=ax,
+            [*kept[i].text, LABELS[dates.END]], [LABELS[k] for k in translations.labels[i, DIGITS]],
+            marks=sources[i, DIGITS, :width], title=name, label="share of the row", ax=ax,
         )  # fmt: skip
     page.figure(
-        "methods", "Four answers to the same question", axes,
-        f"What each method says of each character of “{kept[i].text}” for each written digit, "
-        "every row divided by the sum of its sizes. Saliency has no sign; of LRP and occlusion red "
-        "speaks for the digit and blue against it. The red frames are around what says the digit.",
+        "methods", "Attention and three attributions", axes,
+        f"The attributions of each character of “{kept[i].text}” for each output digit. Every row "
+        "is divided by the sum of its magnitudes. Attention and saliency have no sign. In the maps "
+        "of LRP and occlusion, red supports the digit and blue opposes it. Red frames mark the "
+        "source characters.",
         alt="Attention, saliency, LRP and occlusion of one date, digits down, characters across.",
     )  # fmt: skip
     _, ax = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    plot.curve(np.arange(DELETED + 1), curves, ax=ax, xlabel="characters deleted",
-               ylabel="probability of the digit")  # fmt: skip
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    method_curves.draw(ax, np.arange(DELETED + 1), curves, xlabel="characters deleted",
+                       ylabel="probability of the digit")  # fmt: skip
     page.figure(
-        "deletion", "Does it name what the network needs?", ax,
-        f"For each of {len(DIGITS)} digits of {len(kept)} English dates the characters are deleted "
-        "that a method names first; the curves are means with a band of one standard error. The "
-        "sooner a curve falls, the better. A deleted character is one that the network does not "
-        "know.", alt="Deletion curves of attention, saliency, LRP, occlusion and random ones.",
+        "deletion", "Deletion curves", ax,
+        f"For each of {len(DIGITS)} digits of {len(kept)} English dates, the characters with the "
+        "highest attribution are deleted. Curves are means, bands are one standard error. A "
+        "steeper fall means a better ranking. A deleted character is replaced by the id of "
+        "unknown characters. Each method has its own colour and line style, the same on all pages.",
+        alt="Deletion curves of attention, saliency, LRP, occlusion and a random ranking.",
     )  # fmt: skip
     page.table(
-        "judged", "Does attention explain?", *table,
-        f"{said} In the table: how much of what a method says lies on what says the digit, and how "
-        "often its peak does; its rank correlation, by size, with attention and with occlusion; "
-        "and the probability of the digit, "
-        f"{curves['attention'][:, 0].mean():.3f} for the whole text, without the first characters.",
+        "judged", "Attention as an explanation", *table,
+        f"{conclusion} The columns are: the share of the magnitude on the source characters; how "
+        "often the largest value is on a source character, for all digits and for the month; "
+        "the rank correlation of the magnitudes with those of attention and of occlusion; and the "
+        "probability of the digit without the highest characters "
+        f"({curves['attention'][:, 0].mean():.3f} for the whole text).",
         strong="attention",
     )  # fmt: skip
     page.table(
-        "elsewhere", "What if it looked elsewhere?", *tables["Looking elsewhere"],
-        "The attention weights are replaced, and nothing else: how many of these dates are still "
-        "right? Weights of another date that lie behind the text are cut off, and the others "
-        "scaled to a sum of 1. The dashes and the end keep their own weights where each digit "
-        "looks only at what says it.",
+        "elsewhere", "Translations with replaced attention weights", *tables["Replaced attention"],
+        "The fraction of these dates that are translated correctly if only the attention weights "
+        "are replaced. Weights of another date are cut at the end of the text and normalized to a "
+        "sum of 1. With “source characters only”, the dashes and the end token keep their own "
+        "weights.",
     )  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/date_translation", help="folder of the page")
-    parser.add_argument("--full", action="store_true", help="the published size, in hours")
-    parser.add_argument("--epochs", type=int, help="over the dates")
-    parser.add_argument("--units", type=int, help="of the encoder and of the decoder")
+    parser.add_argument("--full", action="store_true", help="the published size; takes hours")
+    parser.add_argument("--epochs", type=int, help="number of epochs")
+    parser.add_argument("--units", type=int, help="units of the encoder and of the decoder")
     main(**vars(parser.parse_args()))

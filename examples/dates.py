@@ -1,4 +1,4 @@
-"""Dates as people write them, in many languages and formats, and what they are in ISO 8601."""
+"""Dates in many languages and formats, with their translations to ISO 8601."""
 
 import functools
 import itertools
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STYLES = ("short", "medium", "long", "full")  # a locale has a pattern of its own for each
-# One of them counts twice, as in the published data.
+STYLES = ("short", "medium", "long", "full")  # each locale has its own patterns
+# "d MMMM YYY" occurs twice, as in the published data.
 FORMATS = (
     *STYLES, "d MMM YYY", "d MMMM YYY", "dd MMM YYY", "d MMM, YYY", "d MMMM, YYY", "dd, MMM YYY",
     "d MM YY", "d MMMM YYY", "MMMM d YYY", "MMMM d, YYY", "dd.MM.YY",
@@ -23,29 +23,29 @@ LOCALES = (
 )
 FIRST, LAST = date(1970, 1, 1), date(2025, 12, 31)
 CASES: tuple[Callable[[str], str], ...] = (str, str, str.upper, str.lower)
-# What each field of a pattern says: the year, the month, the day, the day of the week.
+# The part of a date to which each field of a pattern belongs: year, month, day, weekday.
 PARTS = dict.fromkeys("yYu", "y") | dict.fromkeys("ML", "m") | {"d": "d"}
 PARTS |= dict.fromkeys("Eec", "w")
 
 PAD, END, UNKNOWN = 0, 1, 2
-LONGEST = 50  # characters, with the end of the text
+LONGEST = 50  # characters of a text, including the end token
 WIDTHS = (16, 24, LONGEST)  # texts are padded to one of these: one compilation each
-LABELS = ("", "⏎", "-", *"0123456789")  # what can be written: nothing, the end, characters
-WRITTEN = len("2016-05-03") + 1
-# What each written character says, as in `Dated.parts`.
-SAYS = "yyyy.mm.dd."
+LABELS = ("", "⏎", "-", *"0123456789")  # output vocabulary: padding, end token, characters
+OUTPUT_LENGTH = len("2016-05-03") + 1
+# The part of the date to which each output character belongs, as in `DateText.parts`.
+OUTPUT_PARTS = "yyyy.mm.dd."
 
 
-class Dated(NamedTuple):
-    """A date as somebody wrote it.
+class DateText(NamedTuple):
+    """A date in some format and language.
 
     Attributes:
-        text: the date as it is written.
-        parts: what each character of it belongs to: y the year, m the month, d the day, w the day
-            of the week, and a full stop nothing of these.
+        text: the formatted date.
+        parts: the part of the date to which each character belongs: "y" year, "m" month, "d" day,
+            "w" weekday, "." none.
         day: the date.
-        format: which of `FORMATS`.
-        locale: whose language.
+        format: one of `FORMATS`.
+        locale: the locale, as "en_US".
     """
 
     text: str
@@ -56,19 +56,21 @@ class Dated(NamedTuple):
 
     @property
     def english_long(self) -> bool:
-        """Whether it is English, with a month in letters and not shortened."""
+        """Whether it is English with the full name of the month."""
         return self.format in LONG and self.locale.startswith("en")
 
 
-def every_locale() -> tuple[str, ...]:
-    """All that babel knows."""
+def all_locales() -> tuple[str, ...]:
+    """Return all locales of babel."""
     from babel import localedata
 
     return tuple(sorted(localedata.locale_identifiers()))
 
 
-def written(day: date, form: str, locale: str, case: Callable[[str], str] = str) -> tuple[str, str]:
-    """A date's text, and what each of its characters belongs to."""
+def format_date(
+    day: date, form: str, locale: str, case: Callable[[str], str] = str
+) -> tuple[str, str]:
+    """Format a date; return the text and the part to which each of its characters belongs."""
     from babel import dates
 
     pattern = dates.get_date_format(form, locale).pattern if form in STYLES else form
@@ -83,108 +85,112 @@ def written(day: date, form: str, locale: str, case: Callable[[str], str] = str)
 
 
 def held_out(day: date) -> bool:
-    """Whether this is one of the days, about a tenth of all, that are never learnt from."""
+    """Return whether a day belongs to the test set, which has about a tenth of all days."""
     return bool(np.random.default_rng(day.toordinal()).integers(10) == 0)
 
 
-def draw(count: int, *, test: bool, locales: Sequence[str], seed: int) -> list[Dated]:
-    """Random dates in random formats and languages, of the days to learn from or of the others.
+def sample_dates(count: int, *, test: bool, locales: Sequence[str], seed: int) -> list[DateText]:
+    """Return random training or test dates in random formats and languages.
 
-    Those are left out that are too long, or say another year: `YYY` is the year that the week
-    belongs to, which on the days around New Year may be the next or the last.
+    Texts that are too long, or that contain another year, are left out: `YYY` is the year of the
+    week, which differs from the year of the date on some days around New Year.
     """
     from faker import Faker
 
     fake, rng = Faker(), np.random.default_rng(seed)
     fake.seed_instance(seed)
-    found: list[Dated] = []
-    while len(found) < count:
+    samples: list[DateText] = []
+    while len(samples) < count:
         day = fake.date_between_dates(FIRST, LAST)
         form, locale = str(rng.choice(FORMATS)), str(rng.choice(locales))
         case = CASES[rng.integers(len(CASES))]
         if held_out(day) != test:
             continue
-        text, parts = written(day, form, locale, case)
+        text, parts = format_date(day, form, locale, case)
         year = "".join(c for c, part in zip(text, parts, strict=True) if part == "y")
         if len(text) < LONGEST and year in (f"{day:%Y}", f"{day:%y}"):
-            found.append(Dated(text, parts, day, form, locale))
-    return found
+            samples.append(DateText(text, parts, day, form, locale))
+    return samples
 
 
 def load(
     train: int, test: int, locales: Sequence[str] = LOCALES
-) -> tuple[list[Dated], list[Dated]]:
-    """Dates to learn from, and others of other days, none of which reads as one of the first."""
+) -> tuple[list[DateText], list[DateText]]:
+    """Return training dates and test dates of other days and with other texts."""
     try:
         import babel  # noqa: F401
         import faker  # noqa: F401
     except ImportError as error:
-        raise SystemExit("dates are written by two packages: pip install babel faker") from error
-    learnt = draw(train, test=False, locales=locales, seed=0)
-    known = {dated.text for dated in learnt}
-    others = draw(test, test=True, locales=locales, seed=1)
-    return learnt, [dated for dated in others if dated.text not in known]
+        raise SystemExit("the dates need two packages: pip install babel faker") from error
+    training = sample_dates(train, test=False, locales=locales, seed=0)
+    training_texts = {dated.text for dated in training}
+    others = sample_dates(test, test=True, locales=locales, seed=1)
+    return training, [dated for dated in others if dated.text not in training_texts]
 
 
 class Texts(NamedTuple):
-    """Texts as padded ids (B, T), and their lengths (B,), which count the end."""
+    """Texts as padded token ids (B, T), and their lengths with the end token (B,)."""
 
     ids: np.ndarray
     lengths: np.ndarray
 
     def take(self, rows: Any) -> "Texts":
-        """Some of the texts, padded no further than they need."""
+        """Return the texts of `rows`, padded to the smallest sufficient width."""
         lengths = self.lengths[rows]
         width = next(width for width in WIDTHS if width >= lengths.max())
         return Texts(self.ids[rows, :width], lengths)
 
 
 def vocabulary_of(texts: Iterable[str]) -> dict[str, int]:
-    """A number for each character."""
+    """Return an id for each character."""
     return {c: i for i, c in enumerate(sorted(set("".join(texts))), start=UNKNOWN + 1)}
 
 
 def encode(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Texts:
-    """Texts as numbers, each with its end; a character that is not known is `UNKNOWN`.
+    """Encode texts as ids with end tokens; characters outside of the vocabulary are `UNKNOWN`.
 
     Raises:
-        ValueError: for a text that is empty, or longer than what is read.
+        ValueError: If a text is empty or too long.
     """
     ids = np.full((len(texts), LONGEST), PAD, np.int32)
     for row, text in zip(ids, texts, strict=True):
         if not 0 < len(text) < LONGEST:
             raise ValueError(
-                f"a text must have 1 to {LONGEST - 1} characters, got {len(text)}: {text!r}"
+                f"`texts` must have 1 to {LONGEST - 1} characters each, got {len(text)}: {text!r}"
             )
         row[: len(text) + 1] = [*(vocabulary.get(c, UNKNOWN) for c in text), END]
     return Texts(ids, np.array([len(text) + 1 for text in texts], np.int32))
 
 
-def labels_of(days: Sequence[date], length: int = WRITTEN) -> np.ndarray:
-    """The ISO dates as labels (B, length), each with its end, then nothing."""
+def labels_of(days: Sequence[date], length: int = OUTPUT_LENGTH) -> np.ndarray:
+    """Return ISO dates as labels (B, length), each with its end token and padding."""
     labels = np.full((len(days), length), PAD, np.int32)
     for row, day in zip(labels, days, strict=True):
-        row[:WRITTEN] = [*map(LABELS.index, day.isoformat()), END]
+        row[:OUTPUT_LENGTH] = [*map(LABELS.index, day.isoformat()), END]
     return labels
 
 
-def read(labels: np.ndarray) -> str:
-    """What is written, up to its end."""
+def decode(labels: np.ndarray) -> str:
+    """Return the characters of labels up to the end token."""
     return "".join(LABELS[label] for label in labels).split(LABELS[END])[0]
 
 
-def gold(dated: Dated) -> np.ndarray:
-    """Which characters of the text say what each written character says, (11, len(text) + 1).
+def gold(dated: DateText) -> np.ndarray:
+    """Return the source characters of each output character, (11, len(text) + 1).
 
-    The dashes and the end are said by none.
+    The source characters of a digit are those of the same part of the date. Dashes and the end
+    token have no source characters.
     """
     parts = np.array([*dated.parts, ""])
-    return np.array([parts == says for says in SAYS]) & (np.array([*SAYS]) != ".")[:, None]
+    return (
+        np.array([parts == part for part in OUTPUT_PARTS])
+        & (np.array([*OUTPUT_PARTS]) != ".")[:, None]
+    )
 
 
 @functools.cache
 def _numeric(locales: tuple[str, ...]) -> set[str]:
-    """The patterns that are written in numbers alone: so in any language."""
+    """Return the numeric patterns, which are the same in all languages."""
     from babel import dates
 
     patterns = {form for form in FORMATS if form not in STYLES}
@@ -193,17 +199,19 @@ def _numeric(locales: tuple[str, ...]) -> set[str]:
 
 
 def readings(text: str, locales: Sequence[str] = LOCALES) -> set[date]:
-    """All dates that somebody writes like this, if it is in numbers alone."""
+    """Return all dates that have this text in some numeric format."""
     numbers = [int(number) for number in re.findall(r"\d+", text)]
-    found = set()
-    for year, month, day in set(itertools.permutations(numbers)) if len(numbers) == 3 else ():
+    days = set()
+    for year, month, day_number in (
+        set(itertools.permutations(numbers)) if len(numbers) == 3 else ()
+    ):
         if year < 100:
             year += 2000 if year <= LAST.year % 100 else 1900
         try:
-            read = date(year, month, day)
+            day = date(year, month, day_number)
         except ValueError:
             continue
-        said = (written(read, pattern, "en")[0] for pattern in _numeric(tuple(locales)))
-        if FIRST <= read <= LAST and text.lower() in map(str.lower, said):
-            found.add(read)
-    return found
+        texts = (format_date(day, pattern, "en")[0] for pattern in _numeric(tuple(locales)))
+        if FIRST <= day <= LAST and text.lower() in map(str.lower, texts):
+            days.add(day)
+    return days

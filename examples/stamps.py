@@ -1,6 +1,7 @@
-"""The pictures of Tux Paint, drawn and photographed, with a sentence each.
+"""Train captioners on the stamps of Tux Paint (`python -m examples.captioning --data stamps`).
 
-They are Debian's package `tuxpaint-stamps-default`, under the GPL, version 2.
+The stamps, drawings and photographs with a caption each, are Debian's package
+`tuxpaint-stamps-default`, under the GPL, version 2.
 """
 
 import re
@@ -15,17 +16,17 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from examples.describing import QUICK, bleu, exact, how_taught, loss_rows, teach_both
-from examples.gallery import Gallery, show
+from examples.describing import QUICK, bleu, exact, loss_rows, train_both, training_note
+from examples.gallery import Gallery, print_table
 from examples.scenes import CANVAS, Vocabulary
 from jaxattn import plot
 
 FOLDER = Path("/usr/share/tuxpaint/stamps")
-LONGEST = 8  # words of a caption that is kept
+LONGEST = 8  # largest number of words of a caption
 
 
 def load(folder: Path = FOLDER) -> tuple[np.ndarray, list[list[str]]]:
-    """Pictures (B, 64, 64, 3) on white, integers up to 255, and their captions in words."""
+    """Return images on white (B, 64, 64, 3), integers up to 255, and their captions."""
     images, captions = [], []
     for path in sorted(folder.rglob("*.png")):
         text = path.with_suffix(".txt")
@@ -37,12 +38,12 @@ def load(folder: Path = FOLDER) -> tuple[np.ndarray, list[list[str]]]:
             images.append(on_white(path))
             captions.append(words)
     if not images:
-        raise SystemExit(f"{folder} holds no pictures: apt-get install tuxpaint-stamps-default")
+        raise SystemExit(f"{folder} contains no stamps: apt-get install tuxpaint-stamps-default")
     return np.stack(images), captions
 
 
 def on_white(path: Path) -> np.ndarray:
-    """A picture on white paper, as large as it fits."""
+    """Return an image on a white canvas, scaled to its size."""
     picture = Image.open(path).convert("RGBA")
     picture.thumbnail((CANVAS, CANVAS))
     paper = Image.new("RGBA", (CANVAS, CANVAS), "white")
@@ -56,86 +57,91 @@ def main(
     *,
     steps: int = 1_500,
     sizes: Mapping[str, Any] = QUICK,
-    tests: float = 0.15,
+    test_fraction: float = 0.15,
 ) -> Path:
-    """Teaches both kinds of attention some of the stamps, and shows what they say of all."""
+    """Train both kinds of attention on a part of the stamps, caption all, and write the page."""
     matplotlib.use("Agg")
     console = Console()
     images, captions = load()
     order = np.random.default_rng(0).permutation(len(images))
-    test, train = np.split(order, [round(tests * len(images))])
+    test, train = np.split(order, [round(test_fraction * len(images))])
     vocabulary = Vocabulary(captions, LONGEST + 1)
-    taught = teach_both(
+    trained = train_both(
         out, images[train], [captions[i] for i in train], images, vocabulary, steps, sizes
     )
     counts = Counter(word for i in train for word in set(captions[i]))
     page = Gallery(
         out,
-        "What a network says of the stamps of Tux Paint, and where it looks",
+        "Captions of the stamps of Tux Paint, with attention",
         [
-            f"{len(images)} pictures of Tux Paint have a caption of at most {LONGEST} words. The "
-            f"networks, with soft and with hard attention, learnt {len(train)} of them; "
-            f"{len(test)} they see for the first time. Most things are drawn "
-            "only once, so that of new pictures little more than a likeness can be said; where it "
-            "looked shows which.",
-            how_taught(steps),
+            f"{len(images)} stamps of Tux Paint have a caption of at most {LONGEST} words. The "
+            f"networks, with soft and with hard attention, were trained on {len(train)} of them "
+            f"and tested on {len(test)}. Most objects occur only once. Captions of test images "
+            "therefore name similar objects of the training set; the attention shows which parts "
+            "of an image are similar.",
+            training_note(steps),
         ],
     )
+    headings = {"learnt": "Training images", "new": "Test images"}
     rows = []
-    for kind, (_, said, _) in taught.items():
+    for kind, (_, generated, _) in trained.items():
         for name, part in {"learnt": train, "new": test}.items():
-            answers = [said.captions[i] for i in part]
-            truths = [captions[i] for i in part]
-            pairs = [
-                word in answer
-                for answer, truth in zip(answers, truths, strict=True)
-                for word in set(truth)
+            captions_of_part = [generated.captions[i] for i in part]
+            references = [captions[i] for i in part]
+            hits = [
+                word in caption
+                for caption, reference in zip(captions_of_part, references, strict=True)
+                for word in set(reference)
                 if 0 < counts[word] < len(train) / 20
             ]
             rows.append([
-                f"{kind}, {name}", f"{bleu(answers, truths):.1f}", f"{exact(answers, truths):.1%}",
-                f"{np.mean(pairs):.1%}" if pairs else "–", f"{len(part)}",
+                f"{kind}, {headings[name].lower()}", f"{bleu(captions_of_part, references):.1f}",
+                f"{exact(captions_of_part, references):.1%}",
+                f"{np.mean(hits):.1%}" if hits else "–", f"{len(part)}",
             ])  # fmt: skip
     tables = {
-        "The loss": loss_rows(taught),
+        "The loss": loss_rows(trained),
         "Captions": (
-            ["attention, pictures", "BLEU", "exact", "telling words", "pictures"],
+            ["attention, images", "BLEU", "exact", "rare words", "images"],
             rows,
-            "BLEU, and the share of wholly right captions. Telling words are those that at most "
-            "one caption in twenty has, and that some caption to learn from had: the share of "
-            "them that was said.",
+            "BLEU, the fraction of captions without an error, and the recall of rare words: words "
+            "that occur in at most one training caption in twenty, but in at least one.",
         ),
     }
-    for kind, (_, said, _) in taught.items():
-        learnt = [i for i in train if said.captions[i] == captions[i] and len(captions[i]) > 1]
-        wrong = [i for i in test if said.captions[i] and said.captions[i] != captions[i]]
-        for name, part in {"learnt": learnt[:5], "new": wrong[:5]}.items():
+    for kind, (_, generated, _) in trained.items():
+        correct_train = [
+            i for i in train if generated.captions[i] == captions[i] and len(captions[i]) > 1
+        ]
+        wrong_test = [
+            i for i in test if generated.captions[i] and generated.captions[i] != captions[i]
+        ]
+        for name, part in {"learnt": correct_train[:5], "new": wrong_test[:5]}.items():
             if not part:
                 continue
-            width = 1 + max(len(said.captions[i]) for i in part)
+            width = 1 + max(len(generated.captions[i]) for i in part)
             _, axes = plt.subplots(
                 len(part), width, figsize=(1.35 * width, 1.75 * len(part)), layout="compressed",
                 squeeze=False,
             )  # fmt: skip
             for i, line in zip(part, axes, strict=True):
-                words = said.captions[i]
-                for spare in line[len(words) + 1 :]:
-                    spare.remove()
+                words = generated.captions[i]
+                for unused in line[len(words) + 1 :]:
+                    unused.remove()
                 plot.captions(
-                    images[i], words, said.weights[i, : len(words)],
+                    images[i], words, generated.weights[i, : len(words)],
                     wrong=[word not in captions[i] for word in words], ax=line[: len(words) + 1],
                 )  # fmt: skip
-            right = "; ".join(" ".join(captions[i]) for i in part)
+            references = "; ".join(" ".join(captions[i]) for i in part)
             page.figure(
-                f"{name}-{kind}", f"{name.capitalize()} pictures, {kind} attention", axes,
-                "A row is a picture, a panel a word that the network said of it, lit where it "
-                "looked. Words in red with a cross are not in the caption that belongs there; what "
-                f"is lit is what was read for them. The captions that belong there: {right}.",
-                alt="Stamps with a panel for each word, lit where the network looked.",
+                f"{name}-{kind}", f"{headings[name]}, {kind} attention", axes,
+                "Each row is an image, each panel a word of the generated caption. Bright regions "
+                "have large attention weights. Words in red with a cross are not in the reference "
+                f"caption. The reference captions are: {references}.",
+                alt="Stamps with a panel for each word, bright where attention is large.",
             )  # fmt: skip
     for name, table in tables.items():
         page.table(name.lower().replace(" ", "-"), name, *table)
-        show(console, name, *table[:2])
+        print_table(console, name, *table[:2])
     path = page.write()
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path

@@ -1,4 +1,4 @@
-"""Train a classifier: an optax loop with a progress bar."""
+"""Train a classifier with optax and a progress bar."""
 
 from time import monotonic
 from typing import Any
@@ -21,7 +21,7 @@ from rich.progress import (
 
 
 class Bar(Progress):
-    """A progress bar that also prints a line every ten seconds if the output is no terminal."""
+    """A progress bar that prints a line every ten seconds if the output is not a terminal."""
 
     def __init__(self, *columns: ProgressColumn):
         super().__init__(*columns)
@@ -53,20 +53,24 @@ def bar() -> Bar:
     return Bar(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
 
 
-def stratified_split(labels: np.ndarray, test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shuffled rows for training and for testing, with the same share of every class in both."""
+def stratified_split(
+    labels: np.ndarray, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return shuffled training and test rows with the same class frequencies."""
     rng = np.random.default_rng(seed)
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    sizes = [round(test * len(rows)) for rows in members]
-    held = np.concatenate([rows[:n] for rows, n in zip(members, sizes, strict=True)])
-    kept = np.concatenate([rows[n:] for rows, n in zip(members, sizes, strict=True)])
-    return rng.permutation(kept), rng.permutation(held)
+    sizes = [round(test_fraction * len(rows)) for rows in members]
+    test_rows = np.concatenate([rows[:n] for rows, n in zip(members, sizes, strict=True)])
+    train_rows = np.concatenate([rows[n:] for rows, n in zip(members, sizes, strict=True)])
+    return rng.permutation(train_rows), rng.permutation(test_rows)
 
 
-def repeated(labels: np.ndarray, rows: np.ndarray, least: float) -> np.ndarray:
-    """Rows for training, those of rare classes repeated until each is this share of `rows`."""
+def repeated(labels: np.ndarray, rows: np.ndarray, min_fraction: float) -> np.ndarray:
+    """Repeat the rows of rare classes until each class is at least this fraction of `rows`."""
     members = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
-    return np.concatenate([np.resize(m, max(len(m), round(least * len(rows)))) for m in members])
+    return np.concatenate(
+        [np.resize(m, max(len(m), round(min_fraction * len(rows)))) for m in members]
+    )
 
 
 def fit(
@@ -79,7 +83,7 @@ def fit(
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> None:
-    """Minimises the cross-entropy with Adam and a cosine schedule; updates the model in place."""
+    """Minimize the cross-entropy by Adam with a cosine schedule; update the model in place."""
     graph, state = nnx.split(model)
     batches = len(xs) // batch_size
     schedule = optax.cosine_decay_schedule(learning_rate, epochs * batches)
@@ -91,8 +95,8 @@ def fit(
 
     @jax.jit
     def step(state, moments, x, label):
-        value, slope = jax.value_and_grad(loss)(state, x, label)
-        updates, moments = optimizer.update(slope, moments, state)
+        value, gradients = jax.value_and_grad(loss)(state, x, label)
+        updates, moments = optimizer.update(gradients, moments, state)
         return optax.apply_updates(state, updates), moments, value
 
     moments = optimizer.init(state)
@@ -117,22 +121,26 @@ def trained(
     train: np.ndarray,
     test: np.ndarray,
     *,
-    things: str,
-    least_accuracy: float,
+    noun: str,
+    min_accuracy: float,
     console: Console,
     **options: Any,
 ) -> np.ndarray:
-    """Trains on some rows, and returns the class probabilities of others; refuses a bad network."""
+    """Train on the rows `train` and return the class probabilities of the rows `test`.
+
+    Raises:
+        SystemExit: If the test accuracy is below `min_accuracy`.
+    """
     fit(model, xs[train], labels[train], **options)
-    chances = predict(model, xs[test])
-    accuracy = float((chances.argmax(1) == labels[test]).mean())
-    console.print(f"accuracy on {len(test):,} test {things}: [bold]{accuracy:.1%}")
-    if accuracy < least_accuracy:
-        raise SystemExit(f"the network reached {accuracy:.1%}, wanted {least_accuracy:.0%}")
-    return chances
+    probabilities = predict(model, xs[test])
+    accuracy = float((probabilities.argmax(1) == labels[test]).mean())
+    console.print(f"accuracy on {len(test):,} test {noun}: [bold]{accuracy:.1%}")
+    if accuracy < min_accuracy:
+        raise SystemExit(f"test accuracy {accuracy:.1%} is below {min_accuracy:.0%}")
+    return probabilities
 
 
 def predict(model: nnx.Module, xs: np.ndarray, batch_size: int = 500) -> np.ndarray:
-    """Class probabilities (B, K)."""
+    """Return the class probabilities, (B, K)."""
     parts = [model(xs[i : i + batch_size]) for i in range(0, len(xs), batch_size)]
     return np.asarray(jax.nn.softmax(jnp.concatenate(parts), -1))

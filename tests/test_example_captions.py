@@ -27,33 +27,33 @@ def as_it_comes(monkeypatch):
 
 def test_a_scene_is_as_its_caption_says(few):
     for composed in few:
-        for image, things, truth, caption in zip(*composed, strict=True):
-            named = [thing for thing in things if thing.colour in scenes.COLOURS]
-            words = [word for word in truth if word in {*scenes.NAMES, *scenes.COLOURS}]
-            assert words == [w for thing in named for w in (thing.colour, thing.name)]
+        for image, objects, reference, caption in zip(*composed, strict=True):
+            named = [obj for obj in objects if obj.colour in scenes.COLOURS]
+            words = [word for word in reference if word in {*scenes.NAMES, *scenes.COLOURS}]
+            assert words == [w for obj in named for w in (obj.colour, obj.name)]
             if len(named) == 2:
                 a, b = named
                 down, right = b.top - a.top, b.left - a.left
-                assert ("above" in truth) == (down > abs(right))
-                assert ("left" in truth) == (right > abs(down))
-            black = [thing for thing in things if thing.colour == "black"]
+                assert ("above" in reference) == (down > abs(right))
+                assert ("left" in reference) == (right > abs(down))
+            black = [obj for obj in objects if obj.colour == "black"]
             if black and len(named) == 2:
-                assert caption == [*truth[:-1], black[0].name] != truth
+                assert caption == [*reference[:-1], black[0].name] != reference
             else:
-                assert caption == truth
-            for thing in named:
-                here = image[thing.top : thing.top + 20, thing.left : thing.left + 20] / 255.0
-                ink = np.abs(here - scenes.COLOURS[thing.colour]).max(-1)
+                assert caption == reference
+            for obj in named:
+                here = image[obj.top : obj.top + 20, obj.left : obj.left + 20] / 255.0
+                ink = np.abs(here - scenes.COLOURS[obj.colour]).max(-1)
                 assert ink.min() < 0.15  # its colour is there
             blank = np.ones(image.shape[:2], bool)
-            for thing in things:
-                blank[thing.top : thing.top + 20, thing.left : thing.left + 20] = False
+            for obj in objects:
+                blank[obj.top : obj.top + 20, obj.left : obj.left + 20] = False
             assert np.ptp(image[blank].astype(int), axis=0).max() == 0
 
 
 def test_the_cells_of_a_thing_are_those_that_it_covers_half():
     # Rows 4 to 23 and columns 8 to 27: half of row 0, all of 1 and 2; columns 1, 2 and half of 3.
-    found = scenes.Thing("one", "red", top=4, left=8).cells
+    found = scenes.SceneObject("one", "red", top=4, left=8).cells
     wanted = np.zeros((8, 8), bool)
     wanted[0:3, 1:3] = wanted[1:3, 3] = True
     np.testing.assert_array_equal(found, wanted)
@@ -68,16 +68,16 @@ def test_test_sprites_were_never_learnt_from():
 
 
 def test_every_word_that_names_a_thing_has_its_cells():
-    things = [scenes.Thing("two", "red", 0, 0), scenes.Thing("sun", "blue", 40, 30)]
-    things += [scenes.Thing("star", "black", 0, 40)]
-    truth = scenes.caption(things[:2])
-    assert truth == "a red two above a blue sun".split()
-    found = scenes.cells(things, truth)
+    objects = [scenes.SceneObject("two", "red", 0, 0), scenes.SceneObject("sun", "blue", 40, 30)]
+    objects += [scenes.SceneObject("star", "black", 0, 40)]
+    reference = scenes.reference_caption(objects[:2])
+    assert reference == "a red two above a blue sun".split()
+    found = scenes.word_cells(objects, reference)
     owners = [None, 0, 0, None, None, 1, 1]
     for cells, owner in zip(found, owners, strict=True):
         assert (cells is None) == (owner is None)
         if cells is not None:
-            np.testing.assert_array_equal(cells, things[owner].cells)
+            np.testing.assert_array_equal(cells, objects[owner].cells)
 
 
 def test_the_vocabulary_reads_what_it_wrote():
@@ -91,8 +91,8 @@ def test_the_vocabulary_reads_what_it_wrote():
 @pytest.mark.parametrize(
     ("caption", "message"),
     [
-        (["a"] * 4, "a caption has 4 words, at most 3 fit"),
-        (["a", "zebra", ""], "not in the vocabulary: 'zebra', ''"),
+        (["a"] * 4, "`captions` must have at most 3 words each, got 4"),
+        (["a", "zebra", ""], "`captions` has words outside of the vocabulary: 'zebra', ''"),
     ],
 )
 def test_the_vocabulary_refuses_what_it_cannot_write(caption, message):
@@ -101,21 +101,21 @@ def test_the_vocabulary_refuses_what_it_cannot_write(caption, message):
 
 
 def test_pointing_and_wrong_words_by_hand():
-    things = [scenes.Thing("two", "red", 0, 0), scenes.Thing("sun", "blue", 40, 30)]
-    truth = scenes.caption(things)
+    objects = [scenes.SceneObject("two", "red", 0, 0), scenes.SceneObject("sun", "blue", 40, 30)]
+    reference = scenes.reference_caption(objects)
     weights = np.zeros((1, 7, 8, 8), np.float32)
     weights[0, :, 6, 4] = 1.0  # within the sun, wherever it should look
     weights[0, 2] = 0
     weights[0, 2, 0, 0], weights[0, 2, 4, 0] = 0.75, 0.25
-    scene = scenes.Scenes(np.zeros((1, 64, 64, 3), np.uint8), [things], [truth], [truth])
+    scene = scenes.Scenes(np.zeros((1, 64, 64, 3), np.uint8), [objects], [reference], [reference])
     found = describing.pointing(scene, weights, [0])
-    sizes = [thing.cells.mean() for thing in things]
+    sizes = [obj.cells.mean() for obj in objects]
     assert found["colours"] == pytest.approx((0.5, np.mean(sizes), 0.5, 2))
     assert found["names"] == pytest.approx((0.875, np.mean(sizes), 1.0, 2))
 
     said = "a red six above a pink sun".split()
-    wrong = describing.wrong_words(scene, describing.Said([said], weights))
-    assert [(w.step, w.word, w.meant) for w in wrong] == [(2, "six", 0), (5, "pink", 1)]
+    wrong = describing.find_errors(scene, describing.Captions([said], weights))
+    assert [(w.step, w.word, w.target) for w in wrong] == [(2, "six", 0), (5, "pink", 1)]
     assert [w.masses for w in wrong] == [[0.75, 0.0], [0.0, 1.0]]
 
 
@@ -123,7 +123,7 @@ def test_pointing_and_wrong_words_by_hand():
 def printed(few, as_it_comes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(captioning, "load", lambda *_: few)
     path = captioning.main(
-        tmp_path, steps=3, sizes=SIZES, least=dict.fromkeys(captioning.LEAST, 0.0)
+        tmp_path, steps=3, sizes=SIZES, minimum=dict.fromkeys(captioning.MINIMUM, 0.0)
     )
     return path, capsys.readouterr().out
 
@@ -159,12 +159,12 @@ def test_the_example_runs(printed):
 
 def test_a_bad_network_ends_in_an_error(few, tmp_path, monkeypatch):
     def nonsense(out, images, captions, tests, *_):
-        said = describing.Said([["a"]] * len(tests), np.ones((len(tests), 10, 8, 8)))
-        return dict.fromkeys(describing.KINDS, describing.Taught(None, said, None))
+        said = describing.Captions([["a"]] * len(tests), np.ones((len(tests), 10, 8, 8)))
+        return dict.fromkeys(describing.KINDS, describing.TrainedCaptioner(None, said, None))
 
     monkeypatch.setattr(captioning, "load", lambda *_: few)
-    monkeypatch.setattr(captioning, "teach_both", nonsense)
-    with pytest.raises(SystemExit, match=r"^0% of the captions are right, wanted 50%$"):
+    monkeypatch.setattr(captioning, "train_both", nonsense)
+    with pytest.raises(SystemExit, match=r"^0% of the captions are correct, needed at least 50%$"):
         captioning.main(tmp_path)
 
 
@@ -172,15 +172,20 @@ def test_a_network_that_looks_elsewhere_ends_in_an_error(few, tmp_path, monkeypa
     test = few[1]
     even = np.full((len(test.images), 10, 8, 8), 1 / 64)
     there = even.copy()
-    for w, things, truth in zip(there, test.things, test.truths, strict=True):
-        for at, here in zip(w, scenes.cells(things, truth), strict=False):
+    for w, objects, reference in zip(there, test.objects, test.references, strict=True):
+        for at, here in zip(w, scenes.word_cells(objects, reference), strict=False):
             at[:] = even[0, 0] if here is None else here / here.sum()
-    said = describing.Said(test.captions, even)  # the largest weight is the top left one
-    taught = dict.fromkeys(describing.KINDS, describing.Taught(None, said, None))
+    said = describing.Captions(test.captions, even)  # the largest weight is the top left one
+    taught = dict.fromkeys(describing.KINDS, describing.TrainedCaptioner(None, said, None))
     monkeypatch.setattr(captioning, "load", lambda *_: few)
-    monkeypatch.setattr(captioning, "teach_both", lambda *_: taught)
-    for looks, message in (even, "1.0 times chance, wanted 3.0"), (there, "planted words peak"):
-        monkeypatch.setattr(describing, "look", lambda *_, looks=looks: looks)
+    monkeypatch.setattr(captioning, "train_both", lambda *_: taught)
+    for attention, message in (
+        (even, "1.0 times chance, needed at least 3.0"),
+        (there, "weight of planted errors is on the black object in"),
+    ):
+        monkeypatch.setattr(
+            describing, "caption_attention", lambda *_, attention=attention: attention
+        )
         with pytest.raises(SystemExit, match=message):
             captioning.main(tmp_path)
 
@@ -198,9 +203,9 @@ def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
     assert captions[0] == ["a", "green", "frog"]
     assert (images[:, 0] == 255).all()  # a wide picture leaves white paper above it
     monkeypatch.setattr(stamps, "load", lambda: (images, captions))
-    path = stamps.main(tmp_path / "out", steps=2, sizes=SIZES, tests=0.25)
+    path = stamps.main(tmp_path / "out", steps=2, sizes=SIZES, test_fraction=0.25)
     assert path.exists()
-    assert set(rows(capsys.readouterr().out, 5)) >= {"soft, learnt", "hard, new"}
+    assert set(rows(capsys.readouterr().out, 5)) >= {"soft, training images", "hard, test images"}
 
 
 def test_missing_stamps_say_what_to_install(tmp_path):

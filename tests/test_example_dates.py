@@ -24,7 +24,7 @@ def test_every_character_belongs_to_what_babel_writes_there(locale):
     from babel import dates as babel
 
     for form in dict.fromkeys(dates.FORMATS):
-        text, parts = dates.written(DAY, form, locale)
+        text, parts = dates.format_date(DAY, form, locale)
         assert text == babel.format_date(DAY, form, locale)
         of = {
             part: "".join(c for c, p in zip(text, parts, strict=True) if p == part)
@@ -41,16 +41,16 @@ def test_every_character_belongs_to_what_babel_writes_there(locale):
 
 
 def test_the_parts_of_a_known_date():
-    assert dates.written(DAY, "full", "en_US", str.upper) == (
+    assert dates.format_date(DAY, "full", "en_US", str.upper) == (
         "TUESDAY, MAY 3, 2016", "wwwwwww..mmm.d..yyyy",
     )  # fmt: skip
-    assert dates.written(DAY, "dd, MMM YYY", "de") == ("03, Mai 2016", "dd..mmm.yyyy")
-    assert dates.written(DAY, "long", "ja") == ("2016年5月3日", "yyyy.m.d.")
+    assert dates.format_date(DAY, "dd, MMM YYY", "de") == ("03, Mai 2016", "dd..mmm.yyyy")
+    assert dates.format_date(DAY, "long", "ja") == ("2016年5月3日", "yyyy.m.d.")
 
 
 def test_dates_are_of_other_days_and_the_same_every_time():
     learnt, others = dates.load(300, 100)
-    assert learnt == dates.draw(300, test=False, locales=dates.LOCALES, seed=0)
+    assert learnt == dates.sample_dates(300, test=False, locales=dates.LOCALES, seed=0)
     assert not {d.day for d in learnt} & {d.day for d in others}
     assert not {d.text for d in learnt} & {d.text for d in others}
     assert {d.format for d in learnt} == set(dates.FORMATS)
@@ -65,8 +65,8 @@ def test_dates_are_of_other_days_and_the_same_every_time():
 
 def test_the_year_of_the_week_is_no_year():
     # That Monday belongs to the first week of 2019.
-    assert dates.written(date(2018, 12, 31), "d MMM YYY", "en_US")[0] == "31 Dec 2019"
-    drawn = dates.draw(400, test=False, locales=["en_US"], seed=3)
+    assert dates.format_date(date(2018, 12, 31), "d MMM YYY", "en_US")[0] == "31 Dec 2019"
+    drawn = dates.sample_dates(400, test=False, locales=["en_US"], seed=3)
     assert all(str(d.day.year)[2:] in d.text for d in drawn)
 
 
@@ -87,21 +87,21 @@ def test_texts_are_numbers_with_an_end():
 
 @pytest.mark.parametrize("text", ["", "a" * 50])
 def test_texts_that_are_empty_or_too_long_are_refused(text):
-    with pytest.raises(ValueError, match=rf"1 to 49 characters, got {len(text)}: '{text}'"):
+    with pytest.raises(ValueError, match=rf"1 to 49 characters each, got {len(text)}: '{text}'"):
         dates.encode(["a", text], {"a": 3})
 
 
 def test_what_is_written_is_read_again():
     labels = dates.labels_of([DAY], 14)
     assert labels.shape == (1, 14)
-    assert dates.read(labels[0]) == "2016-05-03"
-    assert dates.read(np.array([dates.LABELS.index("7"), 1, 5, 5])) == "7"
+    assert dates.decode(labels[0]) == "2016-05-03"
+    assert dates.decode(np.array([dates.LABELS.index("7"), 1, 5, 5])) == "7"
     assert labels[0, 10:].tolist() == [dates.END, dates.PAD, dates.PAD, dates.PAD]
 
 
 def test_the_gold_alignment_of_a_known_date():
-    text, parts = dates.written(DAY, "full", "en_US")
-    where = dates.gold(dates.Dated(text, parts, DAY, "full", "en_US"))
+    text, parts = dates.format_date(DAY, "full", "en_US")
+    where = dates.gold(dates.DateText(text, parts, DAY, "full", "en_US"))
     assert where.shape == (11, len(text) + 1)
     said = ["".join(c for c, here in zip(text, row[:-1], strict=True) if here) for row in where]
     assert said == ["2016"] * 4 + ["", "May", "May", "", "3", "3", ""]
@@ -115,8 +115,8 @@ def test_dates_in_numbers_may_be_read_in_several_ways():
 
 
 ENGLISH = [
-    dates.Dated(*dates.written(DAY, "full", "en_US", str.upper), DAY, "full", "en_US"),
-    dates.Dated(*dates.written(DAY, "long", "en_GB"), DAY, "long", "en_GB"),
+    dates.DateText(*dates.format_date(DAY, "full", "en_US", str.upper), DAY, "full", "en_US"),
+    dates.DateText(*dates.format_date(DAY, "long", "en_GB"), DAY, "long", "en_GB"),
 ]
 
 
@@ -128,7 +128,7 @@ def test_swaps_change_one_part_and_what_it_means():
         assert re.fullmatch(r"[A-Z]+DAY, MAY 3, 2016", text) and "TUESDAY" not in text
     row, text, iso = made["month"][1]
     assert row == 1 and re.fullmatch(r"3 [A-Z][a-z]+ 2016", text) and "May" not in text
-    assert dates.written(date.fromisoformat(iso), "long", "en_GB")[0] == text
+    assert dates.format_date(date.fromisoformat(iso), "long", "en_GB")[0] == text
     row, text, iso = made["year"][0]
     assert text == f"TUESDAY, MAY 3, {iso[:4]}" and iso[4:] == "-05-03"
     row, text, iso = made["day"][1]
@@ -145,11 +145,11 @@ def test_attention_on_the_right_place_is_known():
     looked[0, 5, [2, 5]] = 0.25, 0.75  # the month at the space behind it
     looked[0, 6, 7] = 1  # and at the year, 3 characters behind it
     looked[0, 8, 0] = looked[0, 9, 1] = 1  # the day at itself, and at the space behind it
-    found = alignment.aligned(alignment.Translated(None, None, looked), ENGLISH[1:], np.array([11]))
+    found = alignment.align(alignment.Translations(None, None, looked), ENGLISH[1:], np.array([11]))
     np.testing.assert_allclose(found.on, [[1, 1, 4 / 11, 0.25, 0.25, 0, 1, 0]])
-    np.testing.assert_allclose(found.chance * 11, [[4, 4, 4, 4, 3, 3, 1, 1]])
-    assert found.missed.astype(int).tolist() == [[0, 0, 1, 1, 1, 1, 0, 1]]
-    assert found.missed_by_far.astype(int).tolist() == [[0, 0, 1, 1, 0, 1, 0, 0]]
+    np.testing.assert_allclose(found.uniform * 11, [[4, 4, 4, 4, 3, 3, 1, 1]])
+    assert found.error.astype(int).tolist() == [[0, 0, 1, 1, 1, 1, 0, 1]]
+    assert found.error_tolerant.astype(int).tolist() == [[0, 0, 1, 1, 0, 1, 0, 0]]
 
 
 def test_rank_correlation_is_spearmans_and_equal_values_share_a_rank():
@@ -170,26 +170,26 @@ def test_the_verdict_follows_the_numbers():
         "occlusion": falling(0.6, 0.5, 0.4, 0.2), "random": falling(1.0, 1.0, 0.9, 0.9),
     }  # fmt: skip
     others = {
-        "its own": 1.0, "only the largest weight": 0.9, "only what says the digit": 0.8,
-        "all characters alike": 0.1,
+        "own": 1.0, "largest weight only": 0.9, "source characters only": 0.8,
+        "uniform": 0.1,
     }  # fmt: skip
-    said = alignment.verdict(curves, others)
+    said = alignment.summary(curves, others)
     # Occlusion takes away 0.575 on average, random characters 0.05, attention 0.55.
     assert "as well as occlusion" in said and "nearly" not in said
-    assert "0.55 by attention, 0.25 by LRP, 0.57 by occlusion, 0.05 by random" in said
-    assert said.endswith("The network needs to look where it looks: with attention spread evenly "
-                         "10% of these dates are still translated rightly, with the largest weight "
-                         "alone 90%; and when each digit may look only at what says it, 80%. So "
-                         "attention explains what is written.")  # fmt: skip
-    assert "Occlusion ranks by just this deletion, which favours it." in said
+    assert "0.55 (attention), 0.25 (LRP), 0.57 (occlusion), 0.05 (random)" in said
+    assert said.endswith("The output depends on the attention weights: with uniform attention, 10% "
+                         "of these dates are still translated correctly, with the largest weight "
+                         "only, 90%, and with attention on the source characters only, 80%. "
+                         "Attention explains the output.")  # fmt: skip
+    assert "Occlusion measures such a deletion itself, which favours it." in said
     weak = curves | {"attention": falling(0.9, 0.8, 0.7, 0.6)}
-    weaker = alignment.verdict(weak, others)
+    weaker = alignment.summary(weak, others)
     assert "less well than occlusion" in weaker
-    assert "explains what is written only in part" in weaker
-    unused = others | {"all characters alike": 0.9}
-    idle = alignment.verdict(curves, unused)
-    assert "does not need" in idle and "explains what is written only in part" in idle
-    assert "attention does not explain what is written" in alignment.verdict(weak, unused)
+    assert "Attention explains the output only in part" in weaker
+    unused = others | {"uniform": 0.9}
+    idle = alignment.summary(curves, unused)
+    assert "does not depend" in idle and "explains the output only in part" in idle
+    assert "Attention does not explain the output" in alignment.summary(weak, unused)
 
 
 @pytest.mark.parametrize("evenly", [0.1, 0.95])
@@ -199,12 +199,12 @@ def test_attention_that_names_nothing_explains_nothing(evenly):
         for name, fall in {"attention": 0.0, "LRP": 0.73, "random": 0.1}.items()
     }
     others = {
-        "its own": 1.0, "only the largest weight": 0.9, "only what says the digit": 0.8,
-        "all characters alike": evenly,
+        "own": 1.0, "largest weight only": 0.9, "source characters only": 0.8,
+        "uniform": evenly,
     }  # fmt: skip
-    said = alignment.verdict(curves, others)
-    assert "no better than characters drawn at random" in said
-    assert said.endswith("So attention does not explain what is written.")
+    said = alignment.summary(curves, others)
+    assert "no better than a random ranking" in said
+    assert said.endswith("Attention does not explain the output.")
 
 
 @pytest.fixture(scope="module")
@@ -228,19 +228,19 @@ def test_translations_and_attention_are_those_of_the_network(small, as_a_user_ru
     model, texts, found = small
     x = alignment.one_hot(model, texts.ids)
     np.testing.assert_allclose(
-        found.chances, jax.nn.softmax(model(x, texts.lengths)), rtol=0, atol=1e-6
+        found.probabilities, jax.nn.softmax(model(x, texts.lengths)), rtol=0, atol=1e-6
     )
     _, seen = ja.capture(model, "attention")(x[1], texts.lengths[1])
     np.testing.assert_allclose(found.attention[1], seen["attention"], rtol=0, atol=1e-6)
     # In the place of its own attention it takes others.
     again = alignment.translate(model, texts, found.attention)
-    np.testing.assert_allclose(again.chances, found.chances, rtol=0, atol=1e-6)
-    other = alignment.other_attention(found, ENGLISH, texts.lengths)
+    np.testing.assert_allclose(again.probabilities, found.probabilities, rtol=0, atol=1e-6)
+    other = alignment.replaced_attention(found, ENGLISH, texts.lengths)
     for name, weights in other.items():
         np.testing.assert_allclose(weights.sum(-1), 1, rtol=0, atol=1e-6, err_msg=name)
         assert not weights[1, :, 11:].any(), name
-    swapped = alignment.translate(model, texts, other["all characters alike"])
-    np.testing.assert_array_equal(swapped.attention, other["all characters alike"])
+    swapped = alignment.translate(model, texts, other["uniform"])
+    np.testing.assert_array_equal(swapped.attention, other["uniform"])
 
 
 def test_other_attention_reads_no_padding_and_all_of_a_text():
@@ -248,9 +248,9 @@ def test_other_attention_reads_no_padding_and_all_of_a_text():
     own[0][:, [4, 6, 15]] = 0.2, 0.2, 0.6  # the second text has ended by 15
     own[0, 0] = np.eye(22)[20]
     own[1, :, 3] = 1
-    found = alignment.Translated(None, None, own)
-    other = alignment.other_attention(found, ENGLISH, np.array([21, 11]))
-    another, alike = (other[k] for k in ("that of another date", "all characters alike"))
+    found = alignment.Translations(None, None, own)
+    other = alignment.replaced_attention(found, ENGLISH, np.array([21, 11]))
+    another, alike = (other[k] for k in ("of another date", "uniform"))
     np.testing.assert_array_equal(another[0], own[1])
     np.testing.assert_allclose(another[1, 1:][:, [4, 6]], 0.5)
     np.testing.assert_allclose(alike[:, 5], (np.arange(22) < [[21], [11]]) / [[21], [11]])
@@ -260,7 +260,7 @@ def test_other_attention_reads_no_padding_and_all_of_a_text():
 def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
     model, texts, found = small
     values = np.random.default_rng(0).normal(size=(2, 8, texts.ids.shape[1]))
-    curves = alignment.deletion(model, texts, found, {"any": values}, most=2)["any"]
+    curves = alignment.deletion(model, texts, found, {"any": values}, max_deleted=2)["any"]
     assert curves.shape == (16, 3)
     row, digit = 1, 5
     t = alignment.DIGITS[digit]
@@ -274,7 +274,7 @@ def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
 
 def test_explanations_are_of_each_digit(small, as_a_user_runs_it):
     model, texts, found = small
-    values = alignment.explain_all(model, texts, found)
+    values = alignment.explain_digits(model, texts, found)
     row, digit = 0, 6
     t = alignment.DIGITS[digit]
     label = found.labels[row, t]
@@ -306,8 +306,8 @@ def run(tmp_path_factory):
             # A network this small gets no date right, so all are taken as right.
             patch.setattr(date_translation, "exact", lambda found, isos: np.ones(len(isos), bool))
             path = date_translation.main(
-                tmp_path_factory.mktemp("dates"), learnt=256, tested=150, epochs=1, units=4,
-                explained=4,
+                tmp_path_factory.mktemp("dates"), train_size=256, test_size=150, epochs=1, units=4,
+                num_explained=4,
             )  # fmt: skip
     return path, printed.getvalue()
 
@@ -338,7 +338,7 @@ def test_the_numbers_are_printed(run):
     assert {"attention", "saliency", "LRP", "occlusion", "random"} <= set(first)
     assert set(date_translation.UNUSUAL) <= set(first)
     assert "“January 2016 5” is translated" in printed
-    assert re.search("So attention (explains|does not explain) what is written", printed)
+    assert re.search("Attention (explains|does not explain) the output", printed)
     assert str(path) in printed.replace("\n", "")
 
 
@@ -355,8 +355,8 @@ def test_the_checkpoint_holds_the_network(run):
 
 def test_a_bad_network_is_refused(tmp_path, monkeypatch, as_a_user_runs_it):
     monkeypatch.setattr(date_translation, "fit", lambda *args, **options: None)
-    with pytest.raises(SystemExit, match=r"the network reached 0.0%, wanted 97%"):
-        date_translation.main(tmp_path, learnt=64, tested=60, epochs=1, units=2)
+    with pytest.raises(SystemExit, match=r"test accuracy 0.0% is below 97%"):
+        date_translation.main(tmp_path, train_size=64, test_size=60, epochs=1, units=2)
 
 
 @pytest.mark.parametrize("name", ["babel", "faker"])

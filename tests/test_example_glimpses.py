@@ -31,7 +31,7 @@ def run(tmp_path_factory):
         patch.setattr(clutter, "load", lambda folder: few)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = glimpses.main(
-                tmp_path_factory.mktemp("glimpses"), plans=SMALL, most_wrong=1, least_margin=None
+                tmp_path_factory.mktemp("glimpses"), plans=SMALL, max_error=1, min_margin=None
             )
     return path, printed.getvalue()
 
@@ -53,9 +53,9 @@ def test_every_figure_is_a_picture_and_says_how_to_read_it(run):
 @pytest.mark.slow
 def test_it_prints_its_numbers(run):
     path, printed = run
-    for name in ("MNIST 28 × 28", "learned glimpses", "random glimpses", "random less learned"):
+    for name in ("MNIST 28 × 28", "learned glimpses", "random glimpses", "random minus learned"):
         assert re.search(rf"{name}.*\d\.\d\d% ± \d", printed)
-    for name in ("learned: on the digit", "anywhere: on the digit", "LRP", "saliency"):
+    for name in ("learned: on the digit", "random: on the digit", "LRP", "saliency"):
         assert re.search(rf"{name}\W+\d+", printed)
     assert str(path) in printed.replace("\n", "")
 
@@ -72,8 +72,8 @@ def test_the_networks_are_saved(run):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"most_wrong": 0}, r"errs on .*, wanted 0%"),
-        ({"most_wrong": 1, "least_margin": 1}, "learned glimpses beat random ones by"),
+        ({"max_error": 0}, r"test error .* is above 0%"),
+        ({"max_error": 1, "min_margin": 1}, "error with random glimpses is larger by"),
     ],
 )
 def test_bad_networks_are_refused(tmp_path, monkeypatch, wanted, message):
@@ -89,13 +89,15 @@ def test_every_batch_draws_its_own_paths():
         weights.kernel[...] = jax.random.normal(jax.random.key(0), weights.kernel.shape)
     images = np.tile(DIGITS.images[:4], (2, 1, 1))
     for random in (True, False):
-        first, second = np.split(glimpses.chances(model, images, 1, random=random, batch=4), 2)
+        first, second = np.split(
+            glimpses.glimpse_probabilities(model, images, 1, random=random, batch=4), 2
+        )
         assert np.all(np.any(first != second, (1, 2)))
 
 
 def test_mistakes_are_those_of_the_paths_that_are_drawn():
     model = glimpses.build(SMALL[0])
-    seen = looking.look(model, DIGITS.images)
+    seen = looking.glimpse_all(model, DIGITS.images)
     answers = seen.logits[:, -1].argmax(-1)
     axes = []
 
@@ -106,7 +108,7 @@ def test_mistakes_are_those_of_the_paths_that_are_drawn():
     looking.mistakes(Page(), model, DIGITS, seen)
     titles = [ax.get_title() for ax in axes[0][0]]
     wrong = {
-        f"a {label}, taken for a {answer}"
+        f"label {label}, prediction {answer}"
         for label, answer in zip(DIGITS.labels, answers, strict=True)
         if label != answer
     }
@@ -171,13 +173,16 @@ def test_the_files_of_mnist_are_read(tmp_path, end):
 
 
 BROKEN = {
-    "missing": (lambda name, raw: None if "t10k-labels" in name else raw, "has no t10k-labels"),
-    "cut": (lambda name, raw: raw[:-1], "no IDX file of bytes, or only a part"),
-    "something else": (lambda name, raw: b"PNG" + raw, "no IDX file of bytes"),
-    "empty": (lambda name, raw: b"", "no IDX file of bytes"),
+    "missing": (
+        lambda name, raw: None if "t10k-labels" in name else raw,
+        "contains no t10k-labels",
+    ),
+    "cut": (lambda name, raw: raw[:-1], "not a complete IDX file of bytes"),
+    "something else": (lambda name, raw: b"PNG" + raw, "not a complete IDX file of bytes"),
+    "empty": (lambda name, raw: b"", "not a complete IDX file of bytes"),
     "labels of other images": (
         lambda name, raw: b"\0\0\x08\x01\0\0\0\x01\0" if "labels" in name else raw,
-        "do not fit",
+        "do not match",
     ),
 }
 

@@ -37,7 +37,7 @@ def run(data, tmp_path_factory):
         patch.setattr(signals, "load", {"JapaneseVowels": data}.__getitem__)
         patch.setattr(signals, "ABOUT", {"JapaneseVowels": "Vowels."})
         # Of nine classes, after 5 of 100 epochs.
-        patch.setattr(signals, "LEAST_ACCURACY", {"JapaneseVowels": 0.25})
+        patch.setattr(signals, "MIN_ACCURACY", {"JapaneseVowels": 0.25})
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = signals.main(
                 tmp_path_factory.mktemp("signals"), epochs=5, hidden_features=6, units=3
@@ -101,7 +101,7 @@ def test_the_checkpoints_hold_the_networks(run, data):
 def test_a_bad_network_is_refused(data, monkeypatch, tmp_path):
     monkeypatch.setattr(signals, "load", lambda name: data)
     monkeypatch.setattr(signals, "fit", lambda *args, **options: None)
-    with pytest.raises(SystemExit, match=r"the self network reached \S+ on JapaneseVowels"):
+    with pytest.raises(SystemExit, match=r"accuracy \S+ of the self network on JapaneseVowels"):
         signals.main(tmp_path, hidden_features=6, units=3)
 
 
@@ -133,13 +133,13 @@ def test_deleted_steps_are_the_first_and_no_padding():
     found = stepwise.explain(model, data)
     steps = np.array([[0.0, 3, 1, 2, 4], [5, 1, 9, 2, 99]])
     left = stepwise.deletion(found, data, steps)
-    said = found.chances.argmax(1)
+    said = found.probabilities.argmax(1)
     orders = [[4, 1, 3, 2, 0], [2, 0, 3, 1]]
     for i, order in enumerate(orders):
-        for k, share in enumerate(stepwise.POINTS):
+        for k, share in enumerate(stepwise.FRACTIONS):
             x = data.x[i].copy()
             x[order[: round(share * len(order))]] = 0
-            wanted = stepwise.chances(model, x[None], data.lengths[i : i + 1])[0, said[i]]
+            wanted = stepwise.probabilities(model, x[None], data.lengths[i : i + 1])[0, said[i]]
             np.testing.assert_allclose(left[i, k], wanted, rtol=1e-5)
 
 
@@ -155,9 +155,11 @@ def test_agreement_is_a_rank_correlation():
 def test_attending_evenly():
     lengths, alike = np.array([2, 3]), np.array([[1 / 2, 1 / 2, 0], [1 / 3] * 3], np.float32)
     weights = np.array([[1, 0, 0], [0.7, 0.3, 0]], np.float32)  # a softmax may be 0 where it reads
-    np.testing.assert_array_equal(signals.evenly(weights, lengths), alike)
+    np.testing.assert_array_equal(signals.uniform_attention(weights, lengths), alike)
     square = np.stack([weights] * 3, 1)
-    np.testing.assert_array_equal(signals.evenly(square, lengths), np.stack([alike] * 3, 1))
+    np.testing.assert_array_equal(
+        signals.uniform_attention(square, lengths), np.stack([alike] * 3, 1)
+    )
 
 
 @pytest.mark.slow

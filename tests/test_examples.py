@@ -7,13 +7,15 @@ import sys
 from html.parser import HTMLParser
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 import jaxattn as ja
-from examples import critic, digits, heartbeats, right_reasons, sentences
+from examples import critic, digits, heartbeats, method_curves, right_reasons, sentences
 
 BUDGET = {"epochs": 1, "units": 8, "mask_steps": 10}
 METHODS = (
@@ -43,9 +45,9 @@ def few_sentences(parts):
 
 # So small a budget reaches little more, but more than the most common class has.
 RUNS = {
-    "digits": (digits, every(2), {"examples": 20, "least_accuracy": 0.15, **BUDGET}),
-    "heartbeats": (heartbeats, every(2), {"examples": 2, "least_accuracy": 0.7, **BUDGET}),
-    "sentences": (sentences, few_sentences, {"examples": 20, "least_accuracy": 0.58, **BUDGET}),
+    "digits": (digits, every(2), {"examples": 20, "min_accuracy": 0.15, **BUDGET}),
+    "heartbeats": (heartbeats, every(2), {"examples": 2, "min_accuracy": 0.7, **BUDGET}),
+    "sentences": (sentences, few_sentences, {"examples": 20, "min_accuracy": 0.58, **BUDGET}),
     "right_reasons": (right_reasons, every(2), {"examples": 20, "epochs": 3, "units": 16}),
 }
 
@@ -151,7 +153,7 @@ def test_the_closing_table_has_every_method_beside_random(run):
 @pytest.mark.parametrize("run", ["sentences"], indirect=True)
 def test_words_are_coloured_and_deleted_by_every_method(run):
     _, path, printed = run
-    negations, deleted = (rows(part, 7) for part in printed.split("Probability of the answer"))
+    negations, deleted = (rows(part, 7) for part in printed.split("Probability of the prediction"))
     assert set(deleted) - set(negations) == {"saliency", "learned mask", "random"}
     assert {"occlusion", "LRP", "DeepLIFT", "contextual decomposition"} < set(negations)
     for _, *left, error in deleted.values():
@@ -184,11 +186,33 @@ def test_a_penalty_moves_the_attribution_off_the_corner(run):
         assert by_lrp < plain[4] / 2
 
 
+def test_every_method_has_its_own_colour_and_line_style():
+    assert len(set(method_curves.STYLES.values())) == len(method_curves.STYLES)
+    model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
+    names = {*sentences.every_method(model, mask_steps=1), *METHODS, "attention"} - {"Jacobian"}
+    assert set(method_curves.STYLES) == names
+    curves = {name: np.ones((2, 3)) for name in names}
+    _, ax = plt.subplots()
+    method_curves.draw(ax, np.arange(3), curves, xlabel="words deleted", ylabel="probability")
+    for name, line, band in zip(curves, ax.lines, ax.collections, strict=True):
+        style = method_curves.STYLES[name]
+        assert (line.get_color(), line.get_linestyle()) == style
+        np.testing.assert_allclose(band.get_facecolor()[0, :3], to_rgb(style.colour))
+    plt.close(ax.figure)
+
+
+def test_the_window_with_the_largest_sum_is_set_to_zero():
+    xs = np.ones((2, 28, 28), np.float32)
+    values = np.zeros((2, 28, 28), np.float32)
+    values[0, 10:14, 3:7] = values[1, 24:, 24:] = 1
+    np.testing.assert_array_equal(digits.without_top_window(xs, values), 1 - values)
+
+
 def test_contractions_and_marks_are_words_of_their_own():
     said = critic.split("It isn't bad, it's FINE -- can't-miss!")
     assert said == "it is n't bad , it 's fine - - ca n't - miss !".split()
-    assert sentences.negation(said) is None  # there are two
-    assert sentences.negation(critic.split("It isn't bad")) == 2
+    assert sentences.negation_index(said) is None  # there are two
+    assert sentences.negation_index(critic.split("It isn't bad")) == 2
 
 
 def test_deleted_words_are_the_most_relevant_and_no_padding():
@@ -202,7 +226,9 @@ def test_deleted_words_are_the_most_relevant_and_no_padding():
         for k in range(6):
             fewer = ids[i].copy()
             fewer[order[:k]] = critic.PAD
-            expected = critic.chances(model, fewer[None], texts.lengths[i : i + 1])[0, said[i]]
+            expected = critic.probabilities(model, fewer[None], texts.lengths[i : i + 1])[
+                0, said[i]
+            ]
             np.testing.assert_allclose(left[i, k], expected, rtol=1e-6)
 
 
