@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public API run and show what they say."""
+"""Test the examples in the docstrings of the public API."""
 
 import ast
 import doctest
@@ -12,7 +12,7 @@ import jaxattn as ja
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-# To be emptied: public functions and classes whose docstring has no example yet.
+# Public functions and classes whose docstring has no example yet. Should become empty.
 WITHOUT_EXAMPLE: set[str] = set(
     """
     jaxattn.Benchmark jaxattn.Rule jaxattn.attention jaxattn.attention_flow
@@ -54,8 +54,8 @@ WITHOUT_EXAMPLE: set[str] = set(
 )
 
 
-def public():
-    """Yield the name and the object of all that is public and has code."""
+def public_objects():
+    """Yield the name and the object of every public function and class."""
     packages = {"jaxattn": ja} | {
         f"jaxattn.{name}": getattr(ja, name) for name in ("metrics", "models", "nn", "plot")
     }
@@ -66,7 +66,7 @@ def public():
                 yield f"{prefix}.{name}", value
 
 
-PUBLIC = dict(public())
+PUBLIC = dict(public_objects())
 
 
 def examples(name):
@@ -79,7 +79,7 @@ WITH_EXAMPLE = [name for name in PUBLIC if examples(name).examples]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLE)
-def test_the_example_shows_what_it_says(name):
+def test_docstring_example_runs(name):
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     runner.run(examples(name), out=report.append)
@@ -89,11 +89,11 @@ def test_the_example_shows_what_it_says(name):
 def test_every_public_function_has_an_example():
     missing = PUBLIC.keys() - WITH_EXAMPLE
     assert sorted(missing - WITHOUT_EXAMPLE) == []
-    assert sorted(WITHOUT_EXAMPLE - missing) == [], "these have an example by now"
+    assert sorted(WITHOUT_EXAMPLE - missing) == [], "these have an example"
 
 
 @pytest.mark.parametrize("package", [ja, ja.metrics, ja.models, ja.nn, ja.plot])
-def test_the_public_names_are_listed(package):
+def test_public_names_are_in_all(package):
     assert all(getattr(package, name).__doc__ for name in package.__all__ if name != "END")
     source = ast.parse(inspect.getsource(sys.modules[package.__name__]))
     imported = {
@@ -105,6 +105,6 @@ def test_the_public_names_are_listed(package):
     assert imported <= set(package.__all__)
 
 
-def test_the_package_shows_its_public_names_only():
+def test_dir_of_the_package_lists_public_names_only():
     assert set(dir(ja)) == {*ja.__all__, "__version__"}
     assert "plot" in dir(ja)
