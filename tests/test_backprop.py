@@ -171,7 +171,7 @@ surrogate.defjvp(lambda z, tangent: (surrogate(z[0]), 3 * tangent[0]))
 
 @jax.custom_jvp
 def relu(z):
-    """Double the input: a ReLU by name only."""
+    """Double the input, unlike a ReLU."""
     return 2 * z
 
 

@@ -25,11 +25,8 @@ def test_sweep_of_chunk_sizes(monkeypatch, capsys, tmp_path):
     assert "tiny" in printed
     assert "best" in printed
     (result,) = json.loads(path.read_text())["cells"].values()
-    assert list(result["by_size"]) == [
-        "8",
-        "16",
-        "24",
-    ]  # 4 examples of 6 evaluations each: 5 windows and the unchanged input
+    # 4 examples with 6 evaluations each: 5 windows and the unchanged input.
+    assert list(result["by_size"]) == ["8", "16", "24"]
     assert result["chosen"] == 24
     assert result["ratio"] == result["seconds"] / min(result["by_size"].values())
 

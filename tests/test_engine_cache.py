@@ -155,7 +155,7 @@ def test_function_reading_globals_is_not_stale():
     ],
 )
 def test_static_values_of_different_types_do_not_share_a_program(make):
-    # 1 == 1.0 == True, but x ** 1 and x ** 1.0 differ in dtype for integers: three programs.
+    # The powers 1, 1.0 and True are equal, but result in different dtypes of integers.
     for power in (1, 1.0, True):
         fn = make(power)
         fresh = jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])

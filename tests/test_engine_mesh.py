@@ -171,9 +171,8 @@ def test_devices_communicate_scores_only():
     got = re.findall(r"= f32\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text)
     (exchanged,) = [(shape, operation) for shape, operation in got]
     assert exchanged[1] == "all-gather"
-    assert (
-        np.prod(list(map(int, exchanged[0].split(",")))) == 16
-    )  # 12 windows and the unchanged input, padded for 8 devices
+    # 12 windows and the unchanged input, padded for 8 devices.
+    assert np.prod(list(map(int, exchanged[0].split(",")))) == 16
 
 
 def test_devices_do_not_communicate_with_enough_examples():

@@ -28,9 +28,8 @@ def plan(explained, /, **options):
     [(1, 1, 1), (3, 3, 1), (7, 5, 1), (13, 10, 1), (14, 10, 1), (29, 10, 2), (70, 10, 7)],
 )
 def test_batch_size_is_divided_over_examples_before_evaluations(batch_size, examples, inside):
-    got = plan(
-        ja.occlusion, batch_size=batch_size
-    )  # 7 evaluations an example: 6 windows and the unchanged input
+    # Occlusion evaluates 6 windows and the unchanged input of each example.
+    got = plan(ja.occlusion, batch_size=batch_size)
     assert (got.examples, got.inside) == (examples, inside)
     assert got.in_flight == examples * inside <= batch_size
     assert plan(ja.occlusion, batch_size=1000) == plan(ja.occlusion, batch_size=70)
@@ -168,12 +167,14 @@ def test_many_chunks():
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_host_arrays_are_sliced_on_the_host(size, monkeypatch):
     """A device need not hold the whole batch."""
-    seen = []
+    leaves_cut = []
     cut = parts._cut
-    monkeypatch.setattr(parts, "_cut", lambda leaves, *at: seen.extend(leaves) or cut(leaves, *at))
+    monkeypatch.setattr(
+        parts, "_cut", lambda leaves, *at: leaves_cut.extend(leaves) or cut(leaves, *at)
+    )
     got = ja.explain(ja.saliency, fn, X, np.arange(B) % 2, batch_size=size)
     expected = ja.explain(ja.saliency, fn, jnp.asarray(X), np.arange(B) % 2)
-    assert not any(isinstance(leaf, np.ndarray) for leaf in seen)
-    assert not any(leaf.ndim == 2 for leaf in seen)
+    assert not any(isinstance(leaf, np.ndarray) for leaf in leaves_cut)
+    assert not any(leaf.ndim == 2 for leaf in leaves_cut)
     np.testing.assert_array_equal(got.values, expected.values)
     np.testing.assert_array_equal(got.output, expected.output)

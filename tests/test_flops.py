@@ -91,12 +91,12 @@ def test_every_scan_step_is_counted_unlike_xla():
         return lax.scan(lambda h, _: (w @ h, None), x, length=length)[0]
 
     x, w = jnp.zeros((4, 4)), jnp.zeros((4, 4))
-    ours, xla = [], []
+    counts, xla = [], []
     for length in (2, 64):
         fn = partial(scan, length=length)
-        ours.append(flops(fn, x.shape, w.shape).total)
+        counts.append(flops(fn, x.shape, w.shape).total)
         xla.append(jax.jit(fn).lower(x, w).compile().cost_analysis()["flops"])
-    assert ours == [2 * 2 * 4**3, 64 * 2 * 4**3]
+    assert counts == [2 * 2 * 4**3, 64 * 2 * 4**3]
     assert xla[1] < 2 * xla[0]
 
 
@@ -173,11 +173,11 @@ def test_vmap_multiplies_and_grad_adds():
     def fn(w, x):
         return jnp.tanh(w @ x).sum()
 
-    alone = flops(fn, (5, 3), (3,))
-    assert flops(jax.vmap(fn, (None, 0)), (5, 3), (9, 3)).total == 9 * alone.total
+    single = flops(fn, (5, 3), (3,))
+    assert flops(jax.vmap(fn, (None, 0)), (5, 3), (9, 3)).total == 9 * single.total
     backwards = flops(jax.grad(fn, (0, 1)), (5, 3), (3,))
     # The forward product, the outer product for w and the transposed product for x.
-    assert backwards.by_primitive["dot_general"] == 3 * alone.by_primitive["dot_general"]
+    assert backwards.by_primitive["dot_general"] == 3 * single.by_primitive["dot_general"]
 
 
 def test_unknown_primitive_costs_its_output():

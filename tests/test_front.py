@@ -18,11 +18,11 @@ pytestmark = pytest.mark.usefixtures("x64")
 FUNCTIONS = SAVING | {name: fn for name, (fn, *_) in WHOLE.items()} | OTHERS
 del FUNCTIONS["constant"]
 #: Functions without an affine prefix: no product, or only after other operations or inside a rule.
-NO_PREFIX = set(
+NAMES_WITHOUT_PREFIX = set(
     "custom rule|nested|no rows|rematerialised|shift register|sorted|start alone changes".split("|")
 )
 #: Functions in which no contraction precedes other operations.
-NOT_AFFINE = {
+WITHOUT_PREFIX = {
     "sorted": lambda x: rnn(jnp.sort(x, 0))[0],
     "squared": lambda x: (x**2 @ W).sum(),
     "divided by itself": lambda x: x / x.sum(),
@@ -73,7 +73,7 @@ def close(got, expected, rtol=1e-12):
     "shared weights",
     "dropout",
 )
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - NO_PREFIX))
+@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - NAMES_WITHOUT_PREFIX))
 def test_prefix_and_remainder_equal_the_function(name):
     fn = FUNCTIONS[name]
     prefix = AffinePrefix.of(fn, [X])
@@ -90,12 +90,14 @@ def test_prefix_and_remainder_equal_the_function(name):
 
 
 def test_other_functions_have_no_prefix():
-    assert {name for name, fn in FUNCTIONS.items() if AffinePrefix.of(fn, [X]) is None} == NO_PREFIX
+    assert {
+        name for name, fn in FUNCTIONS.items() if AffinePrefix.of(fn, [X]) is None
+    } == NAMES_WITHOUT_PREFIX
 
 
-@pytest.mark.parametrize("name", NOT_AFFINE)
+@pytest.mark.parametrize("name", WITHOUT_PREFIX)
 def test_functions_without_a_prefix(name):
-    assert AffinePrefix.of(NOT_AFFINE[name], [X]) is None
+    assert AffinePrefix.of(WITHOUT_PREFIX[name], [X]) is None
 
 
 @pytest.mark.representatives(
@@ -112,9 +114,11 @@ def test_functions_without_a_prefix(name):
     "printed",
     "start changes",
 )
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS, *NOT_AFFINE} - {"while"}))  # has no gradient
+@pytest.mark.parametrize(
+    "name", sorted({*FUNCTIONS, *WITHOUT_PREFIX} - {"while"})
+)  # has no gradient
 def test_integrated_gradients_equal_the_reference(name):
-    fn = score((FUNCTIONS | NOT_AFFINE)[name])
+    fn = score((FUNCTIONS | WITHOUT_PREFIX)[name])
     start = 0.1 * X[:, ::-1]
 
     @jax.jit
