@@ -1,4 +1,4 @@
-"""Attributions compared by their numbers."""
+"""Comparison of attributions."""
 
 import jax
 import numpy as np
@@ -6,16 +6,21 @@ import numpy as np
 import jaxattn as ja
 
 
-def close(got, want, atol=1e-5):
-    """Equal in all but how many operations were left out: that depends on how work is divided."""
+def close(got, expected, atol=1e-5):
+    """Assert that attributions are close, except for `flops_saved`.
+
+    The number of saved operations depends on the division into chunks and over devices.
+    """
     jax.tree.map(
-        lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=atol), answer(got), answer(want)
+        lambda g, e: np.testing.assert_allclose(g, e, rtol=0, atol=atol),
+        without_flops_saved(got),
+        without_flops_saved(expected),
     )
 
 
-def answer(found):
-    """All but how many operations were left out."""
-    if not isinstance(found, ja.Attribution):
-        return found
-    info = {name: value for name, value in found.info.items() if name != "flops_saved"}
-    return found.values, found.output, info
+def without_flops_saved(attribution):
+    """Return the values, the output and the info without `flops_saved`."""
+    if not isinstance(attribution, ja.Attribution):
+        return attribution
+    info = {name: value for name, value in attribution.info.items() if name != "flops_saved"}
+    return attribution.values, attribution.output, info

@@ -53,9 +53,10 @@ check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # i
 
 
 def check_after_call(fn):
-    """Check types once `fn` has returned: a wrong argument must meet our own error first.
+    """Check types after `fn` has returned, so that the library's own errors are raised first.
 
-    jaxtyping checks the arguments alone (with `-> Any`), calls, then checks them with the result.
+    jaxtyping checks the arguments alone (with `-> Any`), calls `fn`, then checks the arguments
+    again together with the result.
     """
     if fn.__annotations__.get("return") is Any:
         return fn
@@ -66,7 +67,7 @@ def check_after_call(fn):
 
 
 def jaxtyped(fn=None, *, typechecker, decorate=jaxtyping.jaxtyped):
-    """Decorate only functions with annotations: the others have nothing to check."""
+    """Decorate only functions with annotations."""
     if fn is None:
         return functools.partial(jaxtyped, typechecker=typechecker)
     if isinstance(fn, types.FunctionType) and not fn.__annotations__:
@@ -77,7 +78,7 @@ def jaxtyped(fn=None, *, typechecker, decorate=jaxtyping.jaxtyped):
 jaxtyping.jaxtyped = jaxtyped  # the import hook looks it up
 jaxtyping.install_import_hook("jaxattn", f"{__name__}.check_after_call")
 
-# Workers and later runs share compiled programs, of the same versions and flags only.
+# Workers and later runs with the same versions and flags share compiled programs.
 FLAGS = sorted(set(os.environ["XLA_FLAGS"].split()))
 VERSIONS = jax.__version__, jaxlib.__version__, sys.version, FLAGS
 CACHE = hashlib.sha256(repr(VERSIONS).encode()).hexdigest()[:12]
@@ -89,8 +90,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# The files that take longest, in the order in which workers start them, and the number of groups
-# of tests in each. Every other file is one group.
+# The slowest files, in the order in which workers start them, with the number of groups of tests
+# in each. Every other file is one group.
 LONGEST = {
     "test_methods_common": 1,
     "test_relevance": 2,
@@ -106,12 +107,12 @@ LONGEST = {
 }
 
 
-# The parameter that divides a file's tests into groups, where its values share nothing.
+# The parameter whose values divide a file's tests into groups.
 DIVIDED_BY = {"test_methods_common": "name", "test_examples": "run"}
 
 
 def group(item):
-    """Return the name of the tests that one process runs: they share programs and fixtures."""
+    """Return the name of the group of tests that share programs and fixtures in one process."""
     stem = item.path.stem
     params = item.callspec.params if hasattr(item, "callspec") else {}
     value = params.get(DIVIDED_BY.get(stem))
@@ -149,14 +150,14 @@ def pytest_runtest_setup(item):
         jax.clear_caches()
 
 
-#: Linux lets a process map 65,530 pieces of memory, and XLA maps several for each program: beyond
-#: them it does not fail, but crashes.
+#: Linux limits a process to 65,530 memory mappings. XLA uses several for each program and crashes
+#: beyond the limit.
 MOST_MAPPINGS = 30_000
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Forget a file's compiled programs where they have become many."""
+    """Clear the compiled programs after a file if there are many memory mappings."""
     yield
     mappings = Path("/proc/self/maps")
     if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:

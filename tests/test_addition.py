@@ -1,4 +1,4 @@
-"""The benchmark of added numbers: its sequences, its networks, and its judgement of methods."""
+"""Test the addition benchmark: sequences, networks and evaluation of methods."""
 
 import json
 
@@ -11,13 +11,13 @@ from flax import nnx
 from benchmarks import addition
 
 SEQUENCES = addition.draw(200, seed=3)
-# Those that fail by design, and those whose epsilon is large beside this adder's hundredths.
+# These fail by design, or their epsilon is large relative to this adder's activations (0.01).
 FAILING = {"LRP-half", "LRP-prop", "LRP", "LRP, conserved bias"}
 
 
 @pytest.fixture(scope="module")
 def adder():
-    """An exact adder up to 1e-4: open gates, and two tanh at a hundredth of the numbers."""
+    """An adder exact up to 1e-4: open gates, and tanh applied to 0.01 times the numbers."""
     model = addition.Adder(rngs=nnx.Rngs(0))
     cell = model.recurrent.cells[0]
     cell["kernel"][...] = jnp.zeros((2, 4)).at[0, 2].set(0.01)
@@ -27,7 +27,7 @@ def adder():
     return model
 
 
-def test_two_numbers_stand_in_the_first_column_and_the_others_in_the_second():
+def test_first_column_holds_marked_numbers_and_second_the_others():
     xs, lengths, marked = SEQUENCES
     assert set(lengths) == set(range(4, 11))
     steps = np.arange(10)
@@ -43,7 +43,7 @@ def test_two_numbers_stand_in_the_first_column_and_the_others_in_the_second():
     np.testing.assert_array_equal(SEQUENCES.numbers, xs[..., 0][added].reshape(-1, 2))
 
 
-def test_every_place_is_as_likely():
+def test_positions_are_uniformly_distributed():
     sequences = addition.draw(20_000, seed=0)
     marked = sequences.marked[sequences.lengths == 5]
     counts = np.bincount(marked.ravel(), minlength=10)
@@ -51,14 +51,14 @@ def test_every_place_is_as_likely():
     np.testing.assert_allclose(counts[:5] / len(marked), 2 / 5, atol=0.03)
 
 
-def test_padding_changes_nothing(adder):
+def test_padding_does_not_change_the_output(adder):
     xs, lengths, _ = SEQUENCES
     short = int(np.argmin(lengths))
     np.testing.assert_allclose(adder(xs[short], lengths[short]), adder(xs[short, :4]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", addition.METHODS)
-def test_methods_find_the_numbers_of_an_exact_adder(adder, name):
+def test_methods_recover_the_numbers_of_an_exact_adder(adder, name):
     assert jnp.abs(addition.errors(adder, SEQUENCES)).max() < 5e-4
     fit = addition.judge(name, adder, SEQUENCES)
     if name in FAILING:
@@ -68,7 +68,7 @@ def test_methods_find_the_numbers_of_an_exact_adder(adder, name):
         assert fit.squared_error < 1e-6
 
 
-def test_the_judgement_by_hand(adder, monkeypatch):
+def test_correlation_and_squared_error_by_hand(adder, monkeypatch):
     xs = SEQUENCES.xs
     places = jnp.broadcast_to(jnp.arange(10.0)[:, None] / 20, xs.shape[1:])
 
@@ -80,14 +80,14 @@ def test_the_judgement_by_hand(adder, monkeypatch):
     fit = addition.judge("m", adder, SEQUENCES)
     places = SEQUENCES.marked / 10
     numbers = SEQUENCES.numbers
-    ours = [100 * np.corrcoef(places[:, i], numbers[:, i])[0, 1] for i in (0, 1)]
-    np.testing.assert_allclose(fit[:2], ours, rtol=1e-5)
-    off = places.sum(1) - numbers.sum(1)
-    np.testing.assert_allclose(fit.squared_error, (off**2).mean(), rtol=1e-3)
+    correlations = [100 * np.corrcoef(places[:, i], numbers[:, i])[0, 1] for i in (0, 1)]
+    np.testing.assert_allclose(fit[:2], correlations, rtol=1e-5)
+    difference = places.sum(1) - numbers.sum(1)
+    np.testing.assert_allclose(fit.squared_error, (difference**2).mean(), rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_relevance_finds_the_numbers_of_networks_that_learnt_to_add(tmp_path, capsys, monkeypatch):
+def test_lrp_recovers_the_numbers_of_trained_networks(tmp_path, capsys, monkeypatch):
     methods = set(addition.METHODS) - {"DeepLIFT", "LRP", "LRP, conserved bias"}
     monkeypatch.setattr(addition, "METHODS", {name: addition.METHODS[name] for name in methods})
     path = tmp_path / "new" / "numbers.json"
@@ -111,7 +111,7 @@ def test_relevance_finds_the_numbers_of_networks_that_learnt_to_add(tmp_path, ca
             assert fits[name].squared_error > 0.1
 
 
-def test_networks_that_did_not_learn_are_told(adder, capsys, monkeypatch):
+def test_failed_training_is_reported(adder, capsys, monkeypatch):
     monkeypatch.setattr(addition, "train", lambda *_: [adder])
     monkeypatch.setattr(addition, "GOOD", 0)
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Imports go one way, and jax's internals stay out."""
+"""Test the order of imports and the absence of private JAX APIs."""
 
 import ast
 import sys
@@ -41,7 +41,7 @@ engine.benchmark
 methods metrics nn models introspect plot
 """.split()
 
-# Parts that may import less than all that comes before them.
+# Parts that may import only some of the preceding parts.
 MAY_IMPORT_ONLY = {
     "_types": set(),
     "metrics": {"_static", "_types", "jaxpr", "engine"},
@@ -51,7 +51,7 @@ MAY_IMPORT_ONLY = {
     "plot": set(),
 }
 
-# What a part may import from elsewhere, where that is not left to its author.
+# External packages that a part may import; other parts are not restricted.
 MAY_IMPORT_FROM_OUTSIDE = {"plot": {"numpy", "matplotlib", "jaxtyping", *sys.stdlib_module_names}}
 
 BANNED = ("jax._src", "jax.core", "jax.experimental.shard_map")
@@ -63,9 +63,10 @@ def within(name: str, package: str) -> bool:
 
 
 def imports(module: str, source: str) -> Iterator[str]:
-    """Yield the full dotted name of everything imported, anywhere in the file.
+    """Yield the full dotted name of every import in the file.
 
-    A package is called by its file, `jaxattn.nn.__init__`: relative imports then all work alike.
+    A package has the name of its file (`jaxattn.nn.__init__`), so that relative imports resolve as
+    in other modules.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -82,38 +83,38 @@ def part_of(path: str) -> str | None:
 
 
 def allowed_parts(part: str) -> set[str]:
-    """Return the parts that may be imported by a part, itself among them."""
+    """Return the parts that may be imported by a part, including itself."""
     before = set(ORDER[: ORDER.index(part)])
     return {part} | MAY_IMPORT_ONLY.get(part, before)
 
 
 def violations(module: str, source: str) -> list[str]:
-    """Return what a module imports, uses or is called that it must not."""
+    """Return the forbidden imports, attributes and names of a module."""
     imported = set(imports(module, source))
     attributes = {n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute)}
     banned = BANNED if within(module, "jaxattn.jaxpr") else (*BANNED, "jax.extend")
-    found = {
+    problems = {
         name
         for name in imported | {ast.unparse(attribute) for attribute in attributes}
-        if any(within(name, outlaw) for outlaw in banned)
+        if any(within(name, prefix) for prefix in banned)
     }
     _, *path = module.split(".")
-    found |= {name for name in path if VAGUE & set(name.split("_"))}
-    found |= {f"{name} starts with an underscore" for name in path[1:] if is_private(name)}
-    if path == ["__init__"]:  # the public API sees everything
-        return sorted(found)
+    problems |= {name for name in path if VAGUE & set(name.split("_"))}
+    problems |= {f"{name} starts with an underscore" for name in path[1:] if is_private(name)}
+    if path == ["__init__"]:  # the public API may import everything
+        return sorted(problems)
     inside = ".".join(path).removesuffix(".__init__")
     part = part_of(inside)
     if part is None and not source_is_docstring(source):
-        found.add(f"{inside} is not in ORDER")
+        problems.add(f"{inside} is not in ORDER")
     allowed = allowed_parts(part) if part else set()
     for name in imported:
         package, _, target = name.partition(".")
         if package == "jaxattn":
-            found |= set() if any(within(target, other) for other in allowed) else {name}
+            problems |= set() if any(within(target, other) for other in allowed) else {name}
         elif package not in MAY_IMPORT_FROM_OUTSIDE.get(path[0], {package}):
-            found.add(name)
-    return sorted(found)
+            problems.add(name)
+    return sorted(problems)
 
 
 def is_private(name: str) -> bool:
@@ -121,12 +122,12 @@ def is_private(name: str) -> bool:
 
 
 def source_is_docstring(source: str) -> bool:
-    """Return whether a file, such as a package's `__init__`, holds no code."""
+    """Return whether a file, such as a package's `__init__`, contains no code."""
     return all(isinstance(node, ast.Expr) for node in ast.parse(source).body)
 
 
 def cycle(sources: dict[str, str]) -> list[str]:
-    """Return the modules of one import cycle, none if there is none."""
+    """Return the modules of one import cycle, or an empty list."""
     modules = {name.removesuffix(".__init__"): name for name in sources}
     graph: dict[str, set[str]] = {}
     for module, name in modules.items():
@@ -149,7 +150,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_a_module_keeps_to_its_place(module):
+def test_module_follows_the_architecture(module):
     assert violations(module, SOURCES[module]) == []
 
 
@@ -211,7 +212,7 @@ def test_file_names_are_unique():
         ("novelty", "x = 1", "novelty is not in ORDER"),
     ],
 )
-def test_the_checker_sees_a_violation(module, source, name):
+def test_checker_detects_violations(module, source, name):
     assert name in violations(f"jaxattn.{module}", source)
 
 
@@ -225,11 +226,11 @@ def test_the_checker_sees_a_violation(module, source, name):
         ("plot.style", "import math\nimport matplotlib.pyplot as plt\nfrom numpy import nan"),
     ],
 )
-def test_the_checker_allows_the_design(module, source):
+def test_checker_accepts_allowed_imports(module, source):
     assert violations(f"jaxattn.{module}", source) == []
 
 
-def test_the_checker_sees_a_cycle():
+def test_checker_detects_cycles():
     sources = {
         "jaxattn.__init__": "from jaxattn.nn import cell",
         "jaxattn.nn.__init__": "from .cell import LSTM",

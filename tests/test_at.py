@@ -1,4 +1,4 @@
-"""Explaining a named intermediate instead of the input."""
+"""Test attributions of a named intermediate (`at`)."""
 
 import jax
 import jax.numpy as jnp
@@ -36,19 +36,19 @@ OPTIONS = {
 
 @pytest.mark.parametrize("method", OPTIONS, ids=lambda method: method.__name__)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
-def test_explains_the_embedding_of_token_ids(method, wrap):
+def test_at_explains_the_embedding_of_token_ids(method, wrap):
     target = None if method is ja.jacobian else Y
-    found = ja.explain(method, wrap(classify), IDS, target, at="embedding", **OPTIONS[method])
+    got = ja.explain(method, wrap(classify), IDS, target, at="embedding", **OPTIONS[method])
     expected = ja.explain(method, from_embedding, TABLE[IDS], target, **OPTIONS[method])
-    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    np.testing.assert_allclose(got.values, expected.values, atol=1e-6)
     one = method(classify, IDS[1], None if target is None else 0, at="embedding", **OPTIONS[method])
     assert one.values.shape == expected.values[1].shape
 
 
-def test_a_baseline_of_each_example_and_args():
+def test_at_with_baseline_per_example_and_args():
     baseline = rng.normal(size=(2, 3, 4)).astype(np.float32)
     scale = np.ones(2, np.float32)
-    found = ja.explain(
+    got = ja.explain(
         ja.integrated_gradients,
         classify,
         IDS,
@@ -57,9 +57,9 @@ def test_a_baseline_of_each_example_and_args():
         baseline=baseline,
         args=(scale,),
     )
-    assert abs(found.info["delta"]).max() < 1e-3
+    assert abs(got.info["delta"]).max() < 1e-3
     expected = ja.integrated_gradients(from_embedding, TABLE[IDS[1]], 0, baseline=baseline[1])
-    np.testing.assert_allclose(found.values[1], expected.values, atol=1e-6)
+    np.testing.assert_allclose(got.values[1], expected.values, atol=1e-6)
 
 
 def recurrent(x):
@@ -74,7 +74,7 @@ ROWS = rng.normal(size=(2, 5, 4)).astype(np.float32)
 
 
 @pytest.mark.parametrize("method", OPTIONS, ids=lambda method: method.__name__)
-def test_explains_every_step_of_a_state(method):
+def test_at_explains_every_step_of_a_state(method):
     target = None if method is ja.jacobian else Y
     states = jax.vmap(ja.capture(recurrent, "state"))(ROWS)[1]["state"]
 
@@ -83,42 +83,42 @@ def test_explains_every_step_of_a_state(method):
 
     options = {"args": (ROWS,), **OPTIONS[method]}
     expected = ja.explain(method, from_states, states, target, **options)
-    found = ja.explain(method, recurrent, ROWS, target, at="state", **OPTIONS[method])
-    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
-    np.testing.assert_allclose(found.output, expected.output, atol=1e-6)
+    got = ja.explain(method, recurrent, ROWS, target, at="state", **OPTIONS[method])
+    np.testing.assert_allclose(got.values, expected.values, atol=1e-6)
+    np.testing.assert_allclose(got.output, expected.output, atol=1e-6)
 
 
 def test_gradient_of_one_intermediate_with_respect_to_another():
     def gated(x):
         return ja.capture(recurrent, "gated")(x)[1]["gated"]
 
-    found = ja.jacobian(gated, ROWS[0], at="state").values
+    got = ja.jacobian(gated, ROWS[0], at="state").values
     each = np.einsum("tk,ts,kj->tksj", ROWS[0][:, :3], np.eye(5), np.eye(3))
-    np.testing.assert_allclose(found, each, atol=1e-6)
+    np.testing.assert_allclose(got, each, atol=1e-6)
     last = ja.gradient(gated, ROWS[0], lambda out: out[-1, 0], at="gated").values
     assert last[-1, 0] == 1 and last.sum() == 1
 
 
-def test_an_untagged_embedding_is_found_by_its_path():
+def test_untagged_embedding_is_selected_by_path():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         keras.utils.set_random_seed(0)
         layers = [keras.layers.Embedding(7, 4, name="embed"), keras.layers.LSTM(3, name="lstm")]
         model = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
-        found = ja.explain(ja.gradient, model, IDS, Y, at="embed").values
+        got = ja.explain(ja.gradient, model, IDS, Y, at="embed").values
         table = layers[0](IDS)
         for i in range(2):
             score = jax.grad(lambda e, i=i: layers[1](e[None])[0, Y[i]])
-            np.testing.assert_allclose(found[i, 0], score(table[i]), atol=1e-6)
+            np.testing.assert_allclose(got[i, 0], score(table[i]), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["embedding", "embed", "emb*", "*ding"])
-def test_a_name_may_be_a_part_or_a_glob(name):
-    found = ja.saliency(classify, IDS[0], 0, at=name).values
+def test_names_match_substrings_and_globs(name):
+    got = ja.saliency(classify, IDS[0], 0, at=name).values
     expected = ja.saliency(from_embedding, TABLE[IDS[0]], 0).values
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_names_are_checked():
+def test_invalid_names_raise():
     with pytest.raises(ValueError, match=r"at: fn has no intermediate 'bed.*\['embedding'\]"):
         ja.saliency(classify, IDS[0], 0, at="bedding*")
     with pytest.raises(ValueError, match=r"at='a' must name one array, and names a .* a "):
@@ -131,6 +131,6 @@ def test_names_are_checked():
         ja.temporal_output_score(recurrent, ROWS[0], 0, at="state")
 
 
-def test_ids_alone_are_refused_with_the_way_out():
+def test_integer_ids_without_at_raise():
     with pytest.raises(TypeError, match=r'at="embedding".*occlusion'):
         ja.saliency(classify, IDS[0], 0)

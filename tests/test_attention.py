@@ -1,4 +1,4 @@
-"""Attention read, weighed, rolled out, as a flow, and silenced."""
+"""Test attention weights, gradient x attention, rollout, flow and value zeroing."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ HEAD = weights_of(5, D, K)
 
 
 def transformer(x, value_scale=None):
-    """Two layers of two heads; the values of a position can be scaled, layer by layer."""
+    """Two layers of two heads; the values of each position can be scaled in each layer."""
     scales = jnp.ones((2, T)) if value_scale is None else value_scale
     for layer in range(2):
         q, k, v = (jnp.einsum("td,hde->hte", x, w[layer]) for w in (QUERY, KEY, VALUE))
@@ -38,7 +38,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def layers(x):
-    """The weights of both layers (2, HEADS, T, T), as the network has them."""
+    """The attention weights of both layers, (2, HEADS, T, T)."""
     return np.stack(ja.capture(transformer, "attention")(x)[1]["attention"])
 
 
@@ -47,7 +47,7 @@ def mixing(layers, residual=1.0):
     return mixed / mixed.sum(-1, keepdims=True)
 
 
-def test_attention_is_what_the_network_reads(x, layers):
+def test_attention_equals_the_captured_weights(x, layers):
     first, second = ja.attention(transformer, x).values
     np.testing.assert_array_equal(np.stack([first, second]), layers)
     np.testing.assert_allclose(layers.sum(-1), 1, rtol=1e-6)
@@ -55,14 +55,14 @@ def test_attention_is_what_the_network_reads(x, layers):
     np.testing.assert_allclose(batch.values[1][0], layers[1], atol=1e-6)
 
 
-def test_several_names_are_told_apart(x):
+def test_several_names_return_a_dict(x):
     values = ja.attention(transformer, x, at=("layer_0", "layer_1")).values
     assert list(values) == ["layer_0", "layer_1"]
     values = ja.attention(transformer, x, at="layer_?").values
     assert list(values) == ["layer_0", "layer_1"]
 
 
-def test_weights_are_selected_by_at_in_a_batch_too(x, layers):
+def test_at_selects_weights_in_a_batch(x, layers):
     names = ("layer_0", "layer_1")
     batch = ja.explain(ja.attention, transformer, x[None], at=names)
     assert list(batch.values) == list(names)
@@ -71,20 +71,20 @@ def test_weights_are_selected_by_at_in_a_batch_too(x, layers):
         np.testing.assert_allclose(np.concatenate(got.values), layers, atol=1e-6)
 
 
-@jax.numpy_rank_promotion("allow")  # Keras's layers want it
-def test_the_heads_of_a_keras_layer():
+@jax.numpy_rank_promotion("allow")  # required by Keras layers
+def test_heads_of_a_keras_layer():
     inputs = keras.Input((T, D))
-    # Without dropout Keras calls a fused function that gives no weights away.
+    # Without dropout Keras calls a fused function that does not expose the weights.
     mixer = keras.layers.MultiHeadAttention(HEADS, 4, dropout=0.1, name="mixer")
     outputs = mixer(inputs, inputs)
-    outputs = keras.layers.Dense(K, name="answer")(keras.layers.Flatten(name="flat")(outputs))
+    outputs = keras.layers.Dense(K, name="logits")(keras.layers.Flatten(name="flat")(outputs))
     model = keras.Model(inputs, outputs)
     x = weights_of(3, T, D)
     weights = ja.attention(model, x, at="mixer/softmax").values
-    _, want = mixer(x[None], x[None], return_attention_scores=True)
-    np.testing.assert_allclose(weights.reshape(want.shape), want, atol=1e-6)
+    _, expected = mixer(x[None], x[None], return_attention_scores=True)
+    np.testing.assert_allclose(weights.reshape(expected.shape), expected, atol=1e-6)
     rollout = ja.attention_rollout(model, x, at="mixer/softmax").values
-    np.testing.assert_allclose(rollout, mixing(np.asarray(want))[0], atol=1e-6)
+    np.testing.assert_allclose(rollout, mixing(np.asarray(expected))[0], atol=1e-6)
     change = ja.value_zeroing(model, x, 1, at="mixer/softmax").values
     assert change.shape == (T,)
     assert np.abs(change).min() > 1e-4
@@ -93,14 +93,14 @@ def test_the_heads_of_a_keras_layer():
 def test_gradient_x_attention_by_hand():
     """A score v @ w with fixed values has the gradient v."""
     values = jnp.array([1.0, -2.0, 4.0])
-    found = ja.gradient_x_attention(
+    got = ja.gradient_x_attention(
         lambda x: ja.tag(jax.nn.softmax(x), "attention") @ values, jnp.log(jnp.array([1.0, 2, 5]))
     )
-    np.testing.assert_allclose(found.values, [1 / 8, -4 / 8, 20 / 8], rtol=1e-6)
-    np.testing.assert_allclose(found.output, 17 / 8, rtol=1e-6)
+    np.testing.assert_allclose(got.values, [1 / 8, -4 / 8, 20 / 8], rtol=1e-6)
+    np.testing.assert_allclose(got.output, 17 / 8, rtol=1e-6)
 
 
-def test_gradient_x_attention_of_one_layer_is_that_of_the_cut_network(x):
+def test_gradient_x_attention_equals_input_x_gradient_at_the_layer(x):
     def network(x):
         return transformer(ja.tag(jax.nn.softmax(x), "mine"))
 
@@ -121,8 +121,8 @@ def test_rollout_by_hand():
     got = ja.attention_rollout(network, jnp.ones(2), 0)
     np.testing.assert_allclose(got.values, [[5 / 8, 3 / 8], [11 / 32, 21 / 32]], rtol=1e-6)
     np.testing.assert_allclose(got.info["layers"][0], [[1, 0], [0.25, 0.75]], rtol=1e-6)
-    alone = ja.attention_rollout(network, jnp.ones(2), 0, residual=0.0).values
-    np.testing.assert_allclose(alone, second @ first, rtol=1e-6)
+    without_residual = ja.attention_rollout(network, jnp.ones(2), 0, residual=0.0).values
+    np.testing.assert_allclose(without_residual, second @ first, rtol=1e-6)
 
 
 @pytest.mark.parametrize("heads", ["mean", "max", "min"])
@@ -135,7 +135,7 @@ def test_rollout_of_a_transformer(heads, x, layers):
 
 
 def largest_flow(layers, source, sink):
-    """The maximum flow as a linear program: another way than the one of the library."""
+    """Compute the maximum flow as a linear program, unlike the library."""
     depth, width, _ = layers.shape
     edges = [(k, i, j) for k in range(depth) for i in range(width) for j in range(width)]
     conserved = np.zeros(((depth - 1) * width, len(edges)))
@@ -157,12 +157,12 @@ def largest_flow(layers, source, sink):
 def test_flow_equals_a_linear_program(x, layers):
     got = ja.attention_flow(transformer, x)
     mixed = mixing(layers.astype(np.float64))
-    want = [[largest_flow(mixed, i, j) for j in range(T)] for i in range(T)]
-    np.testing.assert_allclose(got.values, want, atol=1e-6)
+    expected = [[largest_flow(mixed, i, j) for j in range(T)] for i in range(T)]
+    np.testing.assert_allclose(got.values, expected, atol=1e-6)
     assert np.all(got.values <= mixed[1].max(-1).sum())
 
 
-def test_the_flow_through_one_layer_is_its_weights(x, layers):
+def test_flow_through_one_layer_equals_its_weights(x, layers):
     def one(x):
         return ja.tag(jnp.asarray(layers[0]), "mine").sum() * x.sum()
 
@@ -171,7 +171,7 @@ def test_the_flow_through_one_layer_is_its_weights(x, layers):
     )
 
 
-def test_flow_in_half_precision_and_with_an_empty_layer(x):
+def test_flow_and_rollout_with_zero_weights_in_half_precision(x):
     def none(x):
         return ja.tag(jnp.zeros((T, T), x.dtype), "attention").sum() * x.sum()
 
@@ -181,7 +181,7 @@ def test_flow_in_half_precision_and_with_an_empty_layer(x):
     assert not ja.attention_rollout(none, x, residual=0.0).values.any()
 
 
-def test_zeroing_a_weight_is_zeroing_the_value(x):
+def test_value_zeroing_equals_zeroed_value_vectors(x):
     plain = transformer(x)
     one = ja.value_zeroing(transformer, x, 1).values
     for j in range(T):
@@ -189,18 +189,18 @@ def test_zeroing_a_weight_is_zeroing_the_value(x):
         np.testing.assert_allclose(one[j], plain[1] - transformer(x, scale)[1], atol=1e-6)
 
 
-def test_value_zeroing_of_a_layers_representations(x):
+def test_value_zeroing_of_layer_representations(x):
     got = ja.value_zeroing(transformer, x, 1, of="layer_1").values
     assert got.shape == (T, T)
     before = np.asarray(ja.capture(transformer, "layer_1")(x)[1]["layer_1"])
     for j in range(T):
-        silent = jnp.ones((2, T)).at[:, j].set(0)
-        after = ja.capture(lambda x, s: transformer(x, s), "layer_1")(x, silent)[1]["layer_1"]
+        zeroed = jnp.ones((2, T)).at[:, j].set(0)
+        after = ja.capture(lambda x, s: transformer(x, s), "layer_1")(x, zeroed)[1]["layer_1"]
         norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         np.testing.assert_allclose(got[:, j], 1 - (before * after).sum(1) / norms, atol=1e-6)
 
 
-def test_a_position_that_nobody_reads_changes_nothing():
+def test_unattended_position_has_zero_attribution():
     def network(x):
         weights = ja.tag(
             jax.nn.softmax(jnp.where(jnp.arange(3) < 2, x[:, 0], -jnp.inf)), "attention"
@@ -232,7 +232,7 @@ def test_a_position_that_nobody_reads_changes_nothing():
         (ja.gradient_x_attention, {"at": "mine"}, ValueError, "no intermediate 'mine'"),
     ],
 )
-def test_bad_names_say_so(method, options, error, match, x):
+def test_invalid_names_and_options_raise(method, options, error, match, x):
     def network(x):
         return transformer(x) + ja.tag(jnp.int32(1), "count").astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""Attention at the edges: orders of layers, ranges of numbers, odd masks, odd texts."""
+"""Test edge cases of attention: order of layers, numerical range, masks, text."""
 
 import re
 
@@ -22,7 +22,7 @@ def figures():
     plt.close("all")
 
 
-def rolled_out(layers):
+def expected_rollout(layers):
     values = np.eye(T)
     for layer in layers.astype(np.float64):
         values = (layer + np.eye(T)) / 2 @ values
@@ -30,7 +30,7 @@ def rolled_out(layers):
 
 
 def stack(names):
-    """A network with one layer after the other, called by these names."""
+    """Return a network of consecutive layers with these names."""
 
     def network(x):
         for name, layer in zip(names, LAYERS, strict=False):
@@ -59,45 +59,45 @@ def x():
 @pytest.mark.parametrize(
     ("names", "asked"),
     [
-        ([f"layer_{i}" for i in range(12)], "layer_*"),  # 10 comes after 9, not after 1
+        ([f"layer_{i}" for i in range(12)], "layer_*"),  # layer_10 follows layer_9, not layer_1
         (["a", "b", "a"], ("a", "b")),
         (["a", "b", "a"], ("b", "a")),
     ],
 )
-def test_layers_count_in_the_order_of_their_calls(names, asked, x):
+def test_layers_are_in_call_order(names, asked, x):
     got = ja.attention_rollout(stack(names), x, at=asked)
-    np.testing.assert_allclose(got.values, rolled_out(LAYERS[: len(names)]), atol=1e-6)
+    np.testing.assert_allclose(got.values, expected_rollout(LAYERS[: len(names)]), atol=1e-6)
     flow = ja.attention_flow(stack(names), x, at=asked)
     np.testing.assert_array_equal(flow.info["layers"], got.info["layers"])
 
 
-def test_the_steps_of_a_scan_are_layers(x):
+def test_scan_steps_are_layers(x):
     got = ja.attention_rollout(scanned(LAYERS), x)
-    np.testing.assert_allclose(got.values, rolled_out(LAYERS), atol=1e-6)
+    np.testing.assert_allclose(got.values, expected_rollout(LAYERS), atol=1e-6)
     heads = LAYERS.reshape(6, 2, T, T)
     got = ja.attention_rollout(scanned(heads), x)
-    np.testing.assert_allclose(got.values, rolled_out(heads.mean(1)), atol=1e-6)
+    np.testing.assert_allclose(got.values, expected_rollout(heads.mean(1)), atol=1e-6)
     assert ja.attention_flow(scanned(heads), x).info["layers"].shape == (6, T, T)
 
 
-def test_a_scan_over_layers_with_a_layer_before_it(x):
+def test_scan_over_layers_with_a_preceding_layer(x):
     def network(x):
         return scanned(LAYERS[1:])(ja.tag(jnp.asarray(LAYERS[0]), "first") @ x)
 
     got = ja.attention_rollout(network, x, at=("attention", "first"))
-    np.testing.assert_allclose(got.values, rolled_out(LAYERS), atol=1e-6)
+    np.testing.assert_allclose(got.values, expected_rollout(LAYERS), atol=1e-6)
 
 
-def test_rows_that_a_scan_makes_are_one_layer(x):
+def test_rows_tagged_in_a_scan_form_one_layer(x):
     def network(x):
         step = lambda total, row: (total + ja.tag(row, "attention") @ x[:, 0], None)  # noqa: E731
         return jax.lax.scan(step, jnp.float32(0), jnp.asarray(LAYERS[0]))[0]
 
     got = ja.attention_rollout(network, x)
-    np.testing.assert_allclose(got.values, rolled_out(LAYERS[:1]), atol=1e-6)
+    np.testing.assert_allclose(got.values, expected_rollout(LAYERS[:1]), atol=1e-6)
 
 
-def test_interleaved_steps_of_scans_are_refused(x):
+def test_interleaved_scan_steps_raise(x):
     def network(x):
         def step(x, weights):
             return ja.tag(weights, "two") @ ja.tag(weights, "one") @ x, None
@@ -119,13 +119,13 @@ def test_interleaved_steps_of_scans_are_refused(x):
         ("1", TypeError, "`residual` must be a number, got '1'"),
     ],
 )
-def test_a_residual_is_not_negative(method, residual, error, match, x):
+def test_invalid_residual_raises(method, residual, error, match, x):
     with pytest.raises(error, match=match):
         method(stack(["attention"]), x, residual=residual)
 
 
 @pytest.mark.parametrize("weight", [-5.0, np.nan])
-def test_there_is_no_flow_through_negative_weights(weight, x):
+def test_negative_or_nan_weights_give_nan_flow(weight, x):
     def network(x):
         return ja.tag(x.at[0, 0].set(weight), "attention").sum()
 
@@ -136,7 +136,7 @@ def test_there_is_no_flow_through_negative_weights(weight, x):
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, T, T)])
-def test_layers_without_tokens_or_heads_are_refused(shape, x):
+def test_empty_layers_raise(shape, x):
     def network(x):
         return x.sum() + ja.tag(jnp.zeros(shape), "attention").sum()
 
@@ -162,8 +162,8 @@ def mixer(scale):
         (1, "bfloat16", 3e-2),
     ],
 )
-def test_distances_do_not_depend_on_the_scale(scale, dtype, atol, x):
-    """The squares of these leave the range of their dtype."""
+def test_cosine_distances_are_scale_invariant(scale, dtype, atol, x):
+    """The squares of these representations overflow or underflow in their dtype."""
     x = x.astype(dtype)
     got = ja.value_zeroing(mixer(scale), x, of="mixed").values
     assert got.dtype == dtype
@@ -179,12 +179,12 @@ def test_distances_do_not_depend_on_the_scale(scale, dtype, atol, x):
 
 
 @pytest.mark.parametrize("of", [3, ["mixed"]])
-def test_of_is_a_name(of, x):
+def test_of_must_be_a_string(of, x):
     with pytest.raises(TypeError, match="`of` must be the name"):
         ja.value_zeroing(mixer(1), x, of=of)
 
 
-def test_of_names_floating_vectors(x):
+def test_of_must_name_floating_vectors(x):
     def network(x):
         weights = ja.tag(jax.nn.softmax(x), "attention")
         return ja.tag((weights > 0.5).astype(jnp.int32), "rounded").sum().astype(x.dtype)
@@ -203,11 +203,11 @@ LAYER = {
 
 @pytest.mark.parametrize("kind", LAYER)
 @pytest.mark.parametrize("shape", [(T, 1), (1, 1), (1,), ()])
-def test_a_mask_has_an_entry_for_each_step(kind, shape, x):
-    """(T, 1) fits a batch of T sequences of T steps by accident, and would mask whole sequences."""
+def test_mask_must_have_an_entry_for_each_step(kind, shape, x):
+    """(T, 1) broadcasts to T sequences of T steps, and would mask whole sequences."""
     batch = jnp.stack([x] * T)
-    wanted = f"`mask` must have shape (3, 3), one entry per step, got {shape}"
-    with pytest.raises(ValueError, match=re.escape(wanted)):
+    message = f"`mask` must have shape (3, 3), one entry per step, got {shape}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         LAYER[kind]()(batch, np.ones(shape, bool))
     one_for_all = LAYER[kind]()(batch, np.array([[True, True, False]])).weights
     each = LAYER[kind]()(batch, np.array([[True, True, False]] * T)).weights
@@ -222,19 +222,19 @@ def test_a_mask_has_an_entry_for_each_step(kind, shape, x):
     ],
 )
 @pytest.mark.parametrize("size", [2.5, "2"])
-def test_sizes_are_integers(make, size):
+def test_sizes_must_be_integers(make, size):
     with pytest.raises(TypeError, match="features` must be an integer, got"):
         make(size)
 
 
-def test_an_output_length_is_an_integer(x):
+def test_output_length_must_be_an_integer(x):
     with pytest.raises(TypeError, match=r"`output_length` must be an integer, got 2\.5"):
         LAYER["decoder"]()(x, output_length=2.5)
 
 
 @pytest.mark.parametrize("place", [-1, 4])
-def test_a_traced_character_that_does_not_exist_gives_nan(place):
-    """Only methods and `jit` trace the ids; -1, a common padding, is not the last character."""
+def test_traced_out_of_range_id_gives_nan(place):
+    """Methods and `jit` trace the ids; -1, a common padding id, is not the last character."""
     model = ja.models.CharacterClassifier(
         4, embedding_features=2, hidden_features=3, rngs=nnx.Rngs(0)
     )
@@ -244,34 +244,34 @@ def test_a_traced_character_that_does_not_exist_gives_nan(place):
     np.testing.assert_allclose(hidden.output[0], model(np.array([1, 2])), rtol=1e-6)
 
 
-def test_titles_of_heads_are_no_formulas():
+def test_head_titles_are_not_parsed_as_math():
     title = r"costs $5 and $\6"
     (axes,) = ja.plot.attention_heads(LAYERS[:1], titles=[title])
     axes.figure.draw_without_rendering()
     assert axes.get_title() == title
 
 
-def test_tokens_are_a_sequence():
+def test_columns_must_be_a_sequence():
     with pytest.raises(TypeError, match="`columns` must be a sequence of strings, got"):
         ja.plot.attention(LAYERS[0], columns=iter("abc"))
 
 
-def test_words_have_an_order():
+def test_words_must_be_ordered():
     for words in ({"a", "b"}, 5, None):
         with pytest.raises(TypeError, match="`words` must be a string or a sequence of strings"):
             ja.plot.text(words, [1, 2])
 
 
-def test_a_label_that_cannot_be_encoded_has_a_sign(tmp_path):
+def test_unencodable_label_is_written_as_replacement_character(tmp_path):
     ja.plot.text("ab", {"\ud800": [1, 2]}).save(tmp_path / "page.html")
     assert "\ufffd" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_half_precision_counts_far():
-    """bfloat16 has no whole numbers between 256 and 258."""
+def test_local_window_is_exact_in_bfloat16():
+    """bfloat16 represents no integer between 256 and 258."""
     layer = nn.MultiplicativeAttention(
         2, score="dot", local="monotonic", window=1, param_dtype="bfloat16", rngs=nnx.Rngs(0)
     )
     read = layer(jnp.zeros((600, 2), jnp.bfloat16), jnp.zeros((600, 2), jnp.bfloat16)).weights > 0
-    near = np.abs(np.arange(600)[:, None] - np.arange(600)) <= 1
-    np.testing.assert_array_equal(read, near)
+    expected = np.abs(np.arange(600)[:, None] - np.arange(600)) <= 1
+    np.testing.assert_array_equal(read, expected)

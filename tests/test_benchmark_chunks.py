@@ -1,4 +1,4 @@
-"""The sweeps over chunks and devices: their command lines, tables and numbers."""
+"""Test the benchmarks of chunk sizes and devices, and the choice of chunk sizes."""
 
 import json
 
@@ -17,37 +17,38 @@ TINY = chunks.Cell("occlusion", lambda: chunks.Series(2, 3, 2), 4, (6, 2), {"win
 
 
 @pytest.mark.slow
-def test_a_sweep_of_chunks(monkeypatch, capsys, tmp_path):
+def test_sweep_of_chunk_sizes(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(chunks, "CELLS", {"tiny": TINY})
     path = tmp_path / "new" / "chunks.json"
     chunks.main(["--cells", "tiny", "--repeats", "1", "--json", str(path)])
-    shown = capsys.readouterr().out
-    assert "tiny" in shown
-    assert "best" in shown
-    (found,) = json.loads(path.read_text())["cells"].values()
-    assert list(found["by_size"]) == ["8", "16", "24"]  # 5 windows and none, of 4 examples
-    assert found["chosen"] == 24
-    assert found["ratio"] == found["seconds"] / min(found["by_size"].values())
+    printed = capsys.readouterr().out
+    assert "tiny" in printed
+    assert "best" in printed
+    (result,) = json.loads(path.read_text())["cells"].values()
+    # 4 examples with 6 evaluations each: 5 windows and the unchanged input.
+    assert list(result["by_size"]) == ["8", "16", "24"]
+    assert result["chosen"] == 24
+    assert result["ratio"] == result["seconds"] / min(result["by_size"].values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", chunks.CELLS)
-def test_every_cell_is_a_network_that_takes_its_examples(name):
+def test_every_workload_runs_on_its_examples(name):
     cell = chunks.CELLS[name]
     one = jax.ShapeDtypeStruct(cell.shape, np.float32)
     output = jax.eval_shape(lambda x: cell.network()(x), one)
     assert output.shape[-1] in (3, 5, 10)
 
 
-def test_the_same_work_has_the_same_name():
+def test_workload_names_are_shared_between_benchmarks():
     assert set(cells.CELLS) <= set(chunks.CELLS)
 
 
-def test_a_sweep_whose_sizes_disagree_fails(monkeypatch):
-    answers = iter(range(100))
+def test_sweep_with_inconsistent_values_fails(monkeypatch):
+    values = iter(range(100))
 
-    def explain(*given, **options):
-        return chunks.ja.Attribution(jnp.full(3, next(answers) + 1.0), jnp.zeros(3))
+    def explain(*args, **options):
+        return chunks.ja.Attribution(jnp.full(3, next(values) + 1.0), jnp.zeros(3))
 
     monkeypatch.setattr(chunks.ja, "explain", explain)
     with pytest.raises(AssertionError, match="tolerance"):
@@ -64,20 +65,20 @@ def test_a_sweep_whose_sizes_disagree_fails(monkeypatch):
         (scaling, ["--methods", "magic"], "invalid choice: 'magic'"),
     ],
 )
-def test_bad_options(module, argv, message, capsys):
+def test_invalid_arguments_are_rejected(module, argv, message, capsys):
     with pytest.raises(SystemExit):
         module.main(argv)
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_scaling_says_that_virtual_devices_share_the_cores(capsys, tmp_path):
+def test_scaling_reports_virtual_devices(capsys, tmp_path):
     path = tmp_path / "scaling.json"
     options = "--devices 1 8 --methods saliency occlusion --batches 1 --units 2 --repeats 1"
     scaling.main([*options.split(), "--json", str(path)])
-    shown = capsys.readouterr().out
-    assert "shared cores" in shown
-    assert "virtual devices that share" in shown
+    printed = capsys.readouterr().out
+    assert "shared cores" in printed
+    assert "virtual devices that share" in printed
     numbers = json.loads(path.read_text())
     assert numbers["virtual"]
     assert [(s["method"], list(s["seconds"])) for s in numbers["scaling"]] == [
@@ -86,9 +87,9 @@ def test_scaling_says_that_virtual_devices_share_the_cores(capsys, tmp_path):
     ]
 
 
-def test_efficiency_is_the_speed_up_by_the_devices():
-    found = scaling.Scaling("saliency", 64, {1: 8.0, 2: 4.0, 4: 4.0}, 0.0)
-    assert [found.efficiency(n) for n in (1, 2, 4)] == [1, 1, 0.5]
+def test_efficiency_is_speedup_per_device():
+    result = scaling.Scaling("saliency", 64, {1: 8.0, 2: 4.0, 4: 4.0}, 0.0)
+    assert [result.efficiency(n) for n in (1, 2, 4)] == [1, 1, 0.5]
 
 
 def rows(network, *shape):
@@ -97,7 +98,7 @@ def rows(network, *shape):
 
 
 @pytest.mark.slow
-def test_rows_grow_with_the_units_and_bytes_with_the_steps():
+def test_rows_scale_with_units_and_bytes_with_steps():
     few, many = (rows(lambda n=n: chunks.Series(4, n, 2), 9, 4) for n in (64, 512))
     assert 200 < many.least < 400
     assert few.least < many.least / 4
@@ -106,17 +107,17 @@ def test_rows_grow_with_the_units_and_bytes_with_the_steps():
     assert abs(longer.least - few.least) <= 1
 
 
-def test_what_one_example_fills_needs_no_others():
+def test_large_operations_require_few_rows():
     assert rows(lambda: chunks.Convolving(10), 28, 28).least == 1
     assert rows(lambda: chunks.Attending(28, 64, 10), 64, 28).least < 8
 
 
-def test_tiny_operations_want_many_rows():
+def test_tiny_operations_require_many_rows():
     assert worthwhile_rows(jax.make_jaxpr(lambda x: x + 1)(np.float32(0)).jaxpr).least > 1000
     assert worthwhile_rows(jax.make_jaxpr(lambda x: x)(np.float32(0)).jaxpr) == (1, 4, 0, False)
 
 
-def test_who_convolves_has_an_example_s_evaluations_together():
+def test_convolutions_keep_evaluations_of_an_example_together():
     kernel, xs = np.ones((1, 1, 3, 3), np.float32), np.ones((64, 1, 5, 5), np.float32)
 
     def convolve(x):
@@ -128,7 +129,7 @@ def test_who_convolves_has_an_example_s_evaluations_together():
     assert plan.inside < 40
 
 
-def test_the_caches_decide_above_what_a_function_needs(monkeypatch):
+def test_fewer_in_flight_fit_the_cache(monkeypatch):
     monkeypatch.setattr(memory, "_caches", lambda: 2**24)
     cpu = jax.devices("cpu")[0]
     assert memory.fewer_in_flight(cpu, 50, 256, 2**24) == 256
@@ -140,6 +141,6 @@ def test_the_caches_decide_above_what_a_function_needs(monkeypatch):
     assert memory.fewer_in_flight(cpu, 300, 256, 2**28) == 128
 
 
-def test_caches_of_a_machine_that_does_not_say(monkeypatch):
+def test_default_cache_size_without_sysconf(monkeypatch):
     monkeypatch.setattr(memory.os, "sysconf_names", {})
     assert memory._caches.__wrapped__() == 2**24

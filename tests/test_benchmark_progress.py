@@ -1,4 +1,4 @@
-"""Progress of the benchmarks: lines on the standard error, at most one in ten seconds."""
+"""Test the progress of benchmarks: lines on standard error, at most one per ten seconds."""
 
 import itertools
 
@@ -10,11 +10,11 @@ from examples import training
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Every reading of the clock is four seconds after the previous one."""
+    """A clock that advances by four seconds at every reading."""
     monkeypatch.setattr(progress, "perf_counter", itertools.count(0, 4).__next__)
 
 
-def test_lines_of_a_loop(clock, capsys):
+def test_track_prints_progress_lines(clock, capsys):
     steps = ["gradient", "occlusion", "lrp", "jacobian", "saliency"]
     assert list(progress.track(steps, "methods")) == steps
     printed = capsys.readouterr()
@@ -26,12 +26,12 @@ def test_lines_of_a_loop(clock, capsys):
     assert printed.out == ""
 
 
-def test_a_short_inner_loop_prints_nothing(clock, capsys):
+def test_short_inner_loop_prints_nothing(clock, capsys):
     assert list(progress.track([1, 2], "turns", None, inside="cell")) == [1, 2]
     assert capsys.readouterr().err == ""
 
 
-def test_a_long_inner_loop_names_what_it_belongs_to(clock, capsys):
+def test_long_inner_loop_prints_the_outer_name(clock, capsys):
     assert list(progress.track(range(4), "turns", None, inside="cell")) == [0, 1, 2, 3]
     assert capsys.readouterr().err.splitlines() == [
         "  cell: 3/4 turns ... 12 s",
@@ -39,13 +39,13 @@ def test_a_long_inner_loop_names_what_it_belongs_to(clock, capsys):
     ]
 
 
-def test_no_steps(capsys):
+def test_track_without_steps(capsys):
     assert list(progress.track([], "methods")) == []
     assert capsys.readouterr().err == "0 methods in 0 s\n"
 
 
 @pytest.mark.slow
-def test_a_command_prints_its_progress_and_a_table_of_100_columns(capsys, monkeypatch):
+def test_command_prints_progress_and_a_table_within_100_columns(capsys, monkeypatch):
     monkeypatch.setattr(methods, "METHODS", {"saliency": {}})
     methods.main(["--batch", "2", "--repeats", "1", "--methods", "saliency"])
     printed = capsys.readouterr()
@@ -53,7 +53,7 @@ def test_a_command_prints_its_progress_and_a_table_of_100_columns(capsys, monkey
     assert max(map(len, printed.out.splitlines())) <= 100
 
 
-def test_the_table_of_methods_fits_100_columns(capsys):
+def test_table_of_methods_fits_100_columns(capsys):
     row = methods.ja.Benchmark(
         "contextual_decomposition", "cpu", "cpu", 1, 64, 10**6, 99.99, 5, 99.9, 99.8, 99.99, 2**34,
         10**13, True,
@@ -64,7 +64,7 @@ def test_the_table_of_methods_fits_100_columns(capsys):
     assert any(line.startswith("contextual_decomposition  ") for line in lines)
 
 
-def test_training_prints_lines_where_there_is_no_terminal(capsys, monkeypatch):
+def test_training_prints_lines_without_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(training, "monotonic", itertools.count(0, 6).__next__)
     with training.bar() as bar:
         task = bar.add_task("training", total=3, note="loss 0.5")

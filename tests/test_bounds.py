@@ -1,4 +1,4 @@
-"""Interval arithmetic over programs: every value lies within its bounds, for every input."""
+"""Test interval arithmetic: values are within their bounds for all inputs."""
 
 import itertools
 
@@ -58,7 +58,7 @@ def float64():
 
 
 def bounds_of(fn, *cases):
-    """Return the bounds of a function's output for each case: the bounds of its operands."""
+    """Return the bounds of a function's output for each case, a tuple of operand bounds."""
     flat = flatten(jax.make_jaxpr(fn)(*[jnp.zeros(())] * len(cases[0])))
     facts = ([Fact(bounds=Bounds(*interval)) for interval in case] for case in cases)
     return [analyse(flat, inputs).fact(flat.outputs[0]).bounds for inputs in facts]
@@ -73,22 +73,22 @@ def assert_sound(fn, *cases):
     points = np.stack([np.stack(list(map(points_of, case)), -1) for case in cases])
     values = jax.jit(jax.vmap(jax.vmap(lambda operands: fn(*operands))))(points)
     for bounds, inside in zip(bounds_of(fn, *cases), np.asarray(values), strict=True):
-        inside = inside[~np.isnan(inside)]  # outside of the function's domain
+        inside = inside[~np.isnan(inside)]  # NaN outside of the function's domain
         assert (bounds.low - 1e-9 <= inside).all() and (inside <= bounds.high + 1e-9).all()
 
 
 @pytest.mark.parametrize("name", UNARY)
-def test_values_of_one_operand_lie_within_the_bounds(name):
+def test_unary_operations_are_within_bounds(name):
     assert_sound(UNARY[name], *itertools.product(INTERVALS))
 
 
 @pytest.mark.parametrize("name", BINARY)
-def test_values_of_two_operands_lie_within_the_bounds(name):
+def test_binary_operations_are_within_bounds(name):
     assert_sound(BINARY[name], *itertools.product(INTERVALS, repeat=2))
 
 
 @pytest.mark.xfail(strict=True, reason="a power of a value in [0, 1] is taken to be in [0, 1]")
-def test_negative_powers_lie_within_the_bounds():
+def test_negative_powers_are_within_bounds():
     assert_sound(lambda x: x**-1, [(0.5, 1.0)])
 
 
@@ -107,7 +107,7 @@ def test_bounds_of_activations_are_tight(fn, expected):
     assert bounds_of(fn, [(-INF, INF)]) == [expected]
 
 
-def test_a_loop_widens_the_bounds_that_grow():
+def test_loop_widens_growing_bounds():
     def count(x):
         return jax.lax.fori_loop(0, 3, lambda _, c: (c[0] + 1, jnp.tanh(c[1])), (x, x))
 

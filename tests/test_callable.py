@@ -1,4 +1,4 @@
-"""A user's recurrent model of each library is explained as it is."""
+"""Test explanations of recurrent models of every library."""
 
 import equinox as eqx
 import flax.linen as linen
@@ -19,7 +19,7 @@ Y = np.array([2, 0, 1])
 
 
 class NnxModel(nnx.Module):
-    """Holds nnx.RNN, dropout and batch norm: all that changes its own state."""
+    """RNN with dropout and batch normalisation, which change their own state."""
 
     def __init__(self, rngs):
         self.rnn = nnx.RNN(nnx.LSTMCell(D, H, rngs=rngs))
@@ -82,13 +82,13 @@ def plain_promotion():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Each model, with the function that its own library's user would call on one example."""
+    """Each model with a reference function of one example."""
     linen_model, key = LinenModel(), jax.random.key(0)
     params = linen_model.init(key, X[0])
-    ours = ja.models.SequenceClassifier(D, H, K, bidirectional=True, rngs=nnx.Rngs(0))
-    theirs = NnxModel(nnx.Rngs(0))
+    jaxattn_model = ja.models.SequenceClassifier(D, H, K, bidirectional=True, rngs=nnx.Rngs(0))
+    nnx_model = NnxModel(nnx.Rngs(0))
     for _ in range(3):  # running statistics that differ from those of a batch
-        theirs.norm(jnp.asarray(X[:, 0].repeat(2, 1)))
+        nnx_model.norm(jnp.asarray(X[:, 0].repeat(2, 1)))
     haiku = hk.without_apply_rng(hk.transform(haiku_model))
     haiku_params = haiku.init(key, X[0])
     equinox_model = EquinoxModel(key)
@@ -98,7 +98,7 @@ def models(tmp_path_factory):
     loaded = keras.models.load_model(path)
 
     def nnx_reference(x):
-        graphdef, state = nnx.split(theirs)
+        graphdef, state = nnx.split(nnx_model)
         merged = nnx.merge(graphdef, nnx.as_pure(state))
         merged.eval()
         return merged(x)
@@ -113,15 +113,15 @@ def models(tmp_path_factory):
             lambda x: jnp.tanh(x @ weights["w"]).sum(0),
         ),
         "jitted": (jax.jit(lambda x: x.sum(0) @ weights["w"]), lambda x: x.sum(0) @ weights["w"]),
-        "jaxattn": (ours, ours),
-        "nnx": (theirs, nnx_reference),
-        "nnx method": (theirs.__call__, nnx_reference),
+        "jaxattn": (jaxattn_model, jaxattn_model),
+        "nnx": (nnx_model, nnx_reference),
+        "nnx method": (nnx_model.__call__, nnx_reference),
         "linen": (Partial(linen_model.apply, params), lambda x: linen_model.apply(params, x)),
         "haiku": (Partial(haiku.apply, haiku_params), lambda x: haiku.apply(haiku_params, x)),
         "equinox": (equinox_model, eqx.nn.inference_mode(equinox_model)),
         "keras": (model, keras_reference),
         "keras loaded": (loaded, keras_reference),
-        "unbatched": (ja.unbatched(jax.vmap(ours)), ours),
+        "unbatched": (ja.unbatched(jax.vmap(jaxattn_model)), jaxattn_model),
     }
 
 
@@ -141,33 +141,33 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradient_is_that_of_the_reference(models, name):
+def test_gradient_equals_the_reference(models, name):
     fn, reference = models[name]
-    found = ja.explain(ja.gradient, fn, X, Y)
+    got = ja.explain(ja.gradient, fn, X, Y)
     for i in range(B):
         expected = jax.grad(lambda x, i=i: reference(x)[Y[i]])(jnp.asarray(X[i]))
-        np.testing.assert_allclose(found.values[i], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got.values[i], expected, rtol=1e-5, atol=1e-6)
         output = reference(jnp.asarray(X[i]))
-        np.testing.assert_allclose(found.output[i], output, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got.output[i], output, rtol=1e-5, atol=1e-6)
         one = ja.gradient(fn, X[i], int(Y[i]))
         # A batch may add float32 products in another order.
-        np.testing.assert_allclose(one.values, found.values[i], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one.values, got.values[i], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_occlusion_runs_on_every_library(models, name):
+def test_occlusion_of_every_library(models, name):
     fn, reference = models[name]
-    found = ja.explain(ja.occlusion, fn, X, Y, window=T).values
-    fall = [
+    got = ja.explain(ja.occlusion, fn, X, Y, window=T).values
+    difference = [
         reference(jnp.asarray(x))[y] - reference(jnp.zeros((T, D)))[y]
         for x, y in zip(X, Y, strict=True)
     ]
     np.testing.assert_allclose(
-        found, np.broadcast_to(np.reshape(fall, (B, 1, 1)), X.shape), atol=1e-6
+        got, np.broadcast_to(np.reshape(difference, (B, 1, 1)), X.shape), atol=1e-6
     )
 
 
-def test_keras_weights_set_in_place_are_seen():
+def test_keras_weights_set_in_place_take_effect():
     model = keras_model()
     before = ja.explain(ja.gradient, model, X, Y).values
     model.set_weights([2 * w for w in model.get_weights()])
@@ -179,10 +179,10 @@ def test_without_softmax_of_keras_explains_the_logit():
     model = keras_model()
     linear = keras_model(last=None)
     linear.set_weights(model.get_weights())
-    found = ja.explain(ja.gradient, ja.without_softmax(model), X, Y)
+    got = ja.explain(ja.gradient, ja.without_softmax(model), X, Y)
     expected = ja.explain(ja.gradient, linear, X, Y)
-    np.testing.assert_allclose(found.values, expected.values, atol=1e-7)
-    np.testing.assert_allclose(found.output, expected.output, atol=1e-6)
+    np.testing.assert_allclose(got.values, expected.values, atol=1e-7)
+    np.testing.assert_allclose(got.output, expected.output, atol=1e-6)
 
 
 def test_without_softmax_of_a_sigmoid_explains_both_classes():
@@ -190,10 +190,10 @@ def test_without_softmax_of_a_sigmoid_explains_both_classes():
     linear = keras_model(None, 1)
     linear.set_weights(model.get_weights())
     z = ja.explain(ja.gradient, linear, X)
-    found = ja.explain(ja.gradient, ja.without_softmax(model), X, np.array([0, 1, 0]))
-    np.testing.assert_allclose(found.output, np.hstack([-z.output, z.output]), atol=1e-6)
+    got = ja.explain(ja.gradient, ja.without_softmax(model), X, np.array([0, 1, 0]))
+    np.testing.assert_allclose(got.output, np.hstack([-z.output, z.output]), atol=1e-6)
     sign = np.reshape([-1, 1, -1], (3, 1, 1))
-    np.testing.assert_allclose(found.values, sign * z.values, atol=1e-7)
+    np.testing.assert_allclose(got.values, sign * z.values, atol=1e-7)
 
 
 W = jnp.asarray(np.random.default_rng(1).normal(size=(T * D, K)), jnp.float32)
@@ -212,35 +212,35 @@ W = jnp.asarray(np.random.default_rng(1).normal(size=(T * D, K)), jnp.float32)
 )
 def test_without_softmax_of_any_function(ending):
     fn = ja.without_softmax(lambda x: ending(x.ravel() @ W))
-    found = ja.explain(ja.gradient, fn, X, Y)
-    np.testing.assert_allclose(found.output, X.reshape(B, -1) @ W, rtol=1e-5)
-    np.testing.assert_allclose(found.values, W.T[Y].reshape(X.shape), rtol=1e-5)
+    got = ja.explain(ja.gradient, fn, X, Y)
+    np.testing.assert_allclose(got.output, X.reshape(B, -1) @ W, rtol=1e-5)
+    np.testing.assert_allclose(got.values, W.T[Y].reshape(X.shape), rtol=1e-5)
 
 
-def test_without_softmax_of_logits_says_so():
+def test_without_softmax_of_logits_raises():
     with pytest.raises(ValueError, match="ends in a softmax or a sigmoid, not in `dot_general`"):
         ja.explain(ja.gradient, ja.without_softmax(lambda x: x.ravel() @ W), X, Y)
     with pytest.raises(ValueError, match="not in `tanh`"):
         ja.explain(ja.gradient, ja.without_softmax(lambda x: jnp.tanh(x.ravel() @ W)), X, Y)
 
 
-def test_a_batch_only_model_is_told_about_unbatched():
+def test_batch_only_model_raises_and_mentions_unbatched():
     def batch_only(xs):
         return jnp.einsum("btd,dk->bk", xs, jnp.ones((D, K)))
 
     with pytest.raises(ValueError, match=r"of shape \(5, 2\), which fn does not accept.*unbatched"):
         ja.explain(ja.gradient, batch_only, X, Y)
-    found = ja.explain(ja.gradient, ja.unbatched(batch_only), X, Y)
-    np.testing.assert_array_equal(found.values, np.ones_like(X))
+    got = ja.explain(ja.gradient, ja.unbatched(batch_only), X, Y)
+    np.testing.assert_array_equal(got.values, np.ones_like(X))
 
 
-def test_a_closure_over_nnx_state_is_told_what_to_pass(models):
+def test_closure_over_nnx_state_raises(models):
     model, _ = models["nnx"]
     with pytest.raises(ValueError, match="pass the module"):
         ja.gradient(lambda x: model(x), X[0], 0)
 
 
-def test_a_failure_of_fn_is_shown_as_it_is():
+def test_exceptions_of_fn_propagate():
     def broken(x):
         raise RuntimeError("the user's own mistake")
 
@@ -249,20 +249,20 @@ def test_a_failure_of_fn_is_shown_as_it_is():
 
 
 @pytest.mark.parametrize("fn", [3, None, "model"])
-def test_what_cannot_be_called_is_refused(fn):
+def test_non_callable_fn_raises(fn):
     with pytest.raises(TypeError, match="`fn` must be callable, got"):
         ja.gradient(fn, X[0], 0)
     with pytest.raises(TypeError, match="`fn` must be callable, got"):
         ja.unbatched(fn)
 
 
-def test_a_tag_may_be_called_softmax():
+def test_without_softmax_with_a_tag_named_softmax():
     fn = ja.without_softmax(lambda x: jax.nn.softmax(ja.tag(x.ravel() @ W, "attention_softmax")))
     np.testing.assert_allclose(ja.saliency(fn, X[0], 1).output, X[0].ravel() @ W, rtol=1e-5)
 
 
-def test_an_unbatched_keras_model_is_the_model():
+def test_unbatched_keras_model_equals_the_model():
     model = keras_model()
-    found = ja.explain(ja.gradient, ja.unbatched(model), X, Y)
+    got = ja.explain(ja.gradient, ja.unbatched(model), X, Y)
     expected = ja.explain(ja.gradient, model, X, Y)
-    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(got.values, expected.values, rtol=1e-5, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Named intermediates of any JAX function are read and replaced."""
+"""Test capture and replacement of named intermediates of JAX functions."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ SUMS = X.cumsum(0)
 TAILS = X[::-1].cumsum(0)[::-1]
 
 
-def equal(found, expected, atol=1e-6):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), found, expected)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+def equal(got, expected, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, expected)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
 
 
-def seen(fn, *names, x=X):
+def intermediates(fn, *names, x=X):
     return ja.capture(fn, *names)(x)[1]
 
 
@@ -32,7 +32,7 @@ def plain(x):
 
 
 def summed(x, reverse=False):
-    """The state is a running sum; what comes out at each step is twice that."""
+    """The state is a running sum; the output of each step is twice the state."""
 
     def step(carry, row):
         carry = ja.tag(carry + row, "state")
@@ -42,7 +42,7 @@ def summed(x, reverse=False):
 
 
 def nested(x):
-    """Row by row, the sums of its numbers."""
+    """Cumulative sums of every row."""
 
     def row(carry, row):
         return carry, jax.lax.scan(lambda c, n: (ja.tag(c + n, "sum"),) * 2, 0.0 * carry, row)[1]
@@ -112,7 +112,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_every_tag_is_found_wherever_it_lies(case, wrap):
+def test_tags_are_captured_in_every_construct(case, wrap):
     fn, expected = CASES[case]
     output, values = wrap(ja.capture(fn))(X)
     equal(output, fn(X))
@@ -120,7 +120,7 @@ def test_every_tag_is_found_wherever_it_lies(case, wrap):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_batch_is_captured_under_vmap(case):
+def test_capture_under_vmap(case):
     fn, expected = CASES[case]
     output, values = jax.vmap(ja.capture(fn))(np.stack([X, X]))
     equal(output, jnp.stack([fn(X), fn(X)]))
@@ -128,16 +128,19 @@ def test_a_batch_is_captured_under_vmap(case):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("custom")])
-def test_the_gradient_is_that_of_the_function(case):
+def test_capture_preserves_the_gradient(case):
     fn, _ = CASES[case]
-    found = jax.grad(lambda x: ja.capture(fn)(x)[0].sum())(X)
-    equal(found, jax.grad(lambda x: fn(x).sum())(X))
+    got = jax.grad(lambda x: ja.capture(fn)(x)[0].sum())(X)
+    equal(got, jax.grad(lambda x: fn(x).sum())(X))
 
 
-def test_a_captured_value_can_be_differentiated():
-    equal(jax.jacobian(lambda x: seen(plain, "sine", x=x)["sine"].sum())(X), 2 * np.cos(2 * X))
-    found = jax.grad(lambda x: seen(summed, "state", x=x)["state"][-1].sum())(X)
-    equal(found, ONES)
+def test_captured_values_are_differentiable():
+    equal(
+        jax.jacobian(lambda x: intermediates(plain, "sine", x=x)["sine"].sum())(X),
+        2 * np.cos(2 * X),
+    )
+    got = jax.grad(lambda x: intermediates(summed, "state", x=x)["state"][-1].sum())(X)
+    equal(got, ONES)
 
 
 @pytest.mark.parametrize(
@@ -174,16 +177,16 @@ def test_intermediates_are_replaced(case, replacement, expected):
     np.testing.assert_allclose(batch, np.stack([expected] * 2), rtol=1e-5, atol=1e-6)
 
 
-def test_replacements_are_differentiated():
-    found = jax.grad(lambda r: ja.intervene(summed, {"state": r})(X).sum())(X)
-    equal(found, 2 * ONES)
+def test_replacements_are_differentiable():
+    got = jax.grad(lambda r: ja.intervene(summed, {"state": r})(X).sum())(X)
+    equal(got, 2 * ONES)
     equal(jax.grad(lambda x: ja.intervene(plain, {"doubled": X})(x))(X), 0 * X)
     equal(jax.grad(lambda x: ja.intervene(plain, {"doubled": lambda v: v / 2})(x))(X), np.cos(X))
 
 
-def test_the_function_may_close_over_what_is_traced():
+def test_capture_of_a_closure_over_tracers():
     def captured(w):
-        return seen(lambda x: ja.tag(w * x, "scaled"))["scaled"]
+        return intermediates(lambda x: ja.tag(w * x, "scaled"))["scaled"]
 
     equal(jax.jit(captured)(jnp.float32(3)), 3 * X)
     equal(jax.jacobian(captured)(jnp.float32(3)), X)
@@ -191,7 +194,7 @@ def test_the_function_may_close_over_what_is_traced():
         equal(captured(jnp.float32(3)), 3 * X)
 
 
-def test_custom_derivatives_survive_unless_a_name_lies_inside():
+def test_custom_derivatives_are_kept_unless_a_name_is_inside():
     def fn(x):
         return reversed_gradient(straight(ja.tag(x, "x"))).sum()
 
@@ -200,13 +203,13 @@ def test_custom_derivatives_survive_unless_a_name_lies_inside():
     equal(jax.grad(lambda x: ja.capture(fn, "tripled")(x)[0])(X), 3 * ONES)
 
 
-def test_remat_stays_remat():
+def test_remat_is_preserved():
     jaxpr = jax.make_jaxpr(ja.intervene(in_remat, {"doubled": X}))(X)
     assert "remat" in str(jaxpr) or "checkpoint" in str(jaxpr)
 
 
 @pytest.mark.parametrize(
-    ("fn", "name", "why"),
+    ("fn", "name", "reason"),
     [
         (in_while, "grown", "a `while`, which has no fixed number of steps"),
         (in_half_a_cond, "half", "in every branch of a `cond`"),
@@ -214,22 +217,22 @@ def test_remat_stays_remat():
         (in_a_solver, "product", "a `custom_linear_solve`, which is not opened"),
     ],
 )
-def test_what_has_no_value_is_refused(fn, name, why):
+def test_names_without_a_value_raise(fn, name, reason):
     for call in (ja.capture(fn), ja.capture(fn, name), ja.intervene(fn, {name: X})):
-        with pytest.raises(ValueError, match=f"'{name}' .*{why}"):
+        with pytest.raises(ValueError, match=f"'{name}' .*{reason}"):
             call(X)
-    with pytest.raises(ValueError, match=f"at: '{name}' .*{why}"):
+    with pytest.raises(ValueError, match=f"at: '{name}' .*{reason}"):
         ja.saliency(fn, X, at=name)
 
 
-def test_branches_must_agree_on_shapes():
+def test_branches_with_different_shapes_raise():
     def fn(x):
         ends = [lambda x: ja.tag(x, "part").sum(), lambda x: ja.tag(x[0], "part").sum()]
         return jax.lax.cond(x.sum() > 0, *ends, x) + ja.tag(x, "whole").sum()
 
     with pytest.raises(ValueError, match="'part' does not occur equally often, with equal shapes"):
-        seen(fn)
-    equal(seen(fn, "whole"), {"whole": X})
+        intermediates(fn)
+    equal(intermediates(fn, "whole"), {"whole": X})
 
 
 def many(x):
@@ -238,15 +241,15 @@ def many(x):
     return ja.tag(x, "encoder/out") * ja.tag(x, "decoder/out")
 
 
-def test_a_name_that_occurs_more_than_once_is_a_list():
-    equal(seen(many, "again"), {"again": [X + 1, X + 2, X + 3]})
+def test_repeated_name_returns_a_list():
+    equal(intermediates(many, "again"), {"again": [X + 1, X + 2, X + 3]})
     equal(ja.intervene(many, {"again": [X, lambda v: 2 * v, X + 5]})(X), (X + 5) ** 2, 1e-5)
     equal(ja.intervene(many, {"again": lambda v: 2 * v})(X), (8 * X + 14) ** 2, 1e-3)
     with pytest.raises(ValueError, match="'again' occurs 3 times, got a list of 2"):
         ja.intervene(many, {"again": [X, X]})(X)
-    both = seen(lambda x: jax.jit(plain)(x) + jax.jit(plain)(2 * x), "sine")
+    both = intermediates(lambda x: jax.jit(plain)(x) + jax.jit(plain)(2 * x), "sine")
     equal(both, {"sine": [np.sin(2 * X), np.sin(4 * X)]})
-    looped = seen(lambda x: summed(summed(x)), "state")
+    looped = intermediates(lambda x: summed(summed(x)), "state")
     equal(looped, {"state": [SUMS, (2 * SUMS).cumsum(0)]}, 1e-5)
 
 
@@ -262,18 +265,18 @@ def test_a_name_that_occurs_more_than_once_is_a_list():
         ("gai", {"again"}),
     ],
 )
-def test_names_are_exact_globs_or_parts(pattern, names):
-    assert set(seen(many, pattern)) == names
+def test_names_match_exactly_or_as_globs_or_substrings(pattern, names):
+    assert set(intermediates(many, pattern)) == names
 
 
-def test_unknown_names_list_those_there_are():
+def test_unknown_name_error_lists_existing_names():
     message = r"no intermediate 'nope'.*tags \['again', 'encoder/out', 'decoder/out'\]"
     with pytest.raises(ValueError, match="capture: fn has " + message):
-        seen(many, "again", "nope")
+        intermediates(many, "again", "nope")
     with pytest.raises(ValueError, match="intervene: fn has " + message):
         ja.intervene(many, {"nope": X})(X)
     with pytest.raises(ValueError, match="no intermediate 'agai\\?\\?'"):
-        seen(many, "agai??")
+        intermediates(many, "agai??")
 
 
 @pytest.mark.parametrize(
@@ -292,12 +295,12 @@ def test_unknown_names_list_those_there_are():
         (lambda v: (v, v), ValueError, "must return arrays like its argument's"),
     ],
 )
-def test_replacements_must_fit(replacement, error, message):
+def test_mismatched_replacements_raise(replacement, error, message):
     with pytest.raises(error, match=message):
         ja.intervene(summed, {"state": replacement})(X)
 
 
-def test_arguments_of_a_wrong_kind():
+def test_arguments_of_wrong_type_raise():
     with pytest.raises(TypeError, match="`fn` must be callable, got int"):
         ja.capture(3)
     with pytest.raises(TypeError, match="`names` must be strings, got 3"):
@@ -312,17 +315,17 @@ def test_arguments_of_a_wrong_kind():
         ja.intervene(plain, {"doubled": X, "doub": X})(X)
 
 
-def test_capture_of_capture_and_of_intervene():
-    equal(seen(ja.capture(plain, "sine"), "doubled"), {"doubled": 2 * X})
-    equal(seen(ja.capture(plain, "sine"), "sine"), {"sine": np.sin(2 * X)})
+def test_capture_composes_with_capture_and_intervene():
+    equal(intermediates(ja.capture(plain, "sine"), "doubled"), {"doubled": 2 * X})
+    equal(intermediates(ja.capture(plain, "sine"), "sine"), {"sine": np.sin(2 * X)})
     for name, fn in {"doubled": plain, "state": summed}.items():
-        equal(seen(ja.intervene(fn, {name: X}), name), {name: X})
+        equal(intermediates(ja.intervene(fn, {name: X}), name), {name: X})
         nothing = ja.intervene(fn, {name: lambda v: 0 * v})
-        equal(seen(nothing, name), {name: 0 * X})
-        equal(seen(ja.intervene(nothing, {name: lambda v: v + 1}), name), {name: ONES})
+        equal(intermediates(nothing, name), {name: 0 * X})
+        equal(intermediates(ja.intervene(nothing, {name: lambda v: v + 1}), name), {name: ONES})
 
 
-def test_further_inputs_and_pytrees():
+def test_extra_inputs_and_pytrees():
     def fn(x, scale):
         return {"y": ja.tag(x["a"] * scale, "scaled") + x["b"]}
 
@@ -331,17 +334,17 @@ def test_further_inputs_and_pytrees():
     equal(values, {"scaled": 3 * X})
 
 
-def test_side_effects_still_happen():
-    heard = []
+def test_side_effects_are_preserved():
+    calls = []
 
-    def hear(value):
-        heard.append(float(value))
+    def record(value):
+        calls.append(float(value))
 
     def fn(x):
-        jax.debug.callback(hear, x.sum(), ordered=True)
+        jax.debug.callback(record, x.sum(), ordered=True)
 
         def step(carry, row):
-            io_callback(hear, None, row[0], ordered=True)
+            io_callback(record, None, row[0], ordered=True)
             return ja.tag(carry + row, "state"), None
 
         doubled = jax.pure_callback(lambda x: 2 * np.asarray(x), jax.typeof(x), x)
@@ -350,8 +353,8 @@ def test_side_effects_still_happen():
     for call in (ja.capture(fn, "state"), ja.intervene(fn, {"state": lambda v: v})):
         output = call(X)
         jax.effects_barrier()
-        np.testing.assert_allclose(heard, [X.sum(), *2 * X[:, 0]], rtol=1e-5)
-        heard.clear()
+        np.testing.assert_allclose(calls, [X.sum(), *2 * X[:, 0]], rtol=1e-5)
+        calls.clear()
     np.testing.assert_allclose(output, 2 * X.sum(0), rtol=1e-5)
     printed = []
     ja.capture(lambda x: (jax.debug.callback(printed.append, x[0, 0]), ja.tag(x, "a"))[1])(X)
@@ -359,16 +362,16 @@ def test_side_effects_still_happen():
     assert printed == [X[0, 0]]
 
 
-def test_a_captured_value_is_a_target():
-    found = ja.explain(
+def test_captured_value_as_target():
+    got = ja.explain(
         ja.gradient, ja.capture(plain, "sine"), X[None], lambda out: out[1]["sine"][0, 0]
     )
     expected = np.zeros((1, T, D), np.float32)
     expected[0, 0, 0] = 2 * np.cos(2 * X[0, 0])
-    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+    np.testing.assert_allclose(got.values, expected, atol=1e-6)
 
 
-def test_without_softmax_goes_around_an_intervention():
+def test_without_softmax_of_an_intervention():
     def fn(x):
         return jax.nn.softmax(ja.tag(x.sum(0), "logits"))
 

@@ -1,4 +1,4 @@
-"""The layers and tags of models of every library are read and replaced."""
+"""Test capture and replacement of layers and tags in models of every library."""
 
 import contextlib
 
@@ -18,20 +18,20 @@ T, D = 4, 2
 X = np.random.default_rng(0).normal(size=(T, D)).astype(np.float32)
 
 
-def equal(found, expected, atol=1e-6):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), found, expected)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+def equal(got, expected, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, expected)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
 
 
-def seen(fn, *names, x=X):
+def intermediates(fn, *names, x=X):
     return ja.capture(fn, *names)(x)[1]
 
 
-PLAIN = nnx.initializers.normal()  # an orthogonal matrix takes long to compile
+PLAIN = nnx.initializers.normal()  # orthogonal initialization is slow to compile
 
 
 class Linen(linen.Module):
-    """A recurrent layer, a layer that is called twice in a row, and a head."""
+    """A recurrent layer, a dense layer called twice, and a head."""
 
     @linen.compact
     def __call__(self, x):
@@ -62,46 +62,46 @@ def linen_layers(params):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
-def test_layers_of_linen_are_found_by_their_path(linen_model, wrap):
+def test_linen_layers_are_captured_by_path(linen_model, wrap):
     params, fn = linen_model
     rnn, once, twice = linen_layers(params)
-    values = seen(wrap(fn), "Linen/rnn", "dense", "head", "ii", "rn?")
+    values = intermediates(wrap(fn), "Linen/rnn", "dense", "head", "ii", "rn?")
     cell = next(name for name in values if name.endswith("/ii"))
     assert cell.startswith("Linen/rnn/")
     expected = {"Linen/rnn": rnn, "Linen/dense": [once, twice], "Linen/head": fn(X)}
     equal(values, expected | {cell: X @ params["LSTMCell_0"]["ii"]["kernel"]}, 1e-5)
 
 
-def test_layers_of_linen_are_replaced_and_found_again(linen_model):
+def test_linen_layers_are_replaced_and_captured(linen_model):
     params, fn = linen_model
     rnn, once, _ = linen_layers(params)
     head = params["head"]["kernel"], params["head"]["bias"]
     changed = ja.intervene(fn, {"dense": [lambda v: -v, jnp.ones((T, 3))]})
-    values = seen(changed, "rnn", "dense", "Linen")
+    values = intermediates(changed, "rnn", "dense", "Linen")
     output = jnp.ones(3) @ head[0] + head[1]
     expected = {"Linen/rnn": rnn, "Linen/dense": [-once, jnp.ones((T, 3))], "Linen": output}
     equal(values, expected, 1e-5)
     gates = "Linen/rnn/*/i[ifgo]"
-    assert set(seen(changed, gates)) == set(seen(fn, gates))
-    assert len(seen(fn, gates)) == 4
+    assert set(intermediates(changed, gates)) == set(intermediates(fn, gates))
+    assert len(intermediates(fn, gates)) == 4
     no_input = ja.intervene(fn, {gates: lambda v: 0 * v})
     equal(no_input(X), jax.jit(fn)(0 * X), 1e-6)
 
 
-def test_a_vmapped_layer_keeps_its_path(linen_model):
+def test_vmapped_layer_keeps_its_path(linen_model):
     _, fn = linen_model
     batched = ja.unbatched(jax.vmap(fn))
-    (once, twice) = seen(fn, "Linen/dense")["Linen/dense"]
-    equal(seen(batched, "dense"), {"Linen/dense": [once[None], twice[None]]})
+    (once, twice) = intermediates(fn, "Linen/dense")["Linen/dense"]
+    equal(intermediates(batched, "dense"), {"Linen/dense": [once[None], twice[None]]})
 
 
-def test_linen_is_explained_at_a_layer(linen_model):
+def test_gradient_at_a_linen_layer(linen_model):
     params, fn = linen_model
-    found = ja.explain(ja.gradient, fn, X[None], 1, at="Linen/rnn")
+    got = ja.explain(ja.gradient, fn, X[None], 1, at="Linen/rnn")
     w = params["dense"]["kernel"] @ params["dense"]["kernel"] @ params["head"]["kernel"]
     expected = np.zeros((1, T, 3))
     expected[0, -1] = w[:, 1]
-    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+    np.testing.assert_allclose(got.values, expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"at='dense' must name one array, and names Linen/dense"):
         ja.gradient(fn, X, 1, at="dense")
 
@@ -121,7 +121,7 @@ def keras_model():
     return keras.Model(x, [score, weights])
 
 
-def test_layers_of_keras_are_found_by_their_path(keras_model):
+def test_keras_layers_are_captured_by_path(keras_model):
     names = ["both", "forward_lstm", "both/backward_lstm", "attention", "mean", "dense", "*/query"]
     (score, weights), values = ja.capture(keras_model, *names)(X)
 
@@ -149,21 +149,21 @@ def test_keras_layers_are_replaced(keras_model):
         return weights, 0 * output
 
     score, _ = ja.intervene(keras_model, {"attention": swapped})(X)
-    wanted = jax.nn.softmax(keras_model.get_layer("dense").bias.value)
-    np.testing.assert_allclose(score, wanted, rtol=1e-6)
+    expected = jax.nn.softmax(keras_model.get_layer("dense").bias.value)
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
     uniform = ja.intervene(keras_model, {"attention/softmax": jnp.full((1, 1, T, T), 1 / T)})
-    values = seen(uniform, "attention/value", "attention")
+    values = intermediates(uniform, "attention/value", "attention")
     mean = values["attention/value"].mean(1, keepdims=True).repeat(T, 1)
     layer = keras_model.get_layer("attention")
     equal(values["attention"][1], jnp.asarray(layer.output_dense(mean)), 1e-5)
     cut = ja.intervene(keras_model, {"both/backward_lstm": jnp.zeros((1, T, 3))})
-    equal(seen(cut, "both")["both"][..., 3:], jnp.zeros((1, T, 3)))
+    equal(intermediates(cut, "both")["both"][..., 3:], jnp.zeros((1, T, 3)))
 
 
-def test_keras_is_explained_at_a_layer(keras_model):
-    found = ja.gradient(keras_model, X, lambda out: jnp.log(out[0][1] / out[0][0]), at="mean")
+def test_gradient_at_a_keras_layer(keras_model):
+    got = ja.gradient(keras_model, X, lambda out: jnp.log(out[0][1] / out[0][0]), at="mean")
     kernel = keras_model.get_layer("dense").kernel.value
-    np.testing.assert_allclose(found.values[0], kernel[:, 1] - kernel[:, 0], atol=1e-5)
+    np.testing.assert_allclose(got.values[0], kernel[:, 1] - kernel[:, 0], atol=1e-5)
 
 
 class Nnx(nnx.Module):
@@ -185,7 +185,7 @@ class Equinox(eqx.Module):
         return jax.lax.scan(step, jnp.zeros(3), x)[0]
 
 
-def test_tags_of_nnx_and_of_equinox():
+def test_tags_of_nnx_and_equinox():
     model = Nnx(2.0)
     output, values = ja.capture(model)(X)
     equal(output, values["states"].sum(0), 1e-5)
@@ -228,7 +228,7 @@ def scaled(model, value):
 
 
 @pytest.mark.parametrize("change", [changed_array, changed_function])
-def test_an_intervened_module_is_compiled_once_and_never_stale(change):
+def test_intervened_module_compiles_once_and_is_not_stale(change):
     xs = jnp.stack([X, X])
     model, values = Nnx(1.0), [jnp.float32(v) for v in (2, 3)]
     first = change(model, values[0])
@@ -236,11 +236,11 @@ def test_an_intervened_module_is_compiled_once_and_never_stale(change):
     ja.explain(ja.saliency, first, xs, 0)
     with compiles_nothing():
         np.testing.assert_allclose(change(model, values[1])(X), np.full(3, 3 * T))
-        found = ja.explain(ja.saliency, change(model, values[1]), xs, 0)
-    np.testing.assert_allclose(found.output, np.full((2, 3), 3 * T))
+        got = ja.explain(ja.saliency, change(model, values[1]), xs, 0)
+    np.testing.assert_allclose(got.output, np.full((2, 3), 3 * T))
 
 
-def test_weights_changed_in_place_are_seen():
+def test_weights_changed_in_place_take_effect():
     model = Nnx(1.0)
     read, change = ja.capture(model, "states"), scaled(model, jnp.float32(3))
     before = read(X)[1]["states"], ja.explain(ja.gradient, change, X[None], 0).values

@@ -1,4 +1,4 @@
-"""DeepLIFT sums to the difference from the baseline, and gives the papers' numbers."""
+"""Test DeepLIFT: completeness and the examples of the papers."""
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ every_multiplier = pytest.mark.parametrize("multiplier", MULTIPLIERS)
 
 @pytest.fixture(autouse=True)
 def float64(x64):
-    """All in float64; the recurrent models add biases to rows."""
+    """Use float64, and rank promotion for the biases of the recurrent models."""
     with jax.numpy_rank_promotion("allow"):
         yield
 
 
-def close(got, want, atol=1e-10):
-    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+def close(got, expected, atol=1e-10):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
 
 
 def deep_lift(fn, x, *args, **options):
@@ -60,18 +60,18 @@ def test_values_sum_to_the_difference_from_the_baseline(name):
 
     @reference.compiled
     def both(x):
-        found = [ja.deep_lift(fn, x, 2, baseline=baseline, multiplier=m) for m in MULTIPLIERS]
-        return found, fn(x)[2] - fn(baseline)[2]
+        got = [ja.deep_lift(fn, x, 2, baseline=baseline, multiplier=m) for m in MULTIPLIERS]
+        return got, fn(x)[2] - fn(baseline)[2]
 
-    found, want = both(x)
-    assert abs(want) > 1e-3
-    for answer in found:
-        close(answer.values.sum(), want)
-        close(answer.info["delta"], 0.0)
+    got, expected = both(x)
+    assert abs(expected) > 1e-3
+    for attribution in got:
+        close(attribution.values.sum(), expected)
+        close(attribution.info["delta"], 0.0)
 
 
 @every_multiplier
-def test_linear_networks_get_gradient_times_difference(multiplier):
+def test_linear_network_equals_gradient_times_difference(multiplier):
     d = Draw()
     first, last, x, baseline = d.dense(4, 5), d.dense(5, 3), d(4), d(4)
     fn = lambda x: last(first(x) * 2.0)  # noqa: E731
@@ -84,14 +84,14 @@ def test_linear_networks_get_gradient_times_difference(multiplier):
 
 @every_multiplier
 def test_saturation(multiplier):
-    """Shrikumar et al. 2017, figure 1: the gradient is 0 where both inputs matter."""
+    """Shrikumar et al. 2017, figure 1: the gradient is 0 although both inputs contribute."""
     fn = lambda i: 1.0 - jax.nn.relu(1.0 - i[0] - i[1])  # noqa: E731
     close(deep_lift(fn, [1.0, 1.0], multiplier=multiplier), [0.5, 0.5], 1e-12)
 
 
 @every_multiplier
-def test_a_threshold(multiplier):
-    """Figure 2: just above it, a gradient times the input would jump to 10."""
+def test_threshold(multiplier):
+    """Figure 2: gradient times input is discontinuous at the threshold."""
     fn = lambda x: jax.nn.relu(x - 10.0).sum()  # noqa: E731
     close(deep_lift(fn, [10.5], multiplier=multiplier), [0.5], 1e-12)
 
@@ -104,8 +104,8 @@ MINIMA = {
 
 @pytest.mark.parametrize("form", MINIMA)
 @pytest.mark.parametrize("inputs", [(3.0, 1.0), (1.0, 3.0), (2.0, 2.0)])
-def test_the_minimum_of_two(inputs, form):
-    """Figure 3: only RevealCancel sees that both inputs make a minimum."""
+def test_minimum_of_two_inputs(inputs, form):
+    """Figure 3: only RevealCancel attributes the minimum to both inputs."""
     least = min(inputs)
     values = deep_lift(MINIMA[form], inputs, multiplier="reveal_cancel")
     close(values, [least / 2, least / 2], 1e-12)
@@ -114,7 +114,7 @@ def test_the_minimum_of_two(inputs, form):
 
 
 def test_rescale_by_hand():
-    """Two layers; where the difference is 0 the multiplier is the derivative."""
+    """Two layers; the multiplier is the derivative if the difference is 0."""
     w, v = Draw(1)(3, 4), Draw(2)(4)
     x, baseline = Draw(3)(3), Draw(4)(3)
     u, u0 = x @ w, baseline @ w
@@ -132,7 +132,7 @@ def test_rescale_by_hand():
 
 
 def lstm_multipliers(cell, x, x0, h, c, of_hidden):
-    """Backward through time: secants in activations, means of the other factor in products."""
+    """Return multipliers backward through time: secants of activations, means of factors."""
     weight = np.concatenate([cell.kernel, cell.recurrent])
     (hidden, memory, gates), (hidden0, memory0, gates0) = (
         reference.run_lstm(cell, rows, h, c) for rows in (x, x0)
@@ -163,15 +163,15 @@ def lstm_multipliers(cell, x, x0, h, c, of_hidden):
     return multipliers
 
 
-def test_an_lstm_is_the_loop_backward_through_time():
+def test_lstm_equals_the_reference_through_time():
     cell, head = recurrent.CELL, recurrent.HEAD[0]
     baseline = Draw(8)(*X.shape)
-    want = (X - baseline) * lstm_multipliers(cell, X, baseline, H0, C0, head[:, 2])
+    expected = (X - baseline) * lstm_multipliers(cell, X, baseline, H0, C0, head[:, 2])
     values = deep_lift(lambda x: recurrent.classifier(cell, x), X, 2, baseline=baseline)
-    close(values, want)
+    close(values, expected)
 
 
-def test_a_baseline_near_the_input_gives_gradient_times_difference():
+def test_baseline_near_the_input_gives_gradient_times_difference():
     fn, x = recurrent.MODELS["lstm"], jnp.asarray(X)
     model = lambda x: fn(x, (jnp.asarray(H0), jnp.asarray(C0)))[2]  # noqa: E731
     step = 1e-5 * jnp.asarray(Draw(9)(*X.shape))
@@ -187,6 +187,6 @@ def test_a_baseline_near_the_input_gives_gradient_times_difference():
     ],
     ids=str,
 )
-def test_options_that_mean_nothing(options, message):
+def test_invalid_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         deep_lift(lambda x: x.sum(), [1.0, 2.0], **options)

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public API run and show what they say."""
+"""Test the examples in the docstrings of the public API."""
 
 import ast
 import doctest
@@ -28,8 +28,8 @@ WITHOUT_EXAMPLE = set(
 )
 
 
-def public():
-    """Yield the name and the object of all that is public and has code."""
+def public_objects():
+    """Yield the name and the object of every public function and class."""
     packages = {"jaxattn": ja} | {
         f"jaxattn.{name}": getattr(ja, name) for name in ("metrics", "models", "nn", "plot")
     }
@@ -40,7 +40,7 @@ def public():
                 yield f"{prefix}.{name}", value
 
 
-PUBLIC = dict(public())
+PUBLIC = dict(public_objects())
 
 
 def examples(name):
@@ -53,7 +53,7 @@ WITH_EXAMPLE = [name for name in PUBLIC if examples(name).examples]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLE)
-def test_the_example_shows_what_it_says(name):
+def test_docstring_example_runs(name):
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     runner.run(examples(name), out=report.append)
@@ -63,11 +63,11 @@ def test_the_example_shows_what_it_says(name):
 def test_every_public_function_has_an_example():
     missing = PUBLIC.keys() - WITH_EXAMPLE
     assert sorted(missing - WITHOUT_EXAMPLE) == []
-    assert sorted(WITHOUT_EXAMPLE - missing) == [], "these have an example by now"
+    assert sorted(WITHOUT_EXAMPLE - missing) == [], "these have an example"
 
 
 @pytest.mark.parametrize("package", [ja, ja.metrics, ja.models, ja.nn, ja.plot])
-def test_the_public_names_are_listed(package):
+def test_public_names_are_in_all(package):
     assert all(
         getattr(package, name).__doc__ for name in package.__all__ if name not in UNDOCUMENTED
     )
@@ -81,6 +81,6 @@ def test_the_public_names_are_listed(package):
     assert imported <= set(package.__all__)
 
 
-def test_the_package_shows_its_public_names_only():
+def test_dir_of_the_package_lists_public_names_only():
     assert set(dir(ja)) == {*ja.__all__, "__version__"}
     assert "plot" in dir(ja)

@@ -1,4 +1,4 @@
-"""Never stale, never compiled twice for the same program."""
+"""Test the cache of compiled programs: no stale results, no repeated compilation."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 @contextlib.contextmanager
 def compiles(count):
-    """Fails unless XLA compiles that many programs inside."""
+    """Assert that XLA compiles exactly `count` programs."""
     before = len(_compiled)
     yield
     assert len(_compiled) - before == count
@@ -78,7 +78,7 @@ def closure(scale):
 
 
 def inner_jit(scale):
-    """Keeps its constant inside of a jit equation, in a scan and in a branch."""
+    """Use a constant in a jit equation inside of a scan and of a branch."""
     w = jnp.full((D, K), scale)
 
     @jax.jit
@@ -105,7 +105,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_an_equal_new_model_compiles_nothing_and_is_fresh(name):
+def test_equal_new_model_is_not_recompiled(name):
     make = MAKERS[name]
     np.testing.assert_allclose(saliency(make(2.0)), 2)
     with compiles(0):
@@ -115,16 +115,16 @@ def test_an_equal_new_model_compiles_nothing_and_is_fresh(name):
         np.testing.assert_allclose(ja.saliency(make(5.0), X[0], 2).values, 5)
 
 
-def test_weights_changed_in_place_are_seen():
+def test_weights_changed_in_place_take_effect():
     model = Linear(2.0)
-    over = lambda x: model(x)  # noqa: E731  a stable closure, the kind that jit would make stale
+    over = lambda x: model(x)  # noqa: E731  a closure that jit would make stale
     assert saliency(model).max() == saliency(over).max() == 2
     model.w[...] = jnp.full((D, K), 7.0)
     with compiles(0):
         assert saliency(model).max() == saliency(over).max() == 7
 
 
-def test_a_closure_over_numpy_is_never_stale():
+def test_closure_over_numpy_is_not_stale():
     w = np.full((D, K), 2, np.float32)
     fn = lambda x: (x @ w).sum(0)  # noqa: E731
     assert saliency(fn).max() == 2
@@ -139,7 +139,7 @@ def global_reader(x):
     return x.sum(0)[:1].repeat(K) * _GLOBAL["scale"]
 
 
-def test_a_function_that_reads_globals_is_never_stale():
+def test_function_reading_globals_is_not_stale():
     for scale in (2.0, 3.0):
         _GLOBAL["scale"] = scale
         for fn in (global_reader, Partial(global_reader), lambda x: global_reader(x)):
@@ -154,8 +154,8 @@ def test_a_function_that_reads_globals_is_never_stale():
         lambda power: Partial(Dense(power).apply, dense(2.0).args[0]),
     ],
 )
-def test_statics_of_other_types_do_not_share_a_program(make):
-    # x ** 1 keeps integers integer, x ** 1.0 does not: 1 == 1.0 == True must not be one entry.
+def test_static_values_of_different_types_do_not_share_a_program(make):
+    # The powers 1, 1.0 and True are equal, but result in different dtypes of integers.
     for power in (1, 1.0, True):
         fn = make(power)
         fresh = jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])
@@ -164,7 +164,7 @@ def test_statics_of_other_types_do_not_share_a_program(make):
     assert len(keys) == 3
 
 
-def test_target_functions_are_fresh_and_compile_once():
+def test_target_functions_compile_once_and_are_not_stale():
     model = Linear(2.0)
 
     def difference(weight):
@@ -176,7 +176,7 @@ def test_target_functions_are_fresh_and_compile_once():
         np.testing.assert_allclose(saliency(model, difference(5.0)), 10)
 
 
-def test_other_targets_and_equal_chunks_compile_nothing():
+def test_different_targets_are_not_recompiled():
     model = Linear(2.0)
     saliency(model, Y, batch_size=1)
     with compiles(0):
@@ -186,7 +186,7 @@ def test_other_targets_and_equal_chunks_compile_nothing():
         saliency(model, 2)
 
 
-def test_a_module_is_traced_once():
+def test_module_is_traced_once():
     traced = []
 
     class Counting(Linear):
@@ -213,7 +213,7 @@ def test_max_traces_with_chex():
         compiled(X[0])
 
 
-def test_a_fresh_optimizer_and_a_partial_method_compile_once():
+def test_new_optimizer_and_method_option_compile_once():
     model = Linear(2.0)
 
     def learn():
@@ -231,7 +231,7 @@ def test_a_fresh_optimizer_and_a_partial_method_compile_once():
         learn(), smooth()
 
 
-def test_a_method_that_closes_over_a_mutable_model_is_never_stale():
+def test_method_closing_over_a_mutable_model_is_not_stale():
     model = Linear(2.0)
 
     def method(fn, x, target=None, *, args=(), key=None, batch_size=None):
@@ -253,7 +253,7 @@ def _clip(x):
 _clip.defjvp(lambda primals, tangents: (_clip(primals[0]), tangents[0]))
 
 
-def test_functions_that_differ_in_a_derivative_rule_do_not_share_a_program():
+def test_functions_with_different_jvp_rules_do_not_share_a_program():
     def with_slope(slope):
         @jax.custom_jvp
         def clip(x):
@@ -268,7 +268,7 @@ def test_functions_that_differ_in_a_derivative_rule_do_not_share_a_program():
         assert saliency(with_slope(3.0)).max() == 3
 
 
-def test_functions_that_differ_in_a_backward_rule_do_not_share_a_program():
+def test_functions_with_different_vjp_rules_do_not_share_a_program():
     def with_slope(slope):
         @jax.custom_vjp
         def same(x):
@@ -281,14 +281,14 @@ def test_functions_that_differ_in_a_backward_rule_do_not_share_a_program():
     assert saliency(with_slope(3.0)).max() == 3
 
 
-def test_eager_calls_go_through_the_compiled_entry_point():
+def test_eager_calls_compile_once():
     model = Linear(2.0)
     ja.integrated_gradients(model, X[0], 0)
     with compiles(0):
         ja.integrated_gradients(model, X[1], 2)
 
 
-def test_signatures_that_a_method_adds_are_learned_once():
+def test_added_signatures_are_traced_once():
     def prefix(x):
         return jnp.cumsum(x, 0)[-1][:1] * jnp.arange(1.0, K + 1)
 
@@ -298,7 +298,7 @@ def test_signatures_that_a_method_adds_are_learned_once():
     np.testing.assert_array_equal(first.values, again.values)
 
 
-def test_models_that_differ_only_in_the_shapes_of_their_arrays():
+def test_models_with_different_parameter_shapes_do_not_share_a_program():
     class Wide(nnx.Module):
         def __init__(self, classes):
             self.w = nnx.Param(jnp.ones((D, classes)))
@@ -311,7 +311,7 @@ def test_models_that_differ_only_in_the_shapes_of_their_arrays():
         saliency(Wide(3), 7)
 
 
-def test_a_method_under_vmap_and_grad_compiles_once():
+def test_method_under_vmap_and_grad_compiles_once():
     model = Linear(2.0)
 
     def total(x):
@@ -331,27 +331,27 @@ def scaled(fn, x, target=None, *, args=(), key=None, batch_size=None):
     return ja.Attribution(x * _FACTOR, fn(x))
 
 
-def test_plain_globals_that_a_method_reads_are_seen():
+def test_method_reading_globals_is_not_stale():
     global _FACTOR
     for _FACTOR in (1.0, 5.0):
-        found = ja.explain(scaled, lambda x: x.sum(), np.ones((2, 3), np.float32)).values
-        assert float(found.max()) == _FACTOR
+        got = ja.explain(scaled, lambda x: x.sum(), np.ones((2, 3), np.float32)).values
+        assert float(got.max()) == _FACTOR
 
 
-def test_signatures_learned_for_one_target_do_not_spoil_another():
+def test_signatures_of_different_targets_are_independent():
     def outputs(k):
         return lambda x: jnp.cumsum(x, 0) @ jnp.ones((D, k))
 
     for k in (3, 5):
         weights = jnp.arange(float(k))
-        found = ja.explain(
+        got = ja.explain(
             ja.temporal_output_score, outputs(k), X, lambda o, w=weights: o[-1] @ w, score="logit"
         )
         expected = np.cumsum(X.sum(-1), 1) * weights.sum()
-        np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got.values, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_new_array_in_a_partial_method_compiles_nothing():
+def test_new_array_in_a_partial_method_is_not_recompiled():
     def run(value):
         method = functools.partial(ja.integrated_gradients, baseline=jnp.full((T, D), value))
         return ja.explain(method, Linear(2.0), X, Y, num_steps=3).values
@@ -361,7 +361,7 @@ def test_a_new_array_in_a_partial_method_compiles_nothing():
         np.testing.assert_allclose(run(1.0), 2 * (X - 1), rtol=1e-4, atol=1e-6)
 
 
-def test_attributes_beside_the_fields_of_a_dataclass_count():
+def test_attributes_outside_dataclass_fields_take_effect():
     @dataclasses.dataclass
     class Method:
         name: str
@@ -379,7 +379,7 @@ def test_attributes_beside_the_fields_of_a_dataclass_count():
     assert ja.explain(method, lambda x: x.sum(), xs).values.max() == 3
 
 
-def test_an_object_that_changes_is_not_kept_for_its_equals():
+def test_mutable_option_is_not_shared_with_equal_objects():
     @dataclasses.dataclass
     class Scale:
         by: float

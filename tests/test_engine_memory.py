@@ -1,4 +1,4 @@
-"""When a device runs out of memory: what was computed is kept, and the rest goes on in halves."""
+"""Test recovery from insufficient device memory: computed parts are kept, chunks are halved."""
 
 import warnings
 
@@ -22,25 +22,25 @@ def fn(x):
 
 
 class Device:
-    """Runs no more evaluations at once than it can hold, and says what it was asked."""
+    """Raise an out-of-memory error above a capacity, and record the requested evaluations."""
 
-    def __init__(self, holds, after=0):
-        self.holds, self.after, self.asked = holds, after, []
+    def __init__(self, capacity, after=0):
+        self.capacity, self.after, self.requested = capacity, after, []
         self._run = launch.run_part
 
     def __call__(self, binding, examples, plan):
-        self.asked.append(plan.in_flight)
-        if plan.in_flight > self.holds and len(self.asked) > self.after:
+        self.requested.append(plan.in_flight)
+        if plan.in_flight > self.capacity and len(self.requested) > self.after:
             raise jax.errors.JaxRuntimeError(SHORT)
         return self._run(binding, examples, plan)
 
 
 @pytest.fixture
 def device(monkeypatch):
-    def install(holds, after=0):
-        found = Device(holds, after)
-        monkeypatch.setattr(launch, "run_part", lambda *call: found(*call))
-        return found
+    def install(capacity, after=0):
+        fake = Device(capacity, after)
+        monkeypatch.setattr(launch, "run_part", lambda *call: fake(*call))
+        return fake
 
     MEMOS.limits.clear()
     yield install
@@ -51,69 +51,69 @@ def explained(**options):
     return ja.explain(ja.occlusion, fn, X, 1, **options).values
 
 
-def quiet(call):
+def without_warnings(call):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return call()
 
 
-@pytest.mark.parametrize("holds", [1, 3, 7, 20])
+@pytest.mark.parametrize("capacity", [1, 3, 7, 20])
 @pytest.mark.parametrize("batch_size", [None, 30])
-def test_the_rest_goes_on_with_half(device, holds, batch_size):
+def test_remaining_work_continues_with_half(device, capacity, batch_size):
     expected = explained()
-    found = device(holds)
-    with pytest.warns(UserWarning, match=r"continues with \d+; pass batch_size=\d+") as said:
+    fake = device(capacity)
+    with pytest.warns(UserWarning, match=r"continues with \d+; pass batch_size=\d+") as caught:
         values = explained(batch_size=batch_size)
     np.testing.assert_allclose(values, expected, atol=1e-6)
-    sizes = list(dict.fromkeys(found.asked))
+    sizes = list(dict.fromkeys(fake.requested))
     assert sizes == sorted(sizes, reverse=True)
-    assert holds / 2 <= sizes[-1] <= holds or sizes[-1] == 1
-    assert len(said) == len(sizes) - 1
+    assert capacity / 2 <= sizes[-1] <= capacity or sizes[-1] == 1
+    assert len(caught) == len(sizes) - 1
 
 
-def test_what_was_computed_is_kept(device):
+def test_computed_parts_are_kept(device):
     expected = explained()
-    found = device(7, after=2)  # two parts of 14 examples fit, then memory gets short
+    fake = device(7, after=2)  # two parts of 14 evaluations fit, then memory is insufficient
     with pytest.warns(UserWarning, match="for 14 evaluations of fn in flight.* continues with 7"):
         values = explained(batch_size=14)
     np.testing.assert_allclose(values, expected, atol=1e-6)
-    assert found.asked == [14, 14, 14, 7, 7]
+    assert fake.requested == [14, 14, 14, 7, 7]
 
 
-def test_the_next_call_remembers_and_says_nothing(device):
-    found = device(7)
+def test_next_call_uses_the_smaller_size_without_warning(device):
+    fake = device(7)
     with pytest.warns(UserWarning):
         explained(batch_size=29)
-    found.asked.clear()
+    fake.requested.clear()
     for batch_size in (28, None, 1000):
-        quiet(lambda size=batch_size: explained(batch_size=size))
-    assert max(found.asked) <= 7
-    assert len(set(found.asked)) == 1
-    found.asked.clear()
-    quiet(lambda: explained(batch_size=3))
-    assert set(found.asked) == {3}
+        without_warnings(lambda size=batch_size: explained(batch_size=size))
+    assert max(fake.requested) <= 7
+    assert len(set(fake.requested)) == 1
+    fake.requested.clear()
+    without_warnings(lambda: explained(batch_size=3))
+    assert set(fake.requested) == {3}
 
 
-def test_one_example_by_itself(device):
+def test_single_example(device):
     expected = ja.occlusion(fn, X[0], 1).values
-    found = device(3)
+    fake = device(3)
     with pytest.warns(UserWarning, match="continues with 3"):
         values = ja.occlusion(fn, X[0], 1).values
     np.testing.assert_allclose(values, expected, atol=1e-6)
-    assert found.asked == [7, 3]
+    assert fake.requested == [7, 3]
 
 
-def test_on_a_mesh_the_size_is_that_of_a_device(device):
+def test_size_on_a_mesh_is_per_device(device):
     expected = explained()
-    found = device(7)
+    fake = device(7)
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     with pytest.warns(UserWarning):
         values = explained(mesh=mesh, batch_size=21)
     np.testing.assert_allclose(values, expected, atol=1e-6)
-    assert found.asked[-1] <= 7
+    assert fake.requested[-1] <= 7
 
 
-def test_when_one_does_not_fit_the_error_says_so(device):
+def test_single_evaluation_out_of_memory_raises(device):
     device(0)
     with (
         pytest.warns(UserWarning),
@@ -122,16 +122,16 @@ def test_when_one_does_not_fit_the_error_says_so(device):
         explained()
 
 
-def test_other_errors_pass(monkeypatch):
+def test_other_errors_propagate(monkeypatch):
     def fails(*call):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
     monkeypatch.setattr(launch, "run_part", fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: broken"):
-        quiet(explained)
+        without_warnings(explained)
 
 
-def test_a_program_that_cannot_be_compiled_for_want_of_memory(device, monkeypatch):
+def test_out_of_memory_at_compilation(device, monkeypatch):
     expected = explained()
     compiles = launch.compile_part
 
@@ -152,23 +152,23 @@ def threads(monkeypatch):
     monkeypatch.setattr(planning, "cores", lambda: 2)
 
 
-@pytest.mark.parametrize("holds", [1, 2, 7, 20])
+@pytest.mark.parametrize("capacity", [1, 2, 7, 20])
 @pytest.mark.parametrize("after", [0, 2, 3])
-def test_side_by_side_too(device, threads, holds, after):
-    """What runs at the same time counts together, and what was computed is kept."""
+def test_remaining_work_continues_with_half_on_threads(device, threads, capacity, after):
+    """Evaluations of concurrent threads count together, and computed parts are kept."""
     expected = explained()
-    found = device(holds, after)
+    fake = device(capacity, after)
     with pytest.warns(UserWarning, match="continues with"):
         values = explained(batch_size=40)
     np.testing.assert_allclose(values, expected, atol=1e-6)
-    assert found.asked[0] == 22  # 41 examples in 4 parts
-    assert found.asked[-1] <= holds
-    found.asked.clear()
-    quiet(lambda: explained(batch_size=40))
-    assert max(found.asked) <= holds
+    assert fake.requested[0] == 22  # 41 examples in 4 parts
+    assert fake.requested[-1] <= capacity
+    fake.requested.clear()
+    without_warnings(lambda: explained(batch_size=40))
+    assert max(fake.requested) <= capacity
 
 
-def test_side_by_side_when_one_does_not_fit(device, threads):
+def test_single_evaluation_out_of_memory_on_threads_raises(device, threads):
     device(0)
     with (
         pytest.warns(UserWarning),

@@ -1,4 +1,4 @@
-"""Devices that share the work: over examples, and inside of one where examples are few."""
+"""Test the division of work over devices, over examples and inside of an example."""
 
 import re
 
@@ -34,27 +34,27 @@ def mesh(*shape):
 @pytest.mark.parametrize(
     "batch, devices, rows",
     [
-        (1, 8, 1),  # all inside of the one example
+        (1, 8, 1),  # all devices inside of the one example
         (2, 8, 2),
         (8, 8, 8),
         (16, 8, 8),
         (1000, 8, 8),
         (1001, 8, 8),
-        (3, 2, 1),  # two rows of devices would leave one of them idle half of the time
+        (3, 2, 1),  # with two rows, one row would be idle half of the time
         (5, 4, 2),
         (4, 2, 2),
     ],
 )
-def test_devices_go_to_examples_first_unless_that_leaves_some_idle(batch, devices, rows):
+def test_devices_are_assigned_to_examples_first(batch, devices, rows):
     xs = np.zeros((batch, T, D), np.float32)
-    found = prepare(ja.occlusion, fn, xs, 0, window=1, mesh=mesh(devices), batch_size=4).plan.mesh
-    assert found.devices.shape == (rows, devices // rows)
-    assert list(found.devices.flat) == jax.devices()[:devices]
+    got = prepare(ja.occlusion, fn, xs, 0, window=1, mesh=mesh(devices), batch_size=4).plan.mesh
+    assert got.devices.shape == (rows, devices // rows)
+    assert list(got.devices.flat) == jax.devices()[:devices]
 
 
-def test_the_batch_size_is_that_of_a_device():
-    found = prepare(ja.occlusion, fn, X[:1], 0, window=1, mesh=mesh(4), batch_size=100).plan
-    assert (found.examples, found.inside) == (1, 4)  # 12 windows and none, on 4 devices
+def test_batch_size_is_per_device():
+    got = prepare(ja.occlusion, fn, X[:1], 0, window=1, mesh=mesh(4), batch_size=100).plan
+    assert (got.examples, got.inside) == (1, 4)  # 12 windows and the unchanged input, on 4 devices
     few = prepare(ja.occlusion, fn, X[:1], 0, window=1, mesh=mesh(4), batch_size=3).plan
     assert few.in_flight == 3
 
@@ -82,44 +82,44 @@ def test_the_batch_size_is_that_of_a_device():
         ("smooth_grad", {"num_samples": 5, "statistic": "variance"}),
     ],
 )
-def test_devices_change_nothing(name, options, batch, shape):
+def test_mesh_does_not_change_attributions(name, options, batch, shape):
     method = getattr(ja, name)
     targets = None if name == "jacobian" else 1
     key = jax.random.key(1)
-    alone = ja.explain(method, fn, X[:batch], targets, key=key, **options)
+    unsharded = ja.explain(method, fn, X[:batch], targets, key=key, **options)
     for batch_size in (None, 2):
-        shared = ja.explain(
+        sharded = ja.explain(
             method, fn, X[:batch], targets, key=key, mesh=mesh(*shape), batch_size=batch_size,
             **options,
         )  # fmt: skip
-        close(shared, alone)
+        close(sharded, unsharded)
 
 
-def test_time_steps_with_a_length():
+def test_time_steps_with_length_arg():
     def padded(x, length):
         return fn(jnp.where(jnp.arange(T)[:, None] < length, x, 0))
 
     lengths = jnp.full(1, T, jnp.int32)
     call = (ja.temporal_output_score, padded, X[:1], 1)
-    alone = ja.explain(*call, args=(lengths,), length_arg=0)
-    close(ja.explain(*call, args=(lengths,), length_arg=0, mesh=mesh(8)), alone)
+    unsharded = ja.explain(*call, args=(lengths,), length_arg=0)
+    close(ja.explain(*call, args=(lengths,), length_arg=0, mesh=mesh(8)), unsharded)
 
 
 def test_in_float64(x64):
     xs = X[:1].astype(np.float64)
-    alone = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=9)
-    shared = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=9, mesh=mesh(4))
-    close(shared, alone, 1e-12)
-    assert shared.values.dtype == np.float64
+    unsharded = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=9)
+    sharded = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=9, mesh=mesh(4))
+    close(sharded, unsharded, 1e-12)
+    assert sharded.values.dtype == np.float64
 
 
 def test_half_precision_is_summed_over_devices_in_single():
     xs = np.ones((1, 4), np.float16)
-    found = ja.explain(
+    got = ja.explain(
         ja.smooth_grad, lambda x: (x * np.float16(3000)).sum(), xs,
         key=jax.random.key(0), mesh=mesh(8),
     )  # fmt: skip
-    np.testing.assert_array_equal(found.values, np.full((1, 4), 3000, np.float16))
+    np.testing.assert_array_equal(got.values, np.full((1, 4), 3000, np.float16))
 
 
 def explicit(spec):
@@ -128,7 +128,7 @@ def explicit(spec):
 
 
 @pytest.mark.parametrize("spec", [PartitionSpec("d"), PartitionSpec(("d",), None)])
-def test_examples_on_explicit_axes_want_a_mesh(spec):
+def test_examples_on_explicit_axes_require_a_mesh(spec):
     xs = explicit(spec)
     for method in (ja.saliency, ja.occlusion):
         with pytest.raises(ValueError, match=r"^`mesh` is missing: xs is sharded .*'d'.*mesh="):
@@ -137,24 +137,24 @@ def test_examples_on_explicit_axes_want_a_mesh(spec):
             ja.explain(method, lambda x: fn(x["a"]), {"a": xs}, 1)
         with pytest.raises(ValueError, match=r"^`mesh` is missing: args\[0\] is sharded .*mesh="):
             ja.explain(method, lambda x, y: fn(x + y), np.asarray(xs), 1, args=(xs,))
-        alone = ja.explain(method, fn, np.asarray(xs), 1)
-        close(ja.explain(method, fn, xs, 1, mesh=xs.sharding.mesh), alone)
+        unsharded = ja.explain(method, fn, np.asarray(xs), 1)
+        close(ja.explain(method, fn, xs, 1, mesh=xs.sharding.mesh), unsharded)
 
 
 @pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec(None, None, None)])
-def test_examples_that_each_device_has_want_none(spec):
+def test_replicated_examples_require_no_mesh(spec):
     xs = explicit(spec)
     close(ja.explain(ja.saliency, fn, xs, 1), ja.explain(ja.saliency, fn, np.asarray(xs), 1))
 
 
-def test_examples_on_automatic_axes_want_none():
+def test_examples_on_automatic_axes_require_no_mesh():
     xs = jax.device_put(
         np.ones((8, T, D), np.float32), NamedSharding(mesh(8), PartitionSpec("rows"))
     )
     close(ja.explain(ja.saliency, fn, xs, 1), ja.explain(ja.saliency, fn, np.asarray(xs), 1))
 
 
-def test_derivatives_go_through_devices():
+def test_gradients_through_a_mesh():
     def loss(xs, **options):
         values = ja.explain(ja.occlusion, fn, xs, 1, window=3, **options).values
         mean = ja.explain(ja.integrated_gradients, fn, xs, 1, num_steps=5, **options).values
@@ -163,28 +163,29 @@ def test_derivatives_go_through_devices():
     close(jax.grad(lambda x: loss(x, mesh=mesh(4)))(X[:1]), jax.grad(loss)(X[:1]))
 
 
-def test_an_fn_that_itself_explains_stays_on_its_device():
-    """JAX remembers what a jitted function traced to, also where devices are at other work."""
+def test_nested_explanation_stays_on_its_device():
+    """JAX caches the trace of a jitted function across different placements."""
 
     @jax.jit
     def important(x):
         return ja.integrated_gradients(fn, x, 1, num_steps=5, check_finite=False).values.sum(0)
 
-    alone = ja.explain(ja.occlusion, important, X[:1], 0, window=3)
-    shared = ja.explain(ja.occlusion, important, X[:1], 0, window=3, mesh=mesh(8))
-    close(shared, alone)
+    unsharded = ja.explain(ja.occlusion, important, X[:1], 0, window=3)
+    sharded = ja.explain(ja.occlusion, important, X[:1], 0, window=3, mesh=mesh(8))
+    close(sharded, unsharded)
 
 
-def test_what_devices_tell_each_other_is_the_scores():
+def test_devices_communicate_scores_only():
     work = prepare(ja.occlusion, fn, X[:1], 1, window=1, mesh=mesh(8), batch_size=8)
     text = work.compile().as_text()
-    found = re.findall(r"= f32\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text)
-    (told,) = [(shape, operation) for shape, operation in found]
-    assert told[1] == "all-gather"
-    assert np.prod(list(map(int, told[0].split(",")))) == 16  # 12 windows and none, on 8 devices
+    got = re.findall(r"= f32\[([\d,]*)\]\S* (all-\w+|collective-\w+|reduce-scatter)\(", text)
+    (exchanged,) = [(shape, operation) for shape, operation in got]
+    assert exchanged[1] == "all-gather"
+    # 12 windows and the unchanged input, padded for 8 devices.
+    assert np.prod(list(map(int, exchanged[0].split(",")))) == 16
 
 
-def test_with_enough_examples_devices_tell_each_other_nothing():
+def test_devices_do_not_communicate_with_enough_examples():
     work = prepare(ja.occlusion, fn, np.concatenate([X] * 4)[:8], 1, window=1, mesh=mesh(8))
     text = work.compile().as_text()
     assert not re.findall(r"(all-\w+|collective-\w+|reduce-scatter)\(", text)

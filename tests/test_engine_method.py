@@ -1,4 +1,4 @@
-"""`ja.method`: a user's own function becomes a method like those of the library."""
+"""Test `ja.method`, which turns a function into an attribution method."""
 
 import inspect
 
@@ -59,17 +59,17 @@ def shifted(
 @ja.method(keeps_input=True)
 def named(fn, x, target=None, *, args=(), at="h", key=None, batch_size=None):
     names = (at,) if isinstance(at, str) else at
-    output, found = ja.capture(fn, *names)(x, *args)
-    return ja.Attribution([found[name] for name in names], output)
+    output, got = ja.capture(fn, *names)(x, *args)
+    return ja.Attribution([got[name] for name in names], output)
 
 
-def test_one_example_and_many():
+def test_single_example_and_batch():
     values = ja.explain(halved, fn, X, 0).values
     np.testing.assert_allclose(values, X, rtol=1e-6)
     np.testing.assert_array_equal(halved(fn, X[1], 0).values, values[1])
 
 
-def test_an_intermediate_and_numbers_that_are_not_checked():
+def test_at_and_check_finite():
     np.testing.assert_allclose(halved(fn, X[0], 0, at="h").values, X[0], rtol=1e-6)
     bad = np.array([np.nan, 1, 2], np.float32)
     with pytest.raises(ValueError, match="`x` holds 1 NaN"):
@@ -77,36 +77,36 @@ def test_an_intermediate_and_numbers_that_are_not_checked():
     assert halved(jnp.sum, bad, check_finite=False).values.sum() == 1.5
 
 
-def test_inside_of_another_method_and_under_a_benchmark():
-    found = ja.smooth_grad(fn, X[0], 1, method=halved, key=KEY, num_samples=3)
-    np.testing.assert_allclose(found.values, np.full(3, 0.5))
+def test_method_in_smooth_grad_and_benchmark():
+    got = ja.smooth_grad(fn, X[0], 1, method=halved, key=KEY, num_samples=3)
+    np.testing.assert_allclose(got.values, np.full(3, 0.5))
     measured = ja.benchmark(shifted, fn, X, 0, repeats=1, times=3)
     assert (measured.method, measured.evaluations) == ("shifted", 3 * len(X))
 
 
-def test_options_of_each_example():
+def test_options_per_example():
     offset = np.arange(12, dtype=np.float32).reshape(4, 3)
     np.testing.assert_allclose(ja.explain(shifted, fn, X, 0, offset=offset).values, 2 * X + offset)
     with pytest.raises(TypeError, match="shifted has no option 'ofset'; its options are times"):
         shifted(fn, X[0], 0, ofset=1)
 
 
-def test_a_name_or_several_for_a_method_that_keeps_its_input():
+def test_keeps_input_accepts_one_or_several_names():
     def tagged(x):
         return (ja.tag(x, "h") * ja.tag(2 * x, "g")).sum()
 
     h, g = X[0], 2 * X[0]
     for at, expected in ((None, [h]), ("g", [g]), (["h", "g"], [h, g]), (("g",), [g])):
-        for found in (named(tagged, X[0], at=at), ja.explain(named, tagged, X, at=at)[0]):
-            for value, want in zip(found.values, expected, strict=True):
-                np.testing.assert_array_equal(value, want)
+        for got in (named(tagged, X[0], at=at), ja.explain(named, tagged, X, at=at)[0]):
+            for value, expected_value in zip(got.values, expected, strict=True):
+                np.testing.assert_array_equal(value, expected_value)
     with pytest.raises(TypeError, match=r"`at` must be the name of an intermediate, got \['h'"):
         halved(tagged, X[0], at=["h", "g"])
     with pytest.raises(TypeError, match="name of an intermediate or a sequence of names, got 3"):
         named(tagged, X[0], at=3)
 
 
-def test_the_shared_arguments_are_documented_once():
+def test_shared_arguments_are_documented_once():
     doc = halved.__doc__
     assert doc.splitlines()[0] == "Compute half of the gradient."
     assert doc.index("\n    Args:\n        fn: maps") < doc.index(
@@ -124,7 +124,7 @@ def test_the_shared_arguments_are_documented_once():
     assert named.__doc__ is None
 
 
-def test_the_signature_is_that_of_the_function_with_what_all_methods_take():
+def test_signature_adds_the_shared_arguments():
     listed = list(inspect.signature(halved).parameters)
     assert listed == ["fn", "x", "target", "args", "key", "batch_size", "at", "check_finite"]
     assert list(inspect.signature(shifted).parameters) == [
@@ -146,6 +146,6 @@ def test_equal_local_methods_share_a_program():
     np.testing.assert_allclose(ja.explain(local(3), jnp.sum, X).values, 3 * X)
 
 
-def test_what_is_no_function_is_refused():
+def test_non_function_raises():
     with pytest.raises(TypeError, match="`method` must decorate a function, got int"):
         ja.method(3)

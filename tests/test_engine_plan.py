@@ -1,4 +1,4 @@
-"""How the engine divides work over chunks and devices."""
+"""Test the division of work into chunks and over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -28,37 +28,38 @@ def plan(explained, /, **options):
     [(1, 1, 1), (3, 3, 1), (7, 5, 1), (13, 10, 1), (14, 10, 1), (29, 10, 2), (70, 10, 7)],
 )
 def test_batch_size_is_divided_over_examples_before_evaluations(batch_size, examples, inside):
-    found = plan(ja.occlusion, batch_size=batch_size)  # 6 windows and none, an example
-    assert (found.examples, found.inside) == (examples, inside)
-    assert found.in_flight == examples * inside <= batch_size
+    # Occlusion evaluates 6 windows and the unchanged input of each example.
+    got = plan(ja.occlusion, batch_size=batch_size)
+    assert (got.examples, got.inside) == (examples, inside)
+    assert got.in_flight == examples * inside <= batch_size
     assert plan(ja.occlusion, batch_size=1000) == plan(ja.occlusion, batch_size=70)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16, 40, 112, 500])
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_all_examples_are_taken_with_no_more_in_flight(batch_size, workers, monkeypatch):
+def test_parts_cover_all_examples_within_the_batch_size(batch_size, workers, monkeypatch):
     monkeypatch.setattr(planning, "_WORTH_A_THREAD", 0)
     monkeypatch.setattr(planning, "cores", lambda: workers)
     xs = np.concatenate([X] * 5)
-    found = prepare(ja.occlusion, fn, xs, 0, batch_size=batch_size)
-    plan = found.plan
+    got = prepare(ja.occlusion, fn, xs, 0, batch_size=batch_size)
+    plan = got.plan
     assert plan.workers == min(workers, batch_size)
     assert plan.in_flight == plan.examples * plan.inside * plan.workers <= batch_size
-    calls = len(list(found.parts()))
+    calls = len(list(got.parts()))
     assert (calls - 1) * plan.examples < len(xs) <= calls * plan.examples
-    # What is done once for each example is done for some at once.
+    # The work that is done once per example is vectorised over several examples.
     assert plan.inside == 1 or plan.examples * calls * plan.inside >= len(xs)
     if batch_size >= 16 * workers:
         assert plan.examples * calls > 16 * workers or calls == workers
 
 
-def test_many_examples_fill_what_they_can():
-    found = prepare(ja.occlusion, fn, np.concatenate([X] * 20), 0, batch_size=500).plan
-    assert (found.examples, found.inside) == (67, 7)  # 200 in 3 parts
+def test_many_examples_are_divided_into_equal_parts():
+    got = prepare(ja.occlusion, fn, np.concatenate([X] * 20), 0, batch_size=500).plan
+    assert (got.examples, got.inside) == (67, 7)  # 200 in 3 parts
 
 
 def test_batch_size_counts_nested_evaluations():
-    found = plan(
+    got = plan(
         ja.smooth_grad,
         batch_size=150,
         key=jax.random.key(0),
@@ -66,12 +67,12 @@ def test_batch_size_counts_nested_evaluations():
         method=ja.integrated_gradients,
         num_steps=5,
     )
-    assert (found.examples, found.inside) == (10, 15)  # of 20
+    assert (got.examples, got.inside) == (10, 15)  # 20 evaluations per example
     assert plan(ja.integrated_gradients, batch_size=150, num_steps=20).inside == 15
 
 
-def test_no_more_than_batch_size_evaluations_are_in_flight():
-    """Seen from inside: the leading axis that vmap and the chunks put before each evaluation."""
+def test_evaluations_in_flight_are_at_most_the_batch_size():
+    """The leading axis of an equation is the number of evaluations in flight."""
     closed = jax.make_jaxpr(
         lambda x: ja.explain(ja.occlusion, fn, x, 0, batch_size=4).values,
     )(X)
@@ -92,7 +93,7 @@ def _all_eqns(jaxpr):
                 yield from _all_eqns(getattr(value, "jaxpr", value))
 
 
-def test_the_automatic_batch_size_fits_the_memory(monkeypatch):
+def test_automatic_batch_size_fits_the_memory(monkeypatch):
     limit = 40_000
     expected = ja.explain(ja.jacobian, lambda x: jnp.outer(x, x) @ x, X)
     monkeypatch.setattr(memory, "budget", lambda device: limit)
@@ -101,8 +102,8 @@ def test_the_automatic_batch_size_fits_the_memory(monkeypatch):
     def wide(x):
         return jnp.tanh(jnp.outer(x, jnp.arange(500.0))).sum(1)
 
-    found = prepare(ja.occlusion, lambda x: wide(x)[0], X)
-    compiled = found.compile()
+    got = prepare(ja.occlusion, lambda x: wide(x)[0], X)
+    compiled = got.compile()
     assert memory.needed(compiled) <= limit < 500 * N * 4 * B * N
     values = ja.explain(ja.occlusion, lambda x: wide(x)[0], X).values
     MEMOS.plans.clear()
@@ -114,29 +115,29 @@ def test_the_automatic_batch_size_fits_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_a_mesh_that_does_not_divide_the_batch_is_padded(devices):
+def test_batch_is_padded_to_the_mesh(devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-    alone = ja.explain(ja.occlusion, fn, X, 1)
-    shared = ja.explain(ja.occlusion, fn, X, 1, mesh=mesh)
-    np.testing.assert_allclose(shared.values, alone.values, atol=1e-6)
-    assert shared.values.shape == (B, N)
+    unsharded = ja.explain(ja.occlusion, fn, X, 1)
+    sharded = ja.explain(ja.occlusion, fn, X, 1, mesh=mesh)
+    np.testing.assert_allclose(sharded.values, unsharded.values, atol=1e-6)
+    assert sharded.values.shape == (B, N)
 
 
-def test_arrays_committed_to_one_device_are_spread():
+def test_committed_arrays_are_distributed_over_the_mesh():
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
     w = jax.device_put(jnp.arange(N, dtype=jnp.float32), jax.devices()[3])
     x = jax.device_put(X[:8], jax.devices()[1])
-    found = ja.explain(ja.gradient, lambda x: x @ w, x, mesh=mesh)
-    np.testing.assert_allclose(found.values, np.broadcast_to(np.arange(N), (8, N)), atol=1e-6)
-    assert len(found.values.sharding.device_set) == 4
+    got = ja.explain(ja.gradient, lambda x: x @ w, x, mesh=mesh)
+    np.testing.assert_allclose(got.values, np.broadcast_to(np.arange(N), (8, N)), atol=1e-6)
+    assert len(got.values.sharding.device_set) == 4
 
 
-def test_progress_counts_the_chunks(capsys):
+def test_progress_is_printed(capsys):
     ja.explain(ja.gradient, fn, X, 0, batch_size=3, progress=True)
     assert "explaining" in capsys.readouterr().out
 
 
-def test_draws_depend_on_neither_chunks_nor_devices_nor_the_batch():
+def test_random_samples_are_independent_of_chunks_devices_and_batch():
     key = jax.random.key(3)
     whole = ja.explain(ja.smooth_grad, fn, X, 0, key=key, num_samples=4).values
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
@@ -149,29 +150,31 @@ def test_draws_depend_on_neither_chunks_nor_devices_nor_the_batch():
     assert abs(other - whole).max() > 1e-3
 
 
-def test_a_mesh_as_jax_makes_it():
+def test_mesh_of_make_mesh():
     mesh = jax.make_mesh((8,), ("data",))
-    found = ja.explain(ja.occlusion, fn, X, 1, mesh=mesh)
-    np.testing.assert_allclose(found.values, ja.explain(ja.occlusion, fn, X, 1).values, atol=1e-6)
+    got = ja.explain(ja.occlusion, fn, X, 1, mesh=mesh)
+    np.testing.assert_allclose(got.values, ja.explain(ja.occlusion, fn, X, 1).values, atol=1e-6)
 
 
 def test_many_chunks():
     xs = np.arange(300, dtype=np.float32).reshape(100, 3)
-    found = ja.explain(ja.gradient, lambda x: (x**2).sum(), xs, batch_size=1)
-    np.testing.assert_allclose(found.values, 2 * xs)
-    np.testing.assert_allclose(found[7].values, 2 * xs[7])
-    assert repr(found) == "Attribution(values=float32[100,3], output=float32[100], info={})"
+    got = ja.explain(ja.gradient, lambda x: (x**2).sum(), xs, batch_size=1)
+    np.testing.assert_allclose(got.values, 2 * xs)
+    np.testing.assert_allclose(got[7].values, 2 * xs[7])
+    assert repr(got) == "Attribution(values=float32[100,3], output=float32[100], info={})"
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_what_lies_on_the_host_is_cut_there(size, monkeypatch):
-    """A device need not hold all examples."""
-    seen = []
+def test_host_arrays_are_sliced_on_the_host(size, monkeypatch):
+    """A device need not hold the whole batch."""
+    leaves_cut = []
     cut = parts._cut
-    monkeypatch.setattr(parts, "_cut", lambda leaves, *at: seen.extend(leaves) or cut(leaves, *at))
+    monkeypatch.setattr(
+        parts, "_cut", lambda leaves, *at: leaves_cut.extend(leaves) or cut(leaves, *at)
+    )
     got = ja.explain(ja.saliency, fn, X, np.arange(B) % 2, batch_size=size)
-    want = ja.explain(ja.saliency, fn, jnp.asarray(X), np.arange(B) % 2)
-    assert not any(isinstance(leaf, np.ndarray) for leaf in seen)
-    assert not any(leaf.ndim == 2 for leaf in seen)
-    np.testing.assert_array_equal(got.values, want.values)
-    np.testing.assert_array_equal(got.output, want.output)
+    expected = ja.explain(ja.saliency, fn, jnp.asarray(X), np.arange(B) % 2)
+    assert not any(isinstance(leaf, np.ndarray) for leaf in leaves_cut)
+    assert not any(leaf.ndim == 2 for leaf in leaves_cut)
+    np.testing.assert_array_equal(got.values, expected.values)
+    np.testing.assert_array_equal(got.output, expected.output)

@@ -1,4 +1,4 @@
-"""Bad input: each error names the argument, what it got and what it wanted."""
+"""Test errors for invalid arguments: messages contain the argument and its value."""
 
 import re
 from functools import partial
@@ -24,8 +24,8 @@ def fn(x):
     return jnp.tanh(x @ WEIGHTS).sum(0)
 
 
-def refuses(error, *words):
-    """A context in which an error is raised whose message holds all words."""
+def raises(error, *words):
+    """Return a context that asserts an error whose message contains all words."""
     return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{re.escape(w)})" for w in words))
 
 
@@ -46,15 +46,15 @@ def refuses(error, *words):
 )
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("method", [ja.gradient, ja.occlusion])
-def test_target(target, error, got, batched, method):
+def test_invalid_target_raises(target, error, got, batched, method):
     x, run = (XS, partial(ja.explain, method)) if batched else (X, method)
-    with refuses(error, "target", got):
+    with raises(error, "target", got):
         run(fn, x, target)
 
 
 @pytest.mark.parametrize("target", [np.int64(3), np.int32(-2), jnp.int32(3), np.array([-1])])
-def test_a_target_of_one_example_that_is_an_array(target):
-    with refuses(ValueError, "target", str(int(target.item())), "(3,)"):
+def test_array_target_out_of_range_raises(target):
+    with raises(ValueError, "target", str(int(target.item())), "(3,)"):
         ja.gradient(fn, X, target)
 
 
@@ -70,29 +70,29 @@ def test_a_target_of_one_example_that_is_an_array(target):
         ([0, 1, 2, 3], ValueError, "3"),
     ],
 )
-def test_targets_of_a_batch(targets, error, got):
-    with refuses(error, "target", got, *([f"({K},)"] if error is ValueError else [])):
+def test_invalid_targets_of_a_batch_raise(targets, error, got):
+    with raises(error, "target", got, *([f"({K},)"] if error is ValueError else [])):
         ja.explain(ja.gradient, fn, XS, targets)
 
 
-def test_a_target_under_jit_is_still_checked_where_it_is_known():
-    with refuses(ValueError, "target", "7", "(3,)"):
+def test_static_target_is_checked_under_jit():
+    with raises(ValueError, "target", "7", "(3,)"):
         jax.jit(lambda x: ja.gradient(fn, x, 7).values)(X)
 
 
-def test_the_first_call_of_all_may_come_from_inside_a_trace():
+def test_first_call_inside_a_trace():
     from jaxattn import _static
 
     for cached in vars(_static).values():
         getattr(cached, "cache_clear", lambda: None)()
     jax.jit(lambda x: ja.gradient(jnp.sum, x).values)(X)
-    with refuses(ValueError, "NaN"):
+    with raises(ValueError, "NaN"):
         ja.gradient(jnp.sum, jnp.full(3, jnp.nan))
 
 
 @pytest.mark.parametrize("target", [None, 1, (0, 1)])
-def test_several_outputs_want_a_callable(target):
-    with refuses(ValueError, "target", "callable", "2 arrays"):
+def test_several_outputs_require_a_callable_target(target):
+    with raises(ValueError, "target", "callable", "2 arrays"):
         ja.occlusion(lambda x: (fn(x), fn(x)), X, target)
 
 
@@ -129,8 +129,8 @@ def test_several_outputs_want_a_callable(target):
     ],
 )
 @pytest.mark.parametrize("batched", [False, True])
-def test_occlusion(options, error, words, batched):
-    with refuses(error, *words):
+def test_invalid_occlusion_options_raise(options, error, words, batched):
+    with raises(error, *words):
         if batched:
             ja.explain(ja.occlusion, fn, XS, 0, **options)
         else:
@@ -139,61 +139,61 @@ def test_occlusion(options, error, words, batched):
 
 @pytest.mark.parametrize("method", [ja.integrated_gradients, ja.learned_mask, ja.occlusion])
 @pytest.mark.parametrize("shape", [(4,), (2, 5, 3), (B, T, 1)])
-def test_a_baseline_must_broadcast(method, shape):
-    with refuses(ValueError, "baseline", str(shape), "(5, 3)"):
+def test_baseline_must_broadcast(method, shape):
+    with raises(ValueError, "baseline", str(shape), "(5, 3)"):
         method(fn, X, 0, baseline=np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("count", [B - 1, B + 1])
-def test_as_many_baselines_as_examples(count):
-    with refuses(ValueError, "baseline", str(count)):
+def test_number_of_baselines_must_equal_the_batch(count):
+    with raises(ValueError, "baseline", str(count)):
         ja.explain(ja.occlusion, fn, XS, 0, baseline=np.zeros((count, T, D), np.float32))
 
 
-def test_an_integer_input_takes_no_fraction_for_a_baseline():
+def test_float_baseline_of_integer_input_raises():
     ids = jnp.arange(3)
-    with refuses(TypeError, "baseline", "float", "int32"):
+    with raises(TypeError, "baseline", "float", "int32"):
         ja.occlusion(lambda ids: ids.sum().astype(jnp.float32), ids, baseline=0.5)
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
 @pytest.mark.parametrize("dtype", ["int32", "bool"])
-def test_integers_have_no_gradient(name, dtype):
+def test_gradient_of_integer_input_raises(name, dtype):
     x = np.ones((T, D), dtype)
-    with refuses(TypeError, "x", dtype, "occlusion", "at="):
+    with raises(TypeError, "x", dtype, "occlusion", "at="):
         getattr(ja, name)(lambda x: fn(x.astype(jnp.float32)), x, 0, key=KEY)
 
 
 @pytest.mark.parametrize("method", [ja.gradient, ja.jacobian, ja.occlusion])
-def test_an_answer_in_integers_is_refused(method):
-    with refuses(TypeError, "fn", "int32"):
+def test_integer_output_raises(method):
+    with raises(TypeError, "fn", "int32"):
         method(lambda x: fn(x).astype(jnp.int32), X, 0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_inputs_that_are_not_finite(value, dtype):
+def test_non_finite_input_raises(value, dtype):
     bad = jnp.asarray(XS, dtype).at[2, 1, 0].set(value)
-    with refuses(ValueError, "1 NaN or infinite", "check_finite=False"):
+    with raises(ValueError, "1 NaN or infinite", "check_finite=False"):
         ja.explain(ja.gradient, jnp.sum, bad)
-    with refuses(ValueError, "1 NaN or infinite", "check_finite=False"):
+    with raises(ValueError, "1 NaN or infinite", "check_finite=False"):
         ja.gradient(jnp.sum, bad[2])
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):
-        with refuses(ValueError, "1 NaN or infinite"):
+        with raises(ValueError, "1 NaN or infinite"):
             ja.smooth_grad(jnp.sum, bad[2], key=key)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [3, 2**19])
-def test_inputs_that_are_not_finite_as_jax_has_them(size):
+def test_input_overflowing_float32_raises(size):
     for bad in (np.full(size, 1e300), np.full(size, 1e300 + 0j)):
-        with refuses(ValueError, f"`x` holds {size} NaN or infinite"):
+        with raises(ValueError, f"`x` holds {size} NaN or infinite"):
             ja.occlusion(lambda x: x.real.sum(), bad)
     for bad in (1e300, np.float64(1e300)):
-        with refuses(ValueError, "`x` holds 1 NaN or infinite", "float32"):
+        with raises(ValueError, "`x` holds 1 NaN or infinite", "float32"):
             ja.gradient(jnp.sum, bad)
     for baseline in (1e300, np.full(T, 1e300)[:, None]):
-        with refuses(ValueError, "`baseline` holds", "infinite", "float32"):
+        with raises(ValueError, "`baseline` holds", "infinite", "float32"):
             ja.integrated_gradients(fn, X, 0, baseline=baseline)
 
 
@@ -203,7 +203,7 @@ def test_large_numbers_are_finite_in_float64(x64):
     np.testing.assert_allclose(ja.occlusion(jnp.sum, x, baseline=-1e300).values, 2 * x)
 
 
-def test_the_check_for_finite_inputs_can_be_left_out():
+def test_check_finite_can_be_disabled():
     bad = jnp.asarray(XS).at[2, 1, 0].set(jnp.nan)
 
     def first(x):
@@ -218,24 +218,24 @@ def test_the_check_for_finite_inputs_can_be_left_out():
         np.testing.assert_array_equal(got, np.eye(T)[:, :1] @ np.ones((1, D)))
 
 
-def test_a_model_that_takes_only_batches():
+def test_batch_only_model_raises():
     def batched(xs):
         return jnp.einsum("btd,dk->bk", xs, WEIGHTS)
 
     for run in (ja.gradient, ja.occlusion):
-        with refuses(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
+        with raises(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
             run(batched, X, 0)
-    with refuses(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
+    with raises(ValueError, "fn", "(5, 3)", "jaxattn.unbatched"):
         ja.explain(ja.gradient, batched, XS, 0)
 
     def by_rows(xs):
-        return jnp.tanh(xs @ WEIGHTS)  # works on one example, but its answer has rows
+        return jnp.tanh(xs @ WEIGHTS)  # accepts one example, but its output has rows
 
-    with refuses(ValueError, "target", "(5, 3)", "jaxattn.unbatched"):
+    with raises(ValueError, "target", "(5, 3)", "jaxattn.unbatched"):
         ja.explain(ja.gradient, by_rows, XS, 0)
 
 
-def test_a_model_that_fails_on_everything_fails_with_its_own_error():
+def test_runtime_error_of_fn_propagates():
     with pytest.raises(RuntimeError, match="my own"):
         ja.gradient(lambda x: (_ for _ in ()).throw(RuntimeError("my own")), X, 0)
 
@@ -252,39 +252,39 @@ def test_a_model_that_fails_on_everything_fails_with_its_own_error():
         (XS, (np.arange(B), np.float32(1)), ["args[1]", "scalar"]),
     ],
 )
-def test_batches_that_are_none(xs, args, words):
-    with refuses(ValueError, *words):
+def test_invalid_batch_raises(xs, args, words):
+    with raises(ValueError, *words):
         ja.explain(ja.gradient, lambda x, *args: jnp.float32(0), xs, args=args)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, "all"])
-def test_batch_size(batch_size):
+def test_invalid_batch_size_raises(batch_size):
     for run in (partial(ja.explain, ja.occlusion, fn, XS, 0), partial(ja.occlusion, fn, X, 0)):
-        with refuses((TypeError, ValueError), "batch_size", repr(batch_size)):
+        with raises((TypeError, ValueError), "batch_size", repr(batch_size)):
             run(batch_size=batch_size)
 
 
 @pytest.mark.parametrize("mesh", [2, "data", jax.devices()])
-def test_mesh(mesh):
-    with refuses(TypeError, "mesh", type(mesh).__name__):
+def test_invalid_mesh_raises(mesh):
+    with raises(TypeError, "mesh", type(mesh).__name__):
         ja.explain(ja.gradient, fn, XS, 0, mesh=mesh)
 
 
 @pytest.mark.parametrize("bad", [None, 3, np.ones(3)])
 def test_fn_and_method_must_be_callable(bad):
-    with refuses(TypeError, "fn", type(bad).__name__):
+    with raises(TypeError, "fn", type(bad).__name__):
         ja.gradient(bad, X, 0)
-    with refuses(TypeError, "fn", type(bad).__name__):
+    with raises(TypeError, "fn", type(bad).__name__):
         ja.explain(ja.gradient, bad, XS, 0)
-    with refuses(TypeError, "method", type(bad).__name__):
+    with raises(TypeError, "method", type(bad).__name__):
         ja.explain(bad, fn, XS, 0)
 
 
 @pytest.mark.parametrize("name", [*GRADIENTS, "occlusion", "temporal_output_score"])
-def test_unknown_options(name):
-    with refuses(TypeError, "widnow"):
+def test_unknown_option_raises(name):
+    with raises(TypeError, "widnow"):
         getattr(ja, name)(fn, X, 0, key=KEY, widnow=3)
-    with refuses(TypeError, "widnow"):
+    with raises(TypeError, "widnow"):
         ja.explain(getattr(ja, name), fn, XS, 0, key=KEY, widnow=3)
 
 
@@ -343,34 +343,34 @@ def test_unknown_options(name):
     ],
 )
 @pytest.mark.parametrize("batched", [False, True])
-def test_options(method, options, error, words, batched):
+def test_invalid_options_raise(method, options, error, words, batched):
     run, x = (partial(ja.explain, method), XS) if batched else (method, X)
-    with refuses(error, *words):
+    with raises(error, *words):
         run(fn, x, 0, **{"key": KEY} | options)
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
-def test_a_softmax_over_one_output(shape):
+def test_probability_score_of_one_output_raises(shape):
     def one(x):
         return fn(x)[0].reshape(shape)
 
     for run in (ja.temporal_output_score, partial(ja.learned_mask, score="log_probability")):
-        with refuses(ValueError, '`score` must be "logit"', str(shape)):
+        with raises(ValueError, '`score` must be "logit"', str(shape)):
             run(one, X)
-    with refuses(ValueError, '`score` must be "logit"', str(shape)):
+    with raises(ValueError, '`score` must be "logit"', str(shape)):
         deletion(one, XS, None, XS)
 
 
 @pytest.mark.parametrize("metric", [deletion, insertion, completeness])
-def test_an_attribution_of_another_shape(metric):
-    with refuses(ValueError, "attribution", "(4, 5)", "(4, 5, 3)"):
+def test_attribution_of_wrong_shape_raises(metric):
+    with raises(ValueError, "attribution", "(4, 5)", "(4, 5, 3)"):
         metric(fn, XS, 0, XS[..., 0])
 
 
 @pytest.mark.parametrize("metric", [deletion, insertion])
 @pytest.mark.parametrize("num_steps, error", [(0, ValueError), (2.5, TypeError)])
-def test_steps_of_a_curve(metric, num_steps, error):
-    with refuses(error, "num_steps", str(num_steps)):
+def test_invalid_num_steps_of_a_curve_raises(metric, num_steps, error):
+    with raises(error, "num_steps", str(num_steps)):
         metric(fn, XS, 0, XS, num_steps=num_steps)
 
 
@@ -384,60 +384,60 @@ def test_steps_of_a_curve(metric, num_steps, error):
         (np.array([None]), TypeError, "object"),
     ],
 )
-def test_inputs_that_are_no_numbers(x, error, got):
-    with refuses(error, "`x` must hold", got):
+def test_non_numeric_input_raises(x, error, got):
+    with raises(error, "`x` must hold", got):
         ja.gradient(fn, x, 0)
-    with refuses(error, "`xs` must hold", got):
+    with raises(error, "`xs` must hold", got):
         ja.explain(ja.gradient, fn, x, 0)
 
 
 @pytest.mark.parametrize("progress", ["no", 1, None])
 def test_progress_must_be_a_bool(progress):
-    with refuses(TypeError, "`progress` must be a bool", repr(progress)):
+    with raises(TypeError, "`progress` must be a bool", repr(progress)):
         ja.explain(ja.gradient, fn, XS, 0, progress=progress)
 
 
-def test_steps_of_a_layer():
+def test_invalid_num_steps_of_layer_conductance_raises():
     def tagged(x):
         return fn(ja.tag(x, "layer"))
 
-    with refuses(TypeError, "`num_steps` must be an int, got None"):
+    with raises(TypeError, "`num_steps` must be an int, got None"):
         ja.layer_conductance(tagged, X, 0, at="layer", num_steps=None)
 
 
 def test_args_must_be_a_tuple():
-    with refuses(TypeError, "args", "ndarray"):
+    with raises(TypeError, "args", "ndarray"):
         ja.explain(ja.gradient, lambda x, scale: scale * fn(x), XS, 0, args=np.ones(B, np.float32))
 
 
 @pytest.mark.parametrize(
     "listed", [[1.0, 2.0], [[1, 2], [3, 4]], [(1.0, 2.0)], {"a": [1.0], "b": [[True]]}]
 )
-def test_a_list_of_numbers_is_no_array(listed):
-    with refuses(TypeError, "`x` must hold arrays", "list of numbers", "np.array(x)"):
+def test_list_of_numbers_raises(listed):
+    with raises(TypeError, "`x` must hold arrays", "list of numbers", "np.array(x)"):
         ja.saliency(fn, listed, 1)
-    with refuses(TypeError, "`xs` must hold arrays", "list of numbers", "np.array(xs)"):
+    with raises(TypeError, "`xs` must hold arrays", "list of numbers", "np.array(xs)"):
         ja.explain(ja.saliency, fn, listed, 1)
 
 
 @pytest.mark.parametrize("x", [[X, X], [np.array(2, "f")], [[jnp.float32(2)], X]])
-def test_a_list_of_arrays_is_a_pytree(x):
+def test_list_of_arrays_is_a_pytree(x):
     values = ja.gradient(lambda x: sum(map(jnp.sum, jax.tree.leaves(x))), x).values
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(values))
 
 
 @pytest.mark.parametrize("method", [ja.gradient, ja.occlusion])
-def test_an_answer_that_is_no_array(method):
+def test_non_array_output_raises(method):
     for run, x in ((method, X), (partial(ja.explain, method), XS)):
-        with refuses(TypeError, "`fn` must return arrays", "str 'cat'"):
+        with raises(TypeError, "`fn` must return arrays", "str 'cat'"):
             run(lambda x: "cat", x, 0)
-        with refuses(TypeError, "`fn` must return arrays", "str 'cat'"):
+        with raises(TypeError, "`fn` must return arrays", "str 'cat'"):
             run(lambda x: (fn(x), "cat"), x, lambda out: out[0][0])
-        with refuses(TypeError, "`target` must return one number", "str 'cat'"):
+        with raises(TypeError, "`target` must return one number", "str 'cat'"):
             run(fn, x, lambda out: "cat")
 
 
-def test_a_type_error_of_fn_is_its_own():
+def test_type_error_of_fn_propagates():
     def broken(x):
         raise TypeError("my own")
 
@@ -447,59 +447,59 @@ def test_a_type_error_of_fn_is_its_own():
 
 @pytest.mark.parametrize("key", [0, "key", np.zeros((B, 2), np.uint32)])
 def test_key_must_be_a_random_key(key):
-    with refuses(TypeError, "`key` must be a random key"):
+    with raises(TypeError, "`key` must be a random key"):
         ja.explain(ja.smooth_grad, fn, XS, 0, key=key)
 
 
-def test_a_window_for_a_single_number():
-    with refuses(ValueError, "`window`", "(1,)", "shape ()", "leaves that leaf unchanged"):
+def test_window_of_a_scalar_leaf_raises():
+    with raises(ValueError, "`window`", "(1,)", "shape ()", "leaves that leaf unchanged"):
         ja.occlusion(lambda x: 2 * x, np.float32(3))
     tree = {"a": X, "b": jnp.float32(3)}
-    with refuses(ValueError, "`window`", "(2,)", "shape ()", "leaves that leaf unchanged"):
+    with raises(ValueError, "`window`", "(2,)", "shape ()", "leaves that leaf unchanged"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=2)
-    with refuses(ValueError, "`window` must have at least one axis", "()", "window=None"):
+    with raises(ValueError, "`window` must have at least one axis", "()", "window=None"):
         ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window={"a": 2, "b": ()})
     window = {"a": 2, "b": None}
     assert ja.occlusion(lambda x: x["a"].sum() * x["b"], tree, window=window).values["b"] == 0
 
 
-def test_a_window_for_no_leaf():
-    with refuses(ValueError, "window", "None"):
+def test_window_of_none_raises():
+    with raises(ValueError, "window", "None"):
         ja.occlusion(fn, X, 0, window=None)
 
 
-def test_a_single_number_takes_no_target():
-    with refuses(ValueError, "target", "single number", "0"):
+def test_integer_target_of_scalar_output_raises():
+    with raises(ValueError, "target", "single number", "0"):
         ja.gradient(lambda x: x.sum(), X, 0)
 
 
 @pytest.mark.parametrize("method", [ja.gradient, ja.occlusion, ja.jacobian])
-def test_a_single_number_is_what_an_empty_index_names(method):
+def test_empty_index_selects_a_scalar_output(method):
     one = method(lambda x: fn(x).sum(), X, ()).values
     np.testing.assert_array_equal(one, method(lambda x: fn(x).sum(), X).values)
     many = ja.explain(method, lambda x: fn(x).sum(), XS, ()).values
     np.testing.assert_allclose(many[0], one, rtol=1e-5)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
-    shared = ja.explain(method, lambda x: fn(x).sum(), XS, (), mesh=mesh).values
-    np.testing.assert_allclose(shared, many, rtol=1e-5)
-    with refuses(ValueError, "target", "(0,)", f"({K},)"):
+    sharded = ja.explain(method, lambda x: fn(x).sum(), XS, (), mesh=mesh).values
+    np.testing.assert_allclose(sharded, many, rtol=1e-5)
+    with raises(ValueError, "target", "(0,)", f"({K},)"):
         method(fn, X, ())
 
 
 @pytest.mark.parametrize("target", [np.int64(2), jnp.int32(2), np.array(2)])
-def test_one_number_is_one_target_for_all(target):
+def test_scalar_target_applies_to_all_examples(target):
     np.testing.assert_array_equal(
         ja.explain(ja.gradient, fn, XS, target).values, ja.explain(ja.gradient, fn, XS, 2).values
     )
 
 
-def test_an_integer_baseline_must_fit():
-    with refuses(ValueError, "`baseline`", "-1", "uint8"):
+def test_integer_baseline_out_of_range_raises():
+    with raises(ValueError, "`baseline`", "-1", "uint8"):
         ja.occlusion(lambda x: x.astype(jnp.float32).sum(), np.array([3, 4], np.uint8), baseline=-1)
 
 
-def test_noise_on_integers_alone_is_refused():
-    with refuses(TypeError, "`x` must hold floating-point numbers for noise", "int32"):
+def test_noise_on_integer_input_raises():
+    with raises(TypeError, "`x` must hold floating-point numbers for noise", "int32"):
         ja.smooth_grad(
             lambda x: x.astype(jnp.float32).sum(),
             np.array([3, 4], np.int32),
@@ -508,7 +508,7 @@ def test_noise_on_integers_alone_is_refused():
         )
 
 
-def test_a_function_of_one_length_fails_with_its_own_error():
+def test_error_of_a_fixed_length_function_propagates():
     def flat(x):
         return x.reshape(T * D)[:3]
 
@@ -520,13 +520,13 @@ def test_a_function_of_one_length_fails_with_its_own_error():
         )
 
 
-def test_a_second_softmax_is_refused():
+def test_second_softmax_raises():
     def ends(x):
         return jax.nn.softmax(fn(x))
 
-    with refuses(ValueError, '`score` must be "logit"', "probability"):
+    with raises(ValueError, '`score` must be "logit"', "probability"):
         ja.temporal_output_score(ends, X, 1)
-    with refuses(ValueError, '`score` must be "logit"', "probability"):
+    with raises(ValueError, '`score` must be "logit"', "probability"):
         deletion(ends, XS, 1, XS)
     scores = ja.temporal_output_score(ends, X, 1, score="logit").values
     np.testing.assert_allclose(scores, ja.temporal_output_score(fn, X, 1).values, rtol=1e-5)
@@ -547,45 +547,45 @@ def test_a_second_softmax_is_refused():
         (ja.attention_flow, "name", "heads, residual"),
     ],
 )
-def test_old_names_of_options(method, old, new):
+def test_old_option_names_raise(method, old, new):
     options = {"key": KEY, old: 0}
-    with refuses(TypeError, f"{method.__name__} has no option {old!r}", new):
+    with raises(TypeError, f"{method.__name__} has no option {old!r}", new):
         method(fn, X, 0, **options)
-    with refuses(TypeError, f"{method.__name__} has no option {old!r}", new):
+    with raises(TypeError, f"{method.__name__} has no option {old!r}", new):
         ja.explain(method, fn, XS, 0, **options)
 
 
 def test_smooth_grad_passes_options_to_its_method():
     got = ja.smooth_grad(fn, X, key=KEY, method=ja.jacobian, num_samples=2, mode="forward")
     assert got.values.shape == (K, T, D)
-    with refuses(TypeError, "has no option 'rule'", "statistic", "mode"):
+    with raises(TypeError, "has no option 'rule'", "statistic", "mode"):
         ja.smooth_grad(fn, X, key=KEY, method=ja.jacobian, rule="epsilon")
 
 
-def test_options_that_a_method_has_not():
-    with refuses(TypeError, "n_steps", "num_steps"):
+def test_options_of_other_methods_raise():
+    with raises(TypeError, "n_steps", "num_steps"):
         ja.explain(ja.integrated_gradients, fn, XS, 0, n_steps=3)
-    with refuses(TypeError, "target", "targets"):
+    with raises(TypeError, "target", "targets"):
         ja.explain(ja.gradient, fn, XS, target=0)
-    with refuses(TypeError, "baselines", "none of its own"):
+    with raises(TypeError, "baselines", "none of its own"):
         ja.gradient(fn, X, 0, baselines=0.0)
-    with refuses(ValueError, "at='a'", "temporal_output_score"):
+    with raises(ValueError, "at='a'", "temporal_output_score"):
         ja.temporal_output_score(fn, X, 0, at="a")
 
 
 @pytest.mark.parametrize(
     "baseline, dtype", [(np.int64(-1), "uint8"), (np.array([258] * T), "uint8"), (7, "bool")]
 )
-def test_numpy_baselines_must_fit_too(baseline, dtype):
+def test_numpy_baseline_out_of_range_raises(baseline, dtype):
     x = np.ones(T, dtype)
-    with refuses(ValueError, "baseline", dtype):
+    with raises(ValueError, "baseline", dtype):
         ja.occlusion(lambda x: x.astype(jnp.float32).sum(), x, baseline=baseline)
 
 
-def test_complex_numbers_are_refused():
-    with refuses(TypeError, "baseline", "complex64"):
+def test_complex_numbers_raise():
+    with raises(TypeError, "baseline", "complex64"):
         ja.integrated_gradients(fn, X, 0, baseline=1j)
-    with refuses(TypeError, "complex64"):
+    with raises(TypeError, "complex64"):
         ja.gradient(lambda z: jnp.abs(z[0]).sum() + z[1].sum(), (np.ones(2, np.complex64), X))
 
 
@@ -601,12 +601,12 @@ def test_complex_numbers_are_refused():
         (lambda: ja.smooth_grad(fn, X, 0, key=KEY, noise=np.ones(3)), ValueError, "noise"),
     ],
 )
-def test_plausible_mistakes(call, error, words):
-    with refuses(error, words):
+def test_plausible_mistakes_raise(call, error, words):
+    with raises(error, words):
         call()
 
 
-def test_numbers_that_are_known_inside_of_a_trace():
+def test_constant_arguments_inside_a_trace():
     expected = ja.gradient(fn, X, 1).values
     traced = jax.jit(lambda i: ja.gradient(fn, X, i).values)(1)
     np.testing.assert_allclose(traced, expected, rtol=1e-6)
@@ -614,6 +614,6 @@ def test_numbers_that_are_known_inside_of_a_trace():
     np.testing.assert_allclose(values[0], 2 * expected, rtol=1e-6)
 
 
-def test_a_baseline_that_is_not_finite():
-    with refuses(ValueError, "`baseline` holds 1 NaN"):
+def test_non_finite_baseline_raises():
+    with raises(ValueError, "`baseline` holds 1 NaN"):
         ja.integrated_gradients(fn, X, 0, baseline=np.nan)

@@ -1,4 +1,4 @@
-"""Operation counts against counts by hand."""
+"""Test operation counts against counts by hand."""
 
 from functools import partial
 
@@ -61,7 +61,7 @@ def test_convolution():
     assert flops(channels_last, (1, 5, 7, 2), (3, 2, 2, 4)).total == 2 * (4 * 3 * 6) * (2 * 3 * 2)
 
 
-def test_pooling_costs_its_window_forwards_and_backwards():
+def test_pooling_costs_its_window_forward_and_backward():
     def pool(x):
         return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (2, 2), "VALID")
 
@@ -86,17 +86,17 @@ def test_lstm_scan():
     assert not counted.unbounded
 
 
-def test_every_scan_step_counts_where_xla_counts_one():
+def test_every_scan_step_is_counted_unlike_xla():
     def scan(x, w, length):
         return lax.scan(lambda h, _: (w @ h, None), x, length=length)[0]
 
     x, w = jnp.zeros((4, 4)), jnp.zeros((4, 4))
-    ours, xla = [], []
+    counts, xla = [], []
     for length in (2, 64):
         fn = partial(scan, length=length)
-        ours.append(flops(fn, x.shape, w.shape).total)
+        counts.append(flops(fn, x.shape, w.shape).total)
         xla.append(jax.jit(fn).lower(x, w).compile().cost_analysis()["flops"])
-    assert ours == [2 * 2 * 4**3, 64 * 2 * 4**3]
+    assert counts == [2 * 2 * 4**3, 64 * 2 * 4**3]
     assert xla[1] < 2 * xla[0]
 
 
@@ -117,14 +117,14 @@ def test_cond_costs_its_most_expensive_branch():
     assert counted.by_primitive == {"dot_general": 2 * 27, "clamp": 1}
 
 
-def test_while_is_counted_once_and_says_so():
+def test_while_is_counted_once_and_marked_unbounded():
     def loop(x):
         return lax.while_loop(lambda x: x[0] < 1.0, jnp.sin, x)
 
     counted = flops(lambda x: lax.scan(lambda c, _: (loop(c), None), x, length=3)[0], (7,))
     assert counted.by_primitive == {"sin": 3 * 7, "lt": 3}
     assert counted.unbounded
-    # A loop of known length is a scan to JAX.
+    # JAX traces a loop of known length as a scan.
     known = flops(lambda x: lax.fori_loop(0, 9, lambda _, x: jnp.sin(x), x), (7,))
     assert known.by_primitive["sin"] == 9 * 7
     assert not known.unbounded
@@ -173,17 +173,17 @@ def test_vmap_multiplies_and_grad_adds():
     def fn(w, x):
         return jnp.tanh(w @ x).sum()
 
-    alone = flops(fn, (5, 3), (3,))
-    assert flops(jax.vmap(fn, (None, 0)), (5, 3), (9, 3)).total == 9 * alone.total
+    single = flops(fn, (5, 3), (3,))
+    assert flops(jax.vmap(fn, (None, 0)), (5, 3), (9, 3)).total == 9 * single.total
     backwards = flops(jax.grad(fn, (0, 1)), (5, 3), (3,))
-    # Forwards, the outer product for w, and the transposed product for x.
-    assert backwards.by_primitive["dot_general"] == 3 * alone.by_primitive["dot_general"]
+    # The forward product, the outer product for w and the transposed product for x.
+    assert backwards.by_primitive["dot_general"] == 3 * single.by_primitive["dot_general"]
 
 
-def test_an_unknown_primitive_costs_its_output():
+def test_unknown_primitive_costs_its_output():
     assert flops(jax.lax.linalg.cholesky, (4, 4)).by_primitive["cholesky"] == 16
 
 
-def test_refuses_what_is_no_jaxpr():
+def test_non_jaxpr_raises():
     with pytest.raises(TypeError, match=r"^`closed_jaxpr` must be a jaxpr, .*got ArrayImpl"):
         count_flops(jnp.zeros(3))

@@ -1,4 +1,4 @@
-"""The affine front of a function: projected once, and no number differs."""
+"""Test the affine prefix of a function, which is evaluated once per attribution."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 FUNCTIONS = SAVING | {name: fn for name, (fn, *_) in WHOLE.items()} | OTHERS
 del FUNCTIONS["constant"]
-#: Those whose first product comes after something else, behind a rule, or not at all.
-FRONTLESS = set(
+#: Functions without an affine prefix: no product, or only after other operations or inside a rule.
+NAMES_WITHOUT_PREFIX = set(
     "custom rule|nested|no rows|rematerialised|shift register|sorted|start alone changes".split("|")
 )
-#: Where nothing is contracted before something else happens to it.
-WITHOUT = {
+#: Functions in which no contraction precedes other operations.
+WITHOUT_PREFIX = {
     "sorted": lambda x: rnn(jnp.sort(x, 0))[0],
     "squared": lambda x: (x**2 @ W).sum(),
     "divided by itself": lambda x: x / x.sum(),
@@ -44,7 +44,7 @@ reversed_slope.defvjp(lambda x: (x * 2, None), lambda _, ct: (-ct,))
 
 
 def score(fn):
-    """A number of all that a function answers."""
+    """Return a scalar function of all outputs of a function."""
 
     def scored(x):
         leaves = [
@@ -57,8 +57,8 @@ def score(fn):
     return scored
 
 
-def agree(got, want, rtol=1e-12):
-    np.testing.assert_allclose(got, want, rtol=rtol, atol=1e-13)
+def close(got, expected, rtol=1e-12):
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=1e-13)
 
 
 @pytest.mark.representatives(
@@ -73,27 +73,31 @@ def agree(got, want, rtol=1e-12):
     "shared weights",
     "dropout",
 )
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - FRONTLESS))
-def test_the_parts_are_the_whole(name):
+@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - NAMES_WITHOUT_PREFIX))
+def test_prefix_and_remainder_equal_the_function(name):
     fn = FUNCTIONS[name]
     prefix = AffinePrefix.of(fn, [X])
-    got, want = jax.jit(lambda x: (prefix.remainder(prefix.affine(x), lambda leaf: leaf), fn(x)))(X)
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(agree, got, want)
-    # Affine: what lies between two points is between what they give.
+    got, expected = jax.jit(
+        lambda x: (prefix.remainder(prefix.affine(x), lambda leaf: leaf), fn(x))
+    )(X)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(close, got, expected)
+    # An affine function commutes with linear interpolation.
     other = X[::-1] + 0.5
     between = jax.jit(prefix.affine)(X + 0.3 * (other - X))
     for first, last, mid in zip(prefix.affine(X), prefix.affine(other), between, strict=True):
-        agree(mid, first + 0.3 * (last - first))
+        close(mid, first + 0.3 * (last - first))
 
 
-def test_the_others_have_none():
-    assert {name for name, fn in FUNCTIONS.items() if AffinePrefix.of(fn, [X]) is None} == FRONTLESS
+def test_other_functions_have_no_prefix():
+    assert {
+        name for name, fn in FUNCTIONS.items() if AffinePrefix.of(fn, [X]) is None
+    } == NAMES_WITHOUT_PREFIX
 
 
-@pytest.mark.parametrize("name", WITHOUT)
-def test_without_a_front(name):
-    assert AffinePrefix.of(WITHOUT[name], [X]) is None
+@pytest.mark.parametrize("name", WITHOUT_PREFIX)
+def test_functions_without_a_prefix(name):
+    assert AffinePrefix.of(WITHOUT_PREFIX[name], [X]) is None
 
 
 @pytest.mark.representatives(
@@ -110,13 +114,15 @@ def test_without_a_front(name):
     "printed",
     "start changes",
 )
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS, *WITHOUT} - {"while"}))  # has no gradient
-def test_integrated_gradients_are_those_of_the_whole_function(name):
-    fn = score((FUNCTIONS | WITHOUT)[name])
+@pytest.mark.parametrize(
+    "name", sorted({*FUNCTIONS, *WITHOUT_PREFIX} - {"while"})
+)  # has no gradient
+def test_integrated_gradients_equal_the_reference(name):
+    fn = score((FUNCTIONS | WITHOUT_PREFIX)[name])
     start = 0.1 * X[:, ::-1]
 
     @jax.jit
-    def written_out(x):
+    def reference(x):
         def slope(alpha):
             return jax.grad(fn)(start + alpha * (x - start))
 
@@ -124,10 +130,10 @@ def test_integrated_gradients_are_those_of_the_whole_function(name):
 
     for size in (None, 4):
         got = ja.integrated_gradients(fn, X, num_steps=6, baseline=start, batch_size=size)
-        agree(got.values, written_out(X), 1e-6 if name == "rounded" else 1e-10)
+        close(got.values, reference(X), 1e-6 if name == "rounded" else 1e-10)
 
 
-def test_a_projection_is_not_made_at_each_point():
+def test_projection_is_not_recomputed_at_each_point():
     def fn(x):
         return (jnp.tanh(rnn(x)[0]) @ V)[0]
 
@@ -145,7 +151,7 @@ def test_a_projection_is_not_made_at_each_point():
 @pytest.mark.representatives("GRU")
 @pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
 def test_layers_keep_their_derivative_rules(layer):
-    """Padding, both directions, and weights that are differentiated through the method."""
+    """Second derivatives of padded, bidirectional layers."""
     net = getattr(ja.nn, layer)(
         D, H, bidirectional=True, num_layers=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
     )
@@ -156,16 +162,16 @@ def test_layers_keep_their_derivative_rules(layer):
     def values(x):
         return ja.integrated_gradients(lambda x: net(x, 6).state, x, 1, num_steps=5).values
 
-    def written_out(x):
+    def reference(x):
         slope = jax.grad(lambda x: net(x, 6).state[1])
         return x * jax.vmap(lambda a: slope(a * x))((np.arange(5) + 0.5) / 5).mean(0)
 
-    agree(values(X), written_out(X), 1e-10)
-    again = [jax.grad(lambda x, f=f: (f(x) ** 2).sum())(X) for f in (values, written_out)]
-    agree(*again, 1e-9)
+    close(values(X), reference(X), 1e-10)
+    again = [jax.grad(lambda x, f=f: (f(x) ** 2).sum())(X) for f in (values, reference)]
+    close(*again, 1e-9)
 
 
-def test_several_inputs_of_which_some_are_integers():
+def test_integer_leaves_have_zero_attribution():
     kernel = RNG.normal(size=(2, H))
 
     def fn(x):
@@ -181,8 +187,8 @@ def test_several_inputs_of_which_some_are_integers():
         )
 
     a, b = jax.tree.map(lambda s: s.mean(0), jax.vmap(slope)((np.arange(4) + 0.5) / 4))
-    agree(got.values["a"], x["a"] * a)
-    agree(got.values["b"], x["b"] * b)
+    close(got.values["a"], x["a"] * a)
+    close(got.values["b"], x["b"] * b)
     assert got.values["n"] == 0
 
 
@@ -190,6 +196,6 @@ def test_half_precision_is_summed_in_single():
     x, kernel = jnp.asarray(X, jnp.bfloat16), jnp.asarray(W, jnp.bfloat16)
     fn = lambda x, kernel: jnp.tanh(x @ kernel).astype(jnp.float32).sum()  # noqa: E731
     got = ja.integrated_gradients(fn, x, args=(kernel,), num_steps=512)
-    want = ja.integrated_gradients(fn, X, args=(np.asarray(kernel, float),), num_steps=512)
+    expected = ja.integrated_gradients(fn, X, args=(np.asarray(kernel, float),), num_steps=512)
     assert got.values.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(got.values, float), want.values, rtol=0.03, atol=0.01)
+    np.testing.assert_allclose(np.asarray(got.values, float), expected.values, rtol=0.03, atol=0.01)
