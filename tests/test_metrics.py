@@ -119,9 +119,9 @@ def test_completeness(x64):
     np.testing.assert_allclose(completeness(fn, xs, 0, complete, baseline=0.5), 0, atol=1e-12)
     wrong = completeness(fn, xs, 0, complete.values + 1, baseline=0.5)
     np.testing.assert_allclose(wrong, 8, rtol=1e-12)
-    nothing = completeness(fn, xs, 0, jnp.zeros_like(xs), baseline=0.5)
+    zero = completeness(fn, xs, 0, jnp.zeros_like(xs), baseline=0.5)
     change = np.sin(xs).sum((1, 2)) - 8 * np.sin(0.5)
-    np.testing.assert_allclose(nothing, -change, rtol=1e-12)
+    np.testing.assert_allclose(zero, -change, rtol=1e-12)
 
 
 def test_fractions_of_deleted_features():

@@ -26,8 +26,8 @@ def test_every_method_locates_the_square():
     assert (jnp.argmax(model(test.xs), -1) == test.labels).mean() > 0.98
     case = planted.plant(digits[4000:4150], rng, classes=planted.NONE)
     for name in planted.METHODS:
-        share = planted.found(name, model, case, **QUICK.get(name, {})).mean()
-        assert share >= LEAST.get(name, 0.95), (name, share)
+        fraction = planted.found(name, model, case, **QUICK.get(name, {})).mean()
+        assert fraction >= LEAST.get(name, 0.95), (name, fraction)
 
 
 def test_chance_level_is_low():

@@ -98,11 +98,11 @@ def test_powers_of_two():
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.full(3, np.nan), np.ones((3, 1))])
 def test_result_that_differs_raises(wrong):
     with pytest.raises(contest.DisagreementError, match=r"no time|has shape"):
-        contest.compare("who", wrong, np.ones(3), 1e-4)
+        contest.compare("peer", wrong, np.ones(3), 1e-4)
 
 
 def test_difference_is_relative_to_the_largest_value():
-    assert contest.compare("who", np.array([10.0, 1.5]), np.array([10.0, 1.0]), 0.1) == 0.05
+    assert contest.compare("peer", np.array([10.0, 1.5]), np.array([10.0, 1.0]), 0.1) == 0.05
 
 
 def test_time_is_the_median_of_the_calls_that_fit(monkeypatch):
@@ -117,10 +117,10 @@ def test_failing_settings_are_skipped():
 
     reference = np.ones(3)
     runs = [("1", fail), ("2", lambda: contest.Built("2", lambda: reference))]
-    best, sweep, difference = contest._sweep("who", runs, reference, 1e-4)
+    best, sweep, difference = contest._sweep("peer", runs, reference, 1e-4)
     assert (best.setting, sweep["1"], difference) == ("2", None, 0)
-    with pytest.raises(RuntimeError, match="who ran at none of its settings: out of memory"):
-        contest._sweep("who", runs[:1], reference, 1e-4)
+    with pytest.raises(RuntimeError, match="peer ran at none of its settings: out of memory"):
+        contest._sweep("peer", runs[:1], reference, 1e-4)
 
 
 @pytest.fixture

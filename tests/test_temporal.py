@@ -76,10 +76,10 @@ def test_padding_is_ignored(padding, direction, x):
     valid_steps = slice(0, valid) if padding == "right" else slice(T - valid, T)
     want = score(model, x[:valid], direction=direction).values
     close(got[valid_steps], want)
-    nothing = jax.nn.softmax(model(padded, jnp.int32(0)))[1]
-    beyond = {"right": (want[-1], nothing), "left": (nothing, want[0])}[padding]
+    empty_series = jax.nn.softmax(model(padded, jnp.int32(0)))[1]
+    neighbours = {"right": (want[-1], empty_series), "left": (empty_series, want[0])}[padding]
     padded_steps = np.delete(np.asarray(got), np.r_[valid_steps])
-    close(padded_steps, beyond[direction == "backward"])
+    close(padded_steps, neighbours[direction == "backward"])
 
 
 @pytest.mark.parametrize("steps", [(0,), (3, 1), range(1, T, 2)])
