@@ -46,7 +46,7 @@ def threads(monkeypatch):
 @pytest.fixture
 def patient(monkeypatch):
     """Let the caller wait for busy threads, also on a slow machine, instead of computing itself."""
-    monkeypatch.setattr(_threads, "_PATIENCE", 300)
+    monkeypatch.setattr(engine_threads, "_PATIENCE", 300)
 
 
 def in_one_thread(monkeypatch, call):
@@ -102,7 +102,7 @@ def test_number_of_running_parts_is_limited(workers, monkeypatch):
         list(side_by_side(count, range(8), workers))
 
     with monkeypatch.context() as patch:
-        patch.setattr(_threads, "_PATIENCE", 300)
+        patch.setattr(engine_threads, "_PATIENCE", 300)
         list(side_by_side(lambda part: count(part, all_run.wait), range(4 * workers), workers))
     assert most == workers
     most = 0
@@ -417,6 +417,6 @@ def test_inside_jit(threads):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_progress_counts_all_parts(engine_threads, capsys):
+def test_progress_counts_all_parts(threads, capsys):
     ja.explain(ja.gradient, fn, X, 0, batch_size=6, progress=True)
     assert "100%" in capsys.readouterr().out
