@@ -268,7 +268,7 @@ def test_composites(x64):
 
 
 def block(kind, d, width, wide, activation):
-    """The steps of one block over positions, and its width."""
+    """Return the steps of one block over positions, and its width."""
     if kind == "residual":
         return [residual(layer(d.dense(width, 4)), activation, layer(d.dense(4, width)))], width
     if kind == "layer norm":
@@ -286,7 +286,7 @@ def block(kind, d, width, wide, activation):
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.data())
 def test_every_rule_on_random_networks(data):
-    """Blocks in any order, an activation between, widths of 2 to 5."""
+    """Blocks in any order, activations between them, and widths of 2 to 5."""
     activations = st.sampled_from([jax.nn.relu, jnp.tanh, jax.nn.elu, jax.nn.gelu])
     kinds = st.sampled_from(["dense", "conv", "norm", "layer norm", "residual"])
     with jax.enable_x64(True):

@@ -67,7 +67,7 @@ def test_lengths_and_truncation_agree(padding, direction, batch_size, x):
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_padding_is_ignored(padding, direction, x):
-    """Valid steps equal those of the series without padding, padded steps equal their neighbour."""
+    """Valid steps equal those of the series without padding; padded steps add nothing to it."""
     model, valid = classifier(bidirectional=True, padding=padding), 3
     empty = jnp.full((T - valid, D), 99.0)
     padded = jnp.concatenate([x[:valid], empty] if padding == "right" else [empty, x[:valid]])
