@@ -1,6 +1,6 @@
-"""Relevance the slow way: each layer a dense matrix, each rule a formula over all pairs of units.
+"""Reference implementation of LRP: layers are dense matrices, rules are formulas over all pairs.
 
-Written from the equations of the papers, in NumPy and float64; it shares no code with the library.
+It follows the equations of the papers, in NumPy and float64, and shares no code with the library.
 """
 
 import functools
@@ -14,17 +14,17 @@ RULES = ("epsilon", "z", "gamma", "alpha_beta", "z_plus", "w_square", "flat", "b
 
 
 def compiled(fn):
-    """Jit without optimisation: many small programs, each run once, compile in a tenth."""
+    """Jit `fn` without optimization: programs that run once compile ten times faster."""
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def ratio(a, b):
-    """a / b, and 0 where b is 0: what nothing fed is absorbed."""
+    """Return a / b, and 0 where b is 0: relevance without contributions is absorbed."""
     a, b = np.broadcast_arrays(a, b)
     return np.divide(a, b, out=np.zeros(a.shape), where=b != 0)
 
 
-def share(
+def redistribute(
     weight,
     bias,
     x,
@@ -39,7 +39,7 @@ def share(
     ignore_bias=False,
     conserve_bias=False,
 ):
-    """The relevance (I,) of x (I,), given that (J,) of x @ weight (I, J) + bias (J,)."""
+    """Return the relevance (I,) of x (I,) for that (J,) of x @ weight (I, J) + bias (J,)."""
     x = x[:, None]
     positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
     if rule in ("epsilon", "z"):
@@ -69,75 +69,75 @@ def share(
 
 
 class Step(NamedTuple):
-    """One step of a feed-forward network, and how relevance crosses it."""
+    """One step of a feed-forward network, and how relevance propagates through it."""
 
-    crossing: str
+    kind: str
     fn: Any
     rule: dict | None = None
 
 
 def layer(fn, **rule):
-    """An affine group: a contraction with the scalings and shifts beside it; and its own rule."""
+    """An affine layer: a contraction with adjacent scalings and shifts, and its own rule if any."""
     return Step("layer", fn, rule)
 
 
 def addition(fn):
-    """A sum, an average pool, a scaling alone: the epsilon rule whatever the layers get."""
+    """A sum, an average pool or a scaling alone: always the epsilon rule."""
     return layer(fn, rule="epsilon")
 
 
-def through(fn):
-    """An activation or the core of a normalisation: relevance passes as it is."""
-    return Step("through", fn)
+def pass_through(fn):
+    """An activation or the core of a normalisation: relevance passes through unchanged."""
+    return Step("pass_through", fn)
 
 
-def winner(fn):
-    """A maximum, a reshape: relevance goes where the gradient goes."""
-    return Step("winner", fn)
+def winner_take_all(fn):
+    """A maximum or a reshape: relevance propagates like a gradient."""
+    return Step("winner_take_all", fn)
 
 
 def residual(*steps):
-    """The input plus what the steps make of it."""
+    """The input plus the output of the steps."""
     return Step("residual", steps)
 
 
 def run(steps, x):
-    """The network as a JAX function."""
+    """Apply the network; JAX can trace it."""
     for step in steps:
-        x = x + run(step.fn, x) if step.crossing == "residual" else step.fn(x)
+        x = x + run(step.fn, x) if step.kind == "residual" else step.fn(x)
     return x
 
 
 @functools.cache
 def linear(fn: Callable, shape):
-    """An affine function's dense weight (I, J) and bias (J,)."""
+    """Return the dense weight (I, J) and bias (J,) of an affine function."""
     both = compiled(lambda x: (jax.jacobian(fn)(x), fn(x)))
     weight, bias = map(np.asarray, both(np.zeros(shape)))
     return weight.reshape(bias.size, -1).T, bias.ravel()
 
 
 def propagate(steps, x, relevance, rule, **options):
-    """The relevance of x, given that of run(steps, x)."""
+    """Return the relevance of x for the relevance of run(steps, x)."""
     inputs = [x]
     for step in steps:
         inputs.append(np.asarray(run([step], inputs[-1])))
     for step, below in zip(reversed(steps), reversed(inputs[:-1]), strict=True):
-        if step.crossing == "layer":
+        if step.kind == "layer":
             weight, bias = linear(step.fn, below.shape)
-            here = {"rule": rule, **options, **(step.rule or {})}
-            parts = share(weight, bias, below.ravel(), relevance.ravel(), **here)
+            step_options = {"rule": rule, **options, **(step.rule or {})}
+            parts = redistribute(weight, bias, below.ravel(), relevance.ravel(), **step_options)
             relevance = parts.reshape(below.shape)
-        elif step.crossing == "winner":
+        elif step.kind == "winner_take_all":
             relevance = np.asarray(jax.vjp(step.fn, below)[1](relevance)[0])
-        elif step.crossing == "residual":
+        elif step.kind == "residual":
             branch = np.asarray(run(step.fn, below))
-            skip, branch_relevance = add(below, branch, relevance, **options)
+            skip, branch_relevance = split_sum(below, branch, relevance, **options)
             relevance = skip + propagate(step.fn, below, branch_relevance, rule, **options)
     return relevance
 
 
-def add(a, b, relevance, *, epsilon=1e-3, conserve_bias=False, **_):
-    """Splits the relevance of a + b by the epsilon rule."""
+def split_sum(a, b, relevance, *, epsilon=1e-3, conserve_bias=False, **_):
+    """Split the relevance of a + b by the epsilon rule."""
     z = a + b
     stabiliser = np.where(z >= 0, epsilon, -epsilon)
     spread = stabiliser / 2 * conserve_bias
@@ -145,7 +145,7 @@ def add(a, b, relevance, *, epsilon=1e-3, conserve_bias=False, **_):
 
 
 def lrp(steps, x, target, rule, **options):
-    """What jaxattn.lrp should answer: values, and info["absorbed"]."""
+    """Return the expected values of `jaxattn.lrp` and its `info["absorbed"]`."""
     output = np.asarray(run(steps, x))
     start = np.zeros_like(output)
     start[target] = output[target]
@@ -166,7 +166,7 @@ def sigmoid(z):
 
 
 def run_lstm(cell, x, h, c):
-    """The states h and c (T + 1, H) from the initial ones on, and the gates (T, 4, H)."""
+    """Return the states h and c (T + 1, H), initial ones first, and the gates (T, 4, H)."""
     hidden, memory, gates = [h], [c], []
     for row in x:
         z = row @ cell.kernel + hidden[-1] @ cell.recurrent + cell.bias
@@ -179,22 +179,22 @@ def run_lstm(cell, x, h, c):
 
 
 def gated(gate, signal, relevance, gates="all", **options):
-    """The relevance of the gate and of the signal, given that of their product."""
+    """Return the relevance of the gate and of the signal for that of their product."""
     if gates == "all":
         return 0 * relevance, relevance
     if gates == "half":
         return relevance / 2, relevance / 2
-    return add(gate, signal, relevance, **options)  # in proportion, as if it were their sum
+    return split_sum(gate, signal, relevance, **options)  # proportional, as for a sum
 
 
 def lstm_relevance(cell, x, relevance, h, c, gates="all", **options):
-    """Step by step backward through time (Arras et al. 2017).
+    """Propagate relevance through an LSTM, backward through time (Arras et al. 2017).
 
     Args:
         relevance: of the hidden state after each step, (T, H).
 
     Returns:
-        the relevance of x (T, D), of the initial hidden state, and of the initial cell.
+        The relevance of x (T, D), of the initial hidden state and of the initial cell state.
     """
     hidden, memory, activations = run_lstm(cell, x, h, c)
     weight = np.concatenate([cell.kernel, cell.recurrent])
@@ -203,25 +203,26 @@ def lstm_relevance(cell, x, relevance, h, c, gates="all", **options):
         i, f, g, o = activations[t]
         of_h = of_h + relevance[t]
         of_o, of_tanh = gated(o, np.tanh(memory[t + 1]), of_h, gates, **options)
-        kept, written = add(f * memory[t], i * g, of_c + of_tanh, **options)
+        kept, written = split_sum(f * memory[t], i * g, of_c + of_tanh, **options)
         of_f, of_c = gated(f, memory[t], kept, gates, **options)
         of_i, of_g = gated(i, g, written, gates, **options)
         above = np.concatenate([of_i, of_f, of_g, of_o])
         below = np.concatenate([x[t], hidden[t]])
-        parts = share(weight, cell.bias, below, above, **options)
+        parts = redistribute(weight, cell.bias, below, above, **options)
         values[t], of_h = np.split(parts, [x.shape[1]])
     return values, of_h, of_c
 
 
 def lstm_classifier(layers, head, x, target, h=0.0, c=0.0, gates="all", **options):
-    """Stacked LSTMs whose last states feed a dense head (weight, bias).
+    """Propagate relevance through stacked LSTMs; a dense head (weight, bias) reads the last states.
 
     Args:
         layers: the cells of each layer: one, or one forward and one backward.
-        h: initial hidden state of every cell; c: initial cell.
+        h: initial hidden state of every cell.
+        c: initial cell state of every cell.
 
     Returns:
-        the score, the relevance of x, and that of all initial states.
+        The score, the relevance of x, and the total relevance of all initial states.
     """
     inputs, width = [x], layers[0][0].recurrent.shape[0]
     h, c = np.full(width, h), np.full(width, c)
@@ -234,7 +235,7 @@ def lstm_classifier(layers, head, x, target, h=0.0, c=0.0, gates="all", **option
     final = np.concatenate([inputs[-1][-1, :width], inputs[-1][0, width:]])
     score = (final @ head[0] + head[1])[target]
     start = np.eye(head[1].size)[target] * score
-    of_final = share(*head, final, start, **options)
+    of_final = redistribute(*head, final, start, **options)
     relevance = np.zeros_like(inputs[-1])
     relevance[-1, :width] += of_final[:width]
     relevance[0, width:] += of_final[width:]

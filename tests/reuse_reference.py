@@ -1,4 +1,4 @@
-"""Runs with some rows changed against the function of the whole changed inputs."""
+"""Compare runs with some changed rows to the function of the whole changed inputs."""
 
 from functools import partial
 
@@ -22,44 +22,47 @@ SHORT = [Rows(0, 4, 6), Rows(0, 0, 2), Rows(0, T - 2, T), UNCHANGED]
 ACROSS = [Rows(1, 0, 1), UNCHANGED, Rows(1, 1, 3)]
 
 
-def cells(x, rows):
-    """The index of the rows."""
+def row_index(x, rows):
+    """Return the index of the rows."""
     return (slice(None),) * rows.axis + (slice(rows.lo, rows.hi),)
 
 
 def changed_inputs(x, changes):
-    """The input of each run, and its changed rows."""
+    """Return the input of each run and its changed rows."""
     rng, inputs, parts = np.random.default_rng(1), [], []
     for rows in changes:
         new = np.array(x)
         if isinstance(rows, Rows):
-            old = new[cells(x, rows)]
-            fresh = (
+            old = new[row_index(x, rows)]
+            new_rows = (
                 rng.integers(0, 5, old.shape) if x.dtype.kind == "i" else rng.normal(size=old.shape)
             )
-            new[cells(x, rows)] = fresh
+            new[row_index(x, rows)] = new_rows
         inputs.append(new)
-        parts.append(new[cells(x, rows)] if isinstance(rows, Rows) else None)
+        parts.append(new[row_index(x, rows)] if isinstance(rows, Rows) else None)
     return np.stack(inputs), parts
 
 
-def equal(fn, x, *changes, rtol=1e-12):
-    """All runs equal the function of the changed inputs; says which share of its cost is left."""
+def check_reuse(fn, x, *changes, rtol=1e-12):
+    """Assert that all runs equal the function of the changed inputs; return their relative cost.
+
+    The cost of each plan is relative to that of as many full runs.
+    """
     traced = Traced.of(fn, x)
     assert is_replayable(traced.flat)
-    given = [changed_inputs(x, each) for each in changes]
+    inputs = [changed_inputs(x, each) for each in changes]
     plans = [plan_reuse(traced, each) for each in changes]
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def both(x, given):
+    def both(x, inputs):
         got, clean = [], []
-        for plan, (_, parts) in zip(plans, given, strict=True):
+        for plan, (_, parts) in zip(plans, inputs, strict=True):
             run = run_clean(plan, x)
             got.append(run_changed(plan, run, parts))
             clean.append(jax.tree.unflatten(traced.treedef, read(traced.flat.outputs, run.values)))
-        return (got, clean), ([jax.vmap(fn)(whole) for whole, _ in given], [fn(x)] * len(given))
+        return (got, clean), ([jax.vmap(fn)(whole) for whole, _ in inputs], [fn(x)] * len(inputs))
 
-    got, want = both(x, given)
+    got, want = both(x, inputs)
     assert jax.tree.structure(got) == jax.tree.structure(want)
 
     def compare(g, w):
@@ -67,5 +70,5 @@ def equal(fn, x, *changes, rtol=1e-12):
         np.testing.assert_allclose(g, w, rtol=rtol, atol=1e-13)
 
     jax.tree.map(compare, got, want)
-    plain = traced.flops
-    return [(plan.flops - plain) / max(1, plain * plan.number) for plan in plans]
+    full = traced.flops
+    return [(plan.flops - full) / max(1, full * plan.number) for plan in plans]

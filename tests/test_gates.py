@@ -1,4 +1,4 @@
-"""What is a gate, a statistic, a mask: told by what the program says, or not told."""
+"""Gates, statistics and masks are recognised from the operations of the traced program."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ GATES = {
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_the_signal_takes_all(name):
+def test_gates_receive_no_relevance(name):
     values = relevance(gated(GATES[name]))
     assert not values[:3].any()
     assert abs(values[3:]).max() > 0.1
@@ -65,7 +65,7 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_two_signals_are_refused(name):
+def test_products_of_two_signals_raise(name):
     with pytest.raises(ValueError, match=r"`mul` .*test_gates.py, line \d+.*products="):
         relevance(gated(SIGNALS[name]))
 
@@ -81,7 +81,7 @@ def test_two_signals_are_refused(name):
     ],
     ids=["clipped input", "another's mean", "sorted by a gate"],
 )
-def test_so_is_what_only_looks_like_a_gate_or_a_statistic(fn):
+def test_apparent_gates_and_statistics_raise(fn):
     with pytest.raises(ValueError, match="joins two signals"):
         relevance(fn)
 
@@ -90,7 +90,7 @@ def rms_norm(v):
     return v * jax.lax.rsqrt(jnp.square(v).mean() + 1e-6)
 
 
-def test_a_normalised_mean_beside_a_signal_keeps_its_part():
+def test_normalised_mean_in_a_sum_receives_relevance():
     values = relevance(lambda x: ((x[0] + rms_norm(x.mean(0))) @ W).sum())
     assert (abs(values[1:]).sum(1) > 0.1).all()
 
@@ -120,7 +120,7 @@ def layer_norms():
     }
 
 
-def test_a_normalisation_passes_on_what_it_gets():
+def test_normalisation_passes_relevance_through():
     found = {
         name: relevance(lambda x, norm=norm: (norm(jnp.tanh(x @ W)) @ U).sum(), rule="z")
         for name, norm in layer_norms().items()
@@ -128,13 +128,13 @@ def test_a_normalisation_passes_on_what_it_gets():
     first = found["centred first"]
     for name in ("scale with the root", "divided"):
         np.testing.assert_allclose(found[name], first, rtol=0, atol=1e-10)
-    # Here the offset is a part of what is passed by, and takes nothing.
+    # Here the offset is added to the mean, which receives no relevance.
     assert abs(found["mean shifted"]).max() > 0.1
 
 
 @pytest.mark.parametrize("mask", [-np.inf, -1e30])
 @pytest.mark.parametrize("conserve_bias", [False, True])
-def test_a_masked_score_takes_no_part(mask, conserve_bias):
+def test_masked_scores_receive_no_relevance(mask, conserve_bias):
     causal = jnp.tril(jnp.ones((6, 6))) > 0
 
     def attend(x):
@@ -143,12 +143,12 @@ def test_a_masked_score_takes_no_part(mask, conserve_bias):
 
     values = relevance(attend, attention="attnlrp", conserve_bias=conserve_bias)
     assert np.isfinite(values).all()
-    if not conserve_bias:  # which shares out epsilon among all cells that are weighed
+    if not conserve_bias:  # conserve_bias redistributes epsilon over all positions
         assert not values[3:].any()
     assert abs(values[:3]).max() > 0.1
 
 
-def test_a_residual_stream_is_not_one_layer():
+def test_residual_stream_is_not_one_layer():
     weights = rng.normal(size=(3, 5, 5)) / 3
 
     def network(x):
@@ -160,7 +160,8 @@ def test_a_residual_stream_is_not_one_layer():
     def dots(fn):
         return str(jax.make_jaxpr(fn)(jnp.asarray(X))).count("dot_general")
 
-    # Forward, back, and a forward product that the compiler drops: none of them once per depth.
+    # A forward pass, a backward pass and forward products that the compiler removes: none is
+    # repeated for each layer.
     assert dots(lambda x: ja.lrp(network, x).values) <= 1.5 * dots(jax.grad(network))
     flat = relevance(network, rule=(("one", "flat"),))
     every = relevance(network, rule="flat")
@@ -169,7 +170,7 @@ def test_a_residual_stream_is_not_one_layer():
     assert abs(flat - none).max() > 1e-3
 
 
-def test_cells_padded_on_below_a_convolution_are_none_of_its_inputs():
+def test_padded_positions_are_not_inputs_of_a_convolution():
     kernel = rng.normal(size=(2, 4, 3))
 
     def convolve(x, padding):
@@ -185,7 +186,7 @@ def test_cells_padded_on_below_a_convolution_are_none_of_its_inputs():
     np.testing.assert_allclose(padded, inside, rtol=0, atol=1e-12)
 
 
-def test_a_product_may_be_named():
+def test_products_are_selected_by_name():
     def glu(x):
         return ja.tag((x[:3] @ W) * (x[3:] @ V), "glu").sum()
 
@@ -197,7 +198,7 @@ def test_a_product_may_be_named():
         relevance(gated(sigmoid), products={"gru": "half"})
 
 
-def test_two_gates_share_and_a_warning_says_so():
+def test_product_of_two_gates_warns_and_divides_relevance():
     def both(x):
         return (sigmoid(x[:3] @ W) * sigmoid(x[3:] @ V)).sum()
 
@@ -208,8 +209,8 @@ def test_two_gates_share_and_a_warning_says_so():
 
 
 @pytest.mark.parametrize("rule", ["epsilon", "flat", "w_square", "alpha_beta", "gamma"])
-def test_a_constant_that_gives_a_layer_its_size(rule):
-    """Scores (4, 4) of which the input's part has shape (4, 1)."""
+def test_layer_broadcast_by_a_constant_conserves_relevance(rule):
+    """The scores have shape (4, 4), their term that depends on the input (4, 1)."""
     rng = np.random.default_rng(3)
     x, w = rng.normal(size=(4, 3)), rng.normal(size=(3, 1))
 

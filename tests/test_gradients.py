@@ -1,4 +1,4 @@
-"""Gradients against central differences; SmoothGrad against the loop that it abbreviates."""
+"""Gradients against central differences, and SmoothGrad against a loop over noisy samples."""
 
 from functools import partial
 
@@ -32,7 +32,7 @@ def close(got, want, atol=1e-12):
     np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
-def test_the_gradient_equals_central_differences_and_jax_grad(model, x):
+def test_gradient_matches_central_differences_and_jax_grad(model, x):
     got = ja.gradient(model, x, 2)
     close(got.values, jax.grad(lambda x: model(x)[2])(x))
     close(got.output, model(x))
@@ -52,7 +52,7 @@ def test_the_gradient_equals_central_differences_and_jax_grad(model, x):
         (lambda out: out[1, 1] - 2 * out[0, 0], [[-2, 0], [0, 1]]),
     ],
 )
-def test_a_target_names_one_number_of_an_output_of_any_rank(target, weights, x):
+def test_targets_of_outputs_of_any_rank(target, weights, x):
     first = jnp.arange(2.0)
 
     def fn(x):
@@ -62,14 +62,14 @@ def test_a_target_names_one_number_of_an_output_of_any_rank(target, weights, x):
     close(ja.gradient(fn, x, target).values, want)
 
 
-def test_one_target_for_each_example(model, x):
+def test_targets_per_example(model, x):
     targets = np.array([2, 0, 1])
     got = ja.explain(ja.gradient, model, jnp.stack([x] * 3), targets).values
     close(got, jax.jacrev(model)(x)[targets])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_an_output_of_size_one_needs_no_target(shape, x):
+def test_target_is_optional_for_outputs_of_size_one(shape, x):
     got = ja.gradient(lambda x: (x**2).sum().reshape(shape), x)
     close(got.values, 2 * x)
     assert got.output.shape == shape
@@ -78,8 +78,8 @@ def test_an_output_of_size_one_needs_no_target(shape, x):
 SMOOTH = {"num_samples": 6, "noise": 0.2}
 
 
-def by_hand(method, fn, x, **options):
-    """One row for each noisy copy; a key for the noise of each leaf, and one for the method."""
+def noisy_values(method, fn, x, **options):
+    """Return the values of each noisy sample; each has one key per leaf and one for the method."""
     rows = []
     for key in jax.random.split(KEY, SMOOTH["num_samples"]):
         of_noise, of_method = jax.random.split(key)
@@ -97,8 +97,8 @@ def by_hand(method, fn, x, **options):
         (partial(ja.smooth_grad, num_samples=2, noise=0.1), {}),
     ],
 )
-def test_smooth_grad_is_the_loop_over_noisy_copies(method, options, model, x):
-    rows = by_hand(method, model, x, **options)
+def test_smooth_grad_matches_a_loop_over_noisy_samples(method, options, model, x):
+    rows = noisy_values(method, model, x, **options)
     smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, batch_size=4, method=method)
     assert rows.std(axis=0).min() > 0
     close(smooth(**SMOOTH, **options).values, rows.mean(axis=0))
@@ -110,20 +110,20 @@ def test_smooth_grad_is_the_loop_over_noisy_copies(method, options, model, x):
 )
 def test_smooth_grad_statistics(statistic, reduce, model, x):
     got = ja.smooth_grad(model, x, 1, key=KEY, statistic=statistic, **SMOOTH)
-    close(got.values, reduce(by_hand(ja.gradient, model, x)))
+    close(got.values, reduce(noisy_values(ja.gradient, model, x)))
     close(got.output, model(x))
 
 
 @pytest.mark.parametrize("method", [ja.gradient, ja.saliency, ja.integrated_gradients])
-def test_without_noise_smooth_grad_is_the_method(method, model, x):
+def test_smooth_grad_without_noise_equals_its_method(method, model, x):
     smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, num_samples=3, noise=0.0, method=method)
     close(smooth().values, method(model, x, 1).values)
     if method is ja.gradient:
         close(smooth(statistic="variance").values, jnp.zeros((T, D)), 1e-30)
 
 
-def test_a_small_variance_beside_a_large_mean_is_not_lost(x):
-    """1e6 and more against a slope that varies by 1e-3: squares would cancel in float32."""
+def test_variance_is_stable_for_large_means(x):
+    """Squares of about 1e6 and a variance below 1e-6: their difference would cancel in float32."""
     x = x.astype(jnp.float32)
 
     def fn(x):

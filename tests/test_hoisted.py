@@ -1,4 +1,4 @@
-"""A layer is one affine map, in however many steps and places it is written."""
+"""An affine map is one layer, also if it has several steps or is hoisted out of a loop."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ RULES = ("epsilon", "z", "gamma", "alpha_beta", "z_plus", "w_square", "flat")
 
 
 def lstm(inputs, project, reverse=False):
-    """An LSTM's logits, its pre-activation from what is scanned over and the state before."""
+    """Return an LSTM's logits; `project` maps a scanned row and a state to the pre-activation."""
 
-    def step(state, now):
+    def step(state, row):
         h, c = state
-        i, f, g, o = jnp.split(project(now, h), 4)
+        i, f, g, o = jnp.split(project(row, h), 4)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
 
@@ -43,12 +43,14 @@ FORMS = {
         x, lambda x, h: (x[:, None] * W).sum(0) + (h[:, None] * U).sum(0) + b
     ),
     "two biases": lambda x: lstm(x, lambda x, h: (x @ W + 0.25 * b) + (h @ U + 0.75 * b)),
-    "ahead of the loop": lambda x: lstm(x @ W + b[None], lambda p, h: p + h @ U),
-    "ahead, bias inside": lambda x: lstm(x @ W, lambda p, h: h @ U + b + p),
-    "ahead, bias of each step": lambda x: lstm(
+    "hoisted": lambda x: lstm(x @ W + b[None], lambda p, h: p + h @ U),
+    "hoisted, bias inside": lambda x: lstm(x @ W, lambda p, h: h @ U + b + p),
+    "hoisted, bias of each step": lambda x: lstm(
         x @ W + jnp.broadcast_to(b, (T, 4 * H)), lambda p, h: p + h @ U
     ),
-    "ahead, in part": lambda x: lstm((x @ (W / SCALE)) * SCALE[None], lambda p, h: (p + h @ U) + b),
+    "hoisted, in part": lambda x: lstm(
+        (x @ (W / SCALE)) * SCALE[None], lambda p, h: (p + h @ U) + b
+    ),
 }
 
 
@@ -59,7 +61,7 @@ def float64():
 
 
 def values(method, names=FORMS, **options):
-    """What a method says of several forms, and of the plainest; compiled quickly, all at once."""
+    """Return the values of a method for a plain form and for several others, in one program."""
 
     def explain(x):
         plain = lstm_of(lambda x, h: x @ W + h @ U + b)
@@ -79,13 +81,13 @@ def close(found, names=FORMS):
         np.testing.assert_allclose(value, want, 0, 1e-12 * abs(want).max(), err_msg=name)
 
 
-def test_the_form_of_a_layer_changes_nothing():
+def test_lrp_is_independent_of_the_form_of_a_layer():
     close(values(ja.lrp, rule="alpha_beta", conserve_bias=True))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nor_does_it_for_any_rule(rule):
-    names = ["one product", "ahead of the loop"]
+def test_every_rule_is_independent_of_the_form_of_a_layer(rule):
+    names = ["one product", "hoisted"]
     close(values(ja.lrp, names, rule=rule, conserve_bias=rule == "epsilon"), names)
 
 
@@ -93,18 +95,18 @@ def test_nor_does_it_for_any_rule(rule):
     "method, options",
     [(ja.contextual_decomposition, {}), (ja.deep_lift, {"multiplier": "reveal_cancel"})],
 )
-def test_nor_for_other_methods(method, options):
-    names = ["one product", "ahead of the loop", "ahead, in part"]
+def test_other_methods_are_independent_of_the_form_of_a_layer(method, options):
+    names = ["one product", "hoisted", "hoisted, in part"]
     close(values(method, names, **options), names)
 
 
-def test_ahead_of_a_reversed_loop_and_of_one_inside_another():
-    def outer(x, project, ahead):
-        def turn(state, part):
-            inner = part @ W if ahead else part
+def test_projection_hoisted_out_of_reversed_and_nested_loops():
+    def outer(x, project, hoisted):
+        def body(state, part):
+            inner = part @ W if hoisted else part
             return state + lstm(inner, project, reverse=True), None
 
-        return jax.lax.scan(turn, jnp.zeros(K), x)[0]
+        return jax.lax.scan(body, jnp.zeros(K), x)[0]
 
     x = jnp.asarray(rng.normal(size=(2, T, D)))
     want = ja.lrp(lambda x: outer(x, lambda x, h: x @ W + h @ U, False), x, 1, rule="alpha_beta")
@@ -113,7 +115,7 @@ def test_ahead_of_a_reversed_loop_and_of_one_inside_another():
     assert np.ptp(want.values) > 0.1
 
 
-def test_a_projection_that_sums_over_time_stays_where_it_is():
+def test_projection_that_mixes_time_steps_is_a_separate_layer():
     mixing = rng.normal(size=(T, T))
 
     def fn(x):

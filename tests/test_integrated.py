@@ -1,4 +1,4 @@
-"""Integrated gradients: exact where the integral is, complete, and blind to the implementation."""
+"""Integrated gradients: exactness, completeness and implementation invariance."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_one_step_is_exact_for_linear_and_quadratic_functions(quadrature, x):
 
 
 @pytest.mark.parametrize("num_steps", [2, 5])
-def test_gauss_legendre_is_exact_for_polynomials_of_twice_its_degree(num_steps, x):
+def test_gauss_legendre_is_exact_for_polynomials_of_twice_its_order(num_steps, x):
     def fn(x):
         return (x ** (2 * num_steps)).sum()
 
@@ -52,7 +52,7 @@ def test_gauss_legendre_is_exact_for_polynomials_of_twice_its_degree(num_steps, 
     assert abs(fewer.info["delta"]) > 1e-4
 
 
-def test_the_midpoint_rule_is_of_second_order(model, x):
+def test_midpoint_rule_is_of_second_order(model, x):
     deltas = [ja.integrated_gradients(model, x, 1, num_steps=n).info["delta"] for n in (8, 16, 32)]
     np.testing.assert_allclose(np.divide(deltas[:-1], deltas[1:]), 4, rtol=0.05)
 
@@ -65,7 +65,7 @@ def test_delta_is_the_residual_of_completeness(model, x):
     close(exact.info["delta"], 0)
 
 
-def test_it_equals_the_sum_written_out(model, x):
+def test_values_equal_the_riemann_sum(model, x):
     grad = jax.jit(jax.grad(lambda x: model(x)[1]))
     mean = np.mean([grad(0.2 + (i + 0.5) / 7 * (x - 0.2)) for i in range(7)], axis=0)
     for batch_size in (None, 3):
@@ -73,7 +73,7 @@ def test_it_equals_the_sum_written_out(model, x):
         close(got.values, (x - 0.2) * mean)
 
 
-def test_two_implementations_of_one_function_are_explained_alike(x):
+def test_implementation_invariance(x):
     first = ja.integrated_gradients(lambda x: jnp.tanh(x).prod(), x, num_steps=9)
     second = ja.integrated_gradients(
         lambda x: (2 * jax.nn.sigmoid(2 * x) - 1).prod(), x, num_steps=9
@@ -81,7 +81,7 @@ def test_two_implementations_of_one_function_are_explained_alike(x):
     close(first.values, second.values)
 
 
-def test_it_is_linear_in_the_function(model, x):
+def test_linearity_in_the_function(model, x):
     parts = [ja.integrated_gradients(model, x, k, num_steps=5).values for k in range(K)]
     both = ja.integrated_gradients(model, x, lambda out: 2 * out[0] - 3 * out[1], num_steps=5)
     close(both.values, 2 * parts[0] - 3 * parts[1])
@@ -92,7 +92,7 @@ def test_it_is_linear_in_the_function(model, x):
     [0.5, 1, np.arange(3.0), np.arange(15.0).reshape(T, D), np.arange(5.0)[:, None]],
     ids=["float", "int", "last axis", "all", "first axis"],
 )
-def test_a_baseline_broadcasts(baseline, x):
+def test_baseline_broadcasts(baseline, x):
     def fn(x):
         return (x**2).sum()
 
@@ -103,14 +103,14 @@ def test_a_baseline_broadcasts(baseline, x):
     close(got[0], want)
 
 
-def test_one_baseline_for_each_example(x):
+def test_baselines_per_example(x):
     xs, baseline = jnp.stack([x, 2 * x, -x]), jnp.stack([0 * x, x, 3 * x])
     got = ja.explain(ja.integrated_gradients, lambda x: (x**2).sum(), xs, baseline=baseline)
     close(got.values, xs**2 - baseline**2)
 
 
 @pytest.mark.parametrize("baseline", [0.5, {"a": 0.5, "n": 7, "flag": False}])
-def test_integers_stay_what_they_are(baseline):
+def test_integer_leaves_are_not_interpolated(baseline):
     x = {"a": jnp.arange(3.0), "n": jnp.array([2, 3, 4], jnp.int32), "flag": jnp.array(True)}
 
     def fn(x):

@@ -1,4 +1,4 @@
-"""The Jacobian: forward and reverse agree with a loop over outputs, for all structures."""
+"""The Jacobian: forward and reverse mode agree with a loop over outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def close(got, want, atol=1e-12):
 
 
 def by_loop(fn, x, shape):
-    """Row by row, one gradient an output."""
+    """Return the Jacobian row by row, one gradient per output."""
     row = jax.jit(jax.grad(lambda x, i: fn(x).ravel()[i]))
     return np.stack([row(x, i) for i in range(np.prod(shape))]).reshape(*shape, *x.shape)
 
@@ -49,7 +49,7 @@ def test_every_mode_equals_a_loop(mode, readout, batch_size, x):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_causal_network_has_no_future(mode, x):
+def test_causal_network_has_zeros_for_future_steps(mode, x):
     values = np.asarray(ja.jacobian(classifier(readout="steps"), x, mode=mode).values)
     future = np.arange(T)[:, None] < np.arange(T)
     by_steps = values.transpose(0, 2, 1, 3)
@@ -73,7 +73,7 @@ def test_pytrees_of_outputs_over_pytrees_of_inputs(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_with_a_target_it_is_the_gradient(mode, x):
+def test_jacobian_of_a_target_is_the_gradient(mode, x):
     model = classifier()
     got = ja.jacobian(model, x, 1, mode=mode)
     close(got.values, ja.gradient(model, x, 1).values)
@@ -81,24 +81,24 @@ def test_with_a_target_it_is_the_gradient(mode, x):
     close(pair.values, jax.grad(lambda x: jnp.prod(model(x)))(x))
 
 
-def test_auto_takes_whichever_mode_is_cheaper():
-    def alike(numbers_in, numbers_out):
+def test_auto_selects_the_cheaper_mode():
+    def same_flops(inputs, outputs):
         def fn(x):
-            inner = jnp.tanh(jnp.ones((20, numbers_in)) @ x)
-            return jnp.sin(jnp.ones((numbers_out, 20)) @ inner)
+            inner = jnp.tanh(jnp.ones((20, inputs)) @ x)
+            return jnp.sin(jnp.ones((outputs, 20)) @ inner)
 
         def flops(mode):
             compiled = jax.jit(lambda x: ja.jacobian(fn, x, mode=mode).values).lower(x).compile()
             return compiled.cost_analysis()["flops"]
 
-        x = jnp.ones(numbers_in)
+        x = jnp.ones(inputs)
         return [flops("auto") == flops(mode) for mode in MODES[1:]]
 
-    assert alike(2, 5) == [True, False]
-    assert alike(5, 2) == [False, True]
+    assert same_flops(2, 5) == [True, False]
+    assert same_flops(5, 2) == [False, True]
 
 
-def test_many_examples_at_once(x):
+def test_batch_matches_vmapped_jacrev(x):
     model = classifier()
     xs = jnp.stack([x, x[::-1], -x])
     close(ja.explain(ja.jacobian, model, xs).values, jax.vmap(jax.jacrev(model))(xs))
@@ -108,7 +108,7 @@ def test_many_examples_at_once(x):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "cell": "gru"}])
 @pytest.mark.parametrize("batch_size", [None, 7])
-def test_leaving_out_what_is_zero_changes_nothing(mode, options, batch_size):
+def test_reuse_preserves_values(mode, options, batch_size):
     model = classifier(readout="steps", **options)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(17, D)))
     values = ja.jacobian(model, x, mode=mode, batch_size=batch_size).values
@@ -119,17 +119,17 @@ def test_leaving_out_what_is_zero_changes_nothing(mode, options, batch_size):
     close(pairs.output, plain.output)
 
 
-def test_only_the_half_that_is_not_zero_is_computed():
+def test_reuse_computes_only_the_causal_half():
     model = as_function(classifier(readout="steps"))
     x = jnp.ones((64, D))
     output, pullback = jax.vjp(model, x)
     found = Stepwise.of(lambda ct: pullback(ct)[0], output, None)
     plain = Traced.of(lambda ct: pullback(ct)[0], output).flops * output.size
-    assert 0.5 < found.flops / plain < 0.6  # the rest of a half is what the groups begin early
+    assert 0.5 < found.flops / plain < 0.6  # above a half because groups share their first step
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_the_norm_has_a_slope_where_it_is_zero(reuse):
+def test_norm_is_differentiable_at_zero(reuse):
     model, x = classifier(readout="steps"), jnp.ones((6, D))
 
     def norm(x):
@@ -142,7 +142,7 @@ def test_the_norm_has_a_slope_where_it_is_zero(reuse):
     close(jax.grad(norm)(x), jax.grad(plain)(x))
 
 
-def test_a_function_without_a_forward_mode_is_explained_backwards():
+def test_reverse_mode_supports_custom_vjp():
     @jax.custom_vjp
     def double(x):
         return 2 * x
@@ -154,7 +154,7 @@ def test_a_function_without_a_forward_mode_is_explained_backwards():
 
 
 @pytest.mark.parametrize(
-    "fn, x, options, words",
+    "fn, x, options, message",
     [
         (lambda x: x, np.ones((4, 2)), {"reduction": "mean"}, '`reduction` must be "norm"'),
         (
@@ -177,13 +177,13 @@ def test_a_function_without_a_forward_mode_is_explained_backwards():
         ),
     ],
 )
-def test_a_reduction_needs_time_steps(fn, x, options, words):
-    with pytest.raises(ValueError, match=words):
+def test_reduction_without_time_steps_raises(fn, x, options, message):
+    with pytest.raises(ValueError, match=message):
         ja.jacobian(fn, x, **options)
 
 
 @pytest.mark.parametrize("mode", ["auto", "forward"])
-def test_a_loop_of_unknown_length_goes_forward(mode, x):
+def test_while_loop_uses_forward_mode(mode, x):
     def fn(x):
         count = jnp.where(x[0, 0] > 100, 2, 3)
         rows = jax.lax.fori_loop(0, count, lambda _, rows: jnp.tanh(rows), x)
@@ -196,7 +196,7 @@ def test_a_loop_of_unknown_length_goes_forward(mode, x):
 
 @pytest.mark.parametrize("scale", [1e-180, 1.0, 1e180])
 @pytest.mark.parametrize("reuse", [True, False])
-def test_norms_neither_overflow_nor_vanish(scale, reuse, x):
+def test_norms_do_not_overflow_or_underflow(scale, reuse, x):
     def fn(x):
         return jnp.cumsum(x, 0) * scale
 
@@ -210,13 +210,13 @@ def test_norms_in_half_precision(x):
     np.testing.assert_allclose(got.values, 300 * np.sqrt(D) * np.tri(T), rtol=1e-3)
 
 
-def test_norms_of_what_is_no_number(x):
+def test_norms_propagate_nan(x):
     bad = ja.jacobian(
         lambda x: jnp.cumsum(x, 0) * jnp.array([[1, jnp.nan, 1]]), x, reduction="norm"
     )
     assert np.isnan(bad.values)[np.tri(T) > 0].all()
 
 
-def test_norms_of_no_steps():
+def test_norms_of_zero_steps():
     none = jnp.zeros((0, D))
     assert ja.jacobian(lambda x: x, none, reduction="norm").values.shape == (0, 0)

@@ -1,4 +1,4 @@
-"""Grad-CAM and layer conductance, by hand and by what must add up."""
+"""Grad-CAM and layer conductance: closed forms, and completeness."""
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,12 @@ def convolve(x):
 
 
 def classify(x, scale=1.0):
-    """The mean of the squares of a tagged layer (4, 3, 4), read by a dense layer."""
+    """Apply a dense layer to the mean squares of a tagged layer (4, 3, 4)."""
     layer = ja.tag(jnp.tanh(convolve(x)), "conv")
     return scale * (layer**2).mean((0, 1)) @ DENSE.astype(x.dtype)
 
 
-def test_grad_cam_equals_a_hand_computation(x64):
+def test_grad_cam_closed_form(x64):
     a = np.tanh(convolve(jnp.asarray(IMAGE)))
     weights = (2 * a / 12 * DENSE[:, 1]).mean((0, 1))
     signed = a @ weights
@@ -46,7 +46,7 @@ def test_grad_cam_equals_a_hand_computation(x64):
     close(whole.values, jax.image.resize(jnp.maximum(signed, 0), (6, 5), "bilinear"))
 
 
-def test_grad_cam_before_a_pooled_linear_layer_is_its_class_activation_map(x64):
+def test_grad_cam_equals_the_class_activation_map(x64):
     def fn(x):
         return ja.tag(convolve(x), "conv").mean((0, 1)) @ DENSE
 
@@ -55,7 +55,7 @@ def test_grad_cam_before_a_pooled_linear_layer_is_its_class_activation_map(x64):
 
 
 @pytest.mark.parametrize("channel_axis", [0, -2])
-def test_the_channels_of_a_series_may_come_first(channel_axis, x64):
+def test_grad_cam_channel_axis_of_a_series(channel_axis, x64):
     def fn(x):
         return (jnp.arange(1.0, 6) @ ja.tag((x @ W).T, "series").T) @ READOUT[:, 0]
 
@@ -63,7 +63,7 @@ def test_the_channels_of_a_series_may_come_first(channel_axis, x64):
     close(got.values, 3 * ROWS @ W @ READOUT[:, 0])
 
 
-def test_the_batch_axis_of_a_keras_model_is_left_out_of_a_resized_map():
+def test_resized_map_of_a_keras_model_has_no_batch_axis():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         keras.utils.set_random_seed(0)
         layers = [
@@ -81,7 +81,7 @@ def test_the_batch_axis_of_a_keras_model_is_left_out_of_a_resized_map():
     close(large[1], jax.image.resize(want[1], (6, 5), "linear"), 1e-6)
 
 
-def test_grad_cam_inside_of_another_method():
+def test_grad_cam_as_the_method_of_smooth_grad():
     x, key = jnp.asarray(IMAGE, jnp.float32), jax.random.key(0)
     options = {"at": "conv", "key": key, "num_samples": 2, "noise": 1e-6}
     smooth = ja.smooth_grad(classify, x, 1, method=ja.grad_cam, **options)
@@ -89,7 +89,7 @@ def test_grad_cam_inside_of_another_method():
 
 
 @pytest.mark.parametrize("method", [ja.grad_cam, ja.layer_conductance])
-def test_the_intermediate_must_be_named(method):
+def test_missing_at_raises(method):
     with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
         method(classify, IMAGE, 1)
     with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
@@ -113,12 +113,12 @@ def test_the_intermediate_must_be_named(method):
         ),
     ],
 )
-def test_bad_options_of_grad_cam(options, message):
+def test_invalid_grad_cam_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         ja.grad_cam(classify, IMAGE.astype(np.float32), 1, at="conv", **options)
 
 
-def test_grad_cam_wants_places():
+def test_grad_cam_without_spatial_axes_raises():
     with pytest.raises(ValueError, match=r"channels and another axis, got shape \(4,\)"):
         ja.grad_cam(lambda x: ja.tag(x, "flat").sum(), np.ones(4, np.float32), at="flat")
 
@@ -144,7 +144,7 @@ def recurrent(x):
 EXACT = {"quadrature": "gauss_legendre", "num_steps": 40}
 
 
-def test_the_conductance_of_linear_layers_by_hand(x64):
+def test_conductance_of_linear_layers_closed_form(x64):
     def linear(x):
         return ja.tag(x @ W, "y") @ READOUT
 
@@ -171,7 +171,7 @@ def test_conductance_is_complete(fn, at, x64):
     assert abs(change) > 0.05
 
 
-def test_conductance_equals_the_sum_of_small_steps(x64):
+def test_conductance_equals_a_riemann_sum(x64):
     steps = 400
     points = np.linspace(0, 1, 2 * steps + 1)[:, None, None] * ROWS
     y = hidden(points)
@@ -182,7 +182,7 @@ def test_conductance_equals_the_sum_of_small_steps(x64):
     close(got.values, want, 1e-5)
 
 
-def test_the_conductance_of_the_input_is_its_integrated_gradient(x64):
+def test_conductance_of_the_input_equals_integrated_gradients(x64):
     def fn(x):
         return jnp.tanh(ja.tag(x, "x") @ W).sum(0) @ READOUT
 
@@ -193,7 +193,7 @@ def test_the_conductance_of_the_input_is_its_integrated_gradient(x64):
     close(got.info["delta"], want.info["delta"])
 
 
-def test_delta_tells_what_flows_around_the_layer(x64):
+def test_delta_is_the_effect_that_bypasses_the_layer(x64):
     def fn(x):
         return dense(x)[0] + 3 * x.sum()
 
@@ -201,7 +201,7 @@ def test_delta_tells_what_flows_around_the_layer(x64):
     close(got.info["delta"], -3 * ROWS.sum(), 1e-9)
 
 
-def test_what_flows_around_the_layer_moves_along_the_path(x64):
+def test_inputs_that_bypass_the_layer_follow_the_path(x64):
     def fn(x):
         return (ja.tag(x @ W, "y") * x[:, :1]).sum()
 
@@ -209,7 +209,7 @@ def test_what_flows_around_the_layer_moves_along_the_path(x64):
     close(got.values, ROWS @ W * ROWS[:, :1] / 2)
 
 
-def test_a_baseline_for_each_example_and_a_pytree_with_integers(x64):
+def test_conductance_with_baselines_per_example_and_integer_leaves(x64):
     def fn(x):
         return dense(x["rows"] * x["scale"].astype(float))
 
@@ -222,7 +222,7 @@ def test_a_baseline_for_each_example_and_a_pytree_with_integers(x64):
     close(got.values[1], one.values, 1e-9)
 
 
-def test_token_ids_have_no_path():
+def test_conductance_of_integer_inputs_raises():
     def fn(ids):
         return ja.tag(jnp.asarray(W, jnp.float32)[ids], "embedding").sum()
 
@@ -230,7 +230,7 @@ def test_token_ids_have_no_path():
         ja.layer_conductance(fn, np.array([0, 2]), at="embedding")
 
 
-def test_options_of_the_path_are_checked():
+def test_invalid_path_options_raise():
     with pytest.raises(ValueError, match="quadrature"):
         ja.layer_conductance(dense, ROWS, 0, at="hidden", quadrature="simpson")
     with pytest.raises(ValueError, match="num_steps"):

@@ -1,4 +1,4 @@
-"""The learned mask: its objective by hand, a planted cell found, and what is irrelevant kept."""
+"""Learned masks: closed forms of the objective, and deletion of the relevant features only."""
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,15 @@ def product(x):
 
 
 @pytest.mark.parametrize("beta, want", [(1.0, 6), (2.0, 14), (3.0, 36)])
-def test_total_variation_by_hand(beta, want):
-    """Neighbours differ by 3 and 2 down the columns, by 1 and 0 along the rows."""
+def test_total_variation_closed_form(beta, want):
+    """Neighbours differ by 3 and 2 along the first axis, by 1 and 0 along the second."""
     mask = jnp.array([[0.0, 1.0], [3.0, 3.0]])
     np.testing.assert_allclose(total_variation(mask, beta), want, rtol=1e-6)
     assert np.isfinite(jax.grad(total_variation)(mask, beta)).all()
 
 
-def test_one_step_of_plain_descent_by_hand(x64):
-    """A cell of the whole input goes by the rate times what its slope exceeds its price by."""
+def test_one_step_of_gradient_descent_closed_form(x64):
+    """The mask of a feature changes by the learning rate times its slope minus the penalty."""
     options = {
         "optimizer": optax.sgd(0.1),
         "l1": 0.3,
@@ -53,7 +53,7 @@ def test_one_step_of_plain_descent_by_hand(x64):
     np.testing.assert_allclose(one.info["score"], score, rtol=0, atol=1e-12)
 
 
-def test_the_planted_cell_is_found_and_the_rest_is_kept():
+def test_only_the_relevant_feature_is_deleted():
     got = ja.learned_mask(planted, X, tv=0.0, num_steps=60)
     want = np.zeros((T, D))
     want[PLANTED] = 1
@@ -63,25 +63,25 @@ def test_the_planted_cell_is_found_and_the_rest_is_kept():
     assert got.info["losses"][-1] < 0.1 * got.info["losses"][0]
 
 
-@pytest.mark.parametrize("price, deleted", [(0.1, 1), (10.0, 0)])
-def test_a_cell_is_deleted_only_below_its_price(price, deleted):
-    got = ja.learned_mask(planted, X, tv=0.0, l1=price, num_steps=200, optimizer=optax.adam(0.02))
+@pytest.mark.parametrize("l1, deleted", [(0.1, 1), (10.0, 0)])
+def test_feature_is_deleted_only_for_a_small_penalty(l1, deleted):
+    got = ja.learned_mask(planted, X, tv=0.0, l1=l1, num_steps=200, optimizer=optax.adam(0.02))
     np.testing.assert_allclose(got.values[PLANTED], deleted, atol=0.05)
 
 
-def test_values_lie_in_the_unit_interval_and_the_objective_falls():
+def test_values_are_in_the_unit_interval_and_the_loss_decreases():
     got = ja.learned_mask(lambda x: -product(5 * x), X, num_steps=40, baseline=1.0, l1=0.01)
     assert (got.values >= 0).all()
     assert (got.values <= 1).all()
     assert got.info["losses"].min() < got.info["losses"][0] - 0.1
 
 
-def test_the_baseline_is_what_deleted_cells_become():
+def test_deleted_features_take_the_baseline():
     got = ja.learned_mask(planted, X, baseline=0.25, tv=0.0, num_steps=60)
     np.testing.assert_allclose(got.info["score"], 4 * 0.25, rtol=1e-6)
 
 
-def test_the_score_may_be_a_probability():
+def test_probability_score():
     def fn(x):
         return jnp.stack([planted(x), jnp.float32(0)])
 
@@ -93,13 +93,13 @@ def test_the_score_may_be_a_probability():
 
 
 @pytest.mark.parametrize("coarseness", [T, (T,), (T, 1)])
-def test_coarse_cells_share_a_number(coarseness):
+def test_coarse_features_share_one_value(coarseness):
     got = np.asarray(ja.learned_mask(product, X, num_steps=3, coarseness=coarseness).values)
     np.testing.assert_array_equal(got, np.broadcast_to(got[:1], got.shape))
     assert np.ptp(got[0]) > 0
 
 
-def test_jitter_is_drawn_from_the_key():
+def test_jitter_depends_on_the_key():
     values = [
         ja.learned_mask(product, X, num_steps=5, jitter=1, key=jax.random.key(seed)).values
         for seed in (0, 0, 1)
@@ -108,7 +108,7 @@ def test_jitter_is_drawn_from_the_key():
     assert np.abs(values[0] - values[2]).max() > 1e-3
 
 
-def test_many_at_once_equal_one_at_a_time():
+def test_batch_equals_single_examples():
     xs = np.stack([X, 2 * X, X[::-1]]).astype(np.float32)
     options = {"num_steps": 8, "l1": 0.02}
     got = ja.explain(ja.learned_mask, product, xs, batch_size=2, **options)

@@ -1,4 +1,4 @@
-"""A user's mistake, and the message that it meets: the argument, what was expected, what to do."""
+"""Messages of common user errors: the argument, what was expected, and how to correct it."""
 
 import inspect
 import os
@@ -28,13 +28,13 @@ def ragged(x, length):
 
 
 def located(function, offset=1):
-    """Return the end of a message: where the user's code failed."""
+    """Return the end of a message that locates the failure in the user's code."""
     line = inspect.getsourcelines(function)[1] + offset
     return f" It failed at {__file__}, line {line}."
 
 
 def defined(function):
-    """Return the end of a message: where the user's function is defined."""
+    """Return the end of a message that locates the definition of the user's function."""
     return f" See {__file__}, line {function.__code__.co_firstlineno}."
 
 
@@ -52,7 +52,7 @@ def message(error, call):
     return str(caught.value)
 
 
-def test_a_batch_without_its_axis():
+def test_missing_batch_axis():
     found = message(ValueError, lambda: ja.explain(ja.saliency, fn, X[0], 2))
     assert found == (
         "`xs` of shape (6, 6) was read as 6 examples of shape (6,), which fn does not accept; "
@@ -60,7 +60,7 @@ def test_a_batch_without_its_axis():
     )
 
 
-def test_a_batch_without_its_axis_for_a_keras_model(model):
+def test_missing_batch_axis_of_a_keras_model(model):
     found = message(ValueError, lambda: ja.explain(ja.saliency, model, X[0], 2))
     assert found == (
         "`xs` of shape (6, 6) was read as 6 examples of shape (6,), which fn does not accept; "
@@ -68,7 +68,7 @@ def test_a_batch_without_its_axis_for_a_keras_model(model):
     )
 
 
-def test_a_model_that_takes_batches_only():
+def test_function_of_batches():
     def batched(xs):
         return jnp.einsum("nhw,hwk->nk", xs, WEIGHTS.reshape(H, W, K))
 
@@ -85,7 +85,7 @@ def test_a_model_that_takes_batches_only():
     )
 
 
-def test_a_batch_for_a_single_example_method():
+def test_batch_passed_as_one_example():
     found = message(ValueError, lambda: ja.saliency(fn, X, 2))
     assert found == (
         "`x` must be one example, got shape (4, 6, 6): fn does not accept it, but accepts each of "
@@ -94,7 +94,7 @@ def test_a_batch_for_a_single_example_method():
     )
 
 
-def test_a_batch_for_a_single_example_method_of_a_function_that_accepts_both():
+def test_batch_passed_as_one_example_that_fn_accepts():
     found = message(ValueError, lambda: ja.saliency(lambda x: x @ WEIGHTS[:W], X[0], 2))
     assert found == (
         "`target` must have shape (2,) for an output of shape (6, 3), got (); if fn takes only "
@@ -102,7 +102,7 @@ def test_a_batch_for_a_single_example_method_of_a_function_that_accepts_both():
     )
 
 
-def test_a_list_of_arrays():
+def test_list_of_arrays():
     found = message(ValueError, lambda: ja.explain(ja.saliency, fn, [X[0], X[1]], 2))
     assert found.startswith(
         "`xs` is a list of 2 arrays, which is read as 2 inputs of fn, each with a leading axis of "
@@ -116,7 +116,7 @@ def test_a_list_of_arrays():
 
 
 @pytest.mark.parametrize("method", [ja.saliency, ja.occlusion])
-def test_a_list_of_lengths(method):
+def test_list_of_lengths(method):
     call = lambda: ja.explain(method, ragged, X, 2, args=(LENGTHS,))  # noqa: E731
     assert message(TypeError, call) == (
         "`args[0]` must hold arrays, got a list of numbers, each of which would be an input of its "
@@ -127,7 +127,7 @@ def test_a_list_of_lengths(method):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])
-def test_an_image_in_integers(dtype):
+def test_integer_image(dtype):
     image = np.ones((H, W), dtype)
     call = lambda: ja.saliency(lambda x: fn(x.astype(jnp.float32)), image, 2)  # noqa: E731
     assert message(TypeError, call) == (
@@ -137,7 +137,7 @@ def test_an_image_in_integers(dtype):
     )
 
 
-def test_numpy_inside_of_fn():
+def test_numpy_inside_fn():
     def with_numpy(x):
         return jnp.asarray(np.asarray(x).reshape(-1) @ WEIGHTS)
 
@@ -149,7 +149,7 @@ def test_numpy_inside_of_fn():
     assert message(TypeError, lambda: ja.explain(ja.saliency, with_numpy, X, 2)) == expected
 
 
-def test_numpy_inside_of_a_target():
+def test_numpy_inside_target():
     def target(out):
         return np.asarray(out)[0]
 
@@ -159,7 +159,7 @@ def test_numpy_inside_of_a_target():
     )
 
 
-def test_predict_of_a_keras_model(model):
+def test_keras_predict(model):
     expected = (
         "`fn` must be traceable by JAX, which `predict` of a Keras model is not: pass the model "
         "itself as fn, or call it inside fn as model(x[None])[0]."
@@ -176,7 +176,7 @@ def test_predict_of_a_keras_model(model):
     np.testing.assert_allclose(values, ja.saliency(model, X[0], 2).values, rtol=1e-5)
 
 
-def test_a_one_hot_target():
+def test_one_hot_target():
     one_hot = np.eye(K, dtype=np.float32)
     assert message(TypeError, lambda: ja.saliency(fn, X[0], one_hot[2])) == (
         "`target` must hold integers, got float32 of shape (3,); for one-hot targets pass "
@@ -195,7 +195,7 @@ def test_a_one_hot_target():
     )
 
 
-def test_arguments_in_another_order():
+def test_wrong_argument_order():
     assert message(TypeError, lambda: ja.saliency(X[0], fn, 2)) == (
         "`fn` must be callable, got ndarray, and `x` must hold arrays, got function: the order is "
         "method(fn, x, target)."
@@ -210,7 +210,7 @@ def test_arguments_in_another_order():
     )
 
 
-def test_an_output_that_is_no_array():
+def test_output_that_is_not_an_array():
     def named(x):
         return "cat"
 
@@ -222,18 +222,18 @@ def test_an_output_that_is_no_array():
     )
 
 
-def test_an_error_of_fn_is_its_own():
+def test_errors_of_fn_are_unchanged():
     def broken(x):
-        raise RuntimeError("my own")
+        raise RuntimeError("error of fn")
 
     for call in (
         lambda: ja.saliency(broken, X[0], 2),
         lambda: ja.explain(ja.saliency, broken, X, 2),
     ):
-        assert message(RuntimeError, call) == "my own"
+        assert message(RuntimeError, call) == "error of fn"
 
 
-def test_an_option_that_the_method_does_not_have():
+def test_unknown_option():
     call = lambda: ja.explain(ja.saliency, fn, X, target=2)  # noqa: E731
     assert message(TypeError, call) == (
         "saliency has no option 'target': explain calls it targets; its options are none of its "
@@ -241,7 +241,7 @@ def test_an_option_that_the_method_does_not_have():
     )
 
 
-def test_an_attribution_is_an_array_for_numpy():
+def test_attribution_converts_to_a_numpy_array():
     single = ja.saliency(fn, X[0], 2)
     many = ja.explain(ja.saliency, fn, X, 2)
     np.testing.assert_array_equal(np.asarray(single), single.values)
@@ -255,7 +255,7 @@ def test_an_attribution_is_an_array_for_numpy():
     plt.close("all")
 
 
-def test_an_attribution_of_several_arrays_is_none():
+def test_attribution_of_several_arrays_does_not_convert():
     tree = ja.saliency(lambda x: fn(x["a"]) + fn(x["b"]), {"a": X[0], "b": X[1]}, 2)
     assert message(TypeError, lambda: np.asarray(tree)) == (
         "An Attribution of 2 arrays cannot be converted to one: convert the arrays in `.values`, "
@@ -263,14 +263,14 @@ def test_an_attribution_of_several_arrays_is_none():
     )
 
 
-def test_an_attribution_is_a_pytree():
+def test_attribution_is_a_pytree():
     found = ja.saliency(fn, X[0], 2)
     doubled = jax.jit(lambda a: jax.tree.map(lambda leaf: 2 * leaf, a))(found)
     assert isinstance(doubled, ja.Attribution)
     np.testing.assert_allclose(doubled.values, 2 * found.values)
 
 
-def test_messages_name_no_file_of_the_library():
+def test_messages_do_not_name_library_files():
     found = message(ValueError, lambda: ja.saliency(fn, X, 2))
     (path,) = re.findall(r"(/\S+\.py)", found)
     assert os.path.samefile(path, __file__)

@@ -1,4 +1,4 @@
-"""What holds for every method, also for those to come."""
+"""Properties of every public method; new methods are included automatically."""
 
 import functools
 import inspect
@@ -52,13 +52,13 @@ SHAPES = {
     "attention_rollout": (T, T),
     "value_zeroing": (D,),
 }
-OF_WEIGHTS = {n for n in METHODS if "attention" in n} | {"value_zeroing"}
+WEIGHT_METHODS = {n for n in METHODS if "attention" in n} | {"value_zeroing"}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
 REPRESENTATIVES = "gradient integrated_gradients occlusion lrp smooth_grad jacobian".split()
 representatives = pytest.mark.representatives(*REPRESENTATIVES, "attention")
-representatives_of_cells = pytest.mark.representatives(*REPRESENTATIVES)
-not_of_cells = (
+feature_representatives = pytest.mark.representatives(*REPRESENTATIVES)
+without_feature_values = (
     "contextual_decomposition",
     "temporal_output_score",
     "grad_cam",
@@ -69,13 +69,16 @@ not_of_cells = (
     "gradient_x_attention",
     "value_zeroing",
 )
-of_cells = pytest.mark.parametrize("name", [n for n in METHODS if n not in not_of_cells])
+feature_methods = pytest.mark.parametrize(
+    "name", [n for n in METHODS if n not in without_feature_values]
+)
 
 
 def network(weights, x, scale=None):
-    """A tanh network's logits; of a pytree it reads only the leaf `"series"`, tagged `"rows"`.
+    """Return a tanh network's logits; of a pytree only the leaf `"series"` is used.
 
-    The weights that it tags `"mixing"` are read by nothing but the methods that read weights.
+    The rows of the series are tagged `"rows"`. Only methods that explain attention weights use the
+    weights tagged `"mixing"`.
     """
     rows = ja.tag(x if hasattr(x, "ndim") else x["series"], "rows")
     ja.tag(jax.nn.softmax(rows @ rows.T), "mixing")
@@ -106,7 +109,7 @@ def explain(name, model, xs, targets=1, **options):
 
 @functools.cache
 def explained(name):
-    """A method's answer for the whole batch at once."""
+    """Return a method's attribution of the whole batch."""
     with jax.enable_x64(False):
         return explain(name, *make())
 
@@ -121,16 +124,16 @@ def xs():
     return make()[1]
 
 
-def test_every_method_is_held_to_the_contract():
+def test_all_methods_are_covered():
     assert METHODS.keys() == OPTIONS.keys()
 
 
 @every_method
-def test_the_signature_follows_the_convention(name):
+def test_signature(name):
     parameters = inspect.signature(METHODS[name]).parameters
     assert list(parameters)[:3] == ["fn", "x", "target"]
     defaults = {"target": None, "args": (), "at": None, "key": None, "batch_size": None}
-    defaults |= {"check_finite": True} | ({"at": "attention"} if name in OF_WEIGHTS else {})
+    defaults |= {"check_finite": True} | ({"at": "attention"} if name in WEIGHT_METHODS else {})
     assert {n: parameters[n].default for n in defaults} == defaults
     for parameter in list(parameters.values())[3:]:
         assert parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)
@@ -138,7 +141,7 @@ def test_the_signature_follows_the_convention(name):
 
 
 @every_method
-def test_the_docstring_says_all(name):
+def test_docstring_sections_and_arguments(name):
     doc = METHODS[name].__doc__
     assert doc.splitlines()[0].endswith(".")
     places = [doc.index(f"\n    {part}:\n") for part in ("Args", "Returns", "Raises")]
@@ -150,7 +153,7 @@ def test_the_docstring_says_all(name):
 
 @representatives
 @every_method
-def test_a_batch_is_its_examples(name, model, xs):
+def test_batch_equals_single_examples(name, model, xs):
     got = explained(name)
     assert got.values.shape == (B, *SHAPES.get(name, (T, D)))
     assert got.output.shape == (B, K)
@@ -163,7 +166,7 @@ def test_a_batch_is_its_examples(name, model, xs):
 
 @representatives
 @every_method
-def test_jit_of_vmap_of_a_method(name, model, xs):
+def test_jit_of_vmap(name, model, xs):
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(B))
 
     def method(x, target, key):
@@ -174,7 +177,7 @@ def test_jit_of_vmap_of_a_method(name, model, xs):
 
 @representatives
 @every_method
-def test_explain_inside_the_users_jit_with_a_callable_target(name, model, xs):
+def test_explain_inside_jit_with_a_callable_target(name, model, xs):
     inside = jax.jit(lambda w, xs: explain(name, Partial(network, w), xs, lambda out: out[1]))
     close(inside(model.args[0], xs), explained(name))
 
@@ -190,7 +193,7 @@ def test_explain_inside_the_users_jit_with_a_callable_target(name, model, xs):
 )
 @every_method
 @pytest.mark.parametrize("batch_size", [1, 3, 10_000])
-def test_chunks_change_nothing(name, batch_size, model, xs):
+def test_values_are_independent_of_batch_size(name, batch_size, model, xs):
     close(explain(name, model, xs, batch_size=batch_size), explained(name))
 
 
@@ -213,8 +216,8 @@ MESHES = [(1, (8,)), (2, (4,)), (B, (2, 2)), (B, (8,))]
     + [(n, *each) for n in ("occlusion", "smooth_grad") for each in MESHES],
     ids=str,
 )
-def test_devices_change_nothing(name, batch, shape, model, xs):
-    """With fewer examples than devices these share the evaluations inside of an example."""
+def test_values_are_independent_of_devices(name, batch, shape, model, xs):
+    """With fewer examples than devices, the evaluations of one example are divided over devices."""
     names = ("data", "model")[: len(shape)]
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
     want = jax.tree.map(lambda leaf: leaf[:batch], explained(name))
@@ -223,7 +226,7 @@ def test_devices_change_nothing(name, batch, shape, model, xs):
 
 @representatives
 @every_method
-def test_further_inputs_one_for_each_example(name, model, xs):
+def test_args_per_example(name, model, xs):
     got = explain(name, model, xs, args=(jnp.arange(1.0, B + 1),))
     weights = model.args[0]
     three = explain(name, Partial(network, {**weights, "readout": 3 * weights["readout"]}), xs)
@@ -233,7 +236,7 @@ def test_further_inputs_one_for_each_example(name, model, xs):
 
 @representatives
 @every_method
-def test_the_dtype_is_that_of_the_input(name):
+def test_dtype_is_that_of_the_input(name):
     got = explain(name, *make("bfloat16"))
     assert got.values.dtype == got.output.dtype == jnp.bfloat16
     values = got.values.astype(np.float32)
@@ -254,22 +257,22 @@ def test_gradients_of_a_method_equal_central_differences(name, x64):
         assert values.dtype == np.float64
         return jnp.sum(jnp.sin(values))
 
-    def along(way, h):
-        return loss(*jax.tree.map(lambda a, w: a + h * w, (xs[0], weights), way))
+    def along(direction, h):
+        return loss(*jax.tree.map(lambda a, w: a + h * w, (xs[0], weights), direction))
 
     rng = np.random.default_rng(1)
-    ways = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), (xs[0], weights))
-    nowhere = jax.tree.map(jnp.zeros_like, ways)
+    directions = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), (xs[0], weights))
+    zeros = jax.tree.map(jnp.zeros_like, directions)
     slope = jax.jit(jax.grad(along, argnums=1))
-    for way in ((ways[0], nowhere[1]), (nowhere[0], ways[1])):
-        want = (along(way, 1e-6) - along(way, -1e-6)) / 2e-6
-        np.testing.assert_allclose(slope(way, 0.0), want, rtol=1e-5, atol=1e-8)
+    for direction in ((directions[0], zeros[1]), (zeros[0], directions[1])):
+        want = (along(direction, 1e-6) - along(direction, -1e-6)) / 2e-6
+        np.testing.assert_allclose(slope(direction, 0.0), want, rtol=1e-5, atol=1e-8)
 
 
-@representatives_of_cells
-@of_cells
-def test_pytrees_keep_structure_and_what_does_not_matter_gets_zeros(name, model, xs):
-    """Of several leaves: the series, floats that are never read, and integers."""
+@feature_representatives
+@feature_methods
+def test_pytree_structure_is_kept_and_unused_leaves_are_zero(name, model, xs):
+    """The leaves are the series, unused floats and integers."""
     tree = {
         "series": xs,
         "spare": jnp.ones((B, 4, 2)),
@@ -284,17 +287,17 @@ def test_pytrees_keep_structure_and_what_does_not_matter_gets_zeros(name, model,
     assert jax.tree.structure(got) == jax.tree.structure(tree)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, tree)
     assert zero(got["step"])
-    if name != "learned_mask":  # whose noise and price are shared by all leaves
+    if name != "learned_mask":  # its noise and penalties act on all leaves
         assert zero(got["spare"])
     if name not in ("smooth_grad", "learned_mask"):
         close(got["series"], explained(name).values)
 
 
-@representatives_of_cells
-@of_cells
-def test_a_network_that_ignores_its_input_gets_zeros(name, xs):
+@feature_representatives
+@feature_methods
+def test_constant_function_has_zero_values(name, xs):
     options = {
-        "learned_mask": {"num_steps": 12},  # to undo the half that it starts from
+        "learned_mask": {"num_steps": 12},  # enough to move from the initial 0.5 to 0
         "pattern_net": {"patterns": []},
         "pattern_attribution": {"patterns": []},
     }
@@ -303,9 +306,9 @@ def test_a_network_that_ignores_its_input_gets_zeros(name, xs):
     close(got.output, np.tile(np.arange(3.0), (B, 1)), 0)
 
 
-@representatives_of_cells
-@of_cells
-def test_a_step_that_is_not_read_gets_exact_zeros(name, model, xs):
+@feature_representatives
+@feature_methods
+def test_unused_steps_are_exactly_zero(name, model, xs):
     fine = {
         "occlusion": {"window": 1, "stride": 1},
         "learned_mask": {"jitter": 0, "coarseness": 1, "num_steps": 12, "tv": 0.0},
@@ -315,7 +318,7 @@ def test_a_step_that_is_not_read_gets_exact_zeros(name, model, xs):
     assert not zero(got.values[..., :3, :])
 
 
-def test_an_attribution_is_a_pytree():
+def test_attribution_is_a_pytree():
     a = ja.Attribution(jnp.ones(2), jnp.zeros(3), {"delta": jnp.ones(())})
     doubled = jax.jit(lambda a: jax.tree.map(lambda leaf: 2 * leaf, a))(a)
     assert isinstance(doubled, ja.Attribution)

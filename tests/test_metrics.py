@@ -1,4 +1,4 @@
-"""Deletion, insertion and completeness on functions whose curves are known by hand."""
+"""Deletion, insertion and completeness on functions with known curves."""
 
 import jax
 import jax.numpy as jnp
@@ -27,34 +27,34 @@ def total(x):
         (insertion, [0, 1, 0, 1], [0, 2, 6, 7, 10]),
     ],
 )
-def test_curves_by_hand(curve, attribution, scores):
-    """Cells go from the highest value to the lowest; of equal ones the first goes first."""
-    got = curve(total, XS[:1], 0, jnp.array([attribution], jnp.float32), **CELLS)
+def test_curves_closed_form(curve, attribution, scores):
+    """Features are replaced from the highest value to the lowest; ties keep their order."""
+    got = curve(total, XS[:1], 0, jnp.array([attribution], jnp.float32), **ONE_BY_ONE)
     np.testing.assert_array_equal(got.scores, [scores])
     np.testing.assert_array_equal(got.fractions, [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(got.auc, [(sum(scores) - 5) / 4], rtol=1e-6)
 
 
-def test_the_baseline_takes_the_place_of_deleted_cells():
+def test_deleted_features_take_the_baseline():
     baseline = jnp.array([[5.0, 6, 7, 8], [0.0, 0, 0, 1]])
-    got = deletion(total, XS, 0, XS, baseline=baseline, **CELLS).scores
+    got = deletion(total, XS, 0, XS, baseline=baseline, **ONE_BY_ONE).scores
     np.testing.assert_array_equal(got, [[10, 14, 18, 22, 26], [10, 6, 3, 1, 1]])
 
 
 @pytest.mark.parametrize("num_steps, scores", [(1, [10, 0]), (2, [10, 3, 0]), (3, [10, 6, 1, 0])])
-def test_shares_of_the_cells(num_steps, scores):
+def test_fewer_steps_than_features(num_steps, scores):
     got = deletion(total, XS, 0, XS, score="logit", num_steps=num_steps)
     np.testing.assert_array_equal(got.scores, [scores] * 2)
 
 
-def test_insertion_runs_deletion_of_the_reversed_ranking_backward():
+def test_insertion_reverses_deletion_of_the_reversed_ranking():
     values = jnp.array([[0.3, -1, 2, 0.1], [1.0, 2, -3, 0]])
-    inserted = insertion(total, XS, 0, values, **CELLS).scores
-    deleted = deletion(total, XS, 0, -values, **CELLS).scores
+    inserted = insertion(total, XS, 0, values, **ONE_BY_ONE).scores
+    deleted = deletion(total, XS, 0, -values, **ONE_BY_ONE).scores
     np.testing.assert_array_equal(inserted, deleted[:, ::-1])
 
 
-def test_by_default_the_score_is_a_probability():
+def test_default_score_is_a_probability():
     def fn(x):
         return jnp.stack([x.sum(), jnp.float32(1)])
 
@@ -65,7 +65,7 @@ def test_by_default_the_score_is_a_probability():
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}, {"mesh": 2}])
 @pytest.mark.parametrize("curve", [deletion, insertion])
-def test_neither_chunks_nor_devices_matter(curve, options):
+def test_curves_are_independent_of_batch_size_and_devices(curve, options):
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 3)), jnp.float32)
 
     def model(x):
@@ -80,32 +80,32 @@ def test_neither_chunks_nor_devices_matter(curve, options):
     np.testing.assert_allclose(parts.auc, whole.auc, rtol=0, atol=1e-6)
 
 
-def test_cells_of_all_leaves_are_ranked_together():
+def test_features_of_all_leaves_are_ranked_together():
     xs = {"a": jnp.array([[1.0, 8.0]]), "b": jnp.array([[[2.0], [4.0]]])}
 
     def fn(x):
         return x["a"].sum() + x["b"].sum()
 
-    got = deletion(fn, xs, None, xs, **CELLS).scores
+    got = deletion(fn, xs, None, xs, **ONE_BY_ONE).scores
     np.testing.assert_array_equal(got, [[15, 7, 3, 1, 0]])
 
 
-def test_targets_and_further_inputs_are_one_for_each_example():
+def test_targets_and_args_per_example():
     def fn(x, scale):
         return scale * jnp.stack([x.sum(), -x.sum()])
 
     scales = jnp.array([1.0, 10.0])
-    got = deletion(fn, XS, np.array([0, 1]), XS, args=(scales,), **CELLS).scores
+    got = deletion(fn, XS, np.array([0, 1]), XS, args=(scales,), **ONE_BY_ONE).scores
     np.testing.assert_array_equal(got, [[10, 6, 3, 1, 0], [-100, -60, -30, -10, 0]])
 
 
-def test_the_best_ranking_of_a_linear_function_has_the_least_area():
+def test_best_ranking_of_a_linear_function_minimizes_the_area():
     rng = np.random.default_rng(0)
     xs = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
-    best = deletion(total, xs, 0, ja.explain(ja.input_x_gradient, total, xs), **CELLS).auc
+    best = deletion(total, xs, 0, ja.explain(ja.input_x_gradient, total, xs), **ONE_BY_ONE).auc
     for _ in range(5):
         values = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
-        assert (best <= deletion(total, xs, 0, values, **CELLS).auc + 1e-6).all()
+        assert (best <= deletion(total, xs, 0, values, **ONE_BY_ONE).auc + 1e-6).all()
 
 
 def test_completeness(x64):
@@ -119,12 +119,12 @@ def test_completeness(x64):
     np.testing.assert_allclose(completeness(fn, xs, 0, complete, baseline=0.5), 0, atol=1e-12)
     wrong = completeness(fn, xs, 0, complete.values + 1, baseline=0.5)
     np.testing.assert_allclose(wrong, 8, rtol=1e-12)
-    nothing = completeness(fn, xs, 0, jnp.zeros_like(xs), baseline=0.5)
+    zero = completeness(fn, xs, 0, jnp.zeros_like(xs), baseline=0.5)
     change = np.sin(xs).sum((1, 2)) - 8 * np.sin(0.5)
-    np.testing.assert_allclose(nothing, -change, rtol=1e-12)
+    np.testing.assert_allclose(zero, -change, rtol=1e-12)
 
 
-def test_fractions_are_the_shares_that_were_deleted():
+def test_fractions_of_deleted_features():
     curve = ja.metrics.deletion(
         lambda x: x.sum(),
         np.ones((1, 3), np.float32),
@@ -139,7 +139,7 @@ def test_fractions_are_the_shares_that_were_deleted():
 
 
 @pytest.mark.parametrize("metric", [deletion, insertion])
-def test_the_score_may_be_a_log_probability(metric):
+def test_log_probability_score(metric):
     xs = np.array([[1.0, -2.0, 0.5]], np.float32)
     curves = {
         score: metric(lambda x: 2 * x, xs, 0, xs, num_steps=3, score=score).scores
@@ -148,13 +148,13 @@ def test_the_score_may_be_a_log_probability(metric):
     np.testing.assert_allclose(curves["log_probability"], np.log(curves["probability"]), rtol=1e-5)
 
 
-def test_an_attribution_that_is_not_finite_is_refused():
+def test_non_finite_attribution_raises():
     xs = np.ones((1, 3), np.float32)
     with pytest.raises(ValueError, match="`attribution` holds 3 NaN"):
         ja.metrics.deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), score="logit")
 
 
-def test_completeness_agrees_with_delta_where_integers_stand_beside():
+def test_completeness_equals_delta_with_integer_leaves():
     xs = {"a": np.ones((2, 3), np.float32), "n": np.full((2,), 3)}
 
     def fn(x):

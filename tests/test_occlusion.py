@@ -1,4 +1,4 @@
-"""Occlusion against loops in numpy: each cell the mean over the windows that cover it."""
+"""Occlusion against loops in numpy: values are means over the windows that cover a feature."""
 
 import itertools
 from functools import partial
@@ -12,26 +12,26 @@ import jaxattn as ja
 
 
 def smooth(x):
-    """Couples all cells, so that no two windows score alike."""
+    """Couple all features, so that no two windows have equal scores."""
     flat = x.ravel()
     return jnp.stack([jnp.tanh(flat * jnp.arange(1.0, flat.size + 1)).sum(), (flat**2).prod()])
 
 
 def by_loop(fn, x, window, stride, baseline):
-    """The slow way, counting from the first cell; the last window covers what is left."""
+    """Occlude one window after the other; the last one along an axis may be smaller."""
     total, count = np.zeros(x.shape), np.zeros(x.shape)
     starts = []
     for size, width, step in zip(x.shape, window, stride, strict=True):
-        here = [0]
-        while here[-1] + width < size:
-            here.append(here[-1] + step)
-        starts.append(here)
+        along = [0]
+        while along[-1] + width < size:
+            along.append(along[-1] + step)
+        starts.append(along)
     for corner in itertools.product(*starts):
-        cells = tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
+        index = tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
         changed = x.copy()
-        changed[cells] = np.broadcast_to(baseline, x.shape)[cells]
-        total[cells] += float(fn(x)) - float(fn(changed))
-        count[cells] += 1
+        changed[index] = np.broadcast_to(baseline, x.shape)[index]
+        total[index] += float(fn(x)) - float(fn(changed))
+        count[index] += 1
     return total / count
 
 
@@ -50,7 +50,7 @@ def by_loop(fn, x, window, stride, baseline):
     ],
 )
 @pytest.mark.parametrize("batch_size", [None, 3])
-def test_it_equals_a_loop(shape, window, stride, baseline, batch_size, x64):
+def test_values_match_a_loop(shape, window, stride, baseline, batch_size, x64):
     x = np.random.default_rng(0).normal(size=shape)
     options = {"window": window, "stride": stride, "baseline": baseline}
     got = ja.occlusion(smooth, x, 0, batch_size=batch_size, **options)
@@ -60,8 +60,8 @@ def test_it_equals_a_loop(shape, window, stride, baseline, batch_size, x64):
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
-def test_known_answers(shape):
-    """f is the sum, so a window scores the sum of its cells: 1+2, 2+3, 3+4, and means of these."""
+def test_closed_form(shape):
+    """The score of a window is the sum of its features: 1+2, 2+3 and 3+4, averaged over windows."""
     x = jnp.ones((4, *shape)) * jnp.arange(1.0, 5).reshape(4, *[1] * len(shape))
     got = ja.occlusion(jnp.sum, x, window=2).values
     width = int(np.prod(shape))
@@ -69,14 +69,14 @@ def test_known_answers(shape):
     np.testing.assert_array_equal(got, np.broadcast_to(want, x.shape))
 
 
-def test_a_ragged_last_window_covers_what_is_left():
+def test_last_window_covers_the_remaining_features():
     got = ja.occlusion(jnp.sum, jnp.array([1.0, 2, 4, 8, 16]), window=3, stride=3).values
     np.testing.assert_array_equal(got, [7, 7, 7, 24, 24])
 
 
 @pytest.mark.parametrize("window, same", [(2, (2, 3)), ((2,), (2, 3)), (np.int64(2), (2, 3))])
 @pytest.mark.parametrize("stride, steps", [(None, (1, 3)), (2, (2, 3)), ((2,), (2, 3))])
-def test_axes_that_are_not_named_are_covered_whole(window, same, stride, steps):
+def test_windows_cover_unspecified_axes(window, same, stride, steps):
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     got = ja.occlusion(smooth, x, 0, window=window, stride=stride).values
     want = ja.occlusion(smooth, x, 0, window=same, stride=steps).values
@@ -84,8 +84,8 @@ def test_axes_that_are_not_named_are_covered_whole(window, same, stride, steps):
 
 
 @pytest.mark.parametrize("options", [{}, {"reuse": False}])
-def test_windows_in_numpy_arrays(options):
-    """Also inside of another method, and fixed beforehand."""
+def test_windows_as_numpy_arrays(options):
+    """Also as options of another method, and bound by functools.partial."""
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     tuples = {"window": (2, 3), "stride": (1, 2), **options}
     arrays = tuples | {"window": np.array([2, 3]), "stride": np.array([1, 2], np.uint8)}
@@ -94,14 +94,14 @@ def test_windows_in_numpy_arrays(options):
     batch = ja.explain(partial(ja.occlusion, **arrays), smooth, x[None], 0).values[0]
     np.testing.assert_allclose(batch, want, rtol=1e-5, atol=1e-6)
     noise = {"key": jax.random.key(0), "noise": 0.0, "num_samples": 2}
-    for method, given in ((ja.occlusion, arrays), (partial(ja.occlusion, **arrays), {})):
-        given = {"method": method, **noise, **given}
+    for method, keywords in ((ja.occlusion, arrays), (partial(ja.occlusion, **arrays), {})):
+        keywords = {"method": method, **noise, **keywords}
         np.testing.assert_allclose(
-            ja.smooth_grad(smooth, x, 0, **given).values, want, rtol=1e-5, atol=1e-6
+            ja.smooth_grad(smooth, x, 0, **keywords).values, want, rtol=1e-5, atol=1e-6
         )
 
 
-def test_windows_of_leaves_in_numpy_arrays():
+def test_windows_of_leaves_as_numpy_arrays():
     x = {"a": jnp.arange(4.0), "b": jnp.ones((2, 2))}
     window = {"a": np.array(2), "b": np.array([1, 2])}
     got = ja.occlusion(lambda x: x["a"].sum() * x["b"].sum(), x, window=window).values
@@ -111,7 +111,7 @@ def test_windows_of_leaves_in_numpy_arrays():
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_one_baseline_for_each_example():
+def test_baselines_per_example():
     xs = jnp.arange(1.0, 9).reshape(2, 4)
     got = ja.explain(ja.occlusion, jnp.sum, xs, window=1, baseline=2 * xs).values
     np.testing.assert_array_equal(got, -xs)
@@ -125,7 +125,7 @@ def test_integer_inputs():
     assert jnp.issubdtype(got.values.dtype, jnp.floating)
 
 
-def test_each_leaf_has_its_windows_and_none_is_left_alone():
+def test_windows_per_leaf():
     x = {"a": jnp.arange(4.0), "b": jnp.ones((2, 2)), "c": jnp.ones(3)}
 
     def fn(x):

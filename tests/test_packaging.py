@@ -1,4 +1,4 @@
-"""The metadata of the package: one version, and files that name it."""
+"""The metadata of the package, and the limits of its linter."""
 
 import tomllib
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_the_version_has_one_source():
+def test_version_has_one_source():
     assert "version" not in PROJECT["project"]
     assert PROJECT["project"]["dynamic"] == ["version"]
     source = ROOT / PROJECT["tool"]["hatch"]["version"]["path"]
@@ -25,6 +25,6 @@ def test_lint_limits_the_size_of_functions():
     assert lint["pylint"]["max-statements"] <= 60
 
 
-def test_names_that_the_changelog_calls_new_are_public():
+def test_new_names_of_the_changelog_are_public():
     for name in ("LRPRule", "LRP_PRESETS", "method"):
         assert name in ja.__all__

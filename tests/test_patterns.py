@@ -1,4 +1,4 @@
-"""PatternNet and PatternAttribution are the paper's formulas, written out in numpy."""
+"""PatternNet and PatternAttribution against the formulas of the paper in numpy."""
 
 import itertools
 
@@ -16,7 +16,7 @@ N, T = 40, 6
 
 @pytest.fixture(autouse=True)
 def float64(x64):
-    """All in float64."""
+    """Run all tests in float64."""
 
 
 def close(got, want, atol=1e-10):
@@ -29,7 +29,7 @@ def draw(seed, *shapes):
 
 
 def pattern(v, w, b, estimator):
-    """Equations 4 and 8 of the paper, for neurons `v @ w + b`."""
+    """Return the patterns of neurons `v @ w + b`: equations 4 and 8 of the paper."""
     y = v @ w
     if estimator == "linear":
         return (v - v.mean(0)).T @ (y - y.mean(0)) / len(v) / y.var(0)
@@ -52,8 +52,8 @@ def values(patterns, fn, x, target=None, attribution=False, **options):
 
 
 @every_estimator
-def test_the_signal_of_the_papers_toy(estimator):
-    """Section 2: of x = s (1, 0) + d (1, 1) the weights (1, -1) read s."""
+def test_signal_of_the_example_of_the_paper(estimator):
+    """Section 2: the weights (1, -1) extract s from x = s (1, 0) + d (1, 1)."""
     s, d = np.array(list(itertools.product([-1.0, 0.5, 2.0], [-3.0, 0.0, 3.0]))).T
     xs, w = np.stack([s + d, d], 1), jnp.array([1.0, -1.0])
     (found,) = patterns = ja.fit_patterns(lambda x: x @ w, xs, estimator=estimator)
@@ -62,7 +62,7 @@ def test_the_signal_of_the_papers_toy(estimator):
     close(signal, np.stack([s, 0 * s], 1), 1e-12)
 
 
-def test_a_linear_model():
+def test_linear_model():
     x, w, b = draw(0, (N, 4), (4, 3), 3)
     fn = lambda x: x @ w + b  # noqa: E731
     patterns = ja.fit_patterns(fn, x, estimator="linear")
@@ -70,12 +70,12 @@ def test_a_linear_model():
     close(patterns, [want], 1e-12)
     score = (x[0] @ w + b)[1]
     close(values(patterns, fn, x[0], 1), want[:, 1] * score, 1e-12)
-    shares = values(patterns, fn, x[0], 1, attribution=True)
-    close(shares, w[:, 1] * want[:, 1] * score, 1e-12)
-    close(shares.sum(), score, 1e-12)
+    contributions = values(patterns, fn, x[0], 1, attribution=True)
+    close(contributions, w[:, 1] * want[:, 1] * score, 1e-12)
+    close(contributions.sum(), score, 1e-12)
 
 
-def test_targets_add_up():
+def test_signals_are_linear_in_the_target():
     x, w = draw(1, (N, 4), (4, 3))
     fn = lambda x: jnp.tanh(x) @ w  # noqa: E731
     patterns = ja.fit_patterns(fn, x)
@@ -100,7 +100,7 @@ def dense():
 
 
 @every_estimator
-def test_a_dense_network(dense, estimator):
+def test_dense_network(dense, estimator):
     fn, x, weights, biases = dense
     inputs, want = [x], []
     for w, b in zip(weights, biases, strict=True):
@@ -121,14 +121,14 @@ def test_a_dense_network(dense, estimator):
 
 
 def patches(image, size):
-    """All windows of an image (H, W, C), zeros around it, as rows (H * W, size * size * C)."""
+    """Return the zero-padded windows of an image (H, W, C) as rows (H * W, size * size * C)."""
     padded = np.pad(image, [(size // 2,) * 2] * 2 + [(0, 0)])
     places = itertools.product(*map(range, image.shape[:2]))
     return np.stack([padded[i : i + size, j : j + size].ravel() for i, j in places])
 
 
 def unpatched(rows, shape, size):
-    """The transpose of `patches`."""
+    """Apply the transpose of `patches`."""
     padded = np.zeros((shape[0] + size - 1, shape[1] + size - 1, shape[2]))
     places = itertools.product(*map(range, shape[:2]))
     for row, (i, j) in zip(rows, places, strict=True):
@@ -153,7 +153,7 @@ def convolutional():
     return fn, x, kernel, b1, w2
 
 
-def test_a_convolutional_network(convolutional):
+def test_convolutional_network(convolutional):
     fn, x, kernel, b1, w2 = convolutional
     rows = np.stack([patches(image, 3) for image in x])
     w1 = kernel.reshape(-1, 3)
@@ -174,20 +174,20 @@ def test_a_convolutional_network(convolutional):
 
 
 def lstm(w, u, b):
-    """All gates in one product; the steps in a scan, or in a loop that keeps what they read."""
+    """Return an LSTM with all gates in one product; `recorded` collects the input of each step."""
 
-    def fn(x, seen=None):
+    def fn(x, recorded=None):
         def step(state, row):
             h, c = state
             z = row @ w + h @ u + b
             i, f, g, o = jnp.split(z, 4)
             new = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            if seen is not None:
-                seen.append(np.concatenate([row, h]))
+            if recorded is not None:
+                recorded.append(np.concatenate([row, h]))
             return (jax.nn.sigmoid(o) * jnp.tanh(new), new), None
 
         state = jnp.zeros(3), jnp.zeros(3)
-        if seen is None:
+        if recorded is None:
             return jax.lax.scan(step, state, x)[0][0]
         for row in x:
             state, _ = step(state, row)
@@ -197,18 +197,18 @@ def lstm(w, u, b):
 
 
 @every_estimator
-def test_the_steps_of_a_loop_are_samples_and_two_products_one_layer(estimator):
+def test_time_steps_are_samples_and_two_products_are_one_layer(estimator):
     w, u, b, x = draw(4, (4, 12), (3, 12), 12, (8, T, 4))
-    fn, seen = lstm(w, u, b), []
+    fn, recorded = lstm(w, u, b), []
     for row in x:
-        fn(row, seen)
-    want = pattern(np.array(seen), np.concatenate([w, u]), b, estimator)
+        fn(row, recorded)
+    want = pattern(np.array(recorded), np.concatenate([w, u]), b, estimator)
     of_w, of_u = ja.fit_patterns(fn, x, estimator=estimator)
     close([of_w, of_u], [want[:4], want[4:]])
     close((w * of_w).sum(0) + (u * of_u).sum(0), np.ones(12))
 
 
-def test_of_a_branch_only_the_examples_that_take_it_count():
+def test_branches_are_fitted_to_the_examples_that_take_them():
     x, w1, w2 = draw(5, (N, 4), (4, 3), (4, 3))
 
     def fn(x):
@@ -219,8 +219,8 @@ def test_of_a_branch_only_the_examples_that_take_it_count():
     close(found[::-1], [pattern(x[taken], w1, 0, "relu"), pattern(x[~taken], w2, 0, "relu")])
 
 
-def test_scales_are_a_part_of_the_neuron():
-    """A normalisation with running statistics, before or after the weights, changes nothing."""
+def test_normalisation_is_part_of_the_neuron():
+    """A normalisation with running statistics around the weights can be folded into them."""
     x, w, scale, shift, b, v = draw(6, (N, 4), (4, 5), 5, 5, 4, (5, 3))
 
     def apart(x):
@@ -236,7 +236,7 @@ def test_scales_are_a_part_of_the_neuron():
         close(got / np.abs(want).max(), want / np.abs(want).max())
 
 
-def test_the_weights_may_stand_anywhere():
+def test_layouts_of_the_weights():
     x, w, b = draw(7, (N, 2, 4), (2, 4, 3), 3)
     first, last = ja.fit_patterns(lambda x: jnp.stack([x[0] @ w[0], x[1] @ w[1]]) + b[None], x)
     close([first, last], [pattern(x[:, i], w[i], b, "relu") for i in (0, 1)])
@@ -249,7 +249,7 @@ def test_the_weights_may_stand_anywhere():
     close(heads, jnp.stack([first, last]).transpose(2, 0, 1))
 
 
-# What is not a layer.
+# Contractions that are not layers.
 
 
 def attention(x, wq, wk, wv, wo):
@@ -284,7 +284,7 @@ WITH_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_with_weights_for_patterns_it_is_the_gradient(name):
+def test_weights_as_patterns_give_the_gradient(name):
     fn, shapes = WITH_WEIGHTS[name]
     x, *weights = map(jnp.asarray, draw(8, *shapes))
     score, slope = jax.value_and_grad(lambda x: fn(x, *weights)[1])(x)
@@ -293,7 +293,7 @@ def test_with_weights_for_patterns_it_is_the_gradient(name):
     close(values(ones, lambda x: fn(x, *weights), x, 1, attribution=True), score * slope)
 
 
-def test_a_named_intermediate():
+def test_named_intermediate():
     x, w, v = draw(9, (N, 4), (4, 5), (5, 3))
     hidden = np.tanh(x @ w)
     fn = lambda x, s: s * jnp.tanh(ja.tag(jnp.tanh(x @ w), "hidden") @ v)  # noqa: E731
@@ -307,10 +307,10 @@ def test_a_named_intermediate():
     close(got.values, ja.explain(ja.pattern_net, rest, hidden, 1, **options).values)
 
 
-# How it is computed.
+# Numerics.
 
 
-def test_neither_chunks_nor_jit_change_anything(dense):
+def test_patterns_are_independent_of_batch_size_and_jit(dense):
     fn, x, *_ = dense
     want = ja.fit_patterns(fn, x)
     for size in (1, 7, 1000):
@@ -318,7 +318,7 @@ def test_neither_chunks_nor_jit_change_anything(dense):
     close(jax.jit(lambda x: ja.fit_patterns(fn, x))(x), want, 1e-12)
 
 
-def test_a_far_mean_costs_no_digits():
+def test_patterns_are_stable_for_large_means():
     x, w = (a.astype(np.float32) for a in draw(10, (500, 4), (4, 3)))
     (near,) = ja.fit_patterns(lambda x: x @ w, x, estimator="linear")
     (far,) = ja.fit_patterns(lambda x: x @ w, x + 100, estimator="linear")
@@ -326,7 +326,7 @@ def test_a_far_mean_costs_no_digits():
     close(far, near, 1e-3)
 
 
-def test_neurons_that_never_vary_have_no_pattern():
+def test_constant_neurons_have_zero_patterns():
     x, w = draw(11, (N, 4), (4, 3))
     (found,) = ja.fit_patterns(lambda x: x @ w - jnp.array([0.0, 1e3, 0.0]), x)
     close(found[:, 1], np.zeros(4), 0)
@@ -334,10 +334,10 @@ def test_neurons_that_never_vary_have_no_pattern():
     close(ja.fit_patterns(lambda x: x @ w, x[:1])[0], np.zeros((4, 3)), 0)
 
 
-# Bad input.
+# Invalid arguments.
 
 
-def test_patterns_of_another_network_are_refused(dense):
+def test_patterns_of_another_network_raise(dense):
     fn, x, *_ = dense
     one = jnp.asarray(x[0])
     patterns = ja.fit_patterns(fn, x)
@@ -350,12 +350,12 @@ def test_patterns_of_another_network_are_refused(dense):
             method(fn, one, 1, patterns=[p.T for p in patterns])
 
 
-def turning(x):
+def scan_over_weights(x):
     weights = jnp.ones((3, 4, 4))
     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, weights)[0]
 
 
-def waiting(x):
+def while_loop_over_data(x):
     return jax.lax.while_loop(lambda h: h.sum() < 9.0, lambda h: jnp.tanh(h) + 1.0, x) @ np.eye(4)
 
 
@@ -373,6 +373,6 @@ def waiting(x):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_fitted(fn, xs, options, error, message):
+def test_invalid_fits_raise(fn, xs, options, error, message):
     with pytest.raises(error, match=message):
         ja.fit_patterns(fn, xs, **options)

@@ -1,4 +1,4 @@
-"""The walk that all rules share: with derivatives for rules it computes derivatives."""
+"""The propagation that all rules share: with derivatives as rules it computes gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,8 @@ def nested(x):
 
 
 def branches(x):
-    def advance(h, now):
-        row, i = now
+    def advance(h, inputs):
+        row, i = inputs
         update = jax.lax.switch(
             i % 3, [lambda v: jnp.tanh(v @ W), lambda v: v * v, lambda v: jnp.ones(D)], row
         )
@@ -70,7 +70,7 @@ def without_steps(x):
 
 
 def delayed(x):
-    """A cotangent reaches the first carried value only through the last, in three steps."""
+    """The cotangent of the first carry comes from the last carry, after three steps."""
 
     def advance(carry, row):
         a, b, c = carry
@@ -87,7 +87,7 @@ def dtype():
 @pytest.mark.parametrize(
     "fn", [lambda x: recurrence(x)[0].sum(), backwards, nested, branches, without_steps, delayed]
 )
-def test_derivatives_as_rules_give_the_derivative(fn):
+def test_derivatives_as_rules_give_the_gradient(fn):
     structure, _ = structure_of(fn, [X], [Fact(active=True, depends_on_input=True)])
 
     @jax.jit
@@ -106,13 +106,13 @@ def planned(fn):
     return plan, structure.inner[step][0]
 
 
-def test_a_plan_follows_cotangents_from_carry_to_carry():
+def test_plan_propagates_cotangents_between_carries():
     plan, _ = planned(delayed)
     assert plan.reached.carry == [True, True, True]
     assert plan.reached.xs == [True]
 
 
-def test_a_plan_leaves_out_what_no_cotangent_reaches():
+def test_plan_omits_carries_without_cotangents():
     def fn(x):
         def advance(carry, row):
             i, h, largest = carry
@@ -124,7 +124,7 @@ def test_a_plan_leaves_out_what_no_cotangent_reaches():
     assert plan.reached.carry == [False, True, False]
 
 
-def test_a_plan_stores_only_what_cannot_be_recomputed():
+def test_plan_stores_only_active_values():
     weights = jnp.asarray(U)
 
     def fn(x):
@@ -135,4 +135,4 @@ def test_a_plan_stores_only_what_cannot_be_recomputed():
 
     plan, body = planned(fn)
     assert all(body.facts[var].active for var in plan.stored)
-    assert len(plan.consts) == 1  # the weights, of which the exponential is taken again
+    assert len(plan.consts) == 1  # the weights: their exponential is recomputed

@@ -1,4 +1,4 @@
-"""The Python blocks of README and CONTRIBUTING run, and the README's print what is shown."""
+"""The Python blocks of README and CONTRIBUTING run; those of README print the output shown."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,7 @@ def numbers_and_text(output: str) -> tuple[list[float], list[str]]:
         for i, block in enumerate(BLOCKS)
     ],
 )
-def test_a_block_prints_what_is_shown(code, expected, tmp_path, monkeypatch, capsys):
+def test_block_prints_the_output_shown(code, expected, tmp_path, monkeypatch, capsys):
     """Each block runs in a namespace of its own, in an empty folder and with JAX's defaults."""
     monkeypatch.chdir(tmp_path)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
@@ -59,14 +59,14 @@ def test_a_block_prints_what_is_shown(code, expected, tmp_path, monkeypatch, cap
         assert (tmp_path / name).stat().st_size > 0
 
 
-def test_every_print_of_a_block_shows_its_output():
+def test_every_print_of_a_block_has_an_output():
     for code, output in BLOCKS:
         assert len(re.findall(r"^print\(", code, re.MULTILINE)) == len(output.splitlines()) or (
             output not in PRINTED.findall(code)
         )
 
 
-def test_the_method_of_the_guide_for_contributors():
+def test_example_method_of_contributing():
     [(code, _)] = blocks((ROOT / "CONTRIBUTING.md").read_text())
     namespace: dict[str, Any] = {}
     exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
@@ -85,7 +85,7 @@ def test_links_point_to_files():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_layout_in_the_docs_lists_every_module():
+def test_layout_in_the_docs_lists_every_module():
     text = (ROOT / "docs" / "architecture.md").read_text()
     layout = text.partition("```\njaxattn/")[2].partition("```")[0]
     listed = set(re.findall(r"(\w+)\.py", layout)) - {"__init__", "_types", "_static"}

@@ -1,4 +1,4 @@
-"""Relevance equals a dense re-implementation, layer by layer; what cannot be right is refused."""
+"""LRP against a dense reference implementation, layer by layer; errors and warnings."""
 
 import functools
 import warnings
@@ -14,7 +14,7 @@ import relevance_reference as reference
 from flax import nnx
 from hypothesis import given, settings, strategies as st
 from jax.tree_util import Partial
-from relevance_reference import RULES, addition, layer, residual, through, winner
+from relevance_reference import RULES, addition, layer, pass_through, residual, winner_take_all
 
 import jaxattn as ja
 
@@ -36,21 +36,21 @@ W2, B2 = np.array([[1.0, -0.5], [-1.0, 2.0]]), np.array([0.3, -0.1])
 
 
 def close(got, want, rtol=1e-10):
-    """Relative to the largest: a single share may be zero."""
+    """Compare relative to the largest value: single values may be zero."""
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=0, atol=rtol * max(np.abs(want).max(), 1e-3))
 
 
 def every_case(fn, x, target, cases=CASES):
-    """All cases in one compiled program."""
-    answer = reference.compiled(
+    """Return the attributions of all cases, from one compiled program."""
+    program = reference.compiled(
         lambda x: {n: ja.lrp(fn, x, target, **options) for n, options in cases.items()}
     )
-    return answer(jnp.asarray(x))
+    return program(jnp.asarray(x))
 
 
-def equals_reference(steps, x, target=1, cases=CASES):
+def check_against_reference(steps, x, target=1, cases=CASES):
     got = every_case(functools.partial(reference.run, steps), x, target, cases)
     for name, options in cases.items():
         values, absorbed = reference.lrp(steps, x, target, **options)
@@ -59,7 +59,7 @@ def equals_reference(steps, x, target=1, cases=CASES):
 
 
 class Draw:
-    """Random weights, and the layers made of them."""
+    """Draw random weights, and build layers of them."""
 
     def __init__(self, seed=0):
         self.rng = np.random.default_rng(seed)
@@ -115,8 +115,8 @@ def standardise(x):
     return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
 
 
-relu, tanh, flatten = through(jax.nn.relu), through(jnp.tanh), winner(jnp.ravel)
-max_pool = winner(lambda x: pool(x, jax.lax.max, -jnp.inf))
+relu, tanh, flatten = pass_through(jax.nn.relu), pass_through(jnp.tanh), winner_take_all(jnp.ravel)
+max_pool = winner_take_all(lambda x: pool(x, jax.lax.max, -jnp.inf))
 
 
 def dense_network(d):
@@ -155,15 +155,21 @@ def norm_before_dense(d):
 
 
 def layer_norm_before_dense(d):
-    gelu = through(lambda x: jax.nn.gelu(x))
-    steps = [layer(d.dense(4, 5)), gelu, through(standardise)]
+    gelu = pass_through(lambda x: jax.nn.gelu(x))
+    steps = [layer(d.dense(4, 5)), gelu, pass_through(standardise)]
     return [*steps, layer(chain(d.affine(5), d.dense(5, 3)))], d(4)
 
 
 def norms_alone(d):
-    """A scaling and a shift with no contraction beside them are a layer of their own."""
-    steps = [addition(d.batch_norm(4)), tanh, layer(d.dense(4, 5)), through(jax.nn.silu)]
-    return [*steps, through(standardise), addition(d.affine(5)), tanh, layer(d.dense(5, 3))], d(4)
+    """A scaling and a shift without an adjacent contraction form a separate layer."""
+    steps = [addition(d.batch_norm(4)), tanh, layer(d.dense(4, 5)), pass_through(jax.nn.silu)]
+    return [
+        *steps,
+        pass_through(standardise),
+        addition(d.affine(5)),
+        tanh,
+        layer(d.dense(5, 3)),
+    ], d(4)
 
 
 def residual_network(d):
@@ -173,8 +179,8 @@ def residual_network(d):
 
 def transformer_block(d):
     """Normalise, expand, contract, add: over positions."""
-    norm = [through(standardise), layer(chain(d.affine(1, 4), d.dense(4, 6)))]
-    gelu = through(lambda x: jax.nn.gelu(x, approximate=False))
+    norm = [pass_through(standardise), layer(chain(d.affine(1, 4), d.dense(4, 6)))]
+    gelu = pass_through(lambda x: jax.nn.gelu(x, approximate=False))
     steps = [residual(*norm, gelu, layer(d.dense(6, 4))), flatten, layer(d.dense(12, 3))]
     return steps, d(3, 4)
 
@@ -182,7 +188,7 @@ def transformer_block(d):
 def grouped_and_dilated(d):
     first = d.conv(2, 4, rank=1, groups=2, padding="VALID", rhs_dilation=(2,))
     second = d.conv(4, 2, rank=1, lhs_dilation=(2,), padding=[(1, 1)])
-    softplus = through(jax.nn.softplus)
+    softplus = pass_through(jax.nn.softplus)
     return [layer(first), softplus, layer(second), tanh, flatten, layer(d.dense(10, 3))], d(7, 2)
 
 
@@ -204,12 +210,12 @@ NETWORKS = {
 
 @pytest.mark.representatives("dense_network", "pooling_network", "norm_after_conv")
 @pytest.mark.parametrize("make", NETWORKS, ids=lambda make: make.__name__)
-def test_every_rule_is_the_dense_formula(make, x64):
-    equals_reference(*make(Draw()), cases=NETWORKS[make])
+def test_every_rule_matches_the_dense_formula(make, x64):
+    check_against_reference(*make(Draw()), cases=NETWORKS[make])
 
 
-def test_options_of_the_rules(x64):
-    equals_reference(*dense_network(Draw()), cases=OPTIONS)
+def test_rule_options(x64):
+    check_against_reference(*dense_network(Draw()), cases=OPTIONS)
 
 
 PLUS = "alpha 1 beta 0"
@@ -239,7 +245,7 @@ COMPOSITES = {
 
 @pytest.mark.slow
 def test_composites(x64):
-    """Presets, kinds of layers, depths, and names: what each layer gets."""
+    """Select the rule of each layer by preset, kind of layer, depth and name."""
     d = Draw(8)
     fns = [d.conv(1, 2), d.conv(2, 2, stride=2), d.dense(8, 4), d.dense(4, 3)]
 
@@ -261,12 +267,12 @@ def test_composites(x64):
 
 
 def block(kind, d, width, wide, activation):
-    """The steps of one block over positions, and its width."""
+    """Return the steps of one block over positions, and its width."""
     if kind == "residual":
         return [residual(layer(d.dense(width, 4)), activation, layer(d.dense(4, width)))], width
     if kind == "layer norm":
         dense = chain(d.affine(1, width), d.dense(width, wide))
-        return [through(standardise), layer(dense)], wide
+        return [pass_through(standardise), layer(dense)], wide
     affine = {
         "dense": d.dense(width, wide),
         "conv": d.conv(width, wide, rank=1),
@@ -279,17 +285,17 @@ def block(kind, d, width, wide, activation):
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.data())
 def test_every_rule_on_random_networks(data):
-    """Blocks in any order, an activation between, widths of 2 to 5."""
+    """Blocks in any order, activations between them, and widths of 2 to 5."""
     activations = st.sampled_from([jax.nn.relu, jnp.tanh, jax.nn.elu, jax.nn.gelu])
     kinds = st.sampled_from(["dense", "conv", "norm", "layer norm", "residual"])
     with jax.enable_x64(True):
         d, width = Draw(data.draw(st.integers(0, 1000))), 3
         steps, x = [], d(3, width)
         for kind in data.draw(st.lists(kinds, min_size=1, max_size=3)):
-            activation = through(data.draw(activations))
+            activation = pass_through(data.draw(activations))
             made, width = block(kind, d, width, data.draw(st.integers(2, 5)), activation)
             steps += [*made, activation]
-        equals_reference([*steps, flatten, layer(d.dense(3 * width, 2))], x, cases=FEW)
+        check_against_reference([*steps, flatten, layer(d.dense(3 * width, 2))], x, cases=FEW)
 
 
 def two_layers(x):
@@ -297,15 +303,15 @@ def two_layers(x):
 
 
 def test_closed_forms(x64):
-    answers = every_case(two_layers, X, 1, {r: {"rule": r} for r in ("z", "w_square")})
-    close(answers["z"].values, [-2.5, 7.5, -1.5], 1e-12)
-    close(answers["z"].output, [0.7, 3.75], 1e-12)
-    close(answers["w_square"].values, [0.770308, 2.713586, 0.266106], 1e-6)
+    got = every_case(two_layers, X, 1, {r: {"rule": r} for r in ("z", "w_square")})
+    close(got["z"].values, [-2.5, 7.5, -1.5], 1e-12)
+    close(got["z"].output, [0.7, 3.75], 1e-12)
+    close(got["w_square"].values, [0.770308, 2.713586, 0.266106], 1e-6)
     close(ja.gradient(two_layers, jnp.asarray(X), 1).values, [-2.5, 3.75, 1.5], 1e-12)
 
 
 def test_closed_form_of_alpha_beta_without_bias(x64):
-    """Without biases the score is 3.5: scaled to 3.75, it is what the biases are ignored in."""
+    """The score without biases, 3.5, is scaled to the score with biases, 3.75."""
     got = ja.lrp(
         lambda x: jax.nn.relu(x @ W1) @ W2,
         jnp.asarray(X),
@@ -315,8 +321,8 @@ def test_closed_form_of_alpha_beta_without_bias(x64):
     close(got.values, [-7.5, 12.5, -5.0], 1e-12)
 
 
-def test_without_biases_relu_networks_get_input_times_gradient(x64):
-    """The z rule's oldest identity; it holds the reference too."""
+def test_z_rule_of_relu_networks_is_input_x_gradient(x64):
+    """The identity holds without biases, also for the reference."""
     d = Draw(3)
     w, v = d(4, 5), d(5, 2)
     fn, x = lambda x: jax.nn.relu(x @ w) @ v, d(4)
@@ -326,7 +332,7 @@ def test_without_biases_relu_networks_get_input_times_gradient(x64):
     close(reference.lrp(steps, x, 0, "z")[0], want, 1e-12)
 
 
-def test_zero_inputs_get_their_share_of_a_bias(x64):
+def test_zero_inputs_receive_relevance_of_a_bias(x64):
     w, b = jnp.ones((3, 1)), jnp.full(1, 6.0)
     x = jnp.array([0.0, 3.0, 0.0])
     got = ja.lrp(lambda x: x @ w + b, x, rule="z", conserve_bias=True)
@@ -337,7 +343,7 @@ def test_zero_inputs_get_their_share_of_a_bias(x64):
     close(got.info["absorbed"], 6.0, 1e-12)
 
 
-def test_a_zero_denominator_absorbs(x64):
+def test_zero_denominator_absorbs_relevance(x64):
     w = jnp.array([[1.0, 2.0], [-1.0, 0.0]])
     fn, x = lambda x: jnp.tanh(x @ w) + 1.0, jnp.ones(2)  # the first unit's inputs cancel
     for rule in ("z", "gamma", "alpha_beta"):
@@ -346,14 +352,14 @@ def test_a_zero_denominator_absorbs(x64):
         close(got.values.sum() + got.info["absorbed"], got.output.sum())
 
 
-def test_epsilon_takes_the_sign_of_zero_as_plus(x64):
-    """At z = 0 the denominator is +eps, not 0 and not -eps."""
+def test_epsilon_treats_zero_as_positive(x64):
+    """At z = 0 the denominator is +epsilon, not 0 or -epsilon."""
     w = jnp.array([[1.0], [-1.0]])
     got = ja.lrp(lambda x: jnp.exp(x @ w), jnp.ones(2), rule="epsilon", epsilon=0.5)
     close(got.values, [2.0, -2.0], 1e-12)
 
 
-# One affine map in many ways.
+# Equivalent forms of an affine map.
 
 D, H, T = 2, 3, 4
 ROWS = np.random.default_rng(0)
@@ -374,7 +380,7 @@ FORMS = {
     "multiply and sum": lambda x, h: (jnp.concatenate([x, h])[:, None] * FUSED).sum(0) + BIAS,
 }
 SEQUENCE, READOUT = ROWS.normal(size=(T, D)), ROWS.normal(size=(H, 2))
-# Of epsilon and z, and of alpha_beta and z_plus, one stands for both.
+# `epsilon` also represents `z`, and `alpha_beta` represents `z_plus`.
 IN_LOOPS = FEW | {rule: CASES[rule] for rule in ("w_square", "flat")}
 
 
@@ -392,17 +398,19 @@ def of_form(form):
 
 
 @pytest.mark.parametrize("case", IN_LOOPS)
-def test_an_affine_map_in_a_scan_is_one_layer(case):
+def test_affine_map_in_a_scan_is_one_layer(case):
     options = dict(CASES[case])
     hidden = [np.full(H, 0.3)]
     for row in SEQUENCE:
         hidden.append(np.tanh(np.concatenate([row, hidden[-1]]) @ FUSED + BIAS))
     score = hidden[-1] @ READOUT
-    above = reference.share(READOUT, np.zeros(2), hidden[-1], score * [0, 1], **options)
+    above = reference.redistribute(READOUT, np.zeros(2), hidden[-1], score * [0, 1], **options)
     values = np.zeros((T, D))
     for t in reversed(range(T)):
         below = np.concatenate([SEQUENCE[t], hidden[t]])
-        values[t], above = np.split(reference.share(FUSED, BIAS, below, above, **options), [D])
+        values[t], above = np.split(
+            reference.redistribute(FUSED, BIAS, below, above, **options), [D]
+        )
     got = of_form("fused")[case]
     close(got.values, values)
     close(got.info["absorbed"], score[1] - values.sum())
@@ -410,20 +418,20 @@ def test_an_affine_map_in_a_scan_is_one_layer(case):
 
 @pytest.mark.representatives("einsum", "split afterwards")
 @pytest.mark.parametrize("form", list(FORMS)[1:])
-def test_however_an_affine_map_is_written_it_is_one_layer(form):
+def test_forms_of_an_affine_map_are_equivalent(form):
     got, want = of_form(form), of_form("fused")
     for case in IN_LOOPS:
         np.testing.assert_allclose(got[case].values, want[case].values, rtol=0, atol=1e-12)
 
 
-# One recurrence in many ways.
+# Equivalent forms of a recurrence.
 
 
 def cell(h, row):
     return jnp.tanh(FORMS["fused"](row, h)), None
 
 
-def twice(h, rows):
+def scan_cells(h, rows):
     return jax.lax.scan(cell, h, rows)
 
 
@@ -435,8 +443,8 @@ def custom_tanh(z):
 custom_tanh.defvjp(lambda z: (jnp.tanh(z), z), lambda z, g: (g / jnp.square(jnp.cosh(z)),))
 
 
-def either(h, row):
-    """Both branches are the same map, in two forms."""
+def branch(h, row):
+    """Both branches compute the same map, in two forms."""
     branches = [lambda: cell(h, row)[0], lambda: jnp.tanh(FORMS["separate"](row, h))]
     return jax.lax.cond(row[0] > 0, *branches), None
 
@@ -446,18 +454,18 @@ LOOPS = {
     "fori_loop": lambda h, x: jax.lax.fori_loop(0, T, lambda i, h: cell(h, x[i])[0], h),
     "remat": lambda h, x: jax.jit(jax.lax.scan, static_argnums=0)(jax.checkpoint(cell), h, x)[0],
     "backward": lambda h, x: jax.lax.scan(cell, h, x[::-1], reverse=True, unroll=2)[0],
-    "nested": lambda h, x: jax.lax.scan(twice, h, x.reshape(2, T // 2, D))[0],
+    "nested": lambda h, x: jax.lax.scan(scan_cells, h, x.reshape(2, T // 2, D))[0],
     "custom rule": lambda h, x: jax.lax.scan(
         lambda h, row: (custom_tanh(FORMS["fused"](row, h)), None), h, x
     )[0],
-    "cond": lambda h, x: jax.lax.scan(either, h, x)[0],
+    "cond": lambda h, x: jax.lax.scan(branch, h, x)[0],
     "batch": lambda h, x: jax.lax.scan(jax.vmap(cell), h[None], x[:, None])[0][0],
 }
 
 
 @pytest.mark.representatives("cond", "unrolled by hand", "fori_loop")
 @pytest.mark.parametrize("loop", LOOPS)
-def test_however_a_recurrence_is_written(loop, x64):
+def test_forms_of_a_recurrence_are_equivalent(loop, x64):
     cases = {case: CASES[case] for case in ("epsilon, bias shared", "gamma")}
     got = every_case(lambda x: LOOPS[loop](jnp.full(H, 0.3), x) @ READOUT, SEQUENCE, 1, cases)
     for case in cases:
@@ -466,7 +474,7 @@ def test_however_a_recurrence_is_written(loop, x64):
         )
 
 
-# The layers of every library.
+# Layers of other libraries.
 
 SCALE, SHIFT = np.array([-1.5, 0.5, 2.0, 1.0]), np.array([0.3, -0.2, 0.1, 0.4])
 
@@ -515,12 +523,13 @@ def plain_promotion():
 
 @pytest.mark.representatives("function", "nnx")
 @pytest.mark.parametrize("name", NORMS)
-def test_the_core_of_every_librarys_norm_passes_relevance_through(name, x64, plain_promotion):
+def test_normalisation_of_every_library_passes_relevance_through(name, x64, plain_promotion):
     """Scale and shift belong to the dense layer that follows.
 
-    Most libraries multiply the scale into the inverse root, where it passes relevance on as the
-    root does: rules that treat weights by sign, or inputs by their range, see it only elsewhere.
-    Keras adds the shift to the mean that it takes away, where it takes nothing.
+    Most libraries multiply the inverse root by the scale, and relevance passes through both. Rules
+    that depend on the signs of weights, or on the range of inputs, match the reference only where
+    the scale is applied separately. Keras adds the shift to the subtracted mean: the shift receives
+    no relevance.
     """
     d, norm = Draw(1), NORMS[name]()
     first, last, x = d.dense(3, 4), d.dense(4, 2), d(3)
@@ -533,19 +542,19 @@ def test_the_core_of_every_librarys_norm_passes_relevance_through(name, x64, pla
     def affine(normal):
         return last(normal * SCALE + shift)
 
-    apart = name in ("equinox", "function")
-    cases = FEW if apart else {n: FEW[n] for n in ["epsilon, bias shared"]}
+    scale_is_separate = name in ("equinox", "function")
+    cases = FEW if scale_is_separate else {n: FEW[n] for n in ["epsilon, bias shared"]}
     got = every_case(lambda x: last(call(jnp.tanh(first(x)))), x, 1, cases)
-    steps = [layer(first), tanh, through(core), layer(affine)]
-    precise = 1e-6 if name.startswith("keras") else 1e-10  # Keras' norms round to float32
+    steps = [layer(first), tanh, pass_through(core), layer(affine)]
+    tolerance = 1e-6 if name.startswith("keras") else 1e-10  # Keras' norms round to float32
     for case, options in cases.items():
         values, absorbed = reference.lrp(steps, x, 1, **options)
-        close(got[case].values, values, precise)
-        close(got[case].info["absorbed"], absorbed, precise)
+        close(got[case].values, values, tolerance)
+        close(got[case].info["absorbed"], absorbed, tolerance)
 
 
 @pytest.mark.slow
-def test_keras_batch_norm_joins_the_convolution_beside_it(x64, plain_promotion):
+def test_keras_batch_norm_is_part_of_the_convolution(x64, plain_promotion):
     keras.utils.set_random_seed(0)
     convolution = keras.layers.Conv1D(4, 3, padding="same")
     norm = keras.layers.BatchNormalization()
@@ -568,7 +577,7 @@ def test_keras_batch_norm_joins_the_convolution_beside_it(x64, plain_promotion):
         close(got[case].info["absorbed"], absorbed, 1e-6)
 
 
-# What cannot be right says so.
+# Errors and warnings.
 
 VECTOR = jnp.array([0.5, -1.0, 2.0])
 SQUARE = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
@@ -584,7 +593,7 @@ def until_large(x):
 
 
 def until_large_or_long(x):
-    """Another, that carries two values."""
+    """A loop whose length depends on the data, with two carries."""
 
     def unfinished(carry):
         return (carry[0] < 9) & (carry[1].sum() < 10.0)
@@ -594,7 +603,7 @@ def until_large_or_long(x):
     )[1].sum()
 
 
-def test_z_b_is_another_name_of_bounded():
+def test_z_b_equals_bounded():
     values = {
         rule: ja.lrp(
             lambda x: jnp.tanh(x @ SQUARE), VECTOR, 0, rule=rule, low=-3.0, high=3.0
@@ -620,7 +629,7 @@ def test_z_b_is_another_name_of_bounded():
     ],
     ids=str,
 )
-def test_options_that_mean_nothing(options, message):
+def test_invalid_options_raise(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ja.lrp(lambda x: jnp.tanh(x @ SQUARE), VECTOR, 0, **options)
 
@@ -634,12 +643,12 @@ def test_options_that_mean_nothing(options, message):
     ],
     ids=["argmax", "round", "compare"],
 )
-def test_no_differentiable_path(fn):
+def test_missing_differentiable_path_raises(fn):
     with pytest.raises((ValueError, TypeError), match="differentiable"):
         ja.lrp(fn, VECTOR)
 
 
-def test_the_bounded_rule_has_a_second_name():
+def test_z_b_equals_bounded_in_all_forms_of_rules():
     bounds = {"low": -3.0, "high": 3.0}
 
     def values(rule, **options):
@@ -655,7 +664,7 @@ def test_the_bounded_rule_has_a_second_name():
 
 
 @pytest.mark.parametrize("name", ja.LRP_PRESETS)
-def test_a_preset_is_the_pairs_that_it_names(name):
+def test_preset_equals_its_rules(name):
     def values(rule):
         return ja.lrp(lambda x: jnp.tanh(x @ SQUARE), VECTOR, 0, rule=rule, low=-3.0, high=3.0)
 
@@ -663,17 +672,17 @@ def test_a_preset_is_the_pairs_that_it_names(name):
     np.testing.assert_array_equal(by_name.values, by_pairs.values)
 
 
-def test_presets_cannot_be_changed():
+def test_presets_are_immutable():
     with pytest.raises(TypeError):
         ja.LRP_PRESETS["epsilon_plus"] = ()
 
 
-def test_a_product_of_two_signals_wants_a_choice():
+def test_product_of_two_signals_raises():
     with pytest.raises(ValueError, match=r"(?s)mul.*products="):
         ja.lrp(product_of_signals, VECTOR)
 
 
-def test_a_bilinear_contraction_of_two_signals_wants_a_choice():
+def test_contraction_of_two_signals_raises():
     with pytest.raises(ValueError, match=r"(?s)dot_general.*products="):
         ja.lrp(lambda x: (x @ SQUARE) @ jnp.tanh(x @ SQUARE.T), VECTOR)
 
@@ -689,14 +698,14 @@ def test_a_bilinear_contraction_of_two_signals_wants_a_choice():
     ],
     ids=["square", "silu", "quick gelu", "gelu", "mish"],
 )
-def test_a_product_of_one_variable_with_itself_is_an_activation(fn):
+def test_product_of_a_variable_with_itself_is_an_activation(fn):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         got = ja.lrp(fn, VECTOR, rule="z", epsilon=0.0)
     np.testing.assert_allclose(got.values.sum(), got.output, rtol=1e-4)
 
 
-def test_a_product_of_two_gates_warns():
+def test_product_of_two_gates_warns():
     def fn(x):
         return (jax.nn.sigmoid(x @ SQUARE) * jax.nn.sigmoid(x @ SQUARE.T)).sum()
 
@@ -704,15 +713,15 @@ def test_a_product_of_two_gates_warns():
         ja.lrp(fn, VECTOR)
 
 
-def test_a_gate_and_a_signal_do_not_warn():
+def test_product_of_a_gate_and_a_signal_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ja.lrp(lambda x: (jax.nn.sigmoid(x @ SQUARE) * jnp.tanh(x @ SQUARE.T)).sum(), VECTOR)
 
 
 @pytest.mark.parametrize("fn", [until_large, until_large_or_long])
-def test_a_loop_of_unknown_length(fn):
-    """Relevance runs backward, where JAX has no record of the steps; occlusion only forward."""
+def test_while_loop_raises_in_lrp_but_not_in_occlusion(fn):
+    """LRP needs the steps backward, which JAX does not record; occlusion runs forward."""
     with pytest.raises(ValueError, match="while"):
         ja.lrp(fn, VECTOR)
     found = ja.occlusion(fn, VECTOR, window=1)
@@ -721,7 +730,7 @@ def test_a_loop_of_unknown_length(fn):
 
 
 @pytest.mark.parametrize("kind", ["ordered", "callback"])
-def test_side_effects(kind):
+def test_side_effects_raise(kind):
     def fn(x):
         if kind == "ordered":
             jax.debug.print("{}", x, ordered=True)

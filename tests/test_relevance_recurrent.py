@@ -1,4 +1,4 @@
-"""Relevance through recurrences: nothing is lost, and a loop backward through time agrees."""
+"""LRP through recurrences: conservation, and agreement with a loop backward through time."""
 
 import functools
 import itertools
@@ -63,7 +63,7 @@ def float64_and_plain_promotion():
 
 
 def close(got, want, tolerance=1e-10):
-    """Relative to the largest, or to 1."""
+    """Compare relative to the largest value, or to 1."""
     scale = max(1.0, *(np.abs(leaf).max() for leaf in jax.tree.leaves(want)))
     for g, w in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * scale)
@@ -74,16 +74,18 @@ def total(tree):
 
 
 def every_case(fn, x, cases=CASES):
-    """All cases in one compiled program."""
-    answer = reference.compiled(lambda x: {n: ja.lrp(fn, x, TARGET, **o) for n, o in cases.items()})
-    return answer(jax.tree.map(jnp.asarray, x))
+    """Return the attributions of all cases, from one compiled program."""
+    program = reference.compiled(
+        lambda x: {n: ja.lrp(fn, x, TARGET, **o) for n, o in cases.items()}
+    )
+    return program(jax.tree.map(jnp.asarray, x))
 
 
-# One LSTM of each library, its initial states an input: {"x": (T, D), "h": (H,), "c": (H,)}.
+# One LSTM of each library. Its initial states are inputs: {"x": (T, D), "h": (H,), "c": (H,)}.
 
 
 def redraw(tree):
-    """Weights in float64, biases not zero."""
+    """Replace all weights and biases by random float64 values."""
     seeds = itertools.count(10)
     return jax.tree.map(
         lambda leaf: (
@@ -108,9 +110,9 @@ def of_jaxattn():
     return fn, Cell(*weights)
 
 
-def fused(of, into, bias):
-    """The fused weights of cells that have a dense layer for each gate."""
-    parts = [[np.asarray(f(gate)) for gate in "ifgo"] for f in (of, into, bias)]
+def fused(kernel, recurrent, bias):
+    """Return the fused weights of a cell that has a dense layer for each gate."""
+    parts = [[np.asarray(f(gate)) for gate in "ifgo"] for f in (kernel, recurrent, bias)]
     return Cell(*(np.concatenate(gates, axis=-1) for gates in parts))
 
 
@@ -181,16 +183,16 @@ def of_haiku():
         return np.concatenate([i, f, g, o], axis=-1)
 
     kernel, recurrent = np.split(reordered(params["lstm/linear"]["w"]), [D])
-    bias = reordered(params["lstm/linear"]["b"]) + np.repeat([0, 1, 0, 0], H)  # haiku's own 1
+    bias = reordered(params["lstm/linear"]["b"]) + np.repeat([0, 1, 0, 0], H)  # haiku adds 1 to f
     return Partial(model.apply, params), Cell(kernel, recurrent, bias)
 
 
 def of_keras():
     shapes = {"x": (T, D), "h": (H,), "c": (H,)}
-    given = {name: keras.layers.Input(shape, name=name) for name, shape in shapes.items()}
-    lstm = keras.layers.LSTM(H, activation=jnp.tanh)  # Keras' own rounds to float32
-    hidden = lstm(given["x"], initial_state=[given["h"], given["c"]])
-    model = keras.Model(given, keras.layers.Dense(K)(hidden))
+    inputs = {name: keras.layers.Input(shape, name=name) for name, shape in shapes.items()}
+    lstm = keras.layers.LSTM(H, activation=jnp.tanh)  # Keras' tanh rounds to float32
+    hidden = lstm(inputs["x"], initial_state=[inputs["h"], inputs["c"]])
+    model = keras.Model(inputs, keras.layers.Dense(K)(hidden))
     model.set_weights([*redraw(model.get_weights()[:3]), *HEAD])
     return model, Cell(*model.get_weights()[:3])
 
@@ -207,7 +209,7 @@ LIBRARIES = {
 
 @pytest.mark.representatives("nnx", "jaxattn")
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_every_librarys_lstm_is_the_loop_backward_through_time(library):
+def test_lstm_of_every_library_matches_the_loop_backward_through_time(library):
     fn, cell = LIBRARIES[library]()
     x = {"x": X, "h": H0, "c": C0}
     got = every_case(fn, x)
@@ -217,12 +219,12 @@ def test_every_librarys_lstm_is_the_loop_backward_through_time(library):
     for name, options in CASES.items():
         linear = {key: value for key, value in options.items() if key != "gates"}
         above = np.zeros((T, H))
-        above[-1] = reference.share(*HEAD, hidden[-1], np.eye(K)[TARGET] * score, **linear)
+        above[-1] = reference.redistribute(*HEAD, hidden[-1], np.eye(K)[TARGET] * score, **linear)
         parts = reference.lstm_relevance(cell, X, above, H0, C0, **options)
         want = dict(zip("xhc", parts, strict=True))
         close(got[name].values, want)
-        lost = 0.0 if options["conserve_bias"] else score - total(want)
-        close(got[name].info["absorbed"], lost)
+        absorbed = 0.0 if options["conserve_bias"] else score - total(want)
+        close(got[name].info["absorbed"], absorbed)
 
 
 def stacked(num_layers, bidirectional):
@@ -245,7 +247,7 @@ def stacked(num_layers, bidirectional):
 
 
 def keras_bidirectional():
-    """A classifier as its user built it: two directions, and a softmax at the end."""
+    """A bidirectional Keras classifier that ends with a softmax."""
     layers = [
         keras.layers.Bidirectional(keras.layers.LSTM(H)),
         keras.layers.Dense(K, activation="softmax"),
@@ -267,18 +269,18 @@ CLASSIFIERS = {
 
 @pytest.mark.representatives("bidirectional")
 @pytest.mark.parametrize("name", list(CLASSIFIERS)[1:])
-def test_layers_and_directions(name):
+def test_stacked_and_bidirectional_layers(name):
     fn, layers, head = CLASSIFIERS[name]()
     got = every_case(fn, X)
-    precise = 1e-6 if name == "keras" else 1e-10  # Keras' tanh rounds to float32
+    tolerance = 1e-6 if name == "keras" else 1e-10  # Keras' tanh rounds to float32
     for case, options in CASES.items():
         if name == "keras" and options["gates"] == "proportional":
-            continue  # whose small denominators make rounding large
+            continue  # small denominators amplify rounding errors
         score, want, of_states = reference.lstm_classifier(layers, head, X, TARGET, **options)
-        close(got[case].output[TARGET], score, precise)
-        close(got[case].values, want, precise)
-        lost = of_states if options["conserve_bias"] else score - want.sum()
-        close(got[case].info["absorbed"], lost, precise)
+        close(got[case].output[TARGET], score, tolerance)
+        close(got[case].values, want, tolerance)
+        absorbed = of_states if options["conserve_bias"] else score - want.sum()
+        close(got[case].info["absorbed"], absorbed, tolerance)
         if options["conserve_bias"]:
             assert abs(of_states) > 1e-4
             close(want.sum() + of_states, score, 1e-8)
@@ -287,7 +289,7 @@ def test_layers_and_directions(name):
             )
 
 
-def test_padding_gets_and_changes_nothing():
+def test_padding_receives_no_relevance():
     model, layers, head = CLASSIFIERS["bidirectional"]()
     rows = np.concatenate([X, np.full((2, D), 7.0)])
     found = reference.compiled(
@@ -300,7 +302,7 @@ def test_padding_gets_and_changes_nothing():
 
 
 def test_relevance_of_an_embedding():
-    """A token's relevance is that of its row of the table."""
+    """The relevance of a token is that of its embedding."""
     model, layers, head = CLASSIFIERS["one"]()
     table, ids = jnp.asarray(draw(9, D)), jnp.array([3, 1, 4, 1, 5])
     fn = lambda ids: model(ja.tag(table[ids], "embedding"))  # noqa: E731
@@ -308,7 +310,7 @@ def test_relevance_of_an_embedding():
     close(found.values, reference.lstm_classifier(layers, head, table[ids], TARGET)[1])
 
 
-# Conservation, the initial states an input beside x.
+# Conservation, with the initial states as inputs.
 
 
 def lstm(name, x, states):
@@ -340,7 +342,7 @@ def gru(name, x, states):
 
 
 def gru_reset_before(name, x, states):
-    """As in the paper, and in Keras with reset_after=False."""
+    """The GRU of the paper, and of Keras with reset_after=False."""
     kernel, recurrent, bias = (
         np.split(draw(*s, 3 * H, seed=name), 3, axis=-1) for s in [(x.shape[-1],), (H,), ()]
     )
@@ -369,7 +371,7 @@ def dense(name, x, width):
 
 
 def pooled(x):
-    """Bahdanau's score, and the mean that it weighs."""
+    """Additive attention over the rows of x."""
     weights = jax.nn.softmax(jnp.tanh(dense(40, x, H)) @ draw(H, seed=41))
     return weights @ x
 
@@ -380,7 +382,7 @@ def self_attention(x):
 
 
 def decoder(x, states):
-    """Each step looks at all of x with what it knows so far."""
+    """Each step attends to all rows of x with its hidden state."""
 
     def advance(s, _):
         scores = jnp.tanh(dense(60, s, H)[None] + dense(61, x, H)) @ draw(H, seed=62)
@@ -408,17 +410,17 @@ ATTENTIVE = ("attention", "self-attention", "decoder")
 
 @pytest.mark.representatives("lstm", "gru", "bilstm", "attention", "decoder")
 @pytest.mark.parametrize("name", MODELS)
-def test_nothing_is_lost(name):
-    """With the states explained nothing is absorbed; as constants they absorb what they had."""
+def test_relevance_is_conserved(name):
+    """Initial states receive relevance as inputs, and absorb the same relevance as constants."""
     fn = MODELS[name]
     x, states = jnp.asarray(X), (jnp.asarray(H0), jnp.asarray(C0))
-    ways = ("all",) if name in ATTENTIVE else ("all", "half")
+    gates = ("all",) if name in ATTENTIVE else ("all", "half")
 
     @reference.compiled
     def explain(x, states):
         whole = [
-            ja.lrp(lambda inputs: fn(*inputs), (x, states), TARGET, gates=way, **CONSERVE)
-            for way in ways
+            ja.lrp(lambda inputs: fn(*inputs), (x, states), TARGET, gates=gate, **CONSERVE)
+            for gate in gates
         ]
         return whole, ja.lrp(lambda x: fn(x, states), x, TARGET, **CONSERVE)
 
@@ -434,10 +436,10 @@ def test_nothing_is_lost(name):
 
 
 def keras_gru(reset_after):
-    """With its initial state as an input."""
-    given = [keras.layers.Input((T, D)), keras.layers.Input((H,))]
+    """Return a Keras GRU with its initial state as an input."""
+    inputs = [keras.layers.Input((T, D)), keras.layers.Input((H,))]
     layer = keras.layers.GRU(H, reset_after=reset_after)
-    model = keras.Model(given, keras.layers.Dense(K)(layer(given[0], initial_state=given[1])))
+    model = keras.Model(inputs, keras.layers.Dense(K)(layer(inputs[0], initial_state=inputs[1])))
     model.set_weights(redraw(model.get_weights()))
     return model
 
@@ -472,7 +474,7 @@ def haiku_gru():
     ],
     ids=["keras", "keras, reset before", "linen", "equinox", "haiku"],
 )
-def test_every_librarys_gru_loses_nothing(make):
+def test_gru_of_every_library_conserves_relevance(make):
     got = every_case(make(), [X, H0], {"all": CONSERVE})["all"]
     assert min(np.abs(leaf).max() for leaf in got.values) > 1e-3
     close(total(got.values), got.output[TARGET], 1e-8)
@@ -483,15 +485,15 @@ def test_every_librarys_gru_loses_nothing(make):
 
 
 def test_attention_weights_are_gates():
-    """Pooled outputs are shared out by the epsilon rule, the weights taken as they are."""
+    """The epsilon rule redistributes the relevance of pooled outputs, with constant weights."""
     options = {"epsilon": 0.01, "conserve_bias": True}
     fn = lambda x: readout(pooled(x))  # noqa: E731
     weights = np.asarray(jax.nn.softmax(jnp.tanh(dense(40, X, H)) @ draw(H, seed=41)))
     head, context = (draw(D, K), draw(K)), weights @ X
     score = context @ head[0] + head[1]
-    above = reference.share(*head, context, np.eye(K)[TARGET] * score, **options)
+    above = reference.redistribute(*head, context, np.eye(K)[TARGET] * score, **options)
     mix = np.einsum("t,de->tde", weights, np.eye(D)).reshape(T * D, D)
-    want = reference.share(mix, np.zeros(D), X.ravel(), above, **options).reshape(T, D)
+    want = reference.redistribute(mix, np.zeros(D), X.ravel(), above, **options).reshape(T, D)
     got = ja.lrp(fn, jnp.asarray(X), TARGET, **options)
     close(got.values, want)
     close(got.info["absorbed"], 0.0)
@@ -509,7 +511,7 @@ def test_attnlrp():
     scores = (X @ q) @ (X @ k).T / np.sqrt(H)
     weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     out = weights @ (X @ v)
-    above = out * head[:, TARGET]  # the z rule through the head and the sum, whose sum is the score
+    above = out * head[:, TARGET]  # the z rule for the head and the sum; it sums to the score
     parts = np.einsum("qk,kd,qd->qkd", weights, X @ v, above / out) / 2
     of_v, of_weights = parts.sum(0), parts.sum(2)
     of_scores = scores * (of_weights - weights * of_weights.sum(1, keepdims=True))
@@ -520,7 +522,7 @@ def test_attnlrp():
     close(got.values, want, 1e-9)
 
 
-# At epsilon 0, and its derivatives.
+# Epsilon 0, and derivatives of relevance.
 
 CELL = Cell(draw(D, 4 * H, seed=80), draw(H, 4 * H, seed=80), draw(4 * H, seed=80))
 
@@ -536,7 +538,7 @@ def classifier(weights, x):
 
 
 def surrogate(weights, x):
-    """Constant gates, and each tanh a product with a constant."""
+    """The classifier with constant gates, and each tanh as a product with a constant."""
 
     def linear_tanh(u):
         return u * jax.lax.stop_gradient(jnp.tanh(u) / u)
@@ -551,7 +553,7 @@ def surrogate(weights, x):
 
 
 @pytest.mark.parametrize("rule", ["z", "epsilon"])
-def test_at_epsilon_0_it_is_the_gradient_of_the_surrogate(rule):
+def test_epsilon_0_equals_the_gradient_of_the_surrogate(rule):
     x = jnp.asarray(X)
     got = ja.lrp(functools.partial(classifier, CELL), x, TARGET, rule=rule, epsilon=0.0)
     want = x * jax.jit(jax.grad(lambda x: surrogate(CELL, x)[TARGET]))(x)
@@ -571,7 +573,7 @@ def test_at_epsilon_0_it_is_the_gradient_of_the_surrogate(rule):
     ids=str,
 )
 def test_second_derivatives(options):
-    """The slope of a penalty on relevance, against central differences along each weight."""
+    """The gradient of a penalty on relevance, against central differences along each weight."""
 
     def penalty(weights, x):
         fn = Partial(classifier, weights)
@@ -580,15 +582,15 @@ def test_second_derivatives(options):
     weights, x = Cell(*map(jnp.asarray, CELL)), jnp.asarray(X)
     slopes = reference.compiled(jax.grad(penalty, argnums=(0, 1)))(weights, x)
     along = reference.compiled(
-        lambda way, h: penalty(*jax.tree.map(lambda a, w: a + h * w, (weights, x), way))
+        lambda direction, h: penalty(*jax.tree.map(lambda a, w: a + h * w, (weights, x), direction))
     )
-    ways = redraw((weights, x))
-    nowhere = jax.tree.map(jnp.zeros_like, ways)
+    directions = redraw((weights, x))
+    zeros = jax.tree.map(jnp.zeros_like, directions)
     for name in ("kernel", "recurrent", "bias", "x"):
-        way = (nowhere[0], ways[1])
+        direction = (zeros[0], directions[1])
         if name != "x":
-            way = nowhere[0]._replace(**{name: getattr(ways[0], name)}), nowhere[1]
-        want = (along(way, 1e-6) - along(way, -1e-6)) / 2e-6
+            direction = zeros[0]._replace(**{name: getattr(directions[0], name)}), zeros[1]
+        want = (along(direction, 1e-6) - along(direction, -1e-6)) / 2e-6
         assert abs(want) > 1e-6
-        got = total(jax.tree.map(lambda slope, w: slope * w, slopes, way))
+        got = total(jax.tree.map(lambda slope, w: slope * w, slopes, direction))
         np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What a change leaves as it was is not computed again, and no number differs."""
+"""Runs with changed rows recompute only what changes, and equal full runs."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from reuse_reference import ACROSS, RNG, SHORT, TABLE, WIDE, D, H, T, U, V, W, X, equal
+from reuse_reference import ACROSS, RNG, SHORT, TABLE, WIDE, D, H, T, U, V, W, X, check_reuse
 
 from jaxattn.jaxpr.reuse.extents import UNCHANGED, Rows
 from jaxattn.jaxpr.reuse.incremental import run_changed, run_clean
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 def rnn(xs, h=None, **options):
-    """A tanh network: its last state and all."""
+    """Return the last state and all states of a tanh network."""
 
     def advance(h, x):
         h = jnp.tanh(x @ W + h @ U)
@@ -37,7 +37,7 @@ def lstm(xs):
 
 
 def counters(xs):
-    """One counter is read by what moves, one by what does not; one carry is a constant."""
+    """One counter affects changed values, one only unchanged values; one carry is a constant."""
 
     def advance(carry, x):
         n, m, h, _ = carry
@@ -48,7 +48,7 @@ def counters(xs):
 
 
 def shift_register(xs):
-    """What is carried is the last inputs, as they are; and two states that change places."""
+    """The carries are the last two inputs, unchanged, and two states that swap places."""
 
     def advance(carry, x):
         last, before, a, b = carry
@@ -58,7 +58,7 @@ def shift_register(xs):
     return lax.scan(advance, (zero, zero, 0.0, 1.0), xs)
 
 
-def no_carry_moves(xs):
+def no_carry_changes(xs):
     def advance(n, x):
         return n + 1.0, (jnp.tanh(x @ W) * n, n, x)
 
@@ -86,12 +86,12 @@ def nested(xs):
 
 
 def dense_inside(xs):
-    """The scan reads the input as a constant too: all of it changes."""
+    """The input is also a constant of the scan: all steps change."""
     return lax.scan(lambda h, x: (jnp.tanh(h @ U + x @ W + xs.sum()), h), jnp.zeros(H), xs)
 
 
 def shared(xs):
-    """A network that runs on its own outputs, with the same weights, both ways."""
+    """Apply one network to its own outputs, with the same weights in both directions."""
     up = rnn(xs)[1]
     down = rnn(up, reverse=True)[1]
     return rnn(jnp.tanh(up + down) @ U)[0]
@@ -110,15 +110,15 @@ def masked(xs):
     """Padding after 6 steps."""
     valid = np.arange(T) < 6
 
-    def advance(h, now):
-        x, ok = now
+    def advance(h, inputs):
+        x, ok = inputs
         return jnp.where(ok, jnp.tanh(x @ W + h @ U), h), h
 
     return lax.scan(advance, jnp.zeros(H), (xs, valid))
 
 
 def dropout(xs):
-    """A random key is carried, and one is not."""
+    """One random key is carried, another one is not."""
 
     def advance(carry, x):
         key, h = carry
@@ -132,7 +132,7 @@ def dropout(xs):
 
 @jax.custom_vjp
 def scaled(x):
-    """Not of single cells: it is opened."""
+    """Not elementwise: the call of the custom rule is inlined."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -146,7 +146,7 @@ def transformer(xs):
 
 
 def windows(xs):
-    """Each step beside the one before it."""
+    """Concatenate each step with the previous one."""
     before = jnp.pad(xs, ((1, 0), (0, 0)))[:-1]
     return rnn(jnp.concatenate([xs, before])), rnn(xs * before)
 
@@ -164,7 +164,7 @@ SAVING = {
     "bidirectional, stacked": lambda x: rnn(rnn(x)[1] + rnn(x, reverse=True)[1], reverse=True)[0],
     "counters": counters,
     "shift register": shift_register,
-    "no carry moves": no_carry_moves,
+    "no carry moves": no_carry_changes,
     "encoder and decoder": encoder_decoder,
     "nested": nested,
     "masked": masked,
@@ -190,8 +190,8 @@ SAVING = {
     "custom rule": lambda x: rnn(scaled(jax.nn.relu(x) + 0.1))[0],
     "length from the input": lambda x: rnn(x, h=jnp.ones(H))[0] * x.shape[0],
 }
-# A row whose change leaves nothing of the loop to reuse, and the least share of the cost: all of
-# it, or that of the loop without the products outside of it.
+# A function, a row whose change makes the whole loop run again, and the smallest relative cost:
+# that of all operations, or of the loop without the products outside of it.
 WHOLE = {
     "both ways at once": (
         lambda x: rnn(jnp.stack([x, x[::-1]], 1).reshape(T, 2 * D)[:, :D]), T - 1, 1.0
@@ -218,21 +218,21 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", SAVING)
-def test_loops_start_where_a_change_begins(name):
-    shares = equal(SAVING[name], X, SHORT, WIDE)
-    assert shares[0] < 0.9, shares
+def test_loops_start_at_the_first_change(name):
+    costs = check_reuse(SAVING[name], X, SHORT, WIDE)
+    assert costs[0] < 0.9, costs
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_loops_that_cannot_be_reused_are_computed_whole(name):
     fn, row, least = WHOLE[name]
-    _, share = equal(fn, X, SHORT, [Rows(0, row, row + 1)])
-    assert share >= least
+    _, cost = check_reuse(fn, X, SHORT, [Rows(0, row, row + 1)])
+    assert cost >= least
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_functions_equal_those_of_the_changed_inputs(name):
-    equal(OTHERS[name], X, SHORT)
+def test_functions_without_reuse_match(name):
+    check_reuse(OTHERS[name], X, SHORT)
 
 
 def test_tokens_are_embedded_by_row():
@@ -241,14 +241,14 @@ def test_tokens_are_embedded_by_row():
     def fn(ids):
         return rnn(jnp.asarray(TABLE)[ids])[0]
 
-    assert equal(fn, ids, SHORT, WIDE)[0] < 0.8
+    assert check_reuse(fn, ids, SHORT, WIDE)[0] < 0.8
 
 
-def test_one_step():
-    equal(lambda x: (rnn(x), lstm(x)), X[:1], [Rows(0, 0, 1), UNCHANGED], [Rows(1, 0, 2)])
+def test_series_of_one_step():
+    check_reuse(lambda x: (rnn(x), lstm(x)), X[:1], [Rows(0, 0, 1), UNCHANGED], [Rows(1, 0, 2)])
 
 
-def test_numbers_that_are_not_finite_stay_where_they_are():
+def test_non_finite_values_are_preserved():
     x = X.copy()
     x[4] = np.nan
     x[6, 1] = np.inf
@@ -256,46 +256,46 @@ def test_numbers_that_are_not_finite_stay_where_they_are():
     def fn(x):
         return rnn(x)[1], jnp.tanh(x), x.max(1)
 
-    equal(fn, x, SHORT, WIDE)
+    check_reuse(fn, x, SHORT, WIDE)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, "bfloat16"])
-def test_dtypes_stay(dtype):
+def test_dtypes_are_preserved(dtype):
     def fn(x):
         return lax.scan(lambda h, r: (jnp.tanh(h + r) * 0.5, h), jnp.zeros(D, x.dtype), x)
 
-    equal(fn, jnp.asarray(X, dtype), SHORT, rtol=1e-6 if dtype == np.float32 else 2e-2)
+    check_reuse(fn, jnp.asarray(X, dtype), SHORT, rtol=1e-6 if dtype == np.float32 else 2e-2)
 
 
-def test_columns_of_a_series():
+def test_changed_columns():
     def fn(x):
         return rnn(x), lstm(x), masked(x), counters(x), rnn(x[:, :1] * W[0, 0] @ W[:1])
 
-    equal(fn, X, ACROSS)
+    check_reuse(fn, X, ACROSS)
 
 
 @pytest.mark.parametrize("fn", [lambda x: rnn(x)[1], lambda x: rnn(x, reverse=True)[1]])
 def test_linear_functions_and_their_transposes(fn):
-    """Zero but in some rows, they equal the same functions of whole inputs."""
+    """Inputs that are zero except in some rows, against whole inputs."""
     starts, width = (0, 3, 6), 3
 
     def whole(size, columns, lo):
         return jnp.zeros((T, size)).at[lo : lo + width].set(columns)
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def found(x, ones):
+    def pairs(x, ones):
         _, forward = jax.linearize(fn, x)
         backward = jax.linear_transpose(forward, x)
-        answers = []
+        compared = []
         for linear, size in ((forward, D), (lambda ct: backward(ct)[0], H)):
             zero = jnp.zeros((T, size))
             rows = [Rows(0, s, s + width) for s in starts]
             plan = plan_reuse(Traced.of(linear, zero), rows, linear=True)
             got = run_changed(plan, run_clean(plan, zero), list(ones))
             want = [linear(whole(size, one, s)) for s, one in zip(starts, ones, strict=True)]
-            answers.append((got, jnp.stack(want)))
-        return answers
+            compared.append((got, jnp.stack(want)))
+        return compared
 
-    for got, want in found(X, RNG.normal(size=(3, width, D))):
+    for got, want in pairs(X, RNG.normal(size=(3, width, D))):
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
         assert np.abs(want).max() > 0.1

@@ -27,8 +27,8 @@ def plain_promotion():
         yield
 
 
-def both(model, xs, target, *, atol=1e-12, **options):
-    """Explained with reuse, once it is seen to equal the same without."""
+def check_occlusion(model, xs, target, *, atol=1e-12, **options):
+    """Return the occlusion with reuse, after comparing it to that without reuse."""
     got, want = (
         ja.explain(ja.occlusion, model, xs, target, reuse=reuse, **options)
         for reuse in (True, False)
@@ -45,12 +45,12 @@ def both(model, xs, target, *, atol=1e-12, **options):
 
 
 def network(x, args=None, *, weights=None):
-    """A tanh network; what lies after a length is not read."""
+    """Return the last state of a tanh network; steps after the length `args` are not used."""
     w, u = (jnp.asarray(a, x.dtype) for a in (WEIGHTS if weights is None else weights))
     valid = jnp.arange(x.shape[0]) < (x.shape[0] if args is None else args)
 
-    def advance(h, now):
-        row, ok = now
+    def advance(h, inputs):
+        row, ok = inputs
         return jnp.where(ok, jnp.tanh(row @ w + h @ u), h), None
 
     return jax.lax.scan(advance, jnp.zeros(K, x.dtype), (ja.tag(x, "rows"), valid))[0]
@@ -76,7 +76,7 @@ class Attending(nnx.Module):
 
 
 class Flax(nnx.Module):
-    """nnx.RNN, which changes its own state."""
+    """A network with nnx.RNN, which mutates its own state."""
 
     def __init__(self):
         options = {"param_dtype": "float64", "rngs": nnx.Rngs(0)}
@@ -106,32 +106,32 @@ def test_classifiers(name, padded, x64):
     settings = CLASSIFIERS[name]
     model = SequenceClassifier(D, H, K, param_dtype="float64", rngs=nnx.Rngs(0), **settings)
     target = (3, 1) if settings.get("readout") == "steps" else 1
-    got = both(model, XS, target, args=(LENGTHS,) if padded else (), window=2, stride=2)
+    got = check_occlusion(model, XS, target, args=(LENGTHS,) if padded else (), window=2, stride=2)
     assert (got.info["flops_saved"] > 0).all()
     assert got.info["flops_saved"].shape == (B,)
     if padded:
-        gone = got.values[1, :2] if settings.get("padding") == "left" else got.values[1, 5:]
-        assert not gone.any()
+        padding = got.values[1, :2] if settings.get("padding") == "left" else got.values[1, 5:]
+        assert not padding.any()
 
 
 @pytest.mark.parametrize("attention", ["self", "weighted"])
 def test_attention_over_a_series(attention, x64):
     options = {"hidden_features": H, "units": 2, "param_dtype": "float64", "rngs": nnx.Rngs(0)}
     model = SignalClassifier(D, T, K, attention=attention, **options)
-    both(model, XS, 1, args=(LENGTHS,), window=2)
+    check_occlusion(model, XS, 1, args=(LENGTHS,), window=2)
 
 
 @pytest.mark.slow
 def test_self_attention_on_an_lstm(x64):
-    both(Attending(), XS, 1, window=3, stride=2)
+    check_occlusion(Attending(), XS, 1, window=3, stride=2)
 
 
 @pytest.mark.slow
 def test_flax_modules(x64):
-    both(Flax(), XS, 1, window=2)
+    check_occlusion(Flax(), XS, 1, window=2)
     model = linen.RNN(linen.LSTMCell(H, dtype="float64", param_dtype="float64"))
     params = model.init(jax.random.key(0), XS[0])
-    got = both(Partial(model.apply, params), XS, lambda y: y[-1, 0], window=2)
+    got = check_occlusion(Partial(model.apply, params), XS, lambda y: y[-1, 0], window=2)
     assert (got.info["flops_saved"] > 0).all()
 
 
@@ -144,27 +144,29 @@ def test_keras_models():
         keras.layers.LSTM(H),
         keras.layers.Dense(K),
     ]
-    got = both(keras.Sequential(layers), XS.astype(np.float32), 1, atol=1e-6, window=2)
+    got = check_occlusion(keras.Sequential(layers), XS.astype(np.float32), 1, atol=1e-6, window=2)
     assert (got.info["flops_saved"] > 0).all()
 
 
-def test_tokens_at_an_embedding_and_by_themselves(x64):
+def test_tokens_and_their_embeddings(x64):
     table, ids = RNG.normal(size=(5, D)), np.array([[3, 1, 4, 1, 0, 2, 2]])
 
     def model(ids):
         return network(ja.tag(jnp.asarray(table)[ids], "embedding"))
 
-    assert both(model, ids, 1, baseline=0).values[0, 4] == 0  # the baseline's own token
-    both(model, ids, 1, at="embedding", window=2)
+    assert (
+        check_occlusion(model, ids, 1, baseline=0).values[0, 4] == 0
+    )  # this token is the baseline
+    check_occlusion(model, ids, 1, at="embedding", window=2)
 
 
-def test_leaves_have_their_own_windows(x64):
+def test_windows_per_leaf(x64):
     tree = {"series": XS, "spare": XS + 1, "scale": np.ones((B, 2))}
 
     def model(x):
         return network(x["series"]) * x["scale"]
 
-    got = both(model, tree, 1, window={"series": 2, "spare": 2, "scale": None})
+    got = check_occlusion(model, tree, 1, window={"series": 2, "spare": 2, "scale": None})
     assert not got.values["spare"].any()
     assert (got.info["flops_saved"] > 0).all()
 
@@ -174,13 +176,13 @@ def test_leaves_have_their_own_windows(x64):
     [(1, 1), (T, 1), (3, 2), (4, 3), ((2, 2), (1, 1)), ((T, 1), (1, 1)), ((5, 2), 5)],
 )
 def test_windows(window, stride, x64):
-    both(network, XS, 1, window=window, stride=stride)
+    check_occlusion(network, XS, 1, window=window, stride=stride)
 
 
 @pytest.mark.representatives("2", "3")
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
-def test_chunks(batch_size, x64):
-    both(network, XS, 1, batch_size=batch_size)
+def test_batch_sizes(batch_size, x64):
+    check_occlusion(network, XS, 1, batch_size=batch_size)
 
 
 @pytest.mark.representatives("shape0")
@@ -188,18 +190,18 @@ def test_chunks(batch_size, x64):
 def test_devices(shape, x64):
     names = ("data", "model")[: len(shape)]
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
-    both(network, XS, 1, mesh=mesh, window=2)
+    check_occlusion(network, XS, 1, mesh=mesh, window=2)
 
 
 @pytest.mark.parametrize("dtype, atol", [("float32", 1e-6), ("bfloat16", 0.02)])
 def test_dtypes(dtype, atol):
-    got = both(network, jnp.asarray(XS, dtype), 1, atol=atol, window=2)
+    got = check_occlusion(network, jnp.asarray(XS, dtype), 1, atol=atol, window=2)
     assert got.info["flops_saved"].dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_does_not_matter_gets_exact_zeros(dtype):
-    """A window that is the baseline already, one in the padding, steps that are not read."""
+def test_irrelevant_windows_are_exactly_zero(dtype):
+    """A window equal to the baseline, a window in the padding, and unused steps."""
     xs = jnp.asarray(XS, dtype).at[:, 2].set(0.5)
 
     def values(fn, **options):
@@ -212,15 +214,15 @@ def test_what_does_not_matter_gets_exact_zeros(dtype):
     assert not got[1, 4:].any()
     assert got[1, :2].any()
     assert not values(lambda x: network(x[3:]))[:, :3].any()
-    if dtype == "float32":  # the others are rounded away
+    if dtype == "float32":  # bfloat16 rounds some of the others to zero
         got = values(lambda x: network(x[:, ::2] @ WIDER), window=(2, 1), stride=(2, 1))
         assert not got[..., 1].any()
         assert got[:, 3:, 0].all()
 
 
-def test_derivatives_are_the_same(x64):
-    """Also where a window is the baseline, and so scores zero, but has a slope."""
-    x, ways = jnp.asarray(XS).at[:, 2:4].set(0.0), jnp.asarray(WEIGHTS[1])
+def test_derivatives_match(x64):
+    """Also where a window equals the baseline: its value is zero, but its derivative is not."""
+    x, recurrent = jnp.asarray(XS).at[:, 2:4].set(0.0), jnp.asarray(WEIGHTS[1])
 
     def total(x, u, reuse):
         options = {"window": 2, "reuse": reuse}
@@ -229,13 +231,13 @@ def test_derivatives_are_the_same(x64):
 
     slope = jax.grad(total, argnums=(0, 1))
     got, want = (
-        jax.jit(jax.vmap(lambda x, reuse=reuse: slope(x, ways, reuse)))(x)
+        jax.jit(jax.vmap(lambda x, reuse=reuse: slope(x, recurrent, reuse)))(x)
         for reuse in (True, False)
     )
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-13), got, want)
 
 
-def test_what_prints_is_run_as_it_is(capfd):
+def test_functions_with_effects_run_without_reuse(capfd):
     def model(x):
         jax.debug.print("{}", x[0, 0])
         return network(x)
@@ -246,17 +248,17 @@ def test_what_prints_is_run_as_it_is(capfd):
     assert not got.info["flops_saved"].any()
 
 
-def test_memory_of_its_own_is_left_alone(x64):
+def test_functions_with_mutable_references(x64):
     def model(x):
         memory = jax.new_ref(jnp.zeros(K))
         memory[...] = network(x)
         memory[...] = memory[...] + x[0, 0]
         return memory[...]
 
-    both(model, XS, 1)
+    check_occlusion(model, XS, 1)
 
 
-def test_more_operations_are_saved_than_a_small_integer_holds():
+def test_flops_saved_do_not_overflow():
     def saved(x, u):
         def model(x):
             return jax.lax.scan(
@@ -278,14 +280,14 @@ def cell(row, h):
 
 
 def _cell_backward(inputs, ct):
-    """Another derivative than that of what is inside."""
+    """Return other cotangents than those of the function itself."""
     return 2 * ct @ WEIGHTS[0].T, ct @ WEIGHTS[1].T
 
 
 cell.defvjp(lambda row, h: (cell(row, h), (row, h)), _cell_backward)
 
 
-def test_a_rule_for_derivatives_holds_for_those_of_an_occlusion(x64):
+def test_custom_derivatives_of_an_occlusion(x64):
     def total(x, v, reuse):
         def model(x):
             h = jax.lax.scan(lambda h, row: (cell(row, h), None), jnp.zeros(K), x)[0]

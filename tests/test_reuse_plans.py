@@ -1,4 +1,4 @@
-"""Plans of changed runs, before anything runs: extents, the split of a loop, its schedule."""
+"""Plans of changed runs: extents, the split of a loop and its schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def recurrent(x, **options):
 
 
 def loop_plan(changes, fn=recurrent):
-    """The plan of a scan over the series, of which some rows change in each run."""
+    """Return the plan of a scan over the series, some rows of which change in each run."""
     step = step_named(fn, "scan")
     n_fixed = sum(step.counts)
     extents = [UNCHANGED] * n_fixed + [per_run(changes)] * (len(step.inputs) - n_fixed)
@@ -53,11 +53,11 @@ def loop_plan(changes, fn=recurrent):
         ([Rows(0, 2, 3), Rows(1, 2, 3)], WHOLE),
     ],
 )
-def test_the_hull_covers_all_extents(extents, expected):
+def test_hull_covers_all_extents(extents, expected):
     assert hull(extents) == expected
 
 
-def test_extents_of_all_runs():
+def test_extents_per_run():
     assert per_run([UNCHANGED, UNCHANGED]) == UNCHANGED
     mixed = per_run([Rows(0, 1, 2), UNCHANGED, Count(3)])
     assert mixed == PerRun((Rows(0, 1, 2), UNCHANGED, Count(3)))
@@ -72,24 +72,24 @@ def test_rows():
     assert rows.within(8, 9).size <= 0
 
 
-def test_a_slice_is_restricted_to_the_changed_rows():
+def test_slice_is_restricted_to_the_changed_rows():
     step = step_named(lambda x: x[4:10], "slice")
-    how = propagate(step, [Rows(0, 2, 6)])
-    assert (how.outputs, how.cuts) == ([Rows(0, 0, 2)], [Rows(0, 4, 6)])
-    assert how.params["limit_indices"] == (2, D)
+    restricted = propagate(step, [Rows(0, 2, 6)])
+    assert (restricted.outputs, restricted.cuts) == ([Rows(0, 0, 2)], [Rows(0, 4, 6)])
+    assert restricted.params["limit_indices"] == (2, D)
     outside = propagate(step, [Rows(0, 0, 4)])
     assert not outside.changes
     assert outside.cost(step, 100) == 0
 
 
-def test_a_primitive_without_a_rule_is_whole():
+def test_primitives_without_a_rule_are_whole():
     assert propagate(step_named(jnp.sort, "sort"), [Rows(0, 0, 1)]) == WHOLE
     contracted = step_named(lambda x: x.T @ jnp.ones((T, 3)), "dot_general")
     assert propagate(contracted, [Rows(1, 0, 1), UNCHANGED]) == WHOLE
     assert propagate(contracted, [Rows(0, 0, 1), UNCHANGED]) != WHOLE
 
 
-def test_a_count_that_is_compared_with_positions_changes_rows():
+def test_comparison_of_a_count_with_positions_changes_rows():
     def fn(length):
         return jnp.arange(T) < length
 
@@ -97,7 +97,7 @@ def test_a_count_that_is_compared_with_positions_changes_rows():
     assert plan.output_extents() == [Rows(0, 5, T), UNCHANGED]
 
 
-def test_the_body_of_a_loop_is_split_by_what_its_steps_depend_on():
+def test_loop_body_is_split_by_dependence():
     def fn(x):
         def advance(carry, row):
             n, h = carry
@@ -119,14 +119,14 @@ def test_the_body_of_a_loop_is_split_by_what_its_steps_depend_on():
 @pytest.mark.parametrize(
     "change", [Rows(1, 0, 1), Count(3)], ids=["another axis than time", "a count"]
 )
-def test_a_loop_that_is_changed_otherwise_is_whole(change):
+def test_unsupported_changes_of_a_loop_are_whole(change):
     assert loop_plan([change]) == WHOLE
     step = step_named(recurrent, "scan")
     assert plan_loop(step, [WHOLE] * len(step.inputs), 1) == WHOLE
     assert plan_loop(step_named(jnp.sin, "sin"), [per_run([Rows(0, 0, 1)])], 1) == WHOLE
 
 
-def test_runs_pass_their_windows_and_then_join():
+def test_runs_join_after_their_windows():
     plan = loop_plan([Rows(0, 6, 8), UNCHANGED, Rows(0, 1, 3), Rows(0, 10, 12), Rows(0, 2, 3)])
     runs = [2, 4, 0, 3]
     own = OwnRows([Span(1, 3), Span(2, 4), Span(6, 8), Span(10, 12)])
@@ -143,7 +143,7 @@ def test_runs_pass_their_windows_and_then_join():
     assert [segment.length for segment in schedule_runs(plan).segments] == [2, 1, 4, 4]
 
 
-def test_a_reversed_loop_takes_the_last_rows_first():
+def test_reversed_loop_starts_with_the_last_rows():
     plan = loop_plan([Rows(0, 1, 3), Rows(0, 9, 11)], lambda x: recurrent(x, reverse=True))
     assert plan.windows == [Span(9, 11), Span(1, 3)]
     assert schedule_runs(plan).runs == [1, 0]
@@ -155,7 +155,7 @@ def test_a_reversed_loop_takes_the_last_rows_first():
     [[Rows(0, 1, 8), Rows(0, 4, 11)], [Rows(0, 1, 2), Rows(0, 2, 3), Rows(0, 4, 9)]],
     ids=["long", "of unlike lengths"],
 )
-def test_runs_with_other_windows_read_their_own_rows_to_the_end(changes):
+def test_runs_with_unequal_windows_use_their_own_rows(changes):
     plan = loop_plan(changes)
     schedule = schedule_runs(plan)
     assert plan.padded is None
@@ -166,26 +166,26 @@ def test_runs_with_other_windows_read_their_own_rows_to_the_end(changes):
     assert last.rows == OwnRows([Span(changes[-1].lo, T)] * len(changes))
 
 
-def test_runs_that_start_changed_read_common_rows():
+def test_runs_with_changed_initial_carries_use_common_rows():
     step = step_named(recurrent, "scan")
     extents = [WHOLE if i == step.counts[0] else UNCHANGED for i in range(len(step.inputs))]
     schedule = schedule_runs(plan_loop(step, extents, 2))
     assert schedule == Schedule([0, 1], [0, 0], None, [Segment([0, 1], 2, CommonRows(Span(0, T)))])
 
 
-def test_a_loop_without_changed_carries_has_an_empty_schedule():
+def test_loop_without_changed_carries_has_an_empty_schedule():
     plan = loop_plan([Rows(0, 1, 2)], lambda x: lax.scan(lambda n, r: (n + 1.0, r * n), 0.0, x))
     assert isinstance(plan, LoopPlan)
     assert schedule_runs(plan).segments == []
     assert plan.extents == [UNCHANGED, PerRun((Rows(0, 1, 2),))]
 
 
-def test_the_plan_of_a_function_lists_its_changed_steps():
+def test_plan_lists_the_changed_steps():
     def fn(x):
         return jnp.cumsum(jnp.tanh(x) + 1.0, 0)
 
     plan = plan_reuse(Traced.of(fn, SERIES), [Rows(0, 2, 5), UNCHANGED])
-    kinds = {step.name: how for step, how in plan.steps.items()}
+    kinds = {step.name: kind for step, kind in plan.steps.items()}
     assert isinstance(kinds["tanh"], RestrictedRuns)
     assert kinds["cumsum"] == WHOLE
     assert plan.output_extents() == [WHOLE, WHOLE]

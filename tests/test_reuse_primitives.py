@@ -1,11 +1,11 @@
-"""Each primitive, and random chains of them, computed where something has changed."""
+"""Each primitive, and random chains of primitives, recomputed where the input has changed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from reuse_reference import ACROSS, SHORT, WIDE, D, T, W, X, equal
+from reuse_reference import ACROSS, SHORT, WIDE, D, T, W, X, check_reuse
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -72,11 +72,11 @@ PRIMITIVES = {
 
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_each_primitive(name):
-    equal(PRIMITIVES[name], X, SHORT, WIDE, ACROSS)
+    check_reuse(PRIMITIVES[name], X, SHORT, WIDE, ACROSS)
 
 
 def random_program(seed):
-    """A chain of some primitives, drawn by the seed alone; some values are read again."""
+    """Return a chain of primitives that depends on the seed alone; some values are reused."""
 
     def fn(x):
         rng = np.random.default_rng(seed)
@@ -116,4 +116,4 @@ def test_random_programs(seed):
     def several(x):
         return [random_program(12 * seed + i)(x) for i in range(4)]
 
-    equal(several, X, WIDE, ACROSS)
+    check_reuse(several, X, WIDE, ACROSS)

@@ -1,4 +1,4 @@
-"""Methods inside of a `jax.shard_map` that keeps track of what varies over its devices."""
+"""Methods inside `jax.shard_map`, with and without its check of varying values."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def mapped(f, **options):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_module_is_explained_as_outside(name):
+def test_module_inside_shard_map(name):
     net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, jnp.tanh, lambda rows: rows.sum(0))
     got = mapped(lambda x: METHODS[name](model, x).values)
@@ -47,7 +47,7 @@ def test_a_module_is_explained_as_outside(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_without_the_check_it_is_as_outside(name, model):
+def test_closure_inside_shard_map_without_check_vma(name, model):
     fn = lambda x: model(x)[-1]  # noqa: E731
     got = mapped(lambda x: METHODS[name](fn, x).values, check_vma=False)
     want = jax.vmap(lambda x: METHODS[name](fn, x).values)(XS)
@@ -55,6 +55,6 @@ def test_without_the_check_it_is_as_outside(name, model):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_function_that_closes_over_arrays_asks_to_leave_the_check_out(name, model):
+def test_closure_inside_shard_map_with_check_vma_raises(name, model):
     with pytest.raises(ValueError, match="check_vma=False"):
         mapped(lambda x: METHODS[name](lambda x: model(x)[-1], x).values)

@@ -1,4 +1,4 @@
-"""The contenders of the benchmark of speed compute the same; what fails is said, not timed."""
+"""The contenders of the speed benchmark agree; failures are reported instead of timed."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def as_users_have_it():
+def default_promotion():
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -60,7 +60,7 @@ def reference(work):
 
 
 @pytest.mark.parametrize(("chunk", "projection"), [(1, "before"), (2, "inside"), (3, "joined")])
-def test_what_is_written_by_hand_agrees(work, reference, chunk, projection):
+def test_handwritten_code_agrees(work, reference, chunk, projection):
     built = contest.by_hand(work, handwritten.Setting(chunk, projection))
     assert contest.compare("by hand", built.run(), reference, 1e-5) <= 1e-5
     assert built.flops > 0
@@ -69,22 +69,22 @@ def test_what_is_written_by_hand_agrees(work, reference, chunk, projection):
 @pytest.mark.slow
 def test_captum_agrees(work, reference):
     pytest.importorskip("captum")
-    for ways in captum_peer.kinds(work.cell, "cpu", [1, 3], contest.powers_of_two).values():
-        for way in ways:
-            result = contest.by_captum(work, way, "cpu", False).run()
+    for settings in captum_peer.kinds(work.cell, "cpu", [1, 3], contest.powers_of_two).values():
+        for setting in settings:
+            result = contest.by_captum(work, setting, "cpu", False).run()
             assert contest.compare("Captum", result, reference, 1e-5) <= 1e-5
 
 
-def test_the_work_is_the_same_at_every_call(work):
+def test_work_is_deterministic(work):
     again = cells.prepare(work.cell)
     same = jax.tree.map(np.array_equal, (work.weights, work.xs), (again.weights, again.xs))
     assert jax.tree.all(same)
 
 
-def test_the_fixed_work():
+def test_size_of_the_work():
     image, long = cells.CELLS["image-occlusion"], cells.CELLS["long-occlusion"]
     assert (image.windows, long.windows) == (13 * 13, 63)
-    assert image.masks().sum(0).min() == long.masks().sum(0).min() == 1  # nothing is left out
+    assert image.masks().sum(0).min() == long.masks().sum(0).min() == 1  # every feature is covered
     assert handwritten.largest_chunk(cells.CELLS["steps-jacobian"]) == 128 * 3
 
 
@@ -96,31 +96,31 @@ def test_powers_of_two():
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.full(3, np.nan), np.ones((3, 1))])
-def test_a_result_that_differs_is_refused(wrong):
+def test_result_that_differs_raises(wrong):
     with pytest.raises(contest.DisagreementError, match=r"no time|has shape"):
-        contest.compare("who", wrong, np.ones(3), 1e-4)
+        contest.compare("peer", wrong, np.ones(3), 1e-4)
 
 
-def test_a_difference_is_a_part_of_the_largest_value():
-    assert contest.compare("who", np.array([10.0, 1.5]), np.array([10.0, 1.0]), 0.1) == 0.05
+def test_difference_is_relative_to_the_largest_value():
+    assert contest.compare("peer", np.array([10.0, 1.5]), np.array([10.0, 1.0]), 0.1) == 0.05
 
 
-def test_a_turn_is_the_median_of_the_calls_that_fit(monkeypatch):
+def test_time_is_the_median_of_the_calls_that_fit(monkeypatch):
     clock = iter(np.cumsum([0, 0.04, 0, 0.01, 0, 0.02, 0, 0.08]).tolist())
     monkeypatch.setattr(contest, "perf_counter", clock.__next__)
     assert contest.seconds_of(lambda: None, 0.1) == pytest.approx(0.03)
 
 
-def test_a_setting_that_does_not_run_is_passed_over():
+def test_failing_settings_are_skipped():
     def fail():
         raise RuntimeError("out of memory")
 
     reference = np.ones(3)
     runs = [("1", fail), ("2", lambda: contest.Built("2", lambda: reference))]
-    best, sweep, difference = contest._sweep("who", runs, reference, 1e-4)
+    best, sweep, difference = contest._sweep("peer", runs, reference, 1e-4)
     assert (best.setting, sweep["1"], difference) == ("2", None, 0)
-    with pytest.raises(RuntimeError, match="who ran at none of its settings: out of memory"):
-        contest._sweep("who", runs[:1], reference, 1e-4)
+    with pytest.raises(RuntimeError, match="peer ran at none of its settings: out of memory"):
+        contest._sweep("peer", runs[:1], reference, 1e-4)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_prints_and_writes(small, tmp_path, capsys):
+def test_command_prints_and_writes(small, tmp_path, capsys):
     path, plot = tmp_path / "new" / "numbers.json", tmp_path / "new" / "times.png"
     speed.main([*small, "--json", str(path), "--plot", str(plot)])
     printed = capsys.readouterr().out
@@ -151,11 +151,11 @@ def test_the_command_prints_and_writes(small, tmp_path, capsys):
     assert plot.stat().st_size > 0
 
 
-def test_a_cell_that_disagrees_fails_without_a_time(small, tmp_path, capsys, monkeypatch):
-    wrong = handwritten.build
+def test_disagreeing_cell_fails_without_a_time(small, tmp_path, capsys, monkeypatch):
+    original = handwritten.build
 
     def build(cell, setting):
-        right = wrong(cell, setting)
+        right = original(cell, setting)
         return lambda *arguments: 1.01 * right(*arguments)
 
     monkeypatch.setattr(handwritten, "build", build)
@@ -190,22 +190,22 @@ def test_curves(tmp_path, capsys, monkeypatch):
         (["--peers", "shap"], "invalid choice: 'shap'"),
     ],
 )
-def test_the_command_refuses(arguments, message, capsys):
+def test_invalid_arguments_of_the_command(arguments, message, capsys):
     with pytest.raises(SystemExit):
         speed.main(arguments)
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def nowhere(tmp_path, name):
-    """A path in a folder that cannot be made, for a file has its name."""
+def unwritable(tmp_path, name):
+    """Return a path in a folder that cannot be created: a file has its name."""
     (tmp_path / "file").touch()
     return str(tmp_path / "file" / name)
 
 
 @pytest.mark.parametrize("command", [speed, curves, chunks, scaling])
-def test_numbers_that_could_not_be_written_are_not_measured(command, tmp_path, capsys):
+def test_unwritable_numbers_fail_before_measuring(command, tmp_path, capsys):
     for path, message in (
-        (nowhere(tmp_path, "numbers.json"), "--json: cannot write to the folder"),
+        (unwritable(tmp_path, "numbers.json"), "--json: cannot write to the folder"),
         (str(tmp_path), "is a folder, give a file in it"),
     ):
         with pytest.raises(SystemExit):
@@ -214,12 +214,12 @@ def test_numbers_that_could_not_be_written_are_not_measured(command, tmp_path, c
 
 
 @pytest.mark.parametrize("command", [speed, curves])
-def test_a_plot_that_could_not_be_written_is_not_measured(command, tmp_path, capsys, monkeypatch):
-    refused = [
-        (nowhere(tmp_path, "times.png"), "--plot: cannot write to the folder"),
+def test_unwritable_plot_fails_before_measuring(command, tmp_path, capsys, monkeypatch):
+    cases = [
+        (unwritable(tmp_path, "times.png"), "--plot: cannot write to the folder"),
         (str(tmp_path / "times.xyz"), "--plot: matplotlib cannot save .xyz, it can"),
     ]
-    for path, message in refused:
+    for path, message in cases:
         with pytest.raises(SystemExit):
             command.main(["--plot", path])
         assert message in " ".join(capsys.readouterr().err.split())
@@ -229,7 +229,7 @@ def test_a_plot_that_could_not_be_written_is_not_measured(command, tmp_path, cap
     assert "--plot: matplotlib is not installed" in capsys.readouterr().err
 
 
-def test_a_file_that_is_kept_from_writing(tmp_path, capsys, monkeypatch):
+def test_read_only_file_fails(tmp_path, capsys, monkeypatch):
     path = tmp_path / "numbers.json"
     path.write_text("kept")
     monkeypatch.setattr(report.os, "access", lambda path, mode: False)
@@ -240,21 +240,21 @@ def test_a_file_that_is_kept_from_writing(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["times.PNG", "times.svg", "times"])
-def test_a_plot_that_can_be_drawn(name, tmp_path):
+def test_valid_plot_path_is_accepted(name, tmp_path):
     path = tmp_path / "new" / name
     report.check_plot(argparse.ArgumentParser(), path)
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_made(tmp_path, capsys):
+def test_unwritable_cache_fails(tmp_path, capsys):
     before = jax.config.jax_compilation_cache_dir
     with pytest.raises(SystemExit):
-        speed.main(["--cache", nowhere(tmp_path, "cache")])
+        speed.main(["--cache", unwritable(tmp_path, "cache")])
     assert "--cache: cannot write to the folder" in " ".join(capsys.readouterr().err.split())
     assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_a_peer_that_is_missing_names_its_extra(capsys, monkeypatch):
+def test_missing_peer_names_its_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(SystemExit):
@@ -263,7 +263,7 @@ def test_a_peer_that_is_missing_names_its_extra(capsys, monkeypatch):
     assert "not installed: pip install -e '.[peers]' installs Captum and torch" in error
 
 
-def test_a_table(capsys):
+def test_table(capsys):
     rows = [("a group",), ("a", "1.0"), ("long", "12.0")]
     report.table("title", ("name", "time\n(s)"), rows, "caption")
     assert capsys.readouterr().out.splitlines() == [
@@ -281,8 +281,8 @@ def test_a_table(capsys):
     ]
 
 
-def test_the_printed_tables_fit_100_columns(capsys):
-    """All names, and times of the largest size that is plausible, are printed in full."""
+def test_printed_tables_fit_100_columns(capsys):
+    """All names, and times of the largest plausible size, are printed in full."""
     builts = {
         name: contest.Built("384, joined", None, 123.45, 2**34, 10**12, 0, 123.4, 12.3)
         for name in ("jaxattn", "handwritten", "captum", "captum, repeated")
@@ -303,8 +303,8 @@ def test_the_printed_tables_fit_100_columns(capsys):
     )
 
 
-def test_the_benchmark_needs_jax_flax_and_numpy_alone():
-    """And jaxattn draws nothing until it is asked to."""
+def test_benchmark_requires_only_jax_flax_and_numpy():
+    """Importing jaxattn, too, requires neither jaxtyping nor matplotlib."""
     code = """
 import sys
 

@@ -1,4 +1,4 @@
-"""The temporal output score: truncation, lengths and hidden states tell one story."""
+"""The temporal output score: truncation, lengths and hidden states agree."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def close(got, want, atol=1e-12):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_it_is_the_prediction_for_each_truncated_series(bidirectional, direction, x):
+def test_values_are_predictions_of_truncated_series(bidirectional, direction, x):
     model = classifier(bidirectional=bidirectional)
     parts = [x[: t + 1] if direction == "forward" else x[t:] for t in range(T)]
     logits = jnp.stack([model(part) for part in parts])
@@ -48,7 +48,7 @@ def test_it_is_the_prediction_for_each_truncated_series(bidirectional, direction
     close(whole, jax.nn.softmax(got.output)[1])
 
 
-def test_a_one_directional_network_tells_it_in_one_pass(x):
+def test_causal_network_matches_its_readout_of_all_steps(x):
     by_steps = classifier(readout="steps")
     close(score(classifier(), x).values, jax.nn.softmax(by_steps(x))[:, 1], 1e-10)
 
@@ -66,31 +66,31 @@ def test_lengths_and_truncation_agree(padding, direction, batch_size, x):
 
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_padding_is_never_read(padding, direction, x):
-    """Valid steps score as the series without padding; padding adds nothing to its neighbour."""
+def test_padding_is_ignored(padding, direction, x):
+    """Valid steps equal those of the series without padding; padded steps add nothing to it."""
     model, valid = classifier(bidirectional=True, padding=padding), 3
     empty = jnp.full((T - valid, D), 99.0)
     padded = jnp.concatenate([x[:valid], empty] if padding == "right" else [empty, x[:valid]])
     options = {"direction": direction, "length_arg": 0, "padding": padding}
     got = score(model, padded, args=(jnp.int32(valid),), **options).values
-    here = slice(0, valid) if padding == "right" else slice(T - valid, T)
+    valid_steps = slice(0, valid) if padding == "right" else slice(T - valid, T)
     want = score(model, x[:valid], direction=direction).values
-    close(got[here], want)
-    nothing = jax.nn.softmax(model(padded, jnp.int32(0)))[1]
-    beyond = {"right": (want[-1], nothing), "left": (nothing, want[0])}[padding]
-    outside = np.delete(np.asarray(got), np.r_[here])
-    close(outside, beyond[direction == "backward"])
+    close(got[valid_steps], want)
+    empty_series = jax.nn.softmax(model(padded, jnp.int32(0)))[1]
+    neighbours = {"right": (want[-1], empty_series), "left": (empty_series, want[0])}[padding]
+    padded_steps = np.delete(np.asarray(got), np.r_[valid_steps])
+    close(padded_steps, neighbours[direction == "backward"])
 
 
 @pytest.mark.parametrize("steps", [(0,), (3, 1), range(1, T, 2)])
 @pytest.mark.parametrize("lengths", [{}, {"args": (jnp.array(T, jnp.int32),), "length_arg": 0}])
-def test_a_choice_of_steps(steps, lengths, x):
+def test_selected_steps(steps, lengths, x):
     model = classifier()
     got = score(model, x, steps=steps, **lengths).values
     close(got, np.asarray(score(model, x).values)[list(steps)])
 
 
-def test_one_length_for_each_example(x):
+def test_lengths_per_example(x):
     model, lengths = classifier(), jnp.array([T, 2], jnp.int32)
     xs = jnp.stack([x, jnp.where(jnp.arange(T)[:, None] < 2, x, 99.0)])
     method = ja.temporal_output_score
@@ -100,14 +100,14 @@ def test_one_length_for_each_example(x):
     close(got[1], jnp.where(jnp.arange(T) < 2, want, want[1]))
 
 
-def test_a_callable_target_sees_the_probabilities(x):
+def test_callable_target_of_probabilities(x):
     model = classifier()
     got = score(model, x, lambda p: p[0] - p[2]).values
     close(got, score(model, x, 0).values - score(model, x, 2).values)
 
 
 @pytest.mark.parametrize("number", [np.int64(0), np.uint8(0)])
-def test_which_is_the_length_may_be_a_numpy_integer(number, x):
+def test_numpy_integer_as_length_arg(number, x):
     model, lengths = classifier(), (jnp.array(T, jnp.int32),)
     got = score(model, x, args=lengths, length_arg=number).values
     close(got, score(model, x, args=lengths, length_arg=0).values, 0)
@@ -131,7 +131,7 @@ def test_lengths_of_any_integer_dtype(dtype, direction):
     "options", [{}, {"bidirectional": True}, {"num_layers": 2, "cell": "gru"}, {"readout": "mean"}]
 )
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_what_prefixes_share_is_what_each_has(options, batch_size):
+def test_reuse_preserves_values(options, batch_size):
     model, lengths = classifier(**options), np.array([20, 13, 1, 0])
     xs = np.random.default_rng(2).normal(size=(4, 20, D))
     call = {"args": (lengths,), "length_arg": 0, "batch_size": batch_size}
@@ -142,14 +142,14 @@ def test_what_prefixes_share_is_what_each_has(options, batch_size):
     close(got, want)
 
 
-def test_half_of_the_steps_are_shared_by_prefixes():
+def test_prefixes_share_half_of_the_steps():
     model, x = as_function(classifier()), jnp.ones((32, D))
     traced = Traced.of(lambda length: model(x, length), jnp.array(32))
     shared = plan_reuse(traced, [Count(t + 1) for t in range(32)])
     assert 0.45 < (shared.flops - traced.flops) / (32 * traced.flops) < 0.5
 
 
-def test_a_length_that_is_more_than_compared_with_positions_is_no_count():
+def test_length_that_is_also_used_in_arithmetic():
     def fn(x, length):
         valid = jnp.arange(x.shape[0]) < length
         return jnp.where(valid[:, None], x, 0).sum(0) / length.astype(x.dtype)
@@ -159,7 +159,7 @@ def test_a_length_that_is_more_than_compared_with_positions_is_no_count():
     close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)
 
 
-def test_a_length_that_wraps_around_is_no_count():
+def test_length_that_overflows_its_dtype():
     def fn(x, length):
         valid = jnp.arange(x.shape[0]) < length.astype(jnp.uint8).astype(int)
         return jnp.cumsum(jnp.where(valid[:, None], x, 0), 0)[-1]
@@ -169,7 +169,7 @@ def test_a_length_that_wraps_around_is_no_count():
     close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)
 
 
-def test_a_rule_for_derivatives_holds_for_those_of_a_score(x):
+def test_custom_derivatives_of_a_score(x):
     @jax.custom_vjp
     def advance(h, row):
         return jnp.tanh(h + row)
@@ -179,7 +179,7 @@ def test_a_rule_for_derivatives_holds_for_those_of_a_score(x):
     def total(x, reuse):
         def fn(x, length):
             valid = jnp.arange(x.shape[0]) < length
-            step = lambda h, now: (jnp.where(now[1], advance(h, now[0]), h), None)  # noqa: E731
+            step = lambda h, xs: (jnp.where(xs[1], advance(h, xs[0]), h), None)  # noqa: E731
             return jax.lax.scan(step, jnp.zeros(D), (x, valid))[0]
 
         call = {"args": (jnp.array(12),), "length_arg": 0, "score": "logit"}

@@ -1,4 +1,4 @@
-"""Parts of a call side by side on the cores of a CPU: the same numbers, whatever the thread."""
+"""Parts of a call in several threads on the cores of a CPU: results do not depend on threads."""
 
 import contextvars
 import os
@@ -30,17 +30,17 @@ def fn(x):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """Two cores, and work that is worth them; says which threads computed."""
+    """Use two threads for any amount of work; return the list of threads that computed."""
     monkeypatch.setattr(planning, "_WORTH_A_THREAD", 0)
     monkeypatch.setattr(planning, "cores", lambda: 2)
-    seen, run = [], launch.run_part
+    used, run = [], launch.run_part
 
     def watched(*call):
-        seen.append(threading.current_thread())
+        used.append(threading.current_thread())
         return run(*call)
 
     monkeypatch.setattr(launch, "run_part", watched)
-    return seen
+    return used
 
 
 @pytest.fixture
@@ -55,16 +55,16 @@ def in_one_thread(monkeypatch, call):
         return call()
 
 
-def others(seen):
-    return [thread for thread in seen if thread is not threading.current_thread()]
+def others(used):
+    return [thread for thread in used if thread is not threading.current_thread()]
 
 
-# side_by_side by itself
+# side_by_side
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
-def test_answers_come_in_order(workers, count):
+def test_results_are_in_order(workers, count):
     def slow_first(i):
         time.sleep(0.002 * (count - i))
         return jnp.asarray(i)
@@ -72,20 +72,20 @@ def test_answers_come_in_order(workers, count):
     assert [int(a) for a in side_by_side(slow_first, range(count), workers)] == list(range(count))
 
 
-def test_parts_are_asked_for_as_threads_get_free():
-    asked = []
+def test_parts_are_generated_lazily():
+    generated = []
 
     def parts():
         for i in range(9):
-            asked.append(i)
+            generated.append(i)
             yield i
 
     for i, _ in enumerate(side_by_side(lambda part: part, parts(), 2)):
-        assert len(asked) <= i + 3  # two that run, and the next
+        assert len(generated) <= i + 3  # two that run, and the next
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_no_more_run_than_there_are_workers(workers, monkeypatch):
+def test_number_of_running_parts_is_limited(workers, monkeypatch):
     lock, now, most = threading.Lock(), 0, 0
     all_run = threading.Barrier(workers, timeout=300)
 
@@ -106,13 +106,13 @@ def test_no_more_run_than_there_are_workers(workers, monkeypatch):
         list(side_by_side(lambda part: count(part, all_run.wait), range(4 * workers), workers))
     assert most == workers
     most = 0
-    with ThreadPoolExecutor(3) as users:  # the pool is shared: who waits computes
+    with ThreadPoolExecutor(3) as users:  # the pool is shared: waiting callers compute
         list(users.map(call, range(3)))
     assert most <= 3 * workers
 
 
 @pytest.mark.parametrize("error", [ValueError, jax.errors.JaxRuntimeError])
-def test_an_error_comes_out_at_its_place(error):
+def test_error_is_raised_at_its_position(error):
     ran, got = [], []
 
     def fail_at_3(part):
@@ -123,20 +123,20 @@ def test_an_error_comes_out_at_its_place(error):
         return part
 
     def collect():
-        for answer in side_by_side(fail_at_3, range(9), 2):
-            got.append(answer)
+        for result in side_by_side(fail_at_3, range(9), 2):
+            got.append(result)
 
     with pytest.raises(error, match="three"):
         collect()
     assert got == [0, 1, 2]
-    before = list(ran)  # nothing runs on, and the pool works
+    before = list(ran)  # no part runs any more, and the pool still works
     time.sleep(0.02)
     assert ran == before
     assert max(ran) < 6
     assert list(side_by_side(lambda part: part, range(4), 2)) == [0, 1, 2, 3]
 
 
-def test_one_who_stops_early_leaves_nothing_behind():
+def test_closing_early_stops_remaining_parts():
     ran = []
 
     def slow(part):
@@ -144,17 +144,17 @@ def test_one_who_stops_early_leaves_nothing_behind():
         ran.append(part)
         return part
 
-    answers = side_by_side(slow, range(100), 2)
-    assert next(answers) == 0
-    answers.close()
+    results = side_by_side(slow, range(100), 2)
+    assert next(results) == 0
+    results.close()
     before = list(ran)
     time.sleep(0.02)
     assert ran == before
     assert len(ran) < 6
 
 
-def test_who_waits_for_a_busy_pool_computes():
-    """A part that itself goes side by side finds all threads taken, by those who wait for it."""
+def test_callers_that_wait_for_a_busy_pool_compute():
+    """In nested calls all threads are busy, and wait for parts that have not started."""
 
     def outer(part):
         return sum(side_by_side(lambda inner: part * inner, range(4), 2))
@@ -162,16 +162,16 @@ def test_who_waits_for_a_busy_pool_computes():
     assert list(side_by_side(outer, range(5), 2)) == [6 * i for i in range(5)]
 
 
-def test_what_holds_in_the_callers_thread_only():
+def test_context_variables_and_thread_local_data():
     here, variable = threading.local(), contextvars.ContextVar("variable")
     here.value = 7
     variable.set(5)
-    # A context is copied; a thread's own data is not, and the part is computed where it is.
+    # Contexts are copied. Thread-local data is not: the caller's thread computes such a part.
     assert list(side_by_side(lambda part: part + variable.get(), range(3), 2)) == [5, 6, 7]
     assert list(side_by_side(lambda part: part + here.value, range(3), 2)) == [7, 8, 9]
 
 
-def test_after_the_interpreters_end_has_begun(monkeypatch):
+def test_pool_that_was_shut_down(monkeypatch):
     ended = ThreadPoolExecutor(2)
     ended.shutdown()
     monkeypatch.setitem(engine_threads._pools, 2, ended)
@@ -179,7 +179,7 @@ def test_after_the_interpreters_end_has_begun(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_starts_its_own_threads():
+def test_forked_child_starts_its_own_threads():
     assert list(side_by_side(lambda part: part, range(4), 2)) == [0, 1, 2, 3]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python and JAX advise against it
@@ -190,7 +190,7 @@ def test_a_forked_child_starts_its_own_threads():
     assert engine_threads._pools
 
 
-def test_an_interrupt_ends_the_process():
+def test_interrupt_ends_the_process():
     program = """
 import _thread, signal, threading, time
 from jaxattn.engine.threads import side_by_side
@@ -210,7 +210,7 @@ list(side_by_side(lambda part: time.sleep(0.05), range(200), 2))
     assert ended.returncode != 0
 
 
-def test_cores_are_those_that_the_process_may_use(monkeypatch):
+def test_cores_are_those_available_to_the_process(monkeypatch):
     if hasattr(os, "process_cpu_count"):
         monkeypatch.setattr(os, "process_cpu_count", lambda: 3)
     elif hasattr(os, "sched_getaffinity"):
@@ -220,7 +220,7 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch):
     assert cores() == 3
 
 
-# a call of explain
+# calls of explain
 
 
 METHODS = {
@@ -249,7 +249,7 @@ def test_results_equal_those_of_one_thread(method, batch_size, threads, patient,
     jax.tree.map(np.testing.assert_array_equal, found, call())
 
 
-def test_a_part_that_fills_up_the_last(threads):
+def test_padded_last_part(threads):
     xs = X[:7]
     found = ja.explain(ja.gradient, lambda x: (x**2).sum(), xs, batch_size=4)
     np.testing.assert_allclose(found.values, 2 * xs)
@@ -267,7 +267,7 @@ CONTEXTS = {
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_jaxs_settings_hold_in_the_threads(name, threads, patient):
+def test_jax_settings_apply_in_threads(name, threads, patient):
     def call(xs=X):
         return ja.explain(ja.occlusion, fn, xs, 1, batch_size=20)
 
@@ -286,7 +286,7 @@ def test_jaxs_settings_hold_in_the_threads(name, threads, patient):
     assert call().values.devices() == plain.values.devices()
 
 
-def test_a_setting_that_refuses_does_so_in_the_threads():
+def test_jax_checks_raise_in_threads():
     xs = [jnp.zeros(()), jnp.ones(())]
     with jax.debug_nans(True), pytest.raises(FloatingPointError):
         list(side_by_side(jax.jit(jnp.log), [xs[1], xs[1], -xs[1]], 2))
@@ -297,20 +297,20 @@ def test_a_setting_that_refuses_does_so_in_the_threads():
 
 
 @pytest.mark.parametrize("context", [jax.disable_jit, jax.log_compiles, jax.checking_leaks])
-def test_under_other_settings_the_caller_computes(context):
+def test_other_settings_use_the_callers_thread(context):
     with context():
         found = list(side_by_side(lambda part: threading.current_thread(), range(3), 2))
     assert not others(found)
 
 
-def test_under_disabled_jit(threads):
+def test_disable_jit(threads):
     expected = ja.explain(ja.occlusion, fn, X[:4], 1).values
     with jax.disable_jit():
         found = ja.explain(ja.occlusion, fn, X[:4], 1, batch_size=2).values
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_where_the_caller_has_set_a_mesh_it_computes(threads):
+def test_mesh_context_uses_the_callers_thread(threads):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def constrained(x):
@@ -322,7 +322,7 @@ def test_where_the_caller_has_set_a_mesh_it_computes(threads):
     np.testing.assert_allclose(found, ja.explain(ja.gradient, fn, X, 1).values, atol=1e-6)
 
 
-def test_from_several_threads_at_once(threads):
+def test_concurrent_calls(threads):
     expected = {method: call(X) for method, call in METHODS.items()}
 
     def call(i):
@@ -334,8 +334,8 @@ def test_from_several_threads_at_once(threads):
             np.testing.assert_allclose(found.values, expected[method].values, atol=1e-6)
 
 
-def test_a_new_function_from_several_threads_at_once(threads):
-    """Nothing is known of it: all trace and bind at the same time."""
+def test_concurrent_first_calls(threads):
+    """Nothing is cached: all calls trace and bind at the same time."""
 
     def cubes(x):
         return jnp.stack([(x**3).sum(), x.prod()])
@@ -347,7 +347,7 @@ def test_a_new_function_from_several_threads_at_once(threads):
         np.testing.assert_allclose(found[i], found[i % 2], atol=1e-6)
 
 
-def test_after_jaxs_caches_were_cleared_threads_compile(threads):
+def test_threads_compile_after_clear_caches(threads):
     def call():
         return ja.explain(ja.occlusion, fn, X, 1, batch_size=20, window=4).values
 
@@ -356,7 +356,7 @@ def test_after_jaxs_caches_were_cleared_threads_compile(threads):
     np.testing.assert_allclose(call(), expected, atol=1e-6)
 
 
-def test_an_fn_that_itself_explains(threads):
+def test_fn_that_calls_a_method(threads):
     def important(x):
         return ja.integrated_gradients(fn, x, 1, num_steps=5, check_finite=False).values.sum()
 
@@ -367,8 +367,8 @@ def test_an_fn_that_itself_explains(threads):
     np.testing.assert_allclose(found[5], one, atol=1e-5)
 
 
-def test_a_callback_that_explains(threads):
-    """A thread waits for a part that cannot end before another has run in some thread."""
+def test_parts_that_call_explain(threads):
+    """A part cannot end before a part of another call has run in some thread."""
 
     def explained(x):
         return np.asarray(ja.explain(ja.gradient, fn, np.stack([x] * 4), 1).values[0].sum())
@@ -382,7 +382,7 @@ def workers(method=ja.occlusion, f=fn, xs=X, **options):
     return prepare(method, f, xs, 1, **options).plan.workers
 
 
-def test_tiny_work_needs_no_thread():
+def test_small_work_uses_one_thread():
     def network(x):
         return jnp.tanh(jnp.outer(x, jnp.ones(2000)) @ jnp.ones((2000, 2)))[0]
 
@@ -393,7 +393,7 @@ def test_tiny_work_needs_no_thread():
 
 
 @pytest.mark.usefixtures("threads")
-def test_where_there_are_no_threads(monkeypatch):
+def test_cases_without_threads(monkeypatch):
     assert workers() == 2
     assert workers(xs=X[:1]) == 1
     assert workers(batch_size=1) == 1
@@ -409,7 +409,7 @@ def test_where_there_are_no_threads(monkeypatch):
     assert workers(batch_size=100) == 1
 
 
-def test_inside_of_jit(threads):
+def test_inside_jit(threads):
     expected = METHODS["occlusion"](X).values
     threads.clear()
     found = jax.jit(lambda xs: METHODS["occlusion"](xs).values)(X)
