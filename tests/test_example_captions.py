@@ -25,7 +25,7 @@ def as_it_comes(monkeypatch):
         yield
 
 
-def test_a_scene_is_as_its_caption_says(few):
+def test_scenes_match_captions(few):
     for composed in few:
         for image, things, truth, caption in zip(*composed, strict=True):
             named = [thing for thing in things if thing.colour in scenes.COLOURS]
@@ -51,7 +51,7 @@ def test_a_scene_is_as_its_caption_says(few):
             assert np.ptp(image[blank].astype(int), axis=0).max() == 0
 
 
-def test_the_cells_of_a_thing_are_those_that_it_covers_half():
+def test_object_cells_are_at_least_half_covered():
     # Rows 4 to 23 and columns 8 to 27: half of row 0, all of 1 and 2; columns 1, 2 and half of 3.
     found = scenes.Thing("one", "red", top=4, left=8).cells
     wanted = np.zeros((8, 8), bool)
@@ -59,7 +59,7 @@ def test_the_cells_of_a_thing_are_those_that_it_covers_half():
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_test_sprites_were_never_learnt_from():
+def test_test_and_training_sprites_are_disjoint():
     learnt, new = scenes.sprites(False), scenes.sprites(True)
     assert set(learnt) == set(new) == set(scenes.NAMES)
     for name in scenes.NAMES:
@@ -67,7 +67,7 @@ def test_test_sprites_were_never_learnt_from():
         assert not any(shape.tobytes() in seen for shape in new[name])
 
 
-def test_every_word_that_names_a_thing_has_its_cells():
+def test_words_of_objects_have_cells():
     things = [scenes.Thing("two", "red", 0, 0), scenes.Thing("sun", "blue", 40, 30)]
     things += [scenes.Thing("star", "black", 0, 40)]
     truth = scenes.caption(things[:2])
@@ -80,7 +80,7 @@ def test_every_word_that_names_a_thing_has_its_cells():
             np.testing.assert_array_equal(cells, things[owner].cells)
 
 
-def test_the_vocabulary_reads_what_it_wrote():
+def test_vocabulary_round_trip():
     vocabulary = scenes.Vocabulary([["a", "b"], ["c"]], 4)
     ids = vocabulary.encode([["a", "c", "b"], ["b"]])
     assert ids.tolist() == [[1, 3, 2, 0], [2, 0, 0, 0]]
@@ -95,7 +95,7 @@ def test_the_vocabulary_reads_what_it_wrote():
         (["a", "zebra", ""], "not in the vocabulary: 'zebra', ''"),
     ],
 )
-def test_the_vocabulary_refuses_what_it_cannot_write(caption, message):
+def test_invalid_captions_raise(caption, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         scenes.Vocabulary([["a"]], 4).encode([caption])
 
@@ -135,7 +135,7 @@ def rows(printed, columns):
 
 
 @pytest.mark.slow
-def test_the_example_runs(printed):
+def test_example_runs(printed):
     path, out = printed
     page = path.read_text(encoding="utf-8")
     assert {p.name for p in path.parent.iterdir() if p.is_dir()} == {"soft", "hard"}
@@ -157,7 +157,7 @@ def test_the_example_runs(printed):
         assert int(count) > 20
 
 
-def test_a_bad_network_ends_in_an_error(few, tmp_path, monkeypatch):
+def test_inaccurate_network_raises(few, tmp_path, monkeypatch):
     def nonsense(out, images, captions, tests, *_):
         said = describing.Said([["a"]] * len(tests), np.ones((len(tests), 10, 8, 8)))
         return dict.fromkeys(describing.KINDS, describing.Taught(None, said, None))
@@ -168,7 +168,7 @@ def test_a_bad_network_ends_in_an_error(few, tmp_path, monkeypatch):
         captioning.main(tmp_path)
 
 
-def test_a_network_that_looks_elsewhere_ends_in_an_error(few, tmp_path, monkeypatch):
+def test_misdirected_attention_raises(few, tmp_path, monkeypatch):
     test = few[1]
     even = np.full((len(test.images), 10, 8, 8), 1 / 64)
     there = even.copy()
@@ -186,7 +186,7 @@ def test_a_network_that_looks_elsewhere_ends_in_an_error(few, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
+def test_stamps_example_runs(as_it_comes, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stamps"
     folder.mkdir()
     for i, name in enumerate(["frog", "plane", "star", "house"] * 4):
@@ -203,6 +203,6 @@ def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
     assert set(rows(capsys.readouterr().out, 5)) >= {"soft, learnt", "hard, new"}
 
 
-def test_missing_stamps_say_what_to_install(tmp_path):
+def test_missing_stamps_raise_with_install_command(tmp_path):
     with pytest.raises(SystemExit, match="apt-get install tuxpaint-stamps-default"):
         stamps.load(tmp_path)

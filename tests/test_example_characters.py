@@ -98,7 +98,7 @@ class Cells(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_page_has_one_cell_for_each_character_with_exactly_its_colour(run):
+def test_page_has_one_cell_per_character_with_exact_colour(run):
     folder, _, sentences, read = run
     lines = [
         (label, cells)
@@ -121,7 +121,7 @@ def test_the_page_has_one_cell_for_each_character_with_exactly_its_colour(run):
 
 
 @pytest.mark.slow
-def test_weights_sum_to_one_and_one_call_answers_too(run):
+def test_weights_sum_to_one_and_probabilities_are_returned(run):
     _, _, _, read = run
     for positive, weights in read.values():
         assert weights.shape == (EXAMPLES, WIDTH)
@@ -130,7 +130,7 @@ def test_weights_sum_to_one_and_one_call_answers_too(run):
 
 
 @pytest.mark.slow
-def test_tables_and_a_coloured_sentence_are_printed(run):
+def test_prints_tables_and_coloured_sentence(run):
     _, printed, sentences, _ = run
     plain = re.sub(r"\x1b\[[\d;]*m", "", printed)
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in plain.splitlines()]
@@ -152,7 +152,7 @@ def test_tables_and_a_coloured_sentence_are_printed(run):
 
 
 @pytest.mark.slow
-def test_the_figure_is_a_picture_and_the_page_holds_it(run):
+def test_figure_is_saved_and_embedded_in_page(run):
     folder, *_ = run
     [picture] = folder.glob("*.png")
     with Image.open(picture) as image:
@@ -163,7 +163,7 @@ def test_the_figure_is_a_picture_and_the_page_holds_it(run):
     assert not re.search(r'(src|href)="(?!data:|#)|url\(', page)
 
 
-def test_a_bad_network_is_refused(data, tmp_path, monkeypatch):
+def test_inaccurate_network_raises(data, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "load", lambda: data)
     monkeypatch.setattr(example, "fit", lambda *args: None)
     monkeypatch.setattr(example, "fit_keras", lambda *args: None)
@@ -175,7 +175,7 @@ def test_a_bad_network_is_refused(data, tmp_path, monkeypatch):
         example.main(tmp_path, least_accuracy=0.9, **BUDGET)
 
 
-def test_a_notebook_shows_a_sentence():
+def test_notebook_output():
     values = {"attention": np.full((1, 4), 0.25), "LRP": np.array([[9.0, 1, -1, 0]])}
     found = example.Explained(np.array([[PAD, 2, 3, 4]]), np.array([0.4]), values)
     shown = example.coloured("abc", found, 0)
@@ -187,7 +187,7 @@ def test_a_notebook_shows_a_sentence():
     assert [ground for _, ground in lines[2][1]] == ["#053061", "#67001f", "#ffffff"]
 
 
-def test_texts_are_encoded_from_the_right():
+def test_texts_are_right_aligned():
     vocabulary = vocabulary_of(["abba", "ab", "c"], least=2)
     assert vocabulary == {"a": 2, "b": 3}
     found = encode(["ab", "", "caé", "aabba"], vocabulary, 4)
@@ -200,7 +200,7 @@ def test_texts_are_encoded_from_the_right():
     ]
 
 
-def test_the_highest_real_characters_are_deleted():
+def test_deletion_order_excludes_padding():
     model = ja.models.CharacterClassifier(
         9, embedding_features=4, hidden_features=3, rngs=nnx.Rngs(0)
     )
@@ -217,7 +217,7 @@ def test_the_highest_real_characters_are_deleted():
         np.testing.assert_allclose(chance, expected if positive > 0.5 else 1 - expected, rtol=1e-5)
 
 
-def test_the_words_of_texts():
+def test_aggregation_by_word():
     ids = np.array([[PAD, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7]])
     attention = np.array([[9, 1, 1, 1, 2, 0], [1, 1, 1, 1, 1, 7]]) / 12
     relevance = np.array([[9, 1, 2, 0, 4, 0], [2, 1, -1, 1, 0, 0.0]])

@@ -20,7 +20,7 @@ DAY = date(2016, 5, 3)
 
 
 @pytest.mark.parametrize("locale", dates.LOCALES)
-def test_every_character_belongs_to_what_babel_writes_there(locale):
+def test_parts_agree_with_babel(locale):
     from babel import dates as babel
 
     for form in dict.fromkeys(dates.FORMATS):
@@ -40,7 +40,7 @@ def test_every_character_belongs_to_what_babel_writes_there(locale):
         assert (form == "full") == bool(of["w"])
 
 
-def test_the_parts_of_a_known_date():
+def test_parts_of_a_known_date():
     assert dates.written(DAY, "full", "en_US", str.upper) == (
         "TUESDAY, MAY 3, 2016", "wwwwwww..mmm.d..yyyy",
     )  # fmt: skip
@@ -48,7 +48,7 @@ def test_the_parts_of_a_known_date():
     assert dates.written(DAY, "long", "ja") == ("2016年5月3日", "yyyy.m.d.")
 
 
-def test_dates_are_of_other_days_and_the_same_every_time():
+def test_dates_are_reproducible_and_splits_disjoint():
     learnt, others = dates.load(300, 100)
     assert learnt == dates.draw(300, test=False, locales=dates.LOCALES, seed=0)
     assert not {d.day for d in learnt} & {d.day for d in others}
@@ -63,14 +63,14 @@ def test_dates_are_of_other_days_and_the_same_every_time():
         assert len(dated.parts) == len(dated.text) < dates.LONGEST
 
 
-def test_the_year_of_the_week_is_no_year():
+def test_week_year_is_not_used():
     # That Monday belongs to the first week of 2019.
     assert dates.written(date(2018, 12, 31), "d MMM YYY", "en_US")[0] == "31 Dec 2019"
     drawn = dates.draw(400, test=False, locales=["en_US"], seed=3)
     assert all(str(d.day.year)[2:] in d.text for d in drawn)
 
 
-def test_texts_are_numbers_with_an_end():
+def test_encode_appends_end_token():
     vocabulary = dates.vocabulary_of(["3 May", "a"])
     ids, lengths = dates.encode(["May", "3xy a"], vocabulary)
     assert ids.shape == (2, 50) and lengths.tolist() == [4, 6]
@@ -86,12 +86,12 @@ def test_texts_are_numbers_with_an_end():
 
 
 @pytest.mark.parametrize("text", ["", "a" * 50])
-def test_texts_that_are_empty_or_too_long_are_refused(text):
+def test_empty_or_too_long_texts_raise(text):
     with pytest.raises(ValueError, match=rf"1 to 49 characters, got {len(text)}: '{text}'"):
         dates.encode(["a", text], {"a": 3})
 
 
-def test_what_is_written_is_read_again():
+def test_label_round_trip():
     labels = dates.labels_of([DAY], 14)
     assert labels.shape == (1, 14)
     assert dates.read(labels[0]) == "2016-05-03"
@@ -99,7 +99,7 @@ def test_what_is_written_is_read_again():
     assert labels[0, 10:].tolist() == [dates.END, dates.PAD, dates.PAD, dates.PAD]
 
 
-def test_the_gold_alignment_of_a_known_date():
+def test_gold_alignment_of_a_known_date():
     text, parts = dates.written(DAY, "full", "en_US")
     where = dates.gold(dates.Dated(text, parts, DAY, "full", "en_US"))
     assert where.shape == (11, len(text) + 1)
@@ -107,7 +107,7 @@ def test_the_gold_alignment_of_a_known_date():
     assert said == ["2016"] * 4 + ["", "May", "May", "", "3", "3", ""]
 
 
-def test_dates_in_numbers_may_be_read_in_several_ways():
+def test_numeric_dates_are_ambiguous():
     assert dates.readings("3/5/16") == {date(2016, 5, 3), date(2016, 3, 5)}
     assert dates.readings("3/15/16") == {date(2016, 3, 15)}
     assert dates.readings("3/5/16", ("en_US",)) == {date(2016, 3, 5)}
@@ -120,7 +120,7 @@ ENGLISH = [
 ]
 
 
-def test_swaps_change_one_part_and_what_it_means():
+def test_swaps_change_one_part_and_its_label():
     made = alignment.swaps(ENGLISH)
     assert [len(made[kind]) for kind in ("weekday", "month", "year", "day")] == [6, 2, 2, 2]
     for row, text, iso in made["weekday"]:
@@ -135,7 +135,7 @@ def test_swaps_change_one_part_and_what_it_means():
     assert text == f"{int(iso[8:])} May 2016" and iso[:8] == "2016-05-"
 
 
-def test_attention_on_the_right_place_is_known():
+def test_alignment_scores_by_hand():
     # "3 May 2016" and its end are 11 characters; one is padding.
     looked = np.zeros((1, 13, 12))
     looked[0, :2, 6] = 1  # the year's first two digits look at its first
@@ -152,7 +152,7 @@ def test_attention_on_the_right_place_is_known():
     assert found.missed_by_far.astype(int).tolist() == [[0, 0, 1, 1, 0, 1, 0, 0]]
 
 
-def test_rank_correlation_is_spearmans_and_equal_values_share_a_rank():
+def test_rank_correlation_is_spearman_with_tied_ranks():
     a = np.array([[5.0, 5, 7, 9, 0], [3, 1, 2, 9, 9]])
     b = np.array([[1.0, 2, 3, 4, 0], [1, 2, 3, 9, -9]])
     present = np.arange(5) < np.array([4, 3])[:, None]
@@ -161,7 +161,7 @@ def test_rank_correlation_is_spearmans_and_equal_values_share_a_rank():
     np.testing.assert_allclose(got, [4.5 / np.sqrt(4.5 * 5), -0.5], rtol=1e-12)
 
 
-def test_the_verdict_follows_the_numbers():
+def test_verdict_depends_on_scores():
     def falling(*left):
         return np.array([[1.0, *left]] * 3)
 
@@ -193,7 +193,7 @@ def test_the_verdict_follows_the_numbers():
 
 
 @pytest.mark.parametrize("evenly", [0.1, 0.95])
-def test_attention_that_names_nothing_explains_nothing(evenly):
+def test_verdict_on_uninformative_attention(evenly):
     curves = {
         name: np.array([[1.0] + [1 - fall] * 4] * 2)
         for name, fall in {"attention": 0.0, "LRP": 0.73, "random": 0.1}.items()
@@ -224,7 +224,7 @@ def as_a_user_runs_it():
         yield
 
 
-def test_translations_and_attention_are_those_of_the_network(small, as_a_user_runs_it):
+def test_translate_equals_network_outputs(small, as_a_user_runs_it):
     model, texts, found = small
     x = alignment.one_hot(model, texts.ids)
     np.testing.assert_allclose(
@@ -243,7 +243,7 @@ def test_translations_and_attention_are_those_of_the_network(small, as_a_user_ru
     np.testing.assert_array_equal(swapped.attention, other["all characters alike"])
 
 
-def test_other_attention_reads_no_padding_and_all_of_a_text():
+def test_other_attention_excludes_padding():
     own = np.zeros((2, 11, 22), np.float32)
     own[0][:, [4, 6, 15]] = 0.2, 0.2, 0.6  # the second text has ended by 15
     own[0, 0] = np.eye(22)[20]
@@ -257,7 +257,7 @@ def test_other_attention_reads_no_padding_and_all_of_a_text():
     np.testing.assert_array_equal(another[1, 0], alike[1, 0])  # nothing of it is left
 
 
-def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
+def test_deletion_order_is_highest_first(small, as_a_user_runs_it):
     model, texts, found = small
     values = np.random.default_rng(0).normal(size=(2, 8, texts.ids.shape[1]))
     curves = alignment.deletion(model, texts, found, {"any": values}, most=2)["any"]
@@ -272,7 +272,7 @@ def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
     np.testing.assert_allclose(curves[8 + digit, 2], expected, rtol=1e-5)
 
 
-def test_explanations_are_of_each_digit(small, as_a_user_runs_it):
+def test_explanations_have_one_target_per_digit(small, as_a_user_runs_it):
     model, texts, found = small
     values = alignment.explain_all(model, texts, found)
     row, digit = 0, 6
@@ -313,7 +313,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_page_shows_every_figure_and_table(run):
+def test_page_contains_all_figures_and_tables(run):
     path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
     for file in path.parent.glob("*.png"):
@@ -329,7 +329,7 @@ def test_the_page_shows_every_figure_and_table(run):
 
 
 @pytest.mark.slow
-def test_the_numbers_are_printed(run):
+def test_prints_tables(run):
     path, printed = run
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     first = [row[0] for row in cells if row]
@@ -343,7 +343,7 @@ def test_the_numbers_are_printed(run):
 
 
 @pytest.mark.slow
-def test_the_checkpoint_holds_the_network(run):
+def test_checkpoint_is_saved(run):
     path, _ = run
     learnt, _ = dates.load(256, 1)
     count = len(dates.vocabulary_of(d.text for d in learnt)) + 3
@@ -353,14 +353,14 @@ def test_the_checkpoint_holds_the_network(run):
     assert not np.array_equal(model.decoder.W_s[...], before)
 
 
-def test_a_bad_network_is_refused(tmp_path, monkeypatch, as_a_user_runs_it):
+def test_inaccurate_network_raises(tmp_path, monkeypatch, as_a_user_runs_it):
     monkeypatch.setattr(date_translation, "fit", lambda *args, **options: None)
     with pytest.raises(SystemExit, match=r"the network reached 0.0%, wanted 97%"):
         date_translation.main(tmp_path, learnt=64, tested=60, epochs=1, units=2)
 
 
 @pytest.mark.parametrize("name", ["babel", "faker"])
-def test_missing_packages_are_named(monkeypatch, name):
+def test_missing_packages_raise_with_install_command(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match="pip install babel faker"):
         dates.load(1, 1)

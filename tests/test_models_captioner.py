@@ -79,7 +79,7 @@ def expected(model, image, words, positions=None):
 @pytest.mark.representatives("soft-None", "hard-positions1")
 @pytest.mark.parametrize("positions", [None, np.array([3, 0, 1])])
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_reading_equals_the_equations(attention, positions, x64):
+def test_read_equals_equations(attention, positions, x64):
     model, image = make(attention, jnp.float64), pictures(dtype=np.float64)
     assert model.grid == GRID
     found = model.read(image, WORDS, positions=positions)
@@ -91,7 +91,7 @@ def test_reading_equals_the_equations(attention, positions, x64):
     assert np.ptp(weights) > 0.2  # it prefers some places
 
 
-def test_words_are_scored_without_the_state_as_often_as_told(x64):
+def test_hidden_dropout_rate(x64):
     model, image = make(dtype=jnp.float64), pictures(dtype=np.float64)
     whole = model.read(image, WORDS)
     forgetful = nnx.clone(model)
@@ -111,7 +111,7 @@ def test_words_are_scored_without_the_state_as_often_as_told(x64):
 
 
 @pytest.mark.slow
-def test_what_is_read_does_not_depend_on_what_is_dropped():
+def test_positions_are_independent_of_hidden_dropout():
     model, image, count = make("hard"), pictures(), 4000
     keys = jax.random.split(jax.random.key(0), count)
     drawn = jax.vmap(lambda key: model.read(image, WORDS, key=key, hidden_dropout=0.5))(keys)
@@ -123,13 +123,13 @@ def test_what_is_read_does_not_depend_on_what_is_dropped():
             assert abs(here.sum() - len(here) / 2) < 2.25 * np.sqrt(len(here)) + 1e-9
 
 
-def test_soft_attention_draws_no_places():
+def test_soft_attention_draws_no_positions():
     model, image = make(), pictures()
     read = model.read(image, WORDS, key=jax.random.key(0), hidden_dropout=0.5)
     np.testing.assert_array_equal(read.positions, read.weights.argmax(-1))
 
 
-def test_annotations_see_around_the_middle_of_their_cells():
+def test_annotation_receptive_fields_are_centred():
     model = models.Captioner((32, 32, 1), V, T, channels=(4, 4, 4), rngs=nnx.Rngs(0))
     blank = model.begin(jnp.zeros((32, 32, 1)))[0].annotations
     assert model.grid == (8, 8)
@@ -148,7 +148,7 @@ def test_annotations_see_around_the_middle_of_their_cells():
 
 
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_batches_equal_single_pictures(attention):
+def test_batches_equal_single_images(attention):
     model, images = make(attention), pictures(2, 2)
     words = np.array([[[1, 2, 0], [0, 0, 0]], [[2, 2, 1], [1, 0, 0]]], np.int32)
     batched = nnx.jit(lambda model, *args: model.read(*args))(model, images, words)
@@ -166,7 +166,7 @@ def test_weights_are_captured_by_name():
     assert np.abs(even - out).max() > 1e-4
 
 
-def test_spoken_steps_end_with_the_first_end():
+def test_spoken_steps_end_at_first_end_token():
     words = np.array([[1, 2, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
     wanted = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
     np.testing.assert_array_equal(spoken(words), np.array(wanted, bool))
@@ -179,7 +179,7 @@ def log_likelihood(logits, words):
     return sum(normalised[t, words[t]] for t in range(steps)), steps
 
 
-def test_the_soft_loss_is_the_sum_of_its_parts(x64):
+def test_soft_loss_is_sum_of_terms(x64):
     model, images = make(dtype=jnp.float64), pictures(2, dtype=np.float64)
     words = np.array([[2, 0, 0], [1, 2, 1]], np.int32)
     reading = model.read(images, words)
@@ -230,7 +230,7 @@ def enumerated():
 
 
 @pytest.mark.slow
-def test_the_hard_estimator_is_unbiased_for_every_baseline(enumerated):
+def test_hard_estimator_is_unbiased_for_every_baseline(enumerated):
     found = enumerated
     assert found["probability"].sum() == pytest.approx(1, rel=1e-12)
     for baseline in (0.0, -3.0, 10.0):
@@ -257,7 +257,7 @@ def estimates(found, count, **options):
     return np.asarray(jax.jit(jax.vmap(slope))(jax.random.split(jax.random.key(0), count)))
 
 
-def test_every_draw_of_the_hard_loss_is_one_of_the_enumerated(enumerated, x64):
+def test_hard_loss_samples_are_enumerated(enumerated, x64):
     found = enumerated
     advantage = (found["likelihood"] + 1.5)[:, None]
     each = found["of_likelihood"] + 0.7 * advantage * found["of_prior"]
@@ -269,7 +269,7 @@ def test_every_draw_of_the_hard_loss_is_one_of_the_enumerated(enumerated, x64):
     assert len(set(distance.argmin(1))) >= 5
 
 
-def test_the_hard_gradient_is_the_enumerated_one_on_average(enumerated, x64):
+def test_mean_hard_gradient_equals_enumeration(enumerated, x64):
     found, count = enumerated, 20_000
     got = estimates(found, count, baseline=-1.5, entropy_weight=0.0, expected_share=0.0)
     error = got.std(0, ddof=1) / np.sqrt(count)
@@ -285,7 +285,7 @@ def test_the_hard_gradient_is_the_enumerated_one_on_average(enumerated, x64):
 
 
 @pytest.mark.slow
-def test_the_entropy_of_hard_attention_is_raised(enumerated, x64):
+def test_hard_loss_entropy_gradient(enumerated, x64):
     got = [
         estimates(enumerated, 40, entropy_weight=w, score_weight=0.0, expected_share=0.0)
         for w in (0.0, 0.5)
@@ -305,7 +305,7 @@ def test_the_entropy_of_hard_attention_is_raised(enumerated, x64):
     assert (distance.min(1) < 1e-9).all()
 
 
-def test_expected_places_are_all_read_by_their_weights(x64):
+def test_expected_positions_use_weighted_annotations(x64):
     model, image = make("hard", jnp.float64), pictures(1, dtype=np.float64)
     words = WORDS[None]
 
@@ -325,7 +325,7 @@ def test_expected_places_are_all_read_by_their_weights(x64):
         assert (change < 1e-12) == same
 
 
-def test_hard_attention_pays_its_penalty(x64):
+def test_hard_loss_includes_penalty(x64):
     model, image = make("hard", jnp.float64), pictures(1, dtype=np.float64)
     plain, paid = (
         models.hard_caption_loss(model, image, WORDS[None], key=jax.random.key(3), penalty=p)
@@ -335,7 +335,7 @@ def test_hard_attention_pays_its_penalty(x64):
     np.testing.assert_allclose(paid.value - plain.value, 0.3 * paid.penalty, rtol=1e-10)
 
 
-def test_the_baseline_moves_by_a_tenth():
+def test_moving_baseline_rate():
     assert float(models.moving_baseline(-2.0, -12.0)) == pytest.approx(-3.0)
 
 
@@ -352,7 +352,7 @@ def every_caption(model, image):
 
 @pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_a_wide_beam_finds_the_most_likely_captions(attention, x64):
+def test_wide_beam_returns_most_likely_captions(attention, x64):
     model, image = make(attention, jnp.float64), pictures(dtype=np.float64)
     every = every_caption(model, image)
     assert len(every) == 1 + 2 + 4 * 3 and sum(map(np.exp, every.values())) == pytest.approx(1)
@@ -363,7 +363,7 @@ def test_a_wide_beam_finds_the_most_likely_captions(attention, x64):
     np.testing.assert_array_equal(found.log_prob[15:], -np.inf)
 
 
-def test_the_search_says_where_it_looked():
+def test_beam_search_returns_attention_weights():
     model, image = make(), pictures()
     found = models.beam_captions(model, image, width=4)
     for words, weights in zip(found.words, found.weights, strict=True):
@@ -375,7 +375,7 @@ def test_the_search_says_where_it_looked():
     assert not all(np.asarray(spoken(found.words)).all(1))
 
 
-def test_greedy_says_the_most_likely_word_at_every_step():
+def test_greedy_caption_is_argmax_at_each_step():
     model, images = make("hard"), pictures(2, 3)
     found = nnx.jit(models.greedy_caption)(model, images)
     logits = model(images, found.words)
@@ -388,7 +388,7 @@ def test_greedy_says_the_most_likely_word_at_every_step():
 
 
 @pytest.mark.slow
-def test_a_beam_is_at_least_as_good_as_greed():
+def test_beam_is_at_least_as_likely_as_greedy():
     model, images = make(), pictures(8)
     greedy = models.greedy_caption(model, images).log_prob
     assert (models.beam_captions(model, images, width=3).log_prob[:, 0] >= greedy - 1e-6).all()
@@ -396,7 +396,7 @@ def test_a_beam_is_at_least_as_good_as_greed():
 
 @pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_relevance_of_a_word_is_conserved(attention, x64):
+def test_word_relevance_is_conserved(attention, x64):
     model, images = make(attention, jnp.float64), pictures(2, dtype=np.float64)
     words = np.stack([WORDS, WORDS])
     found = ja.explain(ja.lrp, model, images, (1, 2), args=(words,), conserve_bias=True)
@@ -422,7 +422,7 @@ def test_relevance_of_a_word_is_conserved(attention, x64):
         (IMAGE, [1.0, 0.0], TypeError, "`words` must be integers"),
     ],
 )
-def test_bad_input_is_refused(image, words, error, message):
+def test_invalid_inputs_raise(image, words, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make()(np.zeros(image, np.float32), np.array(words))
 
@@ -440,23 +440,23 @@ def test_bad_input_is_refused(image, words, error, message):
         ({"hidden_dropout": np.nan}, ValueError, "`hidden_dropout` must lie in 0 to 1, got nan"),
     ],
 )
-def test_bad_options_of_a_reading_are_refused(options, error, message):
+def test_invalid_read_options_raise(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make("hard").read(pictures(), WORDS, **options)
 
 
 @pytest.mark.parametrize("width", [0, -1])
-def test_a_beam_below_one_is_refused(width):
+def test_beam_width_below_one_raises(width):
     with pytest.raises(ValueError, match=f"`width` must be at least 1, got {width}"):
         models.beam_captions(make(), pictures(), width=width)
 
 
-def test_a_search_refuses_pictures_of_another_shape():
+def test_search_on_other_image_shape_raises():
     with pytest.raises(ValueError, match=re.escape("`image` must have shape (..., 6, 5, 2)")):
         models.greedy_caption(make(), np.zeros((5, 6, 2), np.float32))
 
 
-def test_the_hard_loss_needs_hard_attention():
+def test_hard_loss_requires_hard_attention():
     with pytest.raises(ValueError, match="`model` must have hard attention, got soft"):
         models.hard_caption_loss(make(), pictures(1), WORDS[None], key=jax.random.key(0))
 
@@ -470,6 +470,6 @@ def test_the_hard_loss_needs_hard_attention():
         ({"hidden_features": 0}, "`hidden_features` must be at least 1, got 0"),
     ],
 )
-def test_bad_sizes_are_refused(options, message):
+def test_invalid_sizes_raise(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make(**options)

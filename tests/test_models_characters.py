@@ -41,7 +41,7 @@ def ids(*shape):
     return np.random.default_rng(0).integers(0, V, shape).astype(np.int32)
 
 
-def test_a_sum_by_hand():
+def test_attention_by_hand():
     layer = nn.FeedForwardAttention(2, rngs=nnx.Rngs(0))
     layer.W[...] = jnp.array([[1.0], [-1.0]])
     layer.b[...] = jnp.array([0.5])
@@ -52,7 +52,7 @@ def test_a_sum_by_hand():
     np.testing.assert_allclose(values, [share, 1 - share], rtol=1e-6)
 
 
-def test_weights_sum_to_one_and_lie_close_together(layer):
+def test_weights_sum_to_one_with_bounded_ratio(layer):
     x = 100 * inputs(2, 3, T, D)
     values, weights = layer(x)
     assert values.shape == (2, 3, D)
@@ -64,7 +64,7 @@ def test_weights_sum_to_one_and_lie_close_together(layer):
     np.testing.assert_allclose(weights[1, 2], alone.weights, rtol=1e-6)
 
 
-def test_what_is_masked_changes_nothing(layer):
+def test_masked_steps_are_ignored(layer):
     x = inputs(2, T, D)
     mask = np.array([[False, True, True, False, True, False], [False] * T])
     spoilt = np.where(mask[..., None], x, np.nan)
@@ -93,7 +93,7 @@ def test_gradients_and_dtypes(layer):
     assert layer(np.ones((T, D), np.int32)).weights.dtype == np.float32
 
 
-def test_weights_are_found_and_replaced_by_name():
+def test_weights_are_captured_and_replaced_by_name():
     named = nn.FeedForwardAttention(D, name="mine", rngs=nnx.Rngs(0))
     x = inputs(T, D)
     (_, weights), seen = ja.capture(named, "mine")(x)
@@ -113,7 +113,7 @@ def test_weights_are_found_and_replaced_by_name():
         (inputs(T, D), np.ones(T + 1, bool), ValueError, "`mask` must broadcast to shape (6,)"),
     ],
 )
-def test_attention_refuses_bad_input(layer, x, mask, error, message):
+def test_invalid_attention_inputs_raise(layer, x, mask, error, message):
     with pytest.raises(error, match=re.escape(message)):
         layer(x, mask)
 
@@ -129,7 +129,7 @@ def test_sizes_must_be_positive():
         ja.models.CharacterClassifier(3, hidden_features=0, rngs=nnx.Rngs(0))
 
 
-def test_the_published_sizes():
+def test_published_sizes():
     model = ja.models.CharacterClassifier(60, rngs=nnx.Rngs(0))
     assert model.embedding.embedding.shape == (60, 100)
     assert model.gru.weights().recurrent.shape == (250, 750)
@@ -137,7 +137,7 @@ def test_the_published_sizes():
     assert model.head.kernel.shape == (250, 1)
 
 
-def test_it_is_the_network_that_keras_builds(model):
+def test_equals_keras_network(model):
     """One call gives Keras' prediction and its weights."""
     text = ids(T)
     with jax.numpy_rank_promotion("allow"):  # Keras' own
@@ -156,7 +156,7 @@ def test_it_is_the_network_that_keras_builds(model):
     np.testing.assert_allclose(own_seen["attention_vec"].sum(), 1, rtol=1e-6)
 
 
-def test_lengths_hide_the_padding(model):
+def test_lengths_mask_padding(model):
     text = ids(2, T)
     padded = np.concatenate([np.full((2, 3), V - 1), text], axis=1, dtype=np.int32)
     lengths = np.array([T, T], np.int32)
@@ -167,14 +167,14 @@ def test_lengths_hide_the_padding(model):
     assert (np.abs(model(padded) - model(text)) > 1e-4).all()
 
 
-def test_an_empty_text_gets_the_bias_alone(model):
+def test_empty_text_output_is_bias(model):
     empty = ja.capture(model, "attention_vec")(np.zeros(T, np.int32), np.int32(0))
     np.testing.assert_allclose(empty[0], jax.nn.sigmoid(model.head.bias[...]), rtol=1e-6)
     assert not empty[1]["attention_vec"].any()
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_relevance_of_the_characters_adds_up_to_the_logit(padded):
+def test_character_relevance_sums_to_logit(padded):
     with jax.enable_x64(True):
         model = ja.models.CharacterClassifier(
             V, embedding_features=E, hidden_features=H, param_dtype=jnp.float64, rngs=nnx.Rngs(1)
@@ -192,7 +192,7 @@ def test_relevance_of_the_characters_adds_up_to_the_logit(padded):
 @pytest.mark.parametrize(
     "method", [ja.saliency, ja.input_x_gradient, ja.integrated_gradients, ja.occlusion, ja.lrp]
 )
-def test_methods_explain_the_logit_of_the_answer(model, method):
+def test_default_target_is_the_logit(model, method):
     texts = ids(2, T)
     given = ja.explain(method, model.logits, texts, at="embedding")
     found = ja.explain(
@@ -219,6 +219,6 @@ def test_methods_explain_the_logit_of_the_answer(model, method):
         (ids(2, T), np.array([T]), ValueError, "`lengths` must have shape (2,)"),
     ],
 )
-def test_the_model_refuses_bad_input(model, given, lengths, error, message):
+def test_invalid_model_inputs_raise(model, given, lengths, error, message):
     with pytest.raises(error, match=re.escape(message)):
         model(given, lengths)

@@ -51,7 +51,7 @@ def loop(model, image, noise):
     return [np.stack(part) for part in zip(*told, strict=True)]
 
 
-def test_it_is_its_equations(x64):
+def test_equals_equations(x64):
     model = make()
     drawn, sure = model.look(IMAGES[0], key=KEY), model.look(IMAGES[0])
     for found, noise in (
@@ -70,7 +70,7 @@ def test_it_is_its_equations(x64):
     np.testing.assert_allclose(again.logits, drawn.logits, atol=1e-12)
 
 
-def test_a_batch_is_each_image_by_itself():
+def test_batches_equal_single_images():
     model = make(jnp.float32)
     images = IMAGES.astype(np.float32).reshape(2, 2, 12, 10)
     got = model(images)
@@ -84,7 +84,7 @@ def test_a_batch_is_each_image_by_itself():
     assert np.all(other.samples != drawn.samples)
 
 
-def test_colour_and_integers():
+def test_colour_images_and_integer_pixels():
     model = make(jnp.float32, channels=3)
     image = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     assert model(image).shape == (CLASSES,)
@@ -92,7 +92,7 @@ def test_colour_and_integers():
     assert np.any(model(image) != model(image[..., ::-1]))
 
 
-def test_probabilities_are_the_mean_over_paths(x64):
+def test_probabilities_are_mean_over_paths(x64):
     model = make()
     got = model.probabilities(IMAGES, key=KEY, num_samples=5)
     paths = [model.look(IMAGES, key=key) for key in jax.random.split(KEY, 5)]
@@ -122,7 +122,7 @@ def moved(gradient):
 SEEING = {"glimpse", "from_state", "from_glimpse", "classifier"}
 
 
-def test_each_part_of_the_loss_trains_its_own_part(x64):
+def test_loss_terms_have_separate_gradients(x64):
     model = make()
     assert moved(slopes(model, "cross_entropy")) == SEEING
     assert moved(slopes(model, "baseline")) == {"baseline"}
@@ -132,7 +132,7 @@ def test_each_part_of_the_loss_trains_its_own_part(x64):
     assert moved(slopes(model, "loss", locations=given)) == SEEING | {"baseline"}
 
 
-def test_the_gradient_is_that_of_reinforce(x64):
+def test_reinforce_gradient_equals_formula(x64):
     """It is -(l - mu) / std^2 * (R - b), through tanh into the weights, a mean over images."""
     model, paths, std = make(), 2, 0.17
     kernel, bias = np.zeros((UNITS, 2)), np.zeros(2)
@@ -161,7 +161,7 @@ def test_the_gradient_is_that_of_reinforce(x64):
 
 
 @pytest.mark.slow
-def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
+def test_mean_reinforce_gradient_is_expected_reward_gradient(x64):
     """On a grid of places, where every path of two glimpses can be listed with its probability."""
     model = make(num_glimpses=2, std=0.6)
     model.baseline.kernel[...] *= 0
@@ -213,7 +213,7 @@ def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
 
 
 @pytest.mark.slow
-def test_it_learns_where_to_look():
+def test_training_moves_gaze_to_informative_region():
     """Only the lower right tells the classes apart; the gaze, which starts amid, must go there."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 64).astype(np.int32)
@@ -252,7 +252,7 @@ def unseen(boxes, shape):
 
 @pytest.mark.representatives("lrp")
 @pytest.mark.parametrize("method", [ja.gradient, ja.saliency, ja.lrp, ja.input_x_gradient])
-def test_nothing_outside_of_all_boxes_matters(method, x64):
+def test_attribution_outside_boxes_is_zero(method, x64):
     model = make(size=2)
     values = np.asarray(ja.explain(method, model, IMAGES, LABELS).values)
     for value, boxes in zip(values, model.look(IMAGES).boxes, strict=True):
@@ -270,7 +270,7 @@ def test_relevance_is_conserved(x64):
     np.testing.assert_allclose(total, scores, rtol=0, atol=1e-10)
 
 
-def test_the_slope_is_that_along_a_fixed_path(x64):
+def test_gradient_is_along_fixed_path(x64):
     model = make()
     path = model.look(IMAGES[0]).locations
     step = np.random.default_rng(0).normal(size=(12, 10))
@@ -283,7 +283,7 @@ def test_the_slope_is_that_along_a_fixed_path(x64):
     np.testing.assert_allclose(got, slope, rtol=1e-6)
 
 
-def test_the_gaze_is_read_and_redirected_by_name(x64):
+def test_locations_are_captured_and_replaced_by_name(x64):
     model = make()
     _, seen = ja.capture(model, "locations")(IMAGES[0])
     np.testing.assert_array_equal(seen["locations"], model.look(IMAGES[0]).locations)
@@ -349,12 +349,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named(call, message):
+def test_invalid_inputs_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_numbers_of_things_are_integers():
+def test_non_integer_counts_raise():
     with pytest.raises(TypeError, match=r"`num_glimpses` must be an integer, got 2\.5"):
         make(num_glimpses=2.5)
     with pytest.raises(TypeError, match=r"`num_samples` must be an integer, got 1\.5"):
@@ -366,7 +366,7 @@ def test_traced_labels_are_not_checked():
     assert np.isfinite(found(LABELS)) and np.isnan(found(LABELS + 1))
 
 
-def test_locations_beyond_the_edge_see_zeros(x64):
+def test_locations_beyond_the_edge_read_zeros(x64):
     model = make()
     away = np.full((N, 2), 5.0)
     np.testing.assert_array_equal(
@@ -375,7 +375,7 @@ def test_locations_beyond_the_edge_see_zeros(x64):
     )
 
 
-def test_an_image_with_nan_has_no_answer():
+def test_nan_image_outputs_nan():
     broken = IMAGES[:2].astype(np.float32)
     broken[0, 5, 5] = np.nan
     logits = make(jnp.float32)(broken)

@@ -25,7 +25,7 @@ def inputs(*shape):
     return np.random.default_rng(0).normal(size=shape)
 
 
-def test_the_worked_example():
+def test_published_example_shapes():
     x = jax.ShapeDtypeStruct((240, 4), jnp.float32)
     wanted = {"self": ((240, 60), (240, 240), 72000), "weighted": ((60,), (240,), 300)}
     for attention, (attended, weights, read) in wanted.items():
@@ -39,7 +39,7 @@ def test_the_worked_example():
 
 
 @every_form
-def test_the_head_reads_what_the_layers_give(attention, beside):
+def test_head_inputs_are_values_and_weights_or_outputs(attention, beside):
     model, x = make(attention=attention, beside=beside), inputs(T, D).astype(np.float32)
     logits, seen = ja.capture(model)(x, np.int32(4))
     outputs, values, weights = (
@@ -59,7 +59,7 @@ def test_the_head_reads_what_the_layers_give(attention, beside):
 
 
 @every_form
-def test_padding_is_never_seen(attention, beside):
+def test_padding_is_ignored(attention, beside):
     model, x = make(attention=attention, beside=beside), inputs(3, T, D).astype(np.float32)
     lengths = np.array([6, 4, 0], np.int32)
     padding = np.arange(T) >= lengths[:, None]
@@ -108,7 +108,7 @@ def test_wrong_settings(message, options):
 
 
 @pytest.mark.parametrize("name", ["in_features", "num_steps", "num_classes", "hidden_features"])
-def test_sizes_are_integers(name):
+def test_non_integer_sizes_raise(name):
     given = {"in_features": D, "num_steps": T, "num_classes": K, "rngs": nnx.Rngs(0)}
     with pytest.raises(TypeError, match=rf"^`{name}` must be an integer, got 5\.5"):
         SignalClassifier(**given | {name: 5.5})

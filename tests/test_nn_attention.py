@@ -94,7 +94,7 @@ def test_multiplicative_equals_a_loop(score, x64):
 
 @pytest.mark.parametrize("score", ["general", "concat"])
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_local_monotonic_reads_about_its_own_place(score, mask, x64):
+def test_local_monotonic_is_centred_at_query_index(score, mask, x64):
     layer = multiplicative(score, local="monotonic", window=1)
     valid = np.ones(T_IN, bool) if mask is None else mask
     scores = scores_of(layer, QUERIES, KEYS)
@@ -108,7 +108,7 @@ def test_local_monotonic_reads_about_its_own_place(score, mask, x64):
 
 @pytest.mark.parametrize("mask", [None, MASK])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_local_predictive_equals_the_papers_formula(normalize, mask, x64):
+def test_local_predictive_equals_published_formula(normalize, mask, x64):
     layer = multiplicative(local="predictive", window=2, normalize=normalize)
     w = arrays(layer)
     valid = np.ones(T_IN, bool) if mask is None else mask
@@ -128,7 +128,7 @@ def test_local_predictive_equals_the_papers_formula(normalize, mask, x64):
     assert np.allclose(got.weights.sum(1), 1) == normalize
 
 
-def test_a_window_beyond_the_keys_is_empty():
+def test_window_beyond_keys_has_zero_weights():
     layer = nn.MultiplicativeAttention(Q, local="monotonic", window=1, rngs=nnx.Rngs(0))
     x = inputs(0, T_OUT, Q).astype(np.float32)
     values, weights = layer(x, x[:2])
@@ -137,7 +137,7 @@ def test_a_window_beyond_the_keys_is_empty():
     np.testing.assert_array_equal(weights[2], [0, 1])
 
 
-def test_cross_attention_goes_both_ways(x64):
+def test_cross_attention_equals_loop_in_both_directions(x64):
     layer = perturbed(
         nn.CrossAttention(D, units=(UNITS, 3), param_dtype="float64", rngs=nnx.Rngs(0))
     )
@@ -200,7 +200,7 @@ def run(kind, layer, queries, keys, mask=None):
 
 
 @every_layer
-def test_what_is_masked_is_never_seen(kind):
+def test_masked_steps_are_ignored(kind):
     layer = LAYERS[kind]("float32")
     queries, keys = sequences(kind)
     garbage = np.array([0, np.nan, np.inf, 1e30], np.float32)
@@ -226,7 +226,7 @@ def test_what_is_masked_is_never_seen(kind):
 
 
 @every_layer
-def test_where_all_is_masked_all_is_zero(kind):
+def test_fully_masked_output_is_zero(kind):
     layer = LAYERS[kind]("float32")
     queries, keys = sequences(kind)
 
@@ -281,7 +281,7 @@ def test_weights_are_captured_and_replaced(kind):
     ],
 )
 @pytest.mark.parametrize("kind", ["predictive", "self", "cross", "heads"])
-def test_dtype_is_that_of_weights_and_inputs_promoted(kind, param_dtype, x_dtype, expected, x64):
+def test_dtype_is_promoted_from_weights_and_inputs(kind, param_dtype, x_dtype, expected, x64):
     layer = LAYERS[kind](param_dtype)
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(param_dtype)}
     queries, keys = (jnp.asarray(x, x_dtype) for x in sequences(kind))

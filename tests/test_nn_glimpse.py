@@ -38,12 +38,12 @@ def by_hand(image, location, size, scales):
 @pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
 @pytest.mark.parametrize("location", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize(("size", "scales"), [(4, 1), (3, 2), (4, 3)])
-def test_the_sensor_equals_slicing_by_hand(image, location, size, scales):
+def test_sensor_equals_slicing_by_hand(image, location, size, scales):
     got = nn.glimpse(image, np.array(location, np.float32), size, scales)
     np.testing.assert_allclose(got, by_hand(image, location, size, scales), rtol=0, atol=1e-6)
 
 
-def test_the_sensor_at_the_centre_a_corner_and_beyond_the_edge():
+def test_sensor_at_centre_corner_and_beyond_edge():
     def look(row, column):
         return nn.glimpse(SQUARE, np.array([row, column], np.float32), 2, 2)
 
@@ -61,14 +61,14 @@ def test_the_sensor_at_the_centre_a_corner_and_beyond_the_edge():
     np.testing.assert_array_equal(wide, [[(32 + 33) / 4, (34 + 35) / 4], [0, 0]])
 
 
-def test_rows_come_first():
+def test_location_order_is_row_column():
     np.testing.assert_array_equal(
         nn.glimpse(SQUARE, np.array([-2 / 3, 2 / 3], np.float32), 2)[0], SQUARE[0:2, 4:6]
     )
 
 
 @pytest.mark.parametrize("location", [(0, 0), (-0.37, 0.21), (0.2, -0.3)])
-def test_boxes_are_the_pixels_that_are_read(location):
+def test_boxes_are_the_pixels_read(location):
     location = np.array(location, np.float32)
     top, left, bottom, right = np.asarray(nn.glimpse_boxes(location, GREY.shape, 4)[0])
     assert (bottom - top, right - left) == (4, 4)
@@ -82,7 +82,7 @@ def test_boxes_are_the_pixels_that_are_read(location):
     np.testing.assert_array_equal(boxes[0, :, 2] - boxes[0, :, 0], [4, 8, 16])
 
 
-def test_integers_are_converted_and_other_precisions_kept(x64):
+def test_integers_are_converted_and_floating_dtypes_kept(x64):
     centre = np.zeros(2, np.float32)
     whole = nn.glimpse(np.arange(36, dtype=np.uint8).reshape(6, 6), centre, 2, 2)
     np.testing.assert_allclose(whole[0], [[14, 15], [20, 21]])
@@ -91,7 +91,7 @@ def test_integers_are_converted_and_other_precisions_kept(x64):
 
 
 @pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
-def test_a_batch_of_images_each_at_its_own_place(image):
+def test_batches_equal_single_images(image):
     sensor = nn.GlimpseSensor(3, 2)
     images = np.stack([[image, image[::-1]], [image[:, ::-1], 2 * image]])
     locations = np.random.default_rng(0).uniform(-1, 1, (2, 2, 2)).astype(np.float32)
@@ -100,7 +100,7 @@ def test_a_batch_of_images_each_at_its_own_place(image):
         np.testing.assert_allclose(got[i], sensor(images[i], locations[i]), atol=1e-6)
 
 
-def test_the_glimpse_network_is_its_formula():
+def test_glimpse_network_equals_formula():
     network = nn.GlimpseNetwork(5, 4, patch_features=3, location_features=2, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     patches, location = (rng.normal(size=(7, n)).astype(np.float32) for n in (5, 2))
@@ -130,7 +130,7 @@ def network():
 HIDDEN = np.random.default_rng(2).normal(size=(400, 3)).astype(np.float32)
 
 
-def test_locations_are_drawn_around_their_means_and_clamped(network):
+def test_locations_are_normal_around_means_and_clamped(network):
     found = network(HIDDEN, key=jax.random.key(0))
     mean = np.tanh(HIDDEN @ np.asarray(network.linear.kernel) + np.asarray(network.linear.bias))
     np.testing.assert_allclose(found.mean, mean, rtol=1e-5, atol=1e-6)
@@ -144,7 +144,7 @@ def test_locations_are_drawn_around_their_means_and_clamped(network):
     np.testing.assert_array_equal(network(HIDDEN, at=outside).location, outside)
 
 
-def test_the_slope_of_the_log_density_is_the_scaled_deviation(network, x64):
+def test_log_density_gradient_is_scaled_deviation(network, x64):
     rng = np.random.default_rng(0)
     sample, mean, advantage = rng.normal(size=(3, 5, 2))
 
@@ -155,7 +155,7 @@ def test_the_slope_of_the_log_density_is_the_scaled_deviation(network, x64):
     np.testing.assert_allclose(jax.grad(push)(jnp.asarray(mean)), expected, rtol=1e-12)
 
 
-def test_only_the_mean_has_a_gradient_and_only_in_the_weights(network):
+def test_only_mean_has_gradient_and_only_in_weights(network):
     def total(network, hidden, part):
         return getattr(network(hidden, key=jax.random.key(0)), part).sum()
 
@@ -216,13 +216,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named(call, message):
+def test_invalid_inputs_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("size", [8.5, "8"])
-def test_sizes_are_integers(size):
+def test_non_integer_sizes_raise(size):
     for name, call in {
         "size": lambda: nn.GlimpseSensor(size),
         "scales": lambda: nn.GlimpseSensor(8, size),
@@ -233,7 +233,7 @@ def test_sizes_are_integers(size):
             call()
 
 
-def test_nan_in_the_image_is_passed_on():
+def test_nan_pixels_are_propagated():
     broken = SQUARE.copy()
     broken[0, 0] = np.nan
     assert np.isnan(nn.glimpse(broken, np.zeros(2, np.float32), 2)).any()

@@ -178,7 +178,7 @@ def test_stacked_keras_layers(standard_promotion):
     np.testing.assert_allclose(nn.from_keras(ours, weights)(x).state, want, rtol=0, atol=1e-6)
 
 
-def test_weights_keep_the_layers_dtype():
+def test_loaded_weights_keep_layer_dtype():
     layer = nn.LSTM(D, H, param_dtype="bfloat16", rngs=nnx.Rngs(0))
     nn.from_torch(layer, state_dict("lstm"))
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype("bfloat16")}
@@ -208,7 +208,7 @@ def without(name):
         ("for each of the layer's 1 cells, got 6 arrays", [np.zeros((D, 6))] * 6),
     ],
 )
-def test_wrong_weights_leave_the_layer_alone(message, weights):
+def test_wrong_weights_raise_and_leave_layer_unchanged(message, weights):
     layer = nn.GRU(D, H, rngs=nnx.Rngs(0))
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(layer)))
     with pytest.raises(ValueError, match=message):

@@ -122,7 +122,7 @@ def test_batch_axes_equal_vmap(cell, bidirectional):
 @pytest.mark.representatives("right-lstm", "left-gru")
 @every_cell
 @both_paddings
-def test_padding_is_never_seen(cell, padding):
+def test_padding_is_ignored(cell, padding):
     layer = make(cell, num_layers=2, bidirectional=True)
     x, length = inputs(T, D), 3
     valid = np.asarray(nn.valid_steps(length, T, padding))
@@ -154,14 +154,14 @@ def test_eager_calls_compile_once(caplog):
 
 
 @every_cell
-def test_length_zero_gives_the_zero_state(cell):
+def test_length_zero_state_is_zero(cell):
     outputs, state = make(cell, bidirectional=True)(np.full((T, D), np.nan, np.float32), 0)
     assert not outputs.any() and not state.any()
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, T), min_size=3, max_size=3), st.sampled_from(["right", "left"]))
-def test_moving_the_padding_moves_the_outputs(lengths, padding):
+def test_outputs_are_equivariant_to_padding_side(lengths, padding):
     layer, x = _LSTM, inputs(3, T, D)
     got = _run(layer, x, np.array(lengths), padding)
     for i, n in enumerate(lengths):
@@ -205,7 +205,7 @@ def test_gradients_equal_finite_differences(cell, x64):
         ("float64", "float32", "float64"),
     ],
 )
-def test_dtype_is_that_of_weights_and_input_promoted(param_dtype, x_dtype, expected, x64):
+def test_dtype_is_promoted_from_weights_and_input(param_dtype, x_dtype, expected, x64):
     layer = make("gru", param_dtype)
     x = jnp.asarray(np.arange(T * D).reshape(T, D) % 3, x_dtype)
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(param_dtype)}
@@ -218,7 +218,7 @@ def test_dtype_is_that_of_weights_and_input_promoted(param_dtype, x_dtype, expec
 
 @pytest.mark.representatives("lstm")
 @every_cell
-def test_half_precision_runs_in_both_directions(cell):
+def test_bfloat16_bidirectional(cell):
     layer = make(cell, "bfloat16", bidirectional=True)
     x = inputs(T, D)
     got = layer(x.astype(jnp.bfloat16), 3)
@@ -226,7 +226,7 @@ def test_half_precision_runs_in_both_directions(cell):
     np.testing.assert_allclose(got.state.astype("float32"), layer(x, 3).state, rtol=0, atol=0.05)
 
 
-def test_weights_at_the_start():
+def test_initial_weights():
     for cell, gates in {"lstm": 4, "gru": 3, "tanh": 1}.items():
         layer = LAYERS[cell](D, H, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
         first, above = layer.weights(0, backward=True), layer.weights(1)
@@ -241,7 +241,7 @@ def test_weights_at_the_start():
         np.testing.assert_array_equal(first.bias, bias)
 
 
-def test_step_functions_are_the_layers_step():
+def test_step_functions_equal_layers():
     x = inputs(1, D)
     w = make("lstm").weights()
     zero = jnp.zeros(H)
@@ -256,13 +256,13 @@ def test_step_functions_are_the_layers_step():
 
 
 @every_cell
-def test_the_graph_is_hashable_and_equal_for_equal_layers(cell):
+def test_graph_is_hashable_and_equal_for_equal_layers(cell):
     graphs = [nnx.split(make(cell, bidirectional=True))[0] for _ in range(2)]
     assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
     assert graphs[0] != nnx.split(make(cell))[0]
 
 
-def test_the_activation_is_part_of_the_graph():
+def test_activation_is_part_of_graph():
     assert nnx.split(make("tanh"))[0] != nnx.split(make("relu"))[0]
 
 
@@ -341,7 +341,7 @@ def gru_by_autodiff(w, hidden, x):
     ("cell", "step", "by_autodiff"),
     [("lstm", nn.lstm_step, lstm_by_autodiff), ("gru", nn.gru_step, gru_by_autodiff)],
 )
-def test_written_derivatives_equal_those_of_automatic_differentiation(cell, step, by_autodiff, x64):
+def test_custom_derivatives_equal_autodiff(cell, step, by_autodiff, x64):
     weights = make(cell, np.float64).weights()
     draw = iter(jnp.asarray(inputs(3, H, dtype=np.float64)))
     state = nn.LSTMState(next(draw), next(draw)) if cell == "lstm" else next(draw)
@@ -361,7 +361,7 @@ def test_written_derivatives_equal_those_of_automatic_differentiation(cell, step
 
 
 @pytest.mark.parametrize(("cell", "values"), [("lstm", 6), ("gru", 5)])
-def test_reverse_mode_keeps_one_factor_for_each_number_that_moves(cell, values):
+def test_reverse_mode_residual_count(cell, values):
     layer = make(cell)
     _, pullback = jax.vjp(lambda x: layer(x).state, inputs(T, D))
     kept = [leaf for leaf in jax.tree.leaves(pullback) if jnp.shape(leaf) == (T, H)]

@@ -67,7 +67,7 @@ def loop(layer, x, mask=None, *, compat=False):
     return np.array(rows) @ x, np.array(rows)
 
 
-def test_the_published_check():
+def test_published_example():
     layer = nn.SeqSelfAttention(2, units=2, rngs=nnx.Rngs(0))
     published = {
         "Wt": [[0.1, 0.2], [0.3, 0.4]], "Wx": [[0.5, -0.5], [0.25, 0.75]],
@@ -104,7 +104,7 @@ def test_equals_a_loop(attention_type, width, history_only, x64):
 
 
 @both_types
-def test_biases_can_be_left_out(attention_type, x64):
+def test_without_biases(attention_type, x64):
     layer = make(
         attention_type=attention_type, use_additive_bias=False, use_attention_bias=False,
         attention_activation=jnp.tanh,
@@ -117,7 +117,7 @@ def test_biases_can_be_left_out(attention_type, x64):
 
 @both_types
 @pytest.mark.parametrize("options", [{}, {"attention_width": 3}, {"history_only": True}])
-def test_masked_steps_are_read_by_none(attention_type, options, x64):
+def test_masked_steps_have_zero_weights(attention_type, options, x64):
     layer = make(attention_type=attention_type, **options)
     x, mask = inputs(T, D), np.array([1, 1, 0, 1, 1, 0], bool)
     dirty = np.where(mask[:, None], x, np.nan)
@@ -132,7 +132,7 @@ def test_masked_steps_are_read_by_none(attention_type, options, x64):
 
 @both_types
 @pytest.mark.parametrize("width", [None, 3])
-def test_compat_removes_only_pairs_of_padding(attention_type, width, x64):
+def test_compat_masks_only_pairs_of_padding(attention_type, width, x64):
     layer = make(attention_type=attention_type, attention_width=width, compat=True)
     x, mask = inputs(T, D), np.array([1, 1, 1, 0, 0, 0], bool)
     got, wanted = layer(x, mask), loop(layer, x, mask, compat=True)
@@ -144,7 +144,7 @@ def test_compat_removes_only_pairs_of_padding(attention_type, width, x64):
     assert (got.weights[5, 4] > 0) == (width == 3)
 
 
-def test_a_step_that_may_read_none_has_zeros():
+def test_fully_masked_step_is_zero():
     layer = nn.SeqSelfAttention(D, attention_width=1, rngs=nnx.Rngs(0))
     x, mask = inputs(2, T, D).astype(np.float32), np.array([[1, 0, 1, 1, 1, 1], [0] * T], bool)
     dirty = np.where(mask[..., None], x, np.nan)
@@ -153,7 +153,7 @@ def test_a_step_that_may_read_none_has_zeros():
     np.testing.assert_array_equal(values, np.where(mask[..., None], x, 0))
 
 
-def test_one_step_reads_itself():
+def test_single_step_attends_to_itself():
     x = inputs(1, D).astype(np.float32)
     for layer in (
         nn.SeqSelfAttention(D, attention_width=5, history_only=True, rngs=nnx.Rngs(0)),
@@ -164,7 +164,7 @@ def test_one_step_reads_itself():
         np.testing.assert_array_equal(values, x)
 
 
-def test_half_precision_stays_half():
+def test_bfloat16_is_kept():
     layer = nn.SeqSelfAttention(D, compat=True, param_dtype="bfloat16", rngs=nnx.Rngs(0))
     x = jnp.asarray(inputs(T, D), jnp.bfloat16)
     values, weights = layer(x, np.arange(T) < 4)
@@ -173,7 +173,7 @@ def test_half_precision_stays_half():
     np.testing.assert_allclose(weights.astype("float32"), wanted, rtol=0, atol=0.03)
 
 
-def test_the_regularizer(x64):
+def test_attention_regularizer(x64):
     a = np.stack([softmax(row) for row in inputs(2 * T, T)]).reshape(2, T, T)
     wanted = sum(((w @ w.T - np.eye(T)) ** 2).sum() for w in a) / 2
     np.testing.assert_allclose(nn.attention_regularizer(jnp.array(a), 0.3), 0.3 * wanted)
@@ -182,7 +182,7 @@ def test_the_regularizer(x64):
     assert nn.attention_regularizer(jnp.eye(T)) == 0
 
 
-def test_weighted_attention_is_one_sum(x64):
+def test_weighted_attention_equals_formula(x64):
     layer = perturbed(nn.SeqWeightedAttention(D, param_dtype="float64", rngs=nnx.Rngs(0)))
     x, mask = inputs(T, D), np.array([1, 1, 0, 1, 0, 0], bool)
     assert (layer.W.shape, layer.b.shape) == ((D, 1), (1,))
@@ -206,7 +206,7 @@ def head(q, k, v, history_only, mask):
 
 
 @pytest.mark.parametrize("history_only", [False, True])
-def test_scaled_dot_products(history_only, x64):
+def test_scaled_dot_product_equals_formula(history_only, x64):
     layer = nn.ScaledDotProductAttention(history_only=history_only)
     q, k, v = inputs(5, D), inputs(T, D)[::-1], inputs(T, 2)
     mask = np.array([1, 1, 0, 1, 0, 0], bool)
@@ -220,7 +220,7 @@ def test_scaled_dot_products(history_only, x64):
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("history_only", [False, True])
-def test_many_heads(history_only, activation, x64):
+def test_multi_head_equals_formula(history_only, activation, x64):
     layer = perturbed(
         nn.MultiHeadAttention(
             D, 2, query_features=5, key_features=3, activation=activation,
@@ -249,7 +249,7 @@ def test_many_heads(history_only, activation, x64):
     np.testing.assert_allclose(got.values, wanted, rtol=0, atol=1e-13)
 
 
-def test_every_head_is_captured():
+def test_all_heads_are_captured_and_replaced():
     layer = nn.MultiHeadAttention(D, 2, name="heads", rngs=nnx.Rngs(0))
     x = inputs(3, T, D).astype(np.float32)
     (values, weights), seen = ja.capture(layer, "heads")(x)
@@ -288,7 +288,7 @@ def test_relevance_is_conserved(kind, attention, x64):
         np.testing.assert_array_equal(found.values[4:], 0)
 
 
-def test_relevance_with_weights_as_gates_is_that_of_a_fixed_linear_map(x64):
+def test_cp_lrp_relevance_equals_fixed_linear_map(x64):
     layer, x, readout = make(), inputs(T, D), inputs(D)
     found = ja.lrp(lambda x: (layer(x).values @ readout).sum(), x, epsilon=0.0)
     wanted = np.asarray(layer(x).weights.sum(0))[:, None] * x * readout

@@ -30,7 +30,7 @@ def maps(axes):
     return [np.asarray(panel.images[1].get_array()) for panel in axes[1:]]
 
 
-def test_the_first_panel_is_the_picture_and_each_word_has_one():
+def test_panels_are_the_image_and_one_per_word():
     image = picture()
     axes = ja.plot.captions(image, WORDS, weights(3, 4), title="scene")
     assert axes.shape == (4,)
@@ -43,7 +43,7 @@ def test_the_first_panel_is_the_picture_and_each_word_has_one():
         assert panel.images[1].get_extent() == [-0.5, 15.5, 11.5, -0.5]
 
 
-def test_without_blur_a_place_is_a_block():
+def test_unblurred_weights_are_blocks():
     drawn = weights(3, 4)
     for heat, wanted in zip(
         maps(ja.plot.captions(picture(), WORDS, drawn, blur=0.0)), drawn, strict=True
@@ -54,7 +54,7 @@ def test_without_blur_a_place_is_a_block():
     assert maps(small)[0].shape == (6, 8)
 
 
-def test_flat_weights_are_put_on_their_grid():
+def test_flat_weights_are_reshaped_to_grid():
     drawn = weights(12)
     given = maps(ja.plot.captions(picture(), WORDS, drawn, grid=(3, 4), blur=0.0))
     np.testing.assert_array_equal(given[2][::16, ::16], drawn[2].reshape(3, 4))
@@ -62,7 +62,7 @@ def test_flat_weights_are_put_on_their_grid():
     assert square[0].shape == (3, 3)
 
 
-def test_the_blur_is_a_gaussian_that_loses_nothing():
+def test_blur_is_gaussian_and_preserves_sum():
     one = np.zeros((3, 5, 5))
     one[:, 2, 2] = 1
     heat, *_ = maps(ja.plot.captions(picture(), WORDS, one, upsample=9, blur=3.0))
@@ -85,7 +85,7 @@ def test_the_blur_is_a_gaussian_that_loses_nothing():
     assert np.unravel_index(heat.argmax(), heat.shape) == (0, 79)
 
 
-def test_what_is_read_most_is_in_full_light():
+def test_largest_weight_is_unshaded():
     axes = ja.plot.captions(picture(), WORDS, weights(3, 4), blur=0.0)
     for panel in axes[1:]:
         shade = panel.images[1]
@@ -99,7 +99,7 @@ def test_what_is_read_most_is_in_full_light():
     assert nothing.images[1].norm.vmax == 1
 
 
-def test_cells_are_outlined_where_they_are():
+def test_cells_are_outlined():
     cells = np.zeros((3, 4), bool)
     cells[0, 2:] = True
     axes = ja.plot.captions(picture(), WORDS, weights(3, 4), cells=[None, cells, ~cells])
@@ -117,19 +117,19 @@ def test_cells_are_outlined_where_they_are():
     assert len(axes[3].collections[0].get_segments()) == 2 * 4 + 2 * 3 - 3 + 3
 
 
-def test_wrong_words_are_marked_beyond_their_colour():
+def test_wrong_words_have_mark_and_colour():
     axes = ja.plot.captions(picture(), WORDS, weights(2, 2), wrong=[False, False, True])
     assert [panel.get_title() for panel in axes[1:]] == ["a", "red", "✗ seven"]
     assert axes[2].title.get_color() != axes[3].title.get_color()
 
 
-def test_words_are_letters_and_no_formulas():
+def test_words_are_not_parsed_as_math():
     axes = ja.plot.captions(picture(), ["$a$", " ", "b"], weights(2, 2), title="$x$")
     assert [panel.get_title() for panel in axes] == ["$x$", "$a$", "␣", "b"]
     assert not any(panel.title.get_parse_math() for panel in axes)
 
 
-def test_it_draws_where_it_is_told():
+def test_ax_and_columns_arguments():
     _, given = plt.subplots(2, 4)
     axes = ja.plot.captions(picture(), WORDS, weights(2, 2), ax=given[1])
     assert all(a is b for a, b in zip(axes, given[1], strict=True))
@@ -139,7 +139,7 @@ def test_it_draws_where_it_is_told():
     assert len(rows[0].figure.axes) == 4
 
 
-def test_grey_pictures_are_drawn():
+def test_grey_images():
     image = np.arange(6.0).reshape(2, 3, 1)
     axes = ja.plot.captions(image, ["x"], np.ones((1, 1, 1)))
     np.testing.assert_array_equal(axes[0].images[0].get_array(), image[..., 0])
@@ -173,7 +173,7 @@ def test_grey_pictures_are_drawn():
         ({"image": np.ones(4)}, ValueError, "`image` must be one image"),
     ],
 )
-def test_bad_input_is_refused(changed, error, message):
+def test_invalid_inputs_raise(changed, error, message):
     given = {"image": picture(), "words": WORDS, "weights": weights(2, 2)} | changed
     with pytest.raises(error, match=re.escape(message)):
         ja.plot.captions(given.pop("image"), given.pop("words"), given.pop("weights"), **given)

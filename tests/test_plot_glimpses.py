@@ -22,7 +22,7 @@ def boxes(ax):
     return np.array([(y + 0.5, x + 0.5, y + 0.5 + h, x + 0.5 + w) for y, x, h, w in found])
 
 
-def test_a_box_by_hand():
+def test_boxes_by_hand():
     ax = plot.glimpses(IMAGE, np.array([[0.0, 0.0], [-1.0, 1.0]]), 8, scales=2)
     np.testing.assert_array_equal(
         boxes(ax),
@@ -37,13 +37,13 @@ def test_a_box_by_hand():
 
 
 @pytest.mark.parametrize(("size", "scales"), [(4, 1), (5, 2), (4, 3)])
-def test_boxes_are_those_that_the_sensor_reads(size, scales):
+def test_boxes_equal_sensor_boxes(size, scales):
     ax = plot.glimpses(IMAGE, PATH, size, scales=scales)
     expected = nn.glimpse_boxes(PATH, IMAGE.shape, size, scales)
     np.testing.assert_array_equal(boxes(ax), np.asarray(expected).reshape(-1, 4))
 
 
-def test_it_draws_where_it_is_told_and_in_colour():
+def test_ax_argument_and_colours():
     _, axes = plt.subplots(1, 2)
     drawn = plot.glimpses(np.stack([IMAGE] * 3, -1), PATH, 4, ax=axes[1], title="a path")
     assert drawn is axes[1] and not axes[0].patches
@@ -64,7 +64,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named(changed, message):
+def test_invalid_inputs_raise(changed, message):
     given = {"image": IMAGE, "locations": PATH, "size": 4} | changed
     with pytest.raises(ValueError, match=message):
         plot.glimpses(**given)
