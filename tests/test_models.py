@@ -1,4 +1,4 @@
-"""The sequence classifier: what its readouts read, and that padding is never among it."""
+"""Tests of the sequence classifier: readouts, padding, options and errors."""
 
 import jax
 import jax.numpy as jnp

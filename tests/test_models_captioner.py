@@ -1,4 +1,4 @@
-"""The captioner equals its equations; its losses, searches and explanations are exact."""
+"""Tests of the captioner against NumPy equations, and of its losses, searches and relevance."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ GRID = (2, 2)
 
 
 def make(attention="soft", dtype=jnp.float32, **options):
-    """A tiny network with L = 4 places, whose weights are large enough to prefer some."""
+    """Return a small network with L = 4 positions and clearly non-uniform attention weights."""
     options = {"channels": (3, 4, 3), "hidden_features": 3, "embedding_features": 4} | options
     model = models.Captioner(
         IMAGE, V, T, attention=attention, attention_units=3, param_dtype=dtype,
@@ -44,7 +44,7 @@ def sigmoid(z):
 
 
 def expected(model, image, words, positions=None):
-    """The equations, step by step: logits and weights."""
+    """Compute logits and attention weights step by step in NumPy."""
     memory, state = model.begin(jnp.asarray(image))
     a = np.asarray(memory.annotations)
     h, c = (
@@ -88,7 +88,7 @@ def test_read_equals_equations(attention, positions, x64):
     np.testing.assert_allclose(found.weights, weights, rtol=1e-10)
     np.testing.assert_allclose(found.weights.sum(-1), 1, rtol=1e-12)
     np.testing.assert_array_equal(model(image, WORDS), model.read(image, WORDS).logits)
-    assert np.ptp(weights) > 0.2  # it prefers some places
+    assert np.ptp(weights) > 0.2  # the weights are not uniform
 
 
 def test_hidden_dropout_rate(x64):
@@ -135,7 +135,7 @@ def test_annotation_receptive_fields_are_centred():
     assert model.grid == (8, 8)
 
     def seen(row, column):
-        """The cells that change if two by two pixels in the middle of a cell do."""
+        """Return the cells whose annotation depends on the central 2 x 2 pixels of a cell."""
         here = np.s_[4 * row + 1 : 4 * row + 3, 4 * column + 1 : 4 * column + 3]
         image = jnp.zeros((32, 32, 1)).at[here].set(1)
         change = np.abs(model.begin(image)[0].annotations - blank).sum(-1)
@@ -196,11 +196,11 @@ def test_soft_loss_is_sum_of_terms(x64):
 
 @pytest.fixture(scope="module")
 def enumerated():
-    """Hard attention's exact gradient, over all places of all steps, and what there is to it.
+    """Enumerate all position sequences of hard attention for its exact gradient.
 
-    A dict: the network, picture and caption; all sequences of places (N, T), their probabilities
-    (N,) and log-likelihoods (N,); the gradient of the expected log-likelihood, flat (P,); and the
-    gradients of the log-likelihood and of the log-probability of each sequence (N, P).
+    Returns a dict of the network, image and caption; all sequences of positions (N, T), their
+    probabilities (N,) and log-likelihoods (N,); the gradient of the expected log-likelihood, flat
+    (P,); and the gradients of the log-likelihood and log-probability of each sequence (N, P).
     """
     with jax.enable_x64(True):
         model, image = make("hard", jnp.float64), pictures(dtype=np.float64)
@@ -241,7 +241,7 @@ def test_hard_estimator_is_unbiased_for_every_baseline(enumerated):
 
 
 def estimates(found, count, **options):
-    """The gradient of the loss (count, P) for as many keys."""
+    """Compute the negative gradient of the loss for `count` keys, shape (count, P)."""
     graph, state = nnx.split(found["model"])
     flat, unravel = jax.flatten_util.ravel_pytree(state)
 
@@ -279,7 +279,7 @@ def test_mean_hard_gradient_equals_enumeration(enumerated, x64):
     np.testing.assert_allclose(
         got.mean(0)[error <= 1e-12], found["exact"][error <= 1e-12], atol=1e-10
     )
-    # The estimate knows more than the gradient of the log-likelihood alone.
+    # The gradient of the log-likelihood alone differs from the exact gradient.
     alone = found["probability"] @ found["of_likelihood"]
     assert np.abs(alone - found["exact"]).max() > 10 * error.max()
 
@@ -315,7 +315,7 @@ def test_expected_positions_use_weighted_annotations(x64):
     found = loss(model, expected_share=1.0, entropy_weight=0.0)
     read = model.read(image, words, expected=np.ones(1, bool))
     np.testing.assert_allclose(found.value, -log_likelihood(read.logits[0], WORDS)[0], rtol=1e-12)
-    # No place is drawn, so the baseline changes nothing; where places are drawn, it does.
+    # The baseline affects the gradient only if positions are sampled.
     for share, same in ((1.0, True), (0.0, False)):
         slopes = [
             jax.grad(lambda m, b=b, s=share: loss(m, baseline=b, expected_share=s).value)(model)
@@ -340,7 +340,7 @@ def test_moving_baseline_rate():
 
 
 def every_caption(model, image):
-    """All captions and their log-probabilities, by exhaustion."""
+    """Return all captions with their log-probabilities."""
     found = {}
     for words in itertools.product(range(V), repeat=T):
         end = words.index(0) + 1 if 0 in words else T
@@ -371,7 +371,7 @@ def test_beam_search_returns_attention_weights():
         wanted = model.read(image, words).weights
         np.testing.assert_allclose(weights[kept], wanted[kept], atol=1e-6)
         np.testing.assert_array_equal(weights[~kept], 0)
-    # END, 1 END, and whole ones: at least one ends early.
+    # At least one caption ends early.
     assert not all(np.asarray(spoken(found.words)).all(1))
 
 

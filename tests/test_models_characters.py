@@ -1,4 +1,4 @@
-"""The character classifier equals its equations, Keras' own layers, and its explanations add up."""
+"""Tests of the character classifier by hand, against Keras, and of its relevance."""
 
 import re
 
@@ -29,7 +29,7 @@ def model():
     model = ja.models.CharacterClassifier(
         V, embedding_features=E, hidden_features=H, rngs=nnx.Rngs(0)
     )
-    model.attention.W[...] *= 5.0  # weights that differ
+    model.attention.W[...] *= 5.0  # makes the attention weights non-uniform
     return model
 
 
@@ -73,7 +73,7 @@ def test_masked_steps_are_ignored(layer):
     np.testing.assert_allclose(values[0], expected.values, rtol=1e-6)
     np.testing.assert_allclose(weights[0][mask[0]], expected.weights, rtol=1e-6)
     assert not weights[~mask].any()
-    assert not values[1].any()  # nothing may be read
+    assert not values[1].any()  # fully masked
 
     def loss(layer, x):
         return (layer(x, mask).values ** 2).sum()
@@ -138,9 +138,9 @@ def test_published_sizes():
 
 
 def test_equals_keras_network(model):
-    """One call gives Keras' prediction and its weights."""
+    """The prediction and the attention weights equal those of Keras."""
     text = ids(T)
-    with jax.numpy_rank_promotion("allow"):  # Keras' own
+    with jax.numpy_rank_promotion("allow"):  # Keras relies on rank promotion
         theirs = keras_network(V, T, E, H)
         chance, seen = ja.capture(theirs, "attention_vec")(text)
     table, *_, kernel, bias, last, shift = (variable.value for variable in theirs.weights)
@@ -163,7 +163,7 @@ def test_lengths_mask_padding(model):
     np.testing.assert_allclose(model(padded, lengths), model(text), rtol=1e-6)
     _, seen = ja.capture(model, "attention_vec")(padded[0], np.int32(T))
     assert not seen["attention_vec"][:3].any()
-    # Without them it is read as any other character.
+    # Without lengths, padding is processed as any other character.
     assert (np.abs(model(padded) - model(text)) > 1e-4).all()
 
 

@@ -1,4 +1,4 @@
-"""The recurrent attention model is its equations, and each part of its loss trains its own part."""
+"""Tests of the recurrent attention model against NumPy equations, its loss and explanations."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ KEY = jax.random.key(3)
 
 
 def make(dtype=jnp.float64, **options):
-    """A network whose biases are not zero, and whose gaze strays."""
+    """Return a network with nonzero biases and varying glimpse locations."""
     options = {"size": 3, "scales": 2, "num_glimpses": N, "hidden_features": UNITS} | options
     model = RecurrentAttention(CLASSES, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 99))
@@ -34,8 +34,8 @@ def linear(layer, x):
 
 
 def loop(model, image, noise):
-    """Every glimpse of one image: logits, means, samples, baselines, and the state before it."""
-    state, told, net = np.zeros(UNITS), [], model.glimpse
+    """Compute logits, means, samples, baselines and previous states of all glimpses of an image."""
+    state, steps, net = np.zeros(UNITS), [], model.glimpse
     for e in noise:
         mean = np.tanh(linear(model.location.linear, state))
         sample = mean + model.location.std * e
@@ -46,9 +46,9 @@ def loop(model, image, noise):
         seen = np.maximum(linear(net.join_patches, what) + linear(net.join_location, where), 0)
         now = np.maximum(linear(model.from_state, state) + linear(model.from_glimpse, seen), 0)
         expected = linear(model.baseline, state)[0]
-        told.append((linear(model.classifier, now), mean, sample, expected, state))
+        steps.append((linear(model.classifier, now), mean, sample, expected, state))
         state = now
-    return [np.stack(part) for part in zip(*told, strict=True)]
+    return [np.stack(part) for part in zip(*steps, strict=True)]
 
 
 def test_equals_equations(x64):
@@ -79,7 +79,7 @@ def test_batches_equal_single_images():
         np.testing.assert_allclose(got[i], jax.jit(model)(images[i]), rtol=1e-4, atol=1e-5)
     drawn = model.look(images, key=KEY)
     noise = (drawn.samples - drawn.means).reshape(4, N * 2)
-    assert len(np.unique(np.round(noise, 5))) == 4 * N * 2  # every draw is its own
+    assert len(np.unique(np.round(noise, 5))) == 4 * N * 2  # all samples are independent
     other = model.look(images, key=jax.random.key(4))
     assert np.all(other.samples != drawn.samples)
 
@@ -101,7 +101,7 @@ def test_probabilities_are_mean_over_paths(x64):
 
 
 def slopes(model, part, **options):
-    """The gradient of a part of the loss, by the layer's name."""
+    """Compute the gradient of one term of the loss with respect to the parameters."""
     graph, state = nnx.split(model)
 
     def of(state):
@@ -111,29 +111,34 @@ def slopes(model, part, **options):
     return jax.grad(of)(state)
 
 
-def moved(gradient):
-    """The layers that have any."""
+def layers_with_gradient(gradient):
+    """Return the names of the layers with a nonzero gradient."""
     return {
         name for name, part in nnx.to_pure_dict(gradient).items()
         if any(np.any(leaf) for leaf in jax.tree.leaves(part))
     }  # fmt: skip
 
 
-SEEING = {"glimpse", "from_state", "from_glimpse", "classifier"}
+CLASSIFIER_LAYERS = {"glimpse", "from_state", "from_glimpse", "classifier"}
 
 
 def test_loss_terms_have_separate_gradients(x64):
     model = make()
-    assert moved(slopes(model, "cross_entropy")) == SEEING
-    assert moved(slopes(model, "baseline")) == {"baseline"}
-    assert moved(slopes(model, "reinforce")) == {"location"}
-    assert moved(slopes(model, "loss")) == SEEING | {"baseline", "location"}
-    given = np.zeros((1, 4, N, 2))
-    assert moved(slopes(model, "loss", locations=given)) == SEEING | {"baseline"}
+    assert layers_with_gradient(slopes(model, "cross_entropy")) == CLASSIFIER_LAYERS
+    assert layers_with_gradient(slopes(model, "baseline")) == {"baseline"}
+    assert layers_with_gradient(slopes(model, "reinforce")) == {"location"}
+    assert layers_with_gradient(slopes(model, "loss")) == CLASSIFIER_LAYERS | {
+        "baseline",
+        "location",
+    }
+    fixed = np.zeros((1, 4, N, 2))
+    assert layers_with_gradient(slopes(model, "loss", locations=fixed)) == CLASSIFIER_LAYERS | {
+        "baseline"
+    }
 
 
 def test_reinforce_gradient_equals_formula(x64):
-    """It is -(l - mu) / std^2 * (R - b), through tanh into the weights, a mean over images."""
+    """The gradient is -(l - mu) / std^2 * (R - b), averaged over images and paths."""
     model, paths, std = make(), 2, 0.17
     kernel, bias = np.zeros((UNITS, 2)), np.zeros(2)
     rewards, errors = [], []
@@ -162,7 +167,7 @@ def test_reinforce_gradient_equals_formula(x64):
 
 @pytest.mark.slow
 def test_mean_reinforce_gradient_is_expected_reward_gradient(x64):
-    """On a grid of places, where every path of two glimpses can be listed with its probability."""
+    """On a grid of locations, all paths of two glimpses are enumerated with their density."""
     model = make(num_glimpses=2, std=0.6)
     model.baseline.kernel[...] *= 0
     model.baseline.bias[...] *= 0
@@ -170,12 +175,12 @@ def test_mean_reinforce_gradient_is_expected_reward_gradient(x64):
     first, second = np.repeat(places, len(places), 0), np.tile(places, (len(places), 1))
     paths = np.stack([first, second], 1)
     images = np.broadcast_to(IMAGES[2], (len(paths), 12, 10))
-    # No class is to win on every path.
+    # No class has the largest logit on every path.
     model.classifier.bias[...] -= model.look(images, locations=paths).logits[:, -1].mean(0)
     graph, state = nnx.split(model)
 
     def likelihood(state):
-        """What the network gives each path, and whether it answers 1 at its end."""
+        """Return the density of each path, and whether class 1 is predicted at its end."""
         model = nnx.merge(graph, state)
         seen = model.look(images, locations=paths)
         density = jnp.exp(model.location.log_density(paths, seen.means).sum(-1))
@@ -185,7 +190,7 @@ def test_mean_reinforce_gradient_is_expected_reward_gradient(x64):
     assert 0.1 < np.mean(right) < 0.9
 
     def surrogate(state):
-        """The loss of each path by itself, weighted with how probable the path is."""
+        """Return the sum of the losses of all paths, weighted with their density."""
 
         def one(image, path):
             part = glimpse_loss(
@@ -208,13 +213,13 @@ def test_mean_reinforce_gradient_is_expected_reward_gradient(x64):
                 changed.location.linear[name][...] = at.at[index].add(h)
                 ends.append(float(expected(changed)))
             slope[index] = (ends[0] - ends[1]) / 2e-6
-        # The loss is to fall where the reward rises.
+        # The gradient of the loss is the negative gradient of the reward.
         np.testing.assert_allclose(-getattr(got, name)[...], slope, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_training_moves_gaze_to_informative_region():
-    """Only the lower right tells the classes apart; the gaze, which starts amid, must go there."""
+    """Only the lower right is informative; the glimpse, initially at the centre, moves there."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 64).astype(np.int32)
     images = rng.uniform(size=(64, 12, 12)).astype(np.float32)
@@ -240,10 +245,10 @@ def test_training_moves_gaze_to_informative_region():
     assert 0.2 < row < 0.9 and 0.2 < column < 0.9
 
 
-# Explaining.
+# Explanations.
 
 
-def unseen(boxes, shape):
+def outside_boxes(boxes, shape):
     outside = np.ones(shape, bool)
     for top, left, bottom, right in np.asarray(boxes).reshape(-1, 4):
         outside[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = False
@@ -256,7 +261,7 @@ def test_attribution_outside_boxes_is_zero(method, x64):
     model = make(size=2)
     values = np.asarray(ja.explain(method, model, IMAGES, LABELS).values)
     for value, boxes in zip(values, model.look(IMAGES).boxes, strict=True):
-        outside = unseen(boxes, value.shape)
+        outside = outside_boxes(boxes, value.shape)
         assert outside.sum() > 20
         assert not np.any(value[outside])
         assert np.any(value[~outside])
@@ -294,7 +299,7 @@ def test_locations_are_captured_and_replaced_by_name(x64):
     assert np.any(np.abs(redirected - model(IMAGES[0])) > 1e-3)
 
 
-# Bad input.
+# Invalid inputs.
 
 
 def loss(labels=LABELS, **options):

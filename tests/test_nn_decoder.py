@@ -1,4 +1,4 @@
-"""The attention decoder equals a plain loop over its equations, and never sees what is masked."""
+"""Tests of the attention decoder against a NumPy loop, of its masks, dtypes and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ STEPS = 6
 
 
 def make(dtype=jnp.float32, **options):
-    """Build a decoder whose biases are not zero, so that none can be forgotten."""
+    """Return a decoder with nonzero biases."""
     layer = nn.AttentionDecoder(M, N, K, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 99))
     nnx.update(
@@ -40,7 +40,7 @@ def sigmoid(z):
 
 
 def loop(weights, h, steps, teacher=None, uniform=False):
-    """The published equations, one number of the alignment after the other."""
+    """Evaluate the published equations with one alignment score at a time."""
     w = {name: np.asarray(array, np.float64) for name, array in weights._asdict().items()}
     s, y = np.tanh(h[0] @ w["W_s"]), np.zeros(K)
     logits, alphas = [], []
@@ -59,7 +59,7 @@ def loop(weights, h, steps, teacher=None, uniform=False):
 
 
 def test_one_step_by_hand():
-    # One feature, one unit, two labels: every product is of numbers.
+    # One feature, one unit and two labels: all products are scalar.
     one = {"W_a": 2.0, "U_a": -1.0, "W_s": 0.5, "U_r": 0.3, "C_r": -0.2, "U_z": -0.4, "C_z": 0.6}
     one |= {"U_p": 0.8, "C_p": 0.7}
     weights = nn.DecoderWeights(**(
@@ -138,8 +138,8 @@ def test_masked_steps_are_ignored(places):
 
     both = nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     (_, got), (of_weights, of_h) = nnx.jit(nnx.vmap(both, in_axes=(None, 0)))(layer, hs)
-    for seen in jax.tree.leaves((got, of_weights, of_h)):
-        np.testing.assert_array_equal(seen, np.broadcast_to(seen[0], seen.shape))
+    for leaf in jax.tree.leaves((got, of_weights, of_h)):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     assert np.isfinite(of_h).all() and (of_h[:, mask] != 0).all()
     np.testing.assert_array_equal(of_h[:, ~mask], 0)
     np.testing.assert_array_equal(got.weights[..., ~mask], 0)
@@ -158,7 +158,7 @@ def test_fully_masked_weights_are_zero():
     (_, got), slopes = nnx.value_and_grad(total, argnums=(0, 1), has_aux=True)(layer, h)
     np.testing.assert_array_equal(got.weights, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((got, slopes)))
-    # Whatever the annotations would have been, what is attended to is zero.
+    # The context is zero, whatever the annotations.
     expected, _ = loop(layer.weights(), np.zeros((1, M)), T)
     np.testing.assert_allclose(got.logits, expected, rtol=0, atol=1e-5)
 
@@ -181,8 +181,8 @@ def test_batch_axes_equal_vmap():
 
 def test_attention_is_captured_and_replaced_by_name(x64):
     layer, h = make(jnp.float64, name="look"), inputs(T, M, dtype=np.float64)
-    got, seen = ja.capture(layer, "look")(h)
-    np.testing.assert_array_equal(seen["look"], got.weights)
+    got, captured = ja.capture(layer, "look")(h)
+    np.testing.assert_array_equal(captured["look"], got.weights)
     uniform = ja.intervene(layer, {"look": np.full(T, 1 / T)})(h)
     expected, _ = loop(layer.weights(), h, T, uniform=True)
     np.testing.assert_allclose(uniform.logits, expected, rtol=0, atol=1e-12)
@@ -281,12 +281,12 @@ def test_wrong_arguments(error, message, call):
     ],
 )
 def test_wrong_settings(error, message, options):
-    given = {"in_features": M, "hidden_features": N, "num_classes": K, "rngs": nnx.Rngs(0)}
+    defaults = {"in_features": M, "hidden_features": N, "num_classes": K, "rngs": nnx.Rngs(0)}
     with pytest.raises(error, match=message):
-        nn.AttentionDecoder(**given | options)
+        nn.AttentionDecoder(**defaults | options)
 
 
-# The network that reads and writes.
+# The encoder-decoder network.
 
 
 @pytest.fixture(scope="module")
@@ -307,9 +307,9 @@ def test_translator_composes_encoder_and_decoder(translator, x64):
         read = np.asarray(translator.encoder(x[i, :n]).outputs)
         expected, alphas = loop(translator.decoder.weights(), read, 4)
         np.testing.assert_allclose(logits[i], expected, rtol=0, atol=1e-12)
-        _, seen = ja.capture(translator, "attention")(x[i], n)
-        np.testing.assert_allclose(seen["attention"][:, :n], alphas, rtol=0, atol=1e-12)
-        np.testing.assert_array_equal(seen["attention"][:, n:], 0)
+        _, captured = ja.capture(translator, "attention")(x[i], n)
+        np.testing.assert_allclose(captured["attention"][:, :n], alphas, rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(captured["attention"][:, n:], 0)
     assert ja.models.Translator(M, 3, K, rngs=nnx.Rngs(0))(x.astype("float32")).shape == (2, T, K)
     forced = translator(x, teacher=np.zeros((2, 4, K)))
     np.testing.assert_array_equal(forced[:, 0], translator(x)[:, 0])

@@ -1,4 +1,4 @@
-"""The sensor equals slicing by hand, and the location network is pushed along its log density."""
+"""Tests of the glimpse sensor against slicing, and of the glimpse and location networks."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ PLACES = {
 
 
 def by_hand(image, location, size, scales):
-    """The patches, pixel by pixel."""
+    """Compute the patches pixel by pixel."""
     patches = np.zeros((scales, size, size, *image.shape[2:]))
     for s in range(scales):
         pool = 2**s
@@ -121,7 +121,7 @@ def test_glimpse_network_equals_formula():
 @pytest.fixture
 def network():
     network = nn.LocationNetwork(3, std=0.5, rngs=nnx.Rngs(0))
-    assert not np.any(network(HIDDEN).mean)  # the gaze starts at the centre
+    assert not np.any(network(HIDDEN).mean)  # the initial location is the centre
     network.linear.kernel[...] = np.array([[0.5, -0.3], [0.2, 0.9], [-0.7, 0.1]], np.float32)
     network.linear.bias[...] = np.array([0.1, -0.2], np.float32)
     return network
@@ -138,8 +138,8 @@ def test_locations_are_normal_around_means_and_clamped(network):
     assert np.abs(found.sample).max() > 1
     deviations = (np.asarray(found.sample) - mean) / 0.5
     assert abs(deviations.mean()) < 0.15 and abs(deviations.std() - 1) < 0.1
-    surely = network(HIDDEN)
-    np.testing.assert_array_equal(surely.location, surely.mean)
+    without_key = network(HIDDEN)
+    np.testing.assert_array_equal(without_key.location, without_key.mean)
     outside = np.full((400, 2), 3, np.float32)
     np.testing.assert_array_equal(network(HIDDEN, at=outside).location, outside)
 
@@ -159,16 +159,18 @@ def test_only_mean_has_gradient_and_only_in_weights(network):
     def total(network, hidden, part):
         return getattr(network(hidden, key=jax.random.key(0)), part).sum()
 
-    for part, learns in (("location", False), ("sample", False), ("mean", True)):
+    for part, has_gradient in (("location", False), ("sample", False), ("mean", True)):
         weights, hidden = jax.grad(total, (0, 1))(network, HIDDEN, part)
         assert not np.any(hidden)
-        assert np.any(weights.linear.kernel[...]) == np.any(weights.linear.bias[...]) == learns
+        assert (
+            np.any(weights.linear.kernel[...]) == np.any(weights.linear.bias[...]) == has_gradient
+        )
 
 
 def test_locations_are_captured_and_replaced_by_name():
     network = nn.LocationNetwork(3, name="gaze", rngs=nnx.Rngs(0))
-    _, seen = ja.capture(network, "gaze")(HIDDEN[0])
-    np.testing.assert_array_equal(seen["gaze"], network(HIDDEN[0]).location)
+    _, captured = ja.capture(network, "gaze")(HIDDEN[0])
+    np.testing.assert_array_equal(captured["gaze"], network(HIDDEN[0]).location)
     there = np.array([0.5, -0.5], np.float32)
     changed = ja.intervene(network, {"gaze": there})(HIDDEN[0])
     np.testing.assert_array_equal(changed.location, there)

@@ -1,4 +1,4 @@
-"""The recurrent layers equal a plain loop over the valid steps, and never see the padding."""
+"""Tests of the recurrent layers against a NumPy loop, of padding, gradients and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ both_paddings = pytest.mark.parametrize("padding", ["right", "left"])
 
 
 def make(cell, dtype=jnp.float32, in_features=D, **options):
-    """Build a layer whose biases are not zero, so that none can be forgotten."""
+    """Return a layer with nonzero biases."""
     layer = LAYERS[cell](in_features, H, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 99))
     nnx.update(
@@ -46,7 +46,7 @@ def sigmoid(z):
 
 
 def loop(cell, w, x):
-    """Run one direction over unpadded steps: the hidden state after each, and the last."""
+    """Run one direction over valid steps and return all hidden states and the last one."""
     kernel, recurrent, bias = (np.asarray(a) for a in w[:3])
     kernels, recurrents, biases = (
         np.split(a, a.shape[-1] // H, -1) for a in (kernel, recurrent, bias)
@@ -137,8 +137,8 @@ def test_padding_is_ignored(cell, padding):
     (_, (outputs, state)), (of_weights, of_x) = nnx.jit(nnx.vmap(both, in_axes=(None, 0)))(
         layer, xs
     )
-    for seen in jax.tree.leaves((outputs, state, of_weights, of_x)):
-        np.testing.assert_array_equal(seen, np.broadcast_to(seen[0], seen.shape))
+    for leaf in jax.tree.leaves((outputs, state, of_weights, of_x)):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     assert np.isfinite(of_x).all() and (of_x[:, valid] != 0).all()
     np.testing.assert_array_equal(of_x[:, ~valid], 0)
     np.testing.assert_array_equal(outputs[:, ~valid], 0)
@@ -167,9 +167,9 @@ def test_outputs_are_equivariant_to_padding_side(lengths, padding):
     for i, n in enumerate(lengths):
         valid = np.asarray(nn.valid_steps(n, T, padding))
         other = "left" if padding == "right" else "right"
-        moved = np.full((T, D), np.nan, np.float32)
-        moved[np.asarray(nn.valid_steps(n, T, other))] = x[i, valid]
-        again = _run(layer, moved[None], np.array([n]), other)
+        repadded = np.full((T, D), np.nan, np.float32)
+        repadded[np.asarray(nn.valid_steps(n, T, other))] = x[i, valid]
+        again = _run(layer, repadded[None], np.array([n]), other)
         np.testing.assert_allclose(got.state[i], again.state[0], rtol=0, atol=1e-6)
         shifted = np.roll(again.outputs[0], n - T if other == "left" else T - n, axis=0)
         np.testing.assert_allclose(got.outputs[i], shifted, rtol=0, atol=1e-6)
@@ -345,18 +345,18 @@ def test_custom_derivatives_equal_autodiff(cell, step, by_autodiff, x64):
     weights = make(cell, np.float64).weights()
     draw = iter(jnp.asarray(inputs(3, H, dtype=np.float64)))
     state = nn.LSTMState(next(draw), next(draw)) if cell == "lstm" else next(draw)
-    given = weights, state, next(draw)[:D]
+    operands = weights, state, next(draw)[:D]
 
     def curvature(f, _):
-        def energy(*given):
-            return sum((leaf**2).sum() for leaf in jax.tree.leaves(f(*given)))
+        def energy(*operands):
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(f(*operands)))
 
         return jax.hessian(energy, (1, 2))
 
     for differentiate in (jax.jacfwd, jax.jacrev, curvature):
-        got, wanted = (jax.jit(differentiate(f, (0, 1, 2)))(*given) for f in (step, by_autodiff))
-        assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(wanted))
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        got, want = (jax.jit(differentiate(f, (0, 1, 2)))(*operands) for f in (step, by_autodiff))
+        assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(want))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
 
 

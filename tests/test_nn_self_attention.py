@@ -1,4 +1,4 @@
-"""Self-attention gives the published numbers, from loops that are written another way."""
+"""Tests of self-attention against published values and NumPy loops."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def inputs(*shape):
 
 
 def make(**options):
-    """Build a layer whose biases are not zero, in float64."""
+    """Return a float64 layer with nonzero biases."""
     return perturbed(
         nn.SeqSelfAttention(
             D, **{"units": UNITS, "param_dtype": "float64", "rngs": nnx.Rngs(0)} | options
@@ -38,7 +38,7 @@ def softmax(scores):
 
 
 def loop(layer, x, mask=None, *, compat=False):
-    """One query after the other, one pair after the other, with what is forbidden at -10000."""
+    """Compute attention pair by pair; excluded scores are lowered by 10000."""
     w = {name: np.asarray(getattr(layer, name)[...]) for name in layer.weight_names}
     steps = len(x)
     width = layer.attention_width
@@ -123,9 +123,9 @@ def test_masked_steps_have_zero_weights(attention_type, options, x64):
     dirty = np.where(mask[:, None], x, np.nan)
     values, weights = layer(dirty, mask)
     blank = np.where(mask[:, None], x, 0)
-    wanted = loop(layer, blank, mask)
-    np.testing.assert_allclose(weights, wanted[1], rtol=0, atol=1e-14)
-    np.testing.assert_allclose(values, wanted[0], rtol=0, atol=1e-14)
+    want = loop(layer, blank, mask)
+    np.testing.assert_allclose(weights, want[1], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(values, want[0], rtol=0, atol=1e-14)
     np.testing.assert_array_equal(weights[:, ~mask], 0)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=0, atol=1e-14)
 
@@ -135,12 +135,12 @@ def test_masked_steps_have_zero_weights(attention_type, options, x64):
 def test_compat_masks_only_pairs_of_padding(attention_type, width, x64):
     layer = make(attention_type=attention_type, attention_width=width, compat=True)
     x, mask = inputs(T, D), np.array([1, 1, 1, 0, 0, 0], bool)
-    got, wanted = layer(x, mask), loop(layer, x, mask, compat=True)
-    np.testing.assert_allclose(got.weights, wanted[1], rtol=0, atol=1e-11)
-    np.testing.assert_allclose(got.values, wanted[0], rtol=0, atol=1e-11)
+    got, want = layer(x, mask), loop(layer, x, mask, compat=True)
+    np.testing.assert_allclose(got.weights, want[1], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(got.values, want[0], rtol=0, atol=1e-11)
     assert got.weights[2, 3] > 0  # a valid step reads padding
     assert got.weights[3, 2] > 0
-    # All that the last step sees in a window of 3 is padding, as low as the valid steps beyond it.
+    # In a window of 3 the last step has padding alone, with scores as low as outside the window.
     assert (got.weights[5, 4] > 0) == (width == 3)
 
 
@@ -169,14 +169,14 @@ def test_bfloat16_is_kept():
     x = jnp.asarray(inputs(T, D), jnp.bfloat16)
     values, weights = layer(x, np.arange(T) < 4)
     assert values.dtype == weights.dtype == jnp.bfloat16
-    wanted = loop(layer, np.asarray(x, np.float64), np.arange(T) < 4, compat=True)[1]
-    np.testing.assert_allclose(weights.astype("float32"), wanted, rtol=0, atol=0.03)
+    want = loop(layer, np.asarray(x, np.float64), np.arange(T) < 4, compat=True)[1]
+    np.testing.assert_allclose(weights.astype("float32"), want, rtol=0, atol=0.03)
 
 
 def test_attention_regularizer(x64):
     a = np.stack([softmax(row) for row in inputs(2 * T, T)]).reshape(2, T, T)
-    wanted = sum(((w @ w.T - np.eye(T)) ** 2).sum() for w in a) / 2
-    np.testing.assert_allclose(nn.attention_regularizer(jnp.array(a), 0.3), 0.3 * wanted)
+    want = sum(((w @ w.T - np.eye(T)) ** 2).sum() for w in a) / 2
+    np.testing.assert_allclose(nn.attention_regularizer(jnp.array(a), 0.3), 0.3 * want)
     one = nn.attention_regularizer(jnp.array(a[0]))
     np.testing.assert_allclose(one, ((a[0] @ a[0].T - np.eye(T)) ** 2).sum())
     assert nn.attention_regularizer(jnp.eye(T)) == 0
@@ -243,18 +243,18 @@ def test_multi_head_equals_formula(history_only, activation, x64):
     parts = [
         head(Q[:, c : c + 2], K[:, c : c + 2], V[:, c : c + 2], history_only, mask) for c in (0, 2)
     ]
-    wanted = projected(np.concatenate([values for values, _ in parts], 1), "o")
+    want = projected(np.concatenate([values for values, _ in parts], 1), "o")
     got = layer(q, k, np.where(mask[:, None], v, np.nan), mask=mask)
     np.testing.assert_allclose(got.weights, [weights for _, weights in parts], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(got.values, wanted, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(got.values, want, rtol=0, atol=1e-13)
 
 
 def test_all_heads_are_captured_and_replaced():
     layer = nn.MultiHeadAttention(D, 2, name="heads", rngs=nnx.Rngs(0))
     x = inputs(3, T, D).astype(np.float32)
-    (values, weights), seen = ja.capture(layer, "heads")(x)
-    assert seen["heads"].shape == (3, 2, T, T)
-    np.testing.assert_array_equal(seen["heads"], weights)
+    (values, weights), captured = ja.capture(layer, "heads")(x)
+    assert captured["heads"].shape == (3, 2, T, T)
+    np.testing.assert_array_equal(captured["heads"], weights)
     uniform = ja.intervene(layer, {"heads": np.full((2, T, T), 1 / T, np.float32)})(x[0])
     assert np.ptp(uniform.values, axis=0).max() < 1e-6
     assert np.ptp(values[0], axis=0).max() > 1e-2
@@ -291,8 +291,8 @@ def test_relevance_is_conserved(kind, attention, x64):
 def test_cp_lrp_relevance_equals_fixed_linear_map(x64):
     layer, x, readout = make(), inputs(T, D), inputs(D)
     found = ja.lrp(lambda x: (layer(x).values @ readout).sum(), x, epsilon=0.0)
-    wanted = np.asarray(layer(x).weights.sum(0))[:, None] * x * readout
-    np.testing.assert_allclose(found.values, wanted, rtol=0, atol=1e-12)
+    want = np.asarray(layer(x).weights.sum(0))[:, None] * x * readout
+    np.testing.assert_allclose(found.values, want, rtol=0, atol=1e-12)
 
 
 X = np.zeros((2, T, D), np.float32)

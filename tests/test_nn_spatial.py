@@ -1,4 +1,4 @@
-"""Spatial attention equals its equations, and never sees a masked place."""
+"""Tests of spatial attention against its equations, of masks, sampling and errors."""
 
 import re
 
@@ -17,7 +17,7 @@ both = pytest.mark.parametrize("kind", LAYERS)
 
 
 def make(kind, dtype=jnp.float32, **options):
-    """A layer whose biases are not zero, so that none can be forgotten."""
+    """Return a layer with nonzero biases."""
     layer = LAYERS[kind](D, H, U, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 9))
     drawn = jax.tree.map(
@@ -51,7 +51,7 @@ def test_soft_attention_equals_equations(x64):
 
 
 def test_soft_attention_by_hand():
-    # W_a, W_h and w of one unit, and scores tanh(0), tanh(1): no other place can be mistaken.
+    # W_a, W_h and w have one unit; the scores are tanh(0) and tanh(1).
     layer = nn.SoftSpatialAttention(1, 1, 1, rngs=nnx.Rngs(0))
     for name in ("annotation", "state", "score", "gate"):
         getattr(layer, name)[...] = jnp.ones_like(getattr(layer, name)[...])
@@ -110,8 +110,8 @@ def test_masked_positions_are_ignored(kind):
     layer = make(kind)
     annotations, hidden = inputs()
     mask = np.array([True, False, True, False])
-    for nothing in (np.nan, np.inf, 7.0):
-        other = np.where(mask[:, None], annotations, nothing).astype(np.float32)
+    for fill in (np.nan, np.inf, 7.0):
+        other = np.where(mask[:, None], annotations, fill).astype(np.float32)
         found = layer(other, hidden, mask)
         kept = layer(annotations[mask], hidden)
         np.testing.assert_allclose(found.weights[mask], kept.weights, rtol=1e-6)
@@ -144,8 +144,8 @@ def test_fully_masked_output_is_zero(kind):
 def test_weights_are_captured_and_replaced(kind):
     layer = make(kind)
     annotations, hidden = inputs()
-    out, seen = ja.capture(layer, "attention")(annotations, hidden)
-    np.testing.assert_array_equal(seen["attention"], out.weights)
+    out, captured = ja.capture(layer, "attention")(annotations, hidden)
+    np.testing.assert_array_equal(captured["attention"], out.weights)
     only = np.array([0, 0, 1, 0], np.float32)
     forced = ja.intervene(layer, {"attention": only})(annotations, hidden)
     beta = 1.0
