@@ -1,4 +1,4 @@
-"""The scenes are as their captions say, and the example runs, whole, on a small budget."""
+"""Tests of the captioning example: scenes, vocabulary, scores, and a run on a small budget."""
 
 import re
 
@@ -19,7 +19,7 @@ def few():
 
 @pytest.fixture
 def as_it_comes(monkeypatch):
-    """JAX as a user has it, and a terminal that is wide enough for the tables."""
+    """Set JAX's default promotion, and a terminal wide enough for the tables."""
     monkeypatch.setenv("COLUMNS", "140")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
@@ -44,7 +44,7 @@ def test_scenes_match_captions(few):
             for thing in named:
                 here = image[thing.top : thing.top + 20, thing.left : thing.left + 20] / 255.0
                 ink = np.abs(here - scenes.COLOURS[thing.colour]).max(-1)
-                assert ink.min() < 0.15  # its colour is there
+                assert ink.min() < 0.15  # the colour occurs
             blank = np.ones(image.shape[:2], bool)
             for thing in things:
                 blank[thing.top : thing.top + 20, thing.left : thing.left + 20] = False
@@ -52,7 +52,8 @@ def test_scenes_match_captions(few):
 
 
 def test_object_cells_are_at_least_half_covered():
-    # Rows 4 to 23 and columns 8 to 27: half of row 0, all of 1 and 2; columns 1, 2 and half of 3.
+    # Rows 4 to 23 cover half of cell row 0 and all of 1 and 2; columns 8 to 27 cover cell columns
+    # 1 and 2 and half of 3.
     found = scenes.Thing("one", "red", top=4, left=8).cells
     wanted = np.zeros((8, 8), bool)
     wanted[0:3, 1:3] = wanted[1:3, 3] = True
@@ -104,7 +105,7 @@ def test_pointing_and_wrong_words_by_hand():
     things = [scenes.Thing("two", "red", 0, 0), scenes.Thing("sun", "blue", 40, 30)]
     truth = scenes.caption(things)
     weights = np.zeros((1, 7, 8, 8), np.float32)
-    weights[0, :, 6, 4] = 1.0  # within the sun, wherever it should look
+    weights[0, :, 6, 4] = 1.0  # within the sun, for every word
     weights[0, 2] = 0
     weights[0, 2, 0, 0], weights[0, 2, 4, 0] = 0.75, 0.25
     scene = scenes.Scenes(np.zeros((1, 64, 64, 3), np.uint8), [things], [truth], [truth])
@@ -113,8 +114,8 @@ def test_pointing_and_wrong_words_by_hand():
     assert found["colours"] == pytest.approx((0.5, np.mean(sizes), 0.5, 2))
     assert found["names"] == pytest.approx((0.875, np.mean(sizes), 1.0, 2))
 
-    said = "a red six above a pink sun".split()
-    wrong = describing.wrong_words(scene, describing.Said([said], weights))
+    predicted = "a red six above a pink sun".split()
+    wrong = describing.wrong_words(scene, describing.Said([predicted], weights))
     assert [(w.step, w.word, w.meant) for w in wrong] == [(2, "six", 0), (5, "pink", 1)]
     assert [w.masses for w in wrong] == [[0.75, 0.0], [0.0, 1.0]]
 
@@ -129,7 +130,7 @@ def printed(few, as_it_comes, tmp_path, monkeypatch, capsys):
 
 
 def rows(printed, columns):
-    """The rows of all printed tables of so many columns, by their first cell."""
+    """Return the rows of all printed tables with `columns` columns, by their first cell."""
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     return {row[0]: row[1:] for row in cells if len(row) == columns}
 
@@ -196,7 +197,7 @@ def test_stamps_example_runs(as_it_comes, tmp_path, monkeypatch, capsys):
     images, captions = stamps.load(folder)
     assert images.shape == (16, 64, 64, 3) and images.dtype == np.uint8
     assert captions[0] == ["a", "green", "frog"]
-    assert (images[:, 0] == 255).all()  # a wide picture leaves white paper above it
+    assert (images[:, 0] == 255).all()  # wide images are padded with white
     monkeypatch.setattr(stamps, "load", lambda: (images, captions))
     path = stamps.main(tmp_path / "out", steps=2, sizes=SIZES, tests=0.25)
     assert path.exists()

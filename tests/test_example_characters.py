@@ -1,4 +1,4 @@
-"""The example of coloured characters, whole, on a small budget, and what its data may hold."""
+"""Tests of the example of character sentiment: data, and a run on a small budget."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ BUDGET = {
 
 @pytest.fixture(scope="module")
 def data():
-    """Short sentences only, so that some fit."""
+    """Load short sentences only, so that some fit the width."""
     found = []
     for part, step in zip(load(), (2, 400), strict=True):
         kept = [i for i in range(0, len(part.texts), step) if len(part.texts[i]) <= WIDTH]
@@ -34,13 +34,13 @@ def data():
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """The folder of the page, and what was printed."""
+    """Return the folder of the page, the printed text, the sentences and the attention."""
     folder, printed = tmp_path_factory.mktemp("characters"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "100")
         patch.setenv("FORCE_COLOR", "1")
         patch.setattr(example, "load", lambda: data)
-        # A user runs it with JAX as it comes.
+        # The example runs with JAX's default promotion.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = example.main(folder, least_accuracy=0.0, **BUDGET)
             assert path == folder / "index.html"
@@ -70,7 +70,7 @@ def vocabulary(data):
 
 
 class Cells(HTMLParser):
-    """Collects the lines of characters on a page: a label, and each cell with its ground."""
+    """Collect the lines of characters on a page: a label, and each cell with its background."""
 
     def __init__(self, page):
         super().__init__()
@@ -183,7 +183,7 @@ def test_notebook_output():
     assert [label for label, _ in lines] == ["attention", "raw attention", "LRP"]
     assert [ground for _, ground in lines[0][1]] == ["#ff0000"] * 3
     assert [ground for _, ground in lines[1][1]] == ["#ffc0c0"] * 3  # 255 - int(255 / 4)
-    # What speaks for its answer, negative, is blue.
+    # Evidence for the predicted class, here negative, is blue.
     assert [ground for _, ground in lines[2][1]] == ["#053061", "#67001f", "#ffffff"]
 
 
@@ -225,8 +225,8 @@ def test_aggregation_by_word():
     words = example.by_word(["ab cd", "ab, ab"], found, least=1)
     assert set(words) == {"ab", "cd"}
     assert words["cd"] == (1, 1.0, 0.5)
-    count, weight, says = words["ab"]
+    count, weight, relevance = words["ab"]
     assert count == 3
     np.testing.assert_allclose(weight, (1 + 0.5 + 2) / 3)
-    np.testing.assert_allclose(says, (0.375 - 0.75 + 0) / 3)
+    np.testing.assert_allclose(relevance, (0.375 - 0.75 + 0) / 3)
     assert not example.by_word(["ab cd", "ab, ab"], found, least=4)

@@ -1,4 +1,4 @@
-"""Dates and their alignment are what babel says; the example runs whole on a small budget."""
+"""Tests of the date translation example: dates, alignment, and a run on a small budget."""
 
 import contextlib
 import io
@@ -76,7 +76,7 @@ def test_encode_appends_end_token():
     assert ids.shape == (2, 50) and lengths.tolist() == [4, 6]
     known = {c: vocabulary[c] for c in "May3 a"}
     assert ids[0, :5].tolist() == [known["M"], known["a"], known["y"], dates.END, dates.PAD]
-    # A character that is not in the vocabulary is one number of its own.
+    # Characters outside the vocabulary share one id.
     assert ids[1, :7].tolist() == [
         known["3"], dates.UNKNOWN, known["y"], known[" "], known["a"], dates.END, dates.PAD,
     ]  # fmt: skip
@@ -103,8 +103,8 @@ def test_gold_alignment_of_a_known_date():
     text, parts = dates.written(DAY, "full", "en_US")
     where = dates.gold(dates.Dated(text, parts, DAY, "full", "en_US"))
     assert where.shape == (11, len(text) + 1)
-    said = ["".join(c for c, here in zip(text, row[:-1], strict=True) if here) for row in where]
-    assert said == ["2016"] * 4 + ["", "May", "May", "", "3", "3", ""]
+    aligned = ["".join(c for c, here in zip(text, row[:-1], strict=True) if here) for row in where]
+    assert aligned == ["2016"] * 4 + ["", "May", "May", "", "3", "3", ""]
 
 
 def test_numeric_dates_are_ambiguous():
@@ -136,15 +136,15 @@ def test_swaps_change_one_part_and_its_label():
 
 
 def test_alignment_scores_by_hand():
-    # "3 May 2016" and its end are 11 characters; one is padding.
+    # "3 May 2016" and the end token have length 11; the last position is padding.
     looked = np.zeros((1, 13, 12))
-    looked[0, :2, 6] = 1  # the year's first two digits look at its first
-    looked[0, 2] = 1 / 11  # the third looks everywhere, so first at the start
+    looked[0, :2, 6] = 1  # year digits 1 and 2: the first character of the year
+    looked[0, 2] = 1 / 11  # year digit 3: uniform, so the maximum is at the start
     looked[0, 2, 11] = 0
-    looked[0, 3, [5, 9]] = 0.75, 0.25  # the fourth at the space before the year
-    looked[0, 5, [2, 5]] = 0.25, 0.75  # the month at the space behind it
-    looked[0, 6, 7] = 1  # and at the year, 3 characters behind it
-    looked[0, 8, 0] = looked[0, 9, 1] = 1  # the day at itself, and at the space behind it
+    looked[0, 3, [5, 9]] = 0.75, 0.25  # year digit 4: mostly the space before the year
+    looked[0, 5, [2, 5]] = 0.25, 0.75  # month digit 1: mostly the space after the month
+    looked[0, 6, 7] = 1  # month digit 2: the year, 3 characters after the month
+    looked[0, 8, 0] = looked[0, 9, 1] = 1  # day digits: the day, and the space after it
     found = alignment.aligned(alignment.Translated(None, None, looked), ENGLISH[1:], np.array([11]))
     np.testing.assert_allclose(found.on, [[1, 1, 4 / 11, 0.25, 0.25, 0, 1, 0]])
     np.testing.assert_allclose(found.chance * 11, [[4, 4, 4, 4, 3, 3, 1, 1]])
@@ -156,7 +156,7 @@ def test_rank_correlation_is_spearman_with_tied_ranks():
     a = np.array([[5.0, 5, 7, 9, 0], [3, 1, 2, 9, 9]])
     b = np.array([[1.0, 2, 3, 4, 0], [1, 2, 3, 9, -9]])
     present = np.arange(5) < np.array([4, 3])[:, None]
-    # The ranks of the first are 1.5, 1.5, 3, 4 beside 1, 2, 3, 4.
+    # The ranks are 1.5, 1.5, 3, 4 in a and 1, 2, 3, 4 in b.
     got = alignment.rank_correlation(a, b, present)
     np.testing.assert_allclose(got, [4.5 / np.sqrt(4.5 * 5), -0.5], rtol=1e-12)
 
@@ -174,7 +174,7 @@ def test_verdict_depends_on_scores():
         "all characters alike": 0.1,
     }  # fmt: skip
     said = alignment.verdict(curves, others)
-    # Occlusion takes away 0.575 on average, random characters 0.05, attention 0.55.
+    # The mean decrease is 0.575 for occlusion, 0.05 for random and 0.55 for attention.
     assert "as well as occlusion" in said and "nearly" not in said
     assert "0.55 by attention, 0.25 by LRP, 0.57 by occlusion, 0.05 by random" in said
     assert said.endswith("The network needs to look where it looks: with attention spread evenly "
@@ -232,7 +232,7 @@ def test_translate_equals_network_outputs(small, as_a_user_runs_it):
     )
     _, seen = ja.capture(model, "attention")(x[1], texts.lengths[1])
     np.testing.assert_allclose(found.attention[1], seen["attention"], rtol=0, atol=1e-6)
-    # In the place of its own attention it takes others.
+    # The attention can be replaced.
     again = alignment.translate(model, texts, found.attention)
     np.testing.assert_allclose(again.chances, found.chances, rtol=0, atol=1e-6)
     other = alignment.other_attention(found, ENGLISH, texts.lengths)
@@ -254,7 +254,7 @@ def test_other_attention_excludes_padding():
     np.testing.assert_array_equal(another[0], own[1])
     np.testing.assert_allclose(another[1, 1:][:, [4, 6]], 0.5)
     np.testing.assert_allclose(alike[:, 5], (np.arange(22) < [[21], [11]]) / [[21], [11]])
-    np.testing.assert_array_equal(another[1, 0], alike[1, 0])  # nothing of it is left
+    np.testing.assert_array_equal(another[1, 0], alike[1, 0])  # no weight lies within this text
 
 
 def test_deletion_order_is_highest_first(small, as_a_user_runs_it):
@@ -284,12 +284,12 @@ def test_explanations_have_one_target_per_digit(small, as_a_user_runs_it):
         values["saliency"][row, digit], jnp.linalg.norm(slope, axis=-1), rtol=1e-4, atol=1e-7
     )
     without = x.at[2].set(jax.nn.one_hot(dates.UNKNOWN, x.shape[1]))
-    score, changed = (model(given, texts.lengths[row])[t, label] for given in (x, without))
+    score, changed = (model(inputs, texts.lengths[row])[t, label] for inputs in (x, without))
     np.testing.assert_allclose(values["occlusion"][row, digit, 2], score - changed, atol=1e-5)
     np.testing.assert_array_equal(values["attention"][row, digit], found.attention[row, t])
 
 
-# The example, whole.
+# A run of the example.
 
 FIGURES = {"attention", "odd", "methods", "deletion"}
 SECTIONS = (*FIGURES, "accuracy", "alignment", "findings", "unusual", "judged", "elsewhere")
@@ -297,13 +297,13 @@ SECTIONS = (*FIGURES, "accuracy", "alignment", "findings", "unusual", "judged", 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The page, and what was printed."""
+    """Return the path of the page, and the printed text."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "160")
         patch.setattr(dates, "WIDTHS", (dates.LONGEST,))  # each width is compiled
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            # A network this small gets no date right, so all are taken as right.
+            # So small a network translates no date correctly; treat all as correct.
             patch.setattr(date_translation, "exact", lambda found, isos: np.ones(len(isos), bool))
             path = date_translation.main(
                 tmp_path_factory.mktemp("dates"), learnt=256, tested=150, epochs=1, units=4,

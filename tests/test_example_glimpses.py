@@ -1,4 +1,4 @@
-"""The glimpses, whole, on a small budget; and the scenes that they search."""
+"""Tests of the glimpse example: scenes, MNIST files, and a run on a small budget."""
 
 import contextlib
 import gzip
@@ -22,7 +22,7 @@ DIGITS = clutter.Digits(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The page, and what was printed."""
+    """Return the path of the page, and the printed text."""
     parts = clutter.load()
     few = tuple(clutter.Digits(*(a[:250] for a in part)) for part in parts)
     printed = io.StringIO()
@@ -96,7 +96,7 @@ def test_batches_draw_independent_paths():
 def test_mistakes_use_the_drawn_paths():
     model = glimpses.build(SMALL[0])
     seen = looking.look(model, DIGITS.images)
-    answers = seen.logits[:, -1].argmax(-1)
+    predictions = seen.logits[:, -1].argmax(-1)
     axes = []
 
     class Page:
@@ -106,9 +106,9 @@ def test_mistakes_use_the_drawn_paths():
     looking.mistakes(Page(), model, DIGITS, seen)
     titles = [ax.get_title() for ax in axes[0][0]]
     wrong = {
-        f"a {label}, taken for a {answer}"
-        for label, answer in zip(DIGITS.labels, answers, strict=True)
-        if label != answer
+        f"a {label}, taken for a {prediction}"
+        for label, prediction in zip(DIGITS.labels, predictions, strict=True)
+        if label != prediction
     }
     assert len(set(titles)) == 5 and set(titles) <= wrong
 
@@ -123,7 +123,7 @@ def test_scenes_contain_digit_and_fragments():
         scenes.images, DIGITS.images, scenes.corners, strict=True
     ):
         there = image[row : row + 28, column : column + 28]
-        assert np.all(there >= digit)  # pieces lie over it, never instead of it
+        assert np.all(there >= digit)  # fragments are drawn over the digit
         assert np.mean(there == digit) > 0.6
         outside = np.count_nonzero(image) - 28 * 28
         assert 0 <= outside <= 4 * 64
@@ -146,7 +146,7 @@ def test_shifts_are_bounded():
 
 
 def write(folder, change=lambda name, raw: raw, end=""):
-    """Files as MNIST has them, of 3 and 2 digits."""
+    """Write files in the format of MNIST, of 3 and 2 digits."""
     for part, count in (("train", 3), ("t10k", 2)):
         images = np.arange(count * 784, dtype=np.uint8).reshape(count, 28, 28)
         sizes = np.array([count, 28, 28], ">u4").tobytes()

@@ -1,4 +1,4 @@
-"""The example of attention over series, whole, on a small budget."""
+"""Tests of the example of attention over time series: data, and a run on a small budget."""
 
 import contextlib
 import io
@@ -23,20 +23,20 @@ METHODS = ("attention", "LRP", "saliency", "occlusion", "random")
 
 @pytest.fixture(scope="module")
 def data():
-    """Every fifth of the vowels."""
+    """Return every fifth series of JapaneseVowels."""
     *parts, classes = series.load("JapaneseVowels")
     return *(series.Series(*(array[::5] for array in part)) for part in parts), classes
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """The page's path, and what was printed; of one data set, since both go one way."""
+    """Return the path of the page, and the printed text, of one of the two data sets."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "100")
         patch.setattr(signals, "load", {"JapaneseVowels": data}.__getitem__)
         patch.setattr(signals, "ABOUT", {"JapaneseVowels": "Vowels."})
-        # Of nine classes, after 5 of 100 epochs.
+        # There are nine classes, and 5 instead of 100 epochs.
         patch.setattr(signals, "LEAST_ACCURACY", {"JapaneseVowels": 0.25})
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = signals.main(
@@ -46,7 +46,7 @@ def run(data, tmp_path_factory):
 
 
 def rows(printed, columns):
-    """The rows of all printed tables of so many columns."""
+    """Return the rows of all printed tables with `columns` columns."""
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     return [row for row in cells if len(row) == columns]
 
@@ -133,14 +133,14 @@ def test_deletion_order_excludes_padding():
     found = stepwise.explain(model, data)
     steps = np.array([[0.0, 3, 1, 2, 4], [5, 1, 9, 2, 99]])
     left = stepwise.deletion(found, data, steps)
-    said = found.chances.argmax(1)
+    predicted = found.chances.argmax(1)
     orders = [[4, 1, 3, 2, 0], [2, 0, 3, 1]]
     for i, order in enumerate(orders):
         for k, share in enumerate(stepwise.POINTS):
             x = data.x[i].copy()
             x[order[: round(share * len(order))]] = 0
-            wanted = stepwise.chances(model, x[None], data.lengths[i : i + 1])[0, said[i]]
-            np.testing.assert_allclose(left[i, k], wanted, rtol=1e-5)
+            want = stepwise.chances(model, x[None], data.lengths[i : i + 1])[0, predicted[i]]
+            np.testing.assert_allclose(left[i, k], want, rtol=1e-5)
 
 
 def test_agreement_is_rank_correlation():
@@ -154,7 +154,9 @@ def test_agreement_is_rank_correlation():
 
 def test_uniform_attention_over_valid_steps():
     lengths, alike = np.array([2, 3]), np.array([[1 / 2, 1 / 2, 0], [1 / 3] * 3], np.float32)
-    weights = np.array([[1, 0, 0], [0.7, 0.3, 0]], np.float32)  # a softmax may be 0 where it reads
+    weights = np.array(
+        [[1, 0, 0], [0.7, 0.3, 0]], np.float32
+    )  # a softmax may underflow to 0 at a valid step
     np.testing.assert_array_equal(signals.evenly(weights, lengths), alike)
     square = np.stack([weights] * 3, 1)
     np.testing.assert_array_equal(signals.evenly(square, lengths), np.stack([alike] * 3, 1))

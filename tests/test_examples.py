@@ -1,4 +1,4 @@
-"""The examples, whole, on a small budget: their figures, pages and closing tables."""
+"""Tests of the examples on a small budget: figures, pages and summary tables."""
 
 import contextlib
 import io
@@ -30,18 +30,18 @@ FIGURES = {
 
 
 def every(step):
-    """Makes a data set smaller."""
+    """Return a function that keeps every `step`-th example of a data set."""
     return lambda parts: (part[::step] for part in parts)
 
 
 def few_sentences(parts):
-    """Short ones: each width of a batch is compiled."""
+    """Keep short sentences, since each width of a batch is compiled."""
     for (words, labels), step in zip(parts, (5, 64), strict=True):
         kept = [i for i in range(0, len(words), step) if len(words[i]) <= 20]
         yield critic.Labelled([words[i] for i in kept], labels[kept])
 
 
-# So small a budget reaches little more, but more than the most common class has.
+# The required accuracies are above the share of the most common class.
 RUNS = {
     "digits": (digits, every(2), {"examples": 20, "least_accuracy": 0.15, **BUDGET}),
     "heartbeats": (heartbeats, every(2), {"examples": 2, "least_accuracy": 0.7, **BUDGET}),
@@ -51,7 +51,7 @@ RUNS = {
 
 
 class Page(HTMLParser):
-    """Collects what a page shows and what it points to."""
+    """Collect the images, links and captions of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -79,21 +79,21 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module", params=RUNS)
 def run(request, tmp_path_factory):
-    """An example's name, its page, and what it printed."""
+    """Return the name of an example, the path of its page, and the printed text."""
     example, smaller, budget = RUNS[request.param]
     data = tuple(smaller(example.load()))
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "120")
         patch.setattr(example, "load", lambda: data)
-        # A user runs them with JAX as it comes.
+        # The examples run with JAX's default promotion.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = example.main(tmp_path_factory.mktemp(request.param), **budget)
     return request.param, path, printed.getvalue()
 
 
 def rows(printed, columns):
-    """The rows of all printed tables of so many columns, by their first cell."""
+    """Return the rows of all printed tables with `columns` columns, by their first cell."""
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     return {row[0]: row[1:] for row in cells if len(row) == columns}
 
@@ -141,7 +141,7 @@ def test_summary_table_has_every_method_and_random(run):
         assert 0 < areas[name] < 1 and float(error) > 0
         if name != "random":
             assert first.endswith(" s") and again.endswith(" s")
-    # What these name matters more than cells drawn at random, however little was learnt.
+    # These methods rank features better than random even after short training.
     for name in ("occlusion", "integrated gradients"):
         assert areas[name] < areas["random"]
     assert str(path) in printed.replace("\n", "")
@@ -157,7 +157,7 @@ def test_words_are_coloured_and_deleted_for_every_method(run):
     for _, *left, error in deleted.values():
         assert all(0 < float(p) < 1 for p in left)
         assert float(error) > 0
-    # No other single word matters more than the one that occlusion ranks highest.
+    # Occlusion's first word has the largest effect of all single words.
     assert float(deleted["occlusion"][1]) == min(float(cells[1]) for cells in deleted.values())
     text = path.read_text(encoding="utf-8")
     shown = text.count("positive with probability")
@@ -185,9 +185,9 @@ def test_penalty_reduces_attribution_to_corner(run):
 
 
 def test_contractions_and_punctuation_are_separate_words():
-    said = critic.split("It isn't bad, it's FINE -- can't-miss!")
-    assert said == "it is n't bad , it 's fine - - ca n't - miss !".split()
-    assert sentences.negation(said) is None  # there are two
+    words = critic.split("It isn't bad, it's FINE -- can't-miss!")
+    assert words == "it is n't bad , it 's fine - - ca n't - miss !".split()
+    assert sentences.negation(words) is None  # two negations
     assert sentences.negation(critic.split("It isn't bad")) == 2
 
 
@@ -195,14 +195,14 @@ def test_deletion_order_excludes_padding():
     model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
     ids = np.array([[2, 3, 4, 5, 0, 0], [6, 7, 8, 0, 0, 0]], np.int32)
     texts = critic.Texts(ids, np.array([4, 3], np.int32))
-    said = np.array([1, 0], np.int32)
+    predicted = np.array([1, 0], np.int32)
     relevance = np.array([[-1.0, 3.0, -2.0, 0.5, 9.0, 9.0], [0.1, 0.3, 0.2, 9.0, 9.0, 9.0]])
-    left = sentences.deletion(model, texts, said, relevance)
+    left = sentences.deletion(model, texts, predicted, relevance)
     for i, order in enumerate([[1, 3, 0, 2], [1, 2, 0]]):
         for k in range(6):
             fewer = ids[i].copy()
             fewer[order[:k]] = critic.PAD
-            expected = critic.chances(model, fewer[None], texts.lengths[i : i + 1])[0, said[i]]
+            expected = critic.chances(model, fewer[None], texts.lengths[i : i + 1])[0, predicted[i]]
             np.testing.assert_allclose(left[i, k], expected, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The docstring examples of `nn`, `models` and `plot` run, and all public names have one."""
+"""Test that all public names of `nn`, `models` and `plot` have docstring examples that run."""
 
 import doctest
 import inspect

@@ -1,4 +1,4 @@
-"""Figures hold the numbers they were given, on axes of the caller's where given."""
+"""Tests of figures: drawn values, scales, labels, the `ax` argument and errors."""
 
 import ast
 import io
@@ -29,8 +29,7 @@ LOWER = np.tril(RNG.uniform(1, 2, size=(4, 4))).astype(np.float32)
 SCORES = RNG.uniform(size=(7, 3)).astype(np.float32)
 FRACTIONS = np.linspace(0, 1, 7, dtype=np.float32)
 
-# A figure, drawn from its input and its values, and the shape of the Axes returned. Some functions
-# have one kind of array only; theirs are values.
+# A function, its arguments (optional input, values) and the shape of the Axes it returns.
 CASES = {
     "attention": (plot.attention, (HEAT,), ()),
     "attention_heads": (plot.attention_heads, (HEATS,), (3,)),
@@ -96,7 +95,7 @@ every_case = pytest.mark.parametrize(("draw", "arrays", "shape"), CASES.values()
 
 @pytest.fixture(autouse=True)
 def leave_pyplot_alone(monkeypatch):
-    """Showing a figure or changing a global setting fails every test."""
+    """Fail if a test shows a figure or changes rcParams."""
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
     before = mpl.rcParams.copy()
     yield
@@ -105,7 +104,7 @@ def leave_pyplot_alone(monkeypatch):
 
 
 def numbers(axes):
-    """Every number that the panels show."""
+    """Return all arrays, limits and coordinates drawn in the panels."""
     found = []
     for ax in np.ravel(axes):
         found += [artist.get_array() for artist in [*ax.images, *ax.collections]]
@@ -119,7 +118,7 @@ DRAWN = {}
 
 
 def drawn_alone(draw, arrays):
-    """The numbers in a figure of its own, drawn once for all tests."""
+    """Return the numbers of a new figure, cached for all tests."""
     case = (draw, id(arrays))
     if case not in DRAWN:
         DRAWN[case] = numbers(draw(*arrays))
@@ -127,13 +126,13 @@ def drawn_alone(draw, arrays):
 
 
 def bars(figure):
-    """The colour bars in a figure, inset or not."""
+    """Return the colour bars of a figure, inset or not."""
     inset = [child for ax in figure.axes for child in ax.child_axes]
     return [ax for ax in figure.axes if ax.get_label() == "<colorbar>"] + inset
 
 
 def test_every_public_function_is_covered():
-    # Words are no figure. The others draw no attributions; each has a test file of its own.
+    # Panels and Text are classes. The other functions have test files of their own.
     others = "Panels Text text captions glimpses features_0d features_1d features_2d features_hist"
     assert {name.split()[0] for name in CASES} == set(plot.__all__) - set(others.split())
 
@@ -153,7 +152,7 @@ def test_imports_nothing_but_numpy_and_matplotlib():
                 assert own or name.partition(".")[0] in allowed, f"{path.name}: {name}"
 
 
-# The contract of the results holds for every function; these are drawn elsewhere in detail.
+# Functions tested in other files; here only the type of their results is tested.
 OTHERS = {
     "captions": (lambda: plot.captions(PICTURE, ["a", "b"], np.ones((2, 4))), (3,)),
     "features_0d": (lambda: plot.features_0d(TRACE), ()),
@@ -190,10 +189,10 @@ def test_results_are_axes_or_panels_of_one_new_figure(draw, shape):
 @every_case
 def test_ax_argument_is_used_without_new_figure(draw, arrays, shape):
     figure = mpl.figure.Figure()
-    given = figure.subplots(*(shape or (1, 1)), squeeze=False).reshape(shape)
-    given = given if shape else given.item()
-    axes = draw(*arrays, ax=given)
-    assert np.array_equal(axes, given)
+    own = figure.subplots(*(shape or (1, 1)), squeeze=False).reshape(shape)
+    own = own if shape else own.item()
+    axes = draw(*arrays, ax=own)
+    assert np.array_equal(axes, own)
     assert not plt.get_fignums()
     for ours, theirs in zip(numbers(axes), drawn_alone(draw, arrays), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -209,11 +208,11 @@ def test_axes_of_other_shape_raise(draw, arrays, shape):
 @every_case
 def test_accepts_jax_arrays_and_attributions(draw, arrays, shape):
     *x, values = arrays
-    wanted = drawn_alone(draw, arrays)
+    want = drawn_alone(draw, arrays)
     values = jnp.asarray(values)
     for found in (values, ja.Attribution(values, jnp.zeros(len(values)))):
         axes = draw(*map(jnp.asarray, x), found)
-        for ours, theirs in zip(numbers(axes), wanted, strict=True):
+        for ours, theirs in zip(numbers(axes), want, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -224,7 +223,7 @@ def test_zeros_can_be_drawn(draw, arrays, shape):
     np.ravel(axes)[0].figure.draw_without_rendering()
     shown = numbers(axes)
     assert shown and all(np.isfinite(each).all() for each in shown)
-    # Zeros have no scale of their own: only what is drawn of the input and the axes remains.
+    # The scale of all zeros is not degenerate.
     scales = [(a.norm.vmin, a.norm.vmax) for ax in np.ravel(axes) for a in ax.images]
     assert all(low < high for low, high in scales)
 
@@ -270,12 +269,12 @@ def test_scales_are_sequential_if_unsigned_and_diverging_if_signed(sign):
         return artist.cmap.name, artist.norm.vmin, artist.norm.vmax
 
     heat, trace = sign * np.abs(HEAT), sign * np.abs(TRACE_HEAT)
-    wanted = ("Purples", 0) if sign == 1 else ("RdBu_r", -1)
+    want = ("Purples", 0) if sign == 1 else ("RdBu_r", -1)
     image = plot.image(PICTURE, heat / np.abs(heat).max())
     series = plot.series(TRACE, trace / np.abs(trace).max())
     [several] = plot.images([PICTURE], [heat], shared_scale=False)
     for artist in (image.images[1], several.images[1], series.collections[0]):
-        assert scale(artist) == (*wanted, 1)
+        assert scale(artist) == (*want, 1)
     assert plot.image(PICTURE, heat, cmap="magma").images[1].cmap.name == "magma"
 
 
@@ -333,7 +332,7 @@ def test_series_colours_are_the_values(shape):
     [band], [line] = ax.collections, ax.lines
     np.testing.assert_array_equal(band.get_array(), TRACE_HEAT)
     np.testing.assert_array_equal(line.get_xydata(), np.stack([np.arange(7) / 10, TRACE], 1))
-    # A segment's middle point is its step, its ends lie halfway to the neighbours.
+    # The middle point of a segment is its step; its ends lie halfway to the neighbours.
     np.testing.assert_array_equal([s[1] for s in band.get_segments()], line.get_xydata())
     largest = float(np.abs(TRACE_HEAT).max())
     assert (band.norm.vmin, band.norm.vmax) == (-largest, largest)
@@ -400,9 +399,9 @@ def test_jacobian_highlights_one_class():
 def test_temporal_jacobian_reduces_outputs_and_channels():
     every = RNG.normal(size=(4, 3, 4, 2))
     shown = plot.temporal_jacobian(every).images[0]
-    wanted = np.linalg.norm(every, axis=(1, 3))
-    np.testing.assert_allclose(shown.get_array(), wanted, rtol=1e-12)
-    assert (shown.norm.vmin, shown.norm.vmax) == (0, wanted.max())
+    want = np.linalg.norm(every, axis=(1, 3))
+    np.testing.assert_allclose(shown.get_array(), want, rtol=1e-12)
+    assert (shown.norm.vmin, shown.norm.vmax) == (0, want.max())
     assert not np.ma.getmaskarray(shown.get_array()).any()
 
 
@@ -412,7 +411,7 @@ def test_temporal_jacobian_masks_zero_future(log):
     norms[3, 0] = 0
     shown = plot.temporal_jacobian(norms, log=log).images[0]
     hidden = np.triu(np.ones((4, 4), bool), 1)
-    hidden[3, 0] = log  # has no logarithm
+    hidden[3, 0] = log  # zero has no logarithm
     np.testing.assert_array_equal(np.ma.getmaskarray(shown.get_array()), hidden)
     np.testing.assert_array_equal(shown.get_array()[~hidden], norms[~hidden])
     assert shown.norm.vmin == norms[~hidden].min()

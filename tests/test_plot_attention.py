@@ -1,4 +1,4 @@
-"""Attention matrices, and tokens as figures show them."""
+"""Tests of figures of attention matrices and of token labels."""
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -68,8 +68,8 @@ def test_adjacent_marks_share_one_outline():
 
 def test_values_are_written_into_cells():
     ax = ja.plot.attention(WEIGHTS, values=True)
-    said = {text.get_position(): text.get_text() for text in ax.texts}
-    assert said == {(j, i): f"{w:.2f}" for (i, j), w in np.ndenumerate(WEIGHTS)}
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written == {(j, i): f"{w:.2f}" for (i, j), w in np.ndenumerate(WEIGHTS)}
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3)])

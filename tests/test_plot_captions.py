@@ -1,4 +1,4 @@
-"""What is read back from the panels of a caption is what was drawn."""
+"""Tests of figures of captions: panels, blur, outlines and errors."""
 
 import re
 
@@ -45,19 +45,19 @@ def test_panels_are_the_image_and_one_per_word():
 
 def test_unblurred_weights_are_blocks():
     drawn = weights(3, 4)
-    for heat, wanted in zip(
+    for heat, want in zip(
         maps(ja.plot.captions(picture(), WORDS, drawn, blur=0.0)), drawn, strict=True
     ):
         assert heat.shape == (48, 64)
-        np.testing.assert_array_equal(heat, wanted.repeat(16, 0).repeat(16, 1))
+        np.testing.assert_array_equal(heat, want.repeat(16, 0).repeat(16, 1))
     small = ja.plot.captions(picture(), WORDS, drawn, upsample=2, blur=0.0)
     assert maps(small)[0].shape == (6, 8)
 
 
 def test_flat_weights_are_reshaped_to_grid():
     drawn = weights(12)
-    given = maps(ja.plot.captions(picture(), WORDS, drawn, grid=(3, 4), blur=0.0))
-    np.testing.assert_array_equal(given[2][::16, ::16], drawn[2].reshape(3, 4))
+    gridded = maps(ja.plot.captions(picture(), WORDS, drawn, grid=(3, 4), blur=0.0))
+    np.testing.assert_array_equal(gridded[2][::16, ::16], drawn[2].reshape(3, 4))
     square = maps(ja.plot.captions(picture(), WORDS, weights(9), upsample=1, blur=0.0))
     assert square[0].shape == (3, 3)
 
@@ -66,7 +66,7 @@ def test_blur_is_gaussian_and_preserves_sum():
     one = np.zeros((3, 5, 5))
     one[:, 2, 2] = 1
     heat, *_ = maps(ja.plot.captions(picture(), WORDS, one, upsample=9, blur=3.0))
-    # A block of 9 pixels under a Gaussian of 3, at its centre and 9 pixels away from it.
+    # A block of 9 pixels blurred with sigma 3, at its centre and 9 pixels away from it.
     at = np.arange(-12, 13)
     kernel = np.exp(-0.5 * (at / 3.0) ** 2)
     kernel /= kernel.sum()
@@ -75,10 +75,8 @@ def test_blur_is_gaussian_and_preserves_sum():
     np.testing.assert_allclose(heat[22, 31], centre * beside, rtol=1e-12)
     np.testing.assert_allclose(heat[13, 31], beside**2, rtol=1e-12)
     for drawn in (one, weights(5, 5)):
-        for heat, wanted in zip(
-            maps(ja.plot.captions(picture(), WORDS, drawn)), drawn, strict=True
-        ):
-            np.testing.assert_allclose(heat.sum(), 256 * wanted.sum(), rtol=1e-12)
+        for heat, want in zip(maps(ja.plot.captions(picture(), WORDS, drawn)), drawn, strict=True):
+            np.testing.assert_allclose(heat.sum(), 256 * want.sum(), rtol=1e-12)
     corner = np.zeros((3, 5, 5))
     corner[:, 0, 4] = 1
     heat, *_ = maps(ja.plot.captions(picture(), WORDS, corner))
@@ -130,10 +128,10 @@ def test_words_are_not_parsed_as_math():
 
 
 def test_ax_and_columns_arguments():
-    _, given = plt.subplots(2, 4)
-    axes = ja.plot.captions(picture(), WORDS, weights(2, 2), ax=given[1])
-    assert all(a is b for a, b in zip(axes, given[1], strict=True))
-    assert not given[0, 0].images
+    _, own = plt.subplots(2, 4)
+    axes = ja.plot.captions(picture(), WORDS, weights(2, 2), ax=own[1])
+    assert all(a is b for a, b in zip(axes, own[1], strict=True))
+    assert not own[0, 0].images
     rows = ja.plot.captions(picture(), WORDS, weights(2, 2), columns=2)
     assert rows[3].get_subplotspec().rowspan.start == 1
     assert len(rows[0].figure.axes) == 4
@@ -174,6 +172,8 @@ def test_grey_images():
     ],
 )
 def test_invalid_inputs_raise(changed, error, message):
-    given = {"image": picture(), "words": WORDS, "weights": weights(2, 2)} | changed
+    options = {"image": picture(), "words": WORDS, "weights": weights(2, 2)} | changed
     with pytest.raises(error, match=re.escape(message)):
-        ja.plot.captions(given.pop("image"), given.pop("words"), given.pop("weights"), **given)
+        ja.plot.captions(
+            options.pop("image"), options.pop("words"), options.pop("weights"), **options
+        )

@@ -1,4 +1,4 @@
-"""The numbers that are read back from the panels are those that went in."""
+"""Tests of figures of features: drawn values, panel grids, scales and errors."""
 
 import re
 
@@ -61,7 +61,9 @@ def test_panel_grid(options, grid):
     axes = plot.features_1d(values(4, 5), **options)
     assert axes[0].get_subplotspec().get_gridspec().get_geometry() == grid
     bottom = [bool(panel.get_xlabel()) for panel in axes]
-    assert bottom == [False] * (5 - grid[1]) + [True] * grid[1]  # none has a panel beneath it
+    assert (
+        bottom == [False] * (5 - grid[1]) + [True] * grid[1]
+    )  # only panels without one below have a label
 
 
 def test_channel_axis_max_steps_and_nan():
@@ -110,7 +112,7 @@ def test_features_2d_samples_share_one_scale():
         assert panel.images[0].norm.vmax == -panel.images[0].norm.vmin == np.abs(x).max()
     assert plot.features_2d(x, norm=None)[0].images[0].norm.vmin == x.min()
     ones = plot.features_2d(np.ones((2, 2)), norm=None)
-    assert ones.images[0].norm.vmax == 2.0  # one value is no range
+    assert ones.images[0].norm.vmax == 2.0  # a single value is widened to a range
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The path of a gaze is drawn as the boxes, in pixels, that a sensor reads."""
+"""Tests of figures of glimpses: boxes in pixels, axes, colours and errors."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +17,7 @@ def close():
 
 
 def boxes(ax):
-    """Top, left, bottom and right of each box, in the pixels of the picture."""
+    """Return top, left, bottom and right of each box, in pixels of the image."""
     found = [(p.get_y(), p.get_x(), p.get_height(), p.get_width()) for p in ax.patches]
     return np.array([(y + 0.5, x + 0.5, y + 0.5 + h, x + 0.5 + w) for y, x, h, w in found])
 
@@ -28,7 +28,7 @@ def test_boxes_by_hand():
         boxes(ax),
         [(6, 11, 14, 19), (2, 7, 18, 23), (-4, 26, 4, 34), (-8, 22, 8, 38)],
     )
-    # The centre of a picture of 20 x 30 pixels lies between two of them.
+    # The centre of an image of 20 x 30 pixels lies between two pixels.
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [(14.5, 9.5), (29.5, -0.5)])
     assert [text.get_text() for text in ax.texts] == ["1", "2"]
     assert [text.get_position() for text in ax.texts] == [(14.5, 9.5), (29.5, -0.5)]
@@ -65,6 +65,6 @@ WRONG = {
 
 @pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
 def test_invalid_inputs_raise(changed, message):
-    given = {"image": IMAGE, "locations": PATH, "size": 4} | changed
+    options = {"image": IMAGE, "locations": PATH, "size": 4} | changed
     with pytest.raises(ValueError, match=message):
-        plot.glimpses(**given)
+        plot.glimpses(**options)

@@ -1,4 +1,4 @@
-"""Words stand on the colours of their values, readably, whatever they are."""
+"""Tests of coloured text in HTML, terminals and figures."""
 
 import re
 import unicodedata
@@ -11,13 +11,13 @@ import pytest
 import jaxattn as ja
 
 RED, BLUE, WHITE = "#67001f", "#053061", "#ffffff"  # RdBu_r's ends, and zero
-# RdBu_r(0.75), (228.1, 128.5, 101.9), and half of what its middle, (247.1, 246.5, 246.1), lacks of
-# white: (3.9, 4.3, 4.5).
+# RdBu_r(0.75) is (228.1, 128.5, 101.9); its middle, (247.1, 246.5, 246.1), is shifted to white, and
+# this colour by half as much: (3.9, 4.3, 4.5).
 HALF = "#e8856a"
 
 
 class Words(HTMLParser):
-    """Collects the lines of a text: each word with its ground, ink and title."""
+    """Collect the lines of a text: each word with its background, text colour and title."""
 
     def __init__(self, page):
         super().__init__()
@@ -60,7 +60,7 @@ def test_lines_have_separate_scales_without_limit():
     assert grounds(["x", "y"], values)[0] == [RED, BLUE]
     assert grounds(["x", "y"], values)[1][0] == RED
     small, large = grounds(["x", "y"], values, limit=5.0)
-    assert large == [RED, RED]  # beyond the limit is at the limit
+    assert large == [RED, RED]  # values beyond the limit are clipped
     assert not {RED, BLUE} & set(small)
     assert grounds(["x", "y"], {"zero": [0.0, 0.0]}) == [[WHITE, WHITE]]
 
@@ -144,7 +144,7 @@ def test_non_positive_limit_raises(limit):
 
 
 def whites_to_reds(values, limit):
-    """SPEC: r = 255 - int(255 a), RGB (255, r, r)."""
+    """Compute the colours RGB (255, r, r) with r = 255 - int(255 a)."""
     return ["#ff{0:02x}{0:02x}".format(255 - int(255 * min(a / limit, 1))) for a in values]
 
 
@@ -206,9 +206,9 @@ def test_invisible_characters_are_shown_as_symbols():
     found = ja.plot.text("a\tb\nc\x1b[0m\u202e\ud800\x85", np.ones(12))
     [line] = Words(found.html).lines
     assert "".join(word for word, *_ in line) == "a⇥b↵c\ufffd[0m\ufffd\ufffd↵"
-    assert found.html.count("<br>") == 2  # and lines still end where they did
+    assert found.html.count("<br>") == 2  # line breaks are kept
     found.html.encode()
-    # Spaces are kept, and are cells.
+    # Spaces are kept, each in its own cell.
     [line] = Words(ja.plot.text("a  b", np.ones(4)).html).lines
     assert [word for word, *_ in line] == ["a", " ", " ", "b"]
     assert "pre-wrap" in ja.plot.text("a  b", np.ones(4)).html
@@ -229,7 +229,7 @@ def test_terminal_output_has_only_colour_codes():
 
 
 def seen(ax):
-    """The rows of a drawn text from above, each with what stands in it from left to right."""
+    """Return the rows of a drawn text from top to bottom, each read from left to right."""
     rows = {}
     for text in ax.texts:
         if text.get_text():
@@ -283,14 +283,14 @@ def test_long_lines_are_wrapped_between_words():
     assert [box.vertices[:, 1].min() for box in drawn("ab\nc").collections[0].get_paths()] == [
         0, 0, 0, 2,
     ]  # fmt: skip
-    assert seen(drawn("日本語", columns=4)) == ["日本", "語"]  # each takes two cells
+    assert seen(drawn("日本語", columns=4)) == ["日本", "語"]  # wide characters take two cells
 
 
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
         ("שלום", "םולש"),
-        ("שלום (עולם)", "(םלוע)םולש"),  # brackets open to the other side
+        ("שלום (עולם)", "(םלוע)םולש"),  # brackets are mirrored
         ("ב 3.5% או 1,250 abc 12!", "!abc121,250וא3.5%ב"),
         ("the (שלום עולם) end", "the(םלועםולש)end"),
         ("a שלום 12 b", "a12םולשb"),
@@ -313,7 +313,7 @@ def test_right_to_left_words_are_right_aligned():
     assert min(left) == 11
     page = ja.plot.text(["שלום", "עולם"], np.ones(2)).html
     assert 'dir="auto"' in page
-    assert page.index("שלום") < page.index("עולם")  # a browser puts them in order itself
+    assert page.index("שלום") < page.index("עולם")  # HTML keeps the logical order
 
 
 @pytest.mark.parametrize(
