@@ -55,9 +55,9 @@ def test_object_cells_are_at_least_half_covered():
     # Rows 4 to 23 cover half of cell row 0 and all of 1 and 2; columns 8 to 27 cover cell columns
     # 1 and 2 and half of 3.
     found = scenes.Thing("one", "red", top=4, left=8).cells
-    wanted = np.zeros((8, 8), bool)
-    wanted[0:3, 1:3] = wanted[1:3, 3] = True
-    np.testing.assert_array_equal(found, wanted)
+    want = np.zeros((8, 8), bool)
+    want[0:3, 1:3] = want[1:3, 3] = True
+    np.testing.assert_array_equal(found, want)
 
 
 def test_test_and_training_sprites_are_disjoint():
@@ -160,8 +160,8 @@ def test_example_runs(printed):
 
 def test_inaccurate_network_raises(few, tmp_path, monkeypatch):
     def nonsense(out, images, captions, tests, *_):
-        said = describing.Said([["a"]] * len(tests), np.ones((len(tests), 10, 8, 8)))
-        return dict.fromkeys(describing.KINDS, describing.Taught(None, said, None))
+        predicted = describing.Said([["a"]] * len(tests), np.ones((len(tests), 10, 8, 8)))
+        return dict.fromkeys(describing.KINDS, describing.Taught(None, predicted, None))
 
     monkeypatch.setattr(captioning, "load", lambda *_: few)
     monkeypatch.setattr(captioning, "teach_both", nonsense)
@@ -176,10 +176,10 @@ def test_misdirected_attention_raises(few, tmp_path, monkeypatch):
     for w, things, truth in zip(there, test.things, test.truths, strict=True):
         for at, here in zip(w, scenes.cells(things, truth), strict=False):
             at[:] = even[0, 0] if here is None else here / here.sum()
-    said = describing.Said(test.captions, even)  # the largest weight is the top left one
-    taught = dict.fromkeys(describing.KINDS, describing.Taught(None, said, None))
+    predicted = describing.Said(test.captions, even)  # the largest weight is the top left one
+    trained = dict.fromkeys(describing.KINDS, describing.Taught(None, predicted, None))
     monkeypatch.setattr(captioning, "load", lambda *_: few)
-    monkeypatch.setattr(captioning, "teach_both", lambda *_: taught)
+    monkeypatch.setattr(captioning, "teach_both", lambda *_: trained)
     for looks, message in (even, "1.0 times chance, wanted 3.0"), (there, "planted words peak"):
         monkeypatch.setattr(describing, "look", lambda *_, looks=looks: looks)
         with pytest.raises(SystemExit, match=message):

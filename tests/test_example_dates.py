@@ -173,15 +173,15 @@ def test_verdict_depends_on_scores():
         "its own": 1.0, "only the largest weight": 0.9, "only what says the digit": 0.8,
         "all characters alike": 0.1,
     }  # fmt: skip
-    said = alignment.verdict(curves, others)
+    text = alignment.verdict(curves, others)
     # The mean decrease is 0.575 for occlusion, 0.05 for random and 0.55 for attention.
-    assert "as well as occlusion" in said and "nearly" not in said
-    assert "0.55 by attention, 0.25 by LRP, 0.57 by occlusion, 0.05 by random" in said
-    assert said.endswith("The network needs to look where it looks: with attention spread evenly "
+    assert "as well as occlusion" in text and "nearly" not in text
+    assert "0.55 by attention, 0.25 by LRP, 0.57 by occlusion, 0.05 by random" in text
+    assert text.endswith("The network needs to look where it looks: with attention spread evenly "
                          "10% of these dates are still translated rightly, with the largest weight "
                          "alone 90%; and when each digit may look only at what says it, 80%. So "
                          "attention explains what is written.")  # fmt: skip
-    assert "Occlusion ranks by just this deletion, which favours it." in said
+    assert "Occlusion ranks by just this deletion, which favours it." in text
     weak = curves | {"attention": falling(0.9, 0.8, 0.7, 0.6)}
     weaker = alignment.verdict(weak, others)
     assert "less well than occlusion" in weaker
@@ -202,9 +202,9 @@ def test_verdict_on_uninformative_attention(evenly):
         "its own": 1.0, "only the largest weight": 0.9, "only what says the digit": 0.8,
         "all characters alike": evenly,
     }  # fmt: skip
-    said = alignment.verdict(curves, others)
-    assert "no better than characters drawn at random" in said
-    assert said.endswith("So attention does not explain what is written.")
+    text = alignment.verdict(curves, others)
+    assert "no better than characters drawn at random" in text
+    assert text.endswith("So attention does not explain what is written.")
 
 
 @pytest.fixture(scope="module")

@@ -134,17 +134,17 @@ def test_annotation_receptive_fields_are_centred():
     blank = model.begin(jnp.zeros((32, 32, 1)))[0].annotations
     assert model.grid == (8, 8)
 
-    def seen(row, column):
+    def receptive_field(row, column):
         """Return the cells whose annotation depends on the central 2 x 2 pixels of a cell."""
         here = np.s_[4 * row + 1 : 4 * row + 3, 4 * column + 1 : 4 * column + 3]
         image = jnp.zeros((32, 32, 1)).at[here].set(1)
         change = np.abs(model.begin(image)[0].annotations - blank).sum(-1)
         return np.argwhere(change.reshape(8, 8) > 0)
 
-    corners = seen(4, 2)
+    corners = receptive_field(4, 2)
     np.testing.assert_array_equal(corners.min(0), [3, 1])
     np.testing.assert_array_equal(corners.max(0), [5, 3])
-    np.testing.assert_array_equal(seen(0, 7).max(0), [1, 7])
+    np.testing.assert_array_equal(receptive_field(0, 7).max(0), [1, 7])
 
 
 @pytest.mark.parametrize("attention", ["soft", "hard"])
@@ -160,16 +160,16 @@ def test_batches_equal_single_images(attention):
 
 def test_weights_are_captured_by_name():
     model, image = make(), pictures()
-    out, seen = ja.capture(model, "attention")(image, WORDS)
-    np.testing.assert_allclose(seen["attention"], model.read(image, WORDS).weights, atol=1e-6)
+    out, captured = ja.capture(model, "attention")(image, WORDS)
+    np.testing.assert_allclose(captured["attention"], model.read(image, WORDS).weights, atol=1e-6)
     even = ja.intervene(model, {"attention": np.full(4, 0.25, np.float32)})(image, WORDS)
     assert np.abs(even - out).max() > 1e-4
 
 
 def test_spoken_steps_end_at_first_end_token():
     words = np.array([[1, 2, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
-    wanted = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
-    np.testing.assert_array_equal(spoken(words), np.array(wanted, bool))
+    want = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    np.testing.assert_array_equal(spoken(words), np.array(want, bool))
 
 
 def log_likelihood(logits, words):
@@ -368,8 +368,8 @@ def test_beam_search_returns_attention_weights():
     found = models.beam_captions(model, image, width=4)
     for words, weights in zip(found.words, found.weights, strict=True):
         kept = np.asarray(spoken(words))
-        wanted = model.read(image, words).weights
-        np.testing.assert_allclose(weights[kept], wanted[kept], atol=1e-6)
+        want = model.read(image, words).weights
+        np.testing.assert_allclose(weights[kept], want[kept], atol=1e-6)
         np.testing.assert_array_equal(weights[~kept], 0)
     # At least one caption ends early.
     assert not all(np.asarray(spoken(found.words)).all(1))
@@ -383,8 +383,8 @@ def test_greedy_caption_is_argmax_at_each_step():
     np.testing.assert_array_equal(found.words[kept], logits.argmax(-1)[kept])
     assert found.weights.shape == (2, 3, T, 4)
     for i in np.ndindex(2, 3):
-        wanted = log_likelihood(logits[i], found.words[i].tolist())[0]
-        assert float(found.log_prob[i]) == pytest.approx(wanted, abs=1e-5)
+        want = log_likelihood(logits[i], found.words[i].tolist())[0]
+        assert float(found.log_prob[i]) == pytest.approx(want, abs=1e-5)
 
 
 @pytest.mark.slow

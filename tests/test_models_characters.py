@@ -96,8 +96,8 @@ def test_gradients_and_dtypes(layer):
 def test_weights_are_captured_and_replaced_by_name():
     named = nn.FeedForwardAttention(D, name="mine", rngs=nnx.Rngs(0))
     x = inputs(T, D)
-    (_, weights), seen = ja.capture(named, "mine")(x)
-    np.testing.assert_array_equal(seen["mine"], weights)
+    (_, weights), captured = ja.capture(named, "mine")(x)
+    np.testing.assert_array_equal(captured["mine"], weights)
     values, _ = ja.intervene(named, {"mine": np.eye(T, dtype=np.float32)[2]})(x)
     np.testing.assert_allclose(values, x[2], rtol=1e-6)
 
@@ -142,18 +142,18 @@ def test_equals_keras_network(model):
     text = ids(T)
     with jax.numpy_rank_promotion("allow"):  # Keras relies on rank promotion
         theirs = keras_network(V, T, E, H)
-        chance, seen = ja.capture(theirs, "attention_vec")(text)
+        chance, captured = ja.capture(theirs, "attention_vec")(text)
     table, *_, kernel, bias, last, shift = (variable.value for variable in theirs.weights)
     ours = nnx.clone(model)
     ours.embedding.embedding[...] = table
     nn.from_keras(ours.gru, theirs.get_layer("gru").get_weights())
     ours.attention.W[...], ours.attention.b[...] = kernel, bias
     ours.head.kernel[...], ours.head.bias[...] = last, shift
-    own_chance, own_seen = ja.capture(ours, "attention_vec")(text)
+    own_chance, own_captured = ja.capture(ours, "attention_vec")(text)
     np.testing.assert_allclose(own_chance, chance, rtol=1e-5)
-    (weights,) = seen.values()
-    np.testing.assert_allclose(own_seen["attention_vec"], np.ravel(weights), rtol=1e-5)
-    np.testing.assert_allclose(own_seen["attention_vec"].sum(), 1, rtol=1e-6)
+    (weights,) = captured.values()
+    np.testing.assert_allclose(own_captured["attention_vec"], np.ravel(weights), rtol=1e-5)
+    np.testing.assert_allclose(own_captured["attention_vec"].sum(), 1, rtol=1e-6)
 
 
 def test_lengths_mask_padding(model):
@@ -161,8 +161,8 @@ def test_lengths_mask_padding(model):
     padded = np.concatenate([np.full((2, 3), V - 1), text], axis=1, dtype=np.int32)
     lengths = np.array([T, T], np.int32)
     np.testing.assert_allclose(model(padded, lengths), model(text), rtol=1e-6)
-    _, seen = ja.capture(model, "attention_vec")(padded[0], np.int32(T))
-    assert not seen["attention_vec"][:3].any()
+    _, captured = ja.capture(model, "attention_vec")(padded[0], np.int32(T))
+    assert not captured["attention_vec"][:3].any()
     # Without lengths, padding is processed as any other character.
     assert (np.abs(model(padded) - model(text)) > 1e-4).all()
 
@@ -194,12 +194,12 @@ def test_character_relevance_sums_to_logit(padded):
 )
 def test_default_target_is_the_logit(model, method):
     texts = ids(2, T)
-    given = ja.explain(method, model.logits, texts, at="embedding")
+    default = ja.explain(method, model.logits, texts, at="embedding")
     found = ja.explain(
         method, ja.without_softmax(model), texts, np.ones(2, np.int32), at="embedding"
     )
-    assert np.abs(given.values).sum() > 0
-    np.testing.assert_allclose(given.values, found.values, rtol=1e-5, atol=1e-6)
+    assert np.abs(default.values).sum() > 0
+    np.testing.assert_allclose(default.values, found.values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -290,8 +290,8 @@ def test_gradient_is_along_fixed_path(x64):
 
 def test_locations_are_captured_and_replaced_by_name(x64):
     model = make()
-    _, seen = ja.capture(model, "locations")(IMAGES[0])
-    np.testing.assert_array_equal(seen["locations"], model.look(IMAGES[0]).locations)
+    _, captured = ja.capture(model, "locations")(IMAGES[0])
+    np.testing.assert_array_equal(captured["locations"], model.look(IMAGES[0]).locations)
     there = np.array([[0.0, 0.0], [0.5, -0.5], [-1.0, 1.0]])
     redirected = ja.intervene(model, {"locations": there})(IMAGES[0])
     expected = model.look(IMAGES[0], locations=there).logits[-1]
