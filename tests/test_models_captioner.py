@@ -11,7 +11,7 @@ from flax import nnx
 
 import jaxattn as ja
 from jaxattn import models
-from jaxattn.models.caption_loss import spoken
+from jaxattn.models.caption_loss import word_mask
 
 IMAGE, V, T = (6, 5, 2), 3, 3
 GRID = (2, 2)
@@ -166,10 +166,10 @@ def test_weights_are_captured_by_name():
     assert np.abs(even - out).max() > 1e-4
 
 
-def test_spoken_steps_end_at_first_end_token():
+def test_word_mask_ends_at_first_end_token():
     words = np.array([[1, 2, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
     want = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
-    np.testing.assert_array_equal(spoken(words), np.array(want, bool))
+    np.testing.assert_array_equal(word_mask(words), np.array(want, bool))
 
 
 def log_likelihood(logits, words):
@@ -367,19 +367,19 @@ def test_beam_search_returns_attention_weights():
     model, image = make(), pictures()
     found = models.beam_captions(model, image, width=4)
     for words, weights in zip(found.words, found.weights, strict=True):
-        kept = np.asarray(spoken(words))
+        kept = np.asarray(word_mask(words))
         want = model.read(image, words).weights
         np.testing.assert_allclose(weights[kept], want[kept], atol=1e-6)
         np.testing.assert_array_equal(weights[~kept], 0)
     # At least one caption ends early.
-    assert not all(np.asarray(spoken(found.words)).all(1))
+    assert not all(np.asarray(word_mask(found.words)).all(1))
 
 
 def test_greedy_caption_is_argmax_at_each_step():
     model, images = make("hard"), pictures(2, 3)
     found = nnx.jit(models.greedy_caption)(model, images)
     logits = model(images, found.words)
-    kept = np.asarray(spoken(found.words))
+    kept = np.asarray(word_mask(found.words))
     np.testing.assert_array_equal(found.words[kept], logits.argmax(-1)[kept])
     assert found.weights.shape == (2, 3, T, 4)
     for i in np.ndindex(2, 3):
