@@ -1,12 +1,12 @@
-"""Check that the tests fail when the library is wrong.
+"""Check that the tests detect errors in the library (mutation testing).
 
     python tests/mutants.py                        # all mutants
     python tests/mutants.py --only 7               # the mutant with that number; may be repeated
-    python tests/mutants.py --tests '-m "" -k lrp' # other tests than those of the quick tier
-    python tests/mutants.py --check                # only find the text of each mutant
+    python tests/mutants.py --tests '-m "" -k lrp' # other tests than the quick tier
+    python tests/mutants.py --check                # only locate the text of each mutant
 
-Each mutant replaces one piece of text of the library in a temporary copy of the repository. The
-test files that should fail run first; all selected tests run only if these pass.
+Each mutant replaces one fragment of the source in a temporary copy of the repository. The test
+files expected to fail run first; all selected tests run only if these pass.
 """
 
 import argparse
@@ -25,7 +25,7 @@ QUICK = ["-m", "not slow"]
 
 
 class Mutant(NamedTuple):
-    """A replacement of text that occurs once in the library, and the tests that should notice."""
+    """A replacement of a unique source fragment, and the test files expected to fail."""
 
     text: str
     replacement: str
@@ -111,7 +111,7 @@ MUTANTS = [
 
 
 def place(mutant: Mutant, root: Path) -> Path:
-    """Return the only file of the library with the mutant's text."""
+    """Return the library file that contains the text of a mutant."""
     found = [
         path
         for path in sorted((root / "jaxattn").rglob("*.py"))
@@ -123,7 +123,7 @@ def place(mutant: Mutant, root: Path) -> Path:
 
 
 def fails(root: Path, arguments: list[str]) -> str:
-    """Run pytest, and return its last line if a test fails, otherwise an empty string."""
+    """Run pytest and return its first failure line, or an empty string if all tests pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
     env = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(

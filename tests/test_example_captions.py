@@ -1,4 +1,4 @@
-"""The scenes are as their captions say, and the example runs, whole, on a small budget."""
+"""Tests of the captioning example: scenes, vocabulary, scores, and a run on a small budget."""
 
 import re
 
@@ -19,13 +19,13 @@ def few():
 
 @pytest.fixture
 def as_it_comes(monkeypatch):
-    """JAX as a user has it, and a terminal that is wide enough for the tables."""
+    """Set JAX's default promotion, and a terminal wide enough for the tables."""
     monkeypatch.setenv("COLUMNS", "140")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-def test_a_scene_is_as_its_caption_says(few):
+def test_scenes_match_captions(few):
     for composed in few:
         for image, objects, reference, caption in zip(*composed, strict=True):
             named = [obj for obj in objects if obj.colour in scenes.COLOURS]
@@ -51,7 +51,7 @@ def test_a_scene_is_as_its_caption_says(few):
             assert np.ptp(image[blank].astype(int), axis=0).max() == 0
 
 
-def test_the_cells_of_a_thing_are_those_that_it_covers_half():
+def test_object_cells_are_at_least_half_covered():
     # Rows 4 to 23 and columns 8 to 27: half of row 0, all of 1 and 2; columns 1, 2 and half of 3.
     found = scenes.SceneObject("one", "red", top=4, left=8).cells
     wanted = np.zeros((8, 8), bool)
@@ -59,7 +59,7 @@ def test_the_cells_of_a_thing_are_those_that_it_covers_half():
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_test_sprites_were_never_learnt_from():
+def test_test_and_training_sprites_are_disjoint():
     learnt, new = scenes.sprites(False), scenes.sprites(True)
     assert set(learnt) == set(new) == set(scenes.NAMES)
     for name in scenes.NAMES:
@@ -67,7 +67,7 @@ def test_test_sprites_were_never_learnt_from():
         assert not any(shape.tobytes() in seen for shape in new[name])
 
 
-def test_every_word_that_names_a_thing_has_its_cells():
+def test_words_of_objects_have_cells():
     objects = [scenes.SceneObject("two", "red", 0, 0), scenes.SceneObject("sun", "blue", 40, 30)]
     objects += [scenes.SceneObject("star", "black", 0, 40)]
     reference = scenes.reference_caption(objects[:2])
@@ -80,7 +80,7 @@ def test_every_word_that_names_a_thing_has_its_cells():
             np.testing.assert_array_equal(cells, objects[owner].cells)
 
 
-def test_the_vocabulary_reads_what_it_wrote():
+def test_vocabulary_round_trip():
     vocabulary = scenes.Vocabulary([["a", "b"], ["c"]], 4)
     ids = vocabulary.encode([["a", "c", "b"], ["b"]])
     assert ids.tolist() == [[1, 3, 2, 0], [2, 0, 0, 0]]
@@ -95,7 +95,7 @@ def test_the_vocabulary_reads_what_it_wrote():
         (["a", "zebra", ""], "`captions` has words outside of the vocabulary: 'zebra', ''"),
     ],
 )
-def test_the_vocabulary_refuses_what_it_cannot_write(caption, message):
+def test_invalid_captions_raise(caption, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         scenes.Vocabulary([["a"]], 4).encode([caption])
 
@@ -104,7 +104,7 @@ def test_pointing_and_wrong_words_by_hand():
     objects = [scenes.SceneObject("two", "red", 0, 0), scenes.SceneObject("sun", "blue", 40, 30)]
     reference = scenes.reference_caption(objects)
     weights = np.zeros((1, 7, 8, 8), np.float32)
-    weights[0, :, 6, 4] = 1.0  # within the sun, wherever it should look
+    weights[0, :, 6, 4] = 1.0  # within the sun, for every word
     weights[0, 2] = 0
     weights[0, 2, 0, 0], weights[0, 2, 4, 0] = 0.75, 0.25
     scene = scenes.Scenes(np.zeros((1, 64, 64, 3), np.uint8), [objects], [reference], [reference])
@@ -129,13 +129,13 @@ def printed(few, as_it_comes, tmp_path, monkeypatch, capsys):
 
 
 def rows(printed, columns):
-    """The rows of all printed tables of so many columns, by their first cell."""
+    """Return the rows of all printed tables with `columns` columns, by their first cell."""
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     return {row[0]: row[1:] for row in cells if len(row) == columns}
 
 
 @pytest.mark.slow
-def test_the_example_runs(printed):
+def test_example_runs(printed):
     path, out = printed
     page = path.read_text(encoding="utf-8")
     assert {p.name for p in path.parent.iterdir() if p.is_dir()} == {"soft", "hard"}
@@ -157,7 +157,7 @@ def test_the_example_runs(printed):
         assert int(count) > 20
 
 
-def test_a_bad_network_ends_in_an_error(few, tmp_path, monkeypatch):
+def test_inaccurate_network_raises(few, tmp_path, monkeypatch):
     def nonsense(out, images, captions, tests, *_):
         said = describing.Captions([["a"]] * len(tests), np.ones((len(tests), 10, 8, 8)))
         return dict.fromkeys(describing.KINDS, describing.TrainedCaptioner(None, said, None))
@@ -168,7 +168,7 @@ def test_a_bad_network_ends_in_an_error(few, tmp_path, monkeypatch):
         captioning.main(tmp_path)
 
 
-def test_a_network_that_looks_elsewhere_ends_in_an_error(few, tmp_path, monkeypatch):
+def test_misdirected_attention_raises(few, tmp_path, monkeypatch):
     test = few[1]
     even = np.full((len(test.images), 10, 8, 8), 1 / 64)
     there = even.copy()
@@ -191,7 +191,7 @@ def test_a_network_that_looks_elsewhere_ends_in_an_error(few, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
+def test_stamps_example_runs(as_it_comes, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stamps"
     folder.mkdir()
     for i, name in enumerate(["frog", "plane", "star", "house"] * 4):
@@ -201,13 +201,13 @@ def test_the_stamps_run(as_it_comes, tmp_path, monkeypatch, capsys):
     images, captions = stamps.load(folder)
     assert images.shape == (16, 64, 64, 3) and images.dtype == np.uint8
     assert captions[0] == ["a", "green", "frog"]
-    assert (images[:, 0] == 255).all()  # a wide picture leaves white paper above it
+    assert (images[:, 0] == 255).all()  # wide images are padded with white
     monkeypatch.setattr(stamps, "load", lambda: (images, captions))
     path = stamps.main(tmp_path / "out", steps=2, sizes=SIZES, test_fraction=0.25)
     assert path.exists()
     assert set(rows(capsys.readouterr().out, 5)) >= {"soft, training images", "hard, test images"}
 
 
-def test_missing_stamps_say_what_to_install(tmp_path):
+def test_missing_stamps_raise_with_install_command(tmp_path):
     with pytest.raises(SystemExit, match="apt-get install tuxpaint-stamps-default"):
         stamps.load(tmp_path)

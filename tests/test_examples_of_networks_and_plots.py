@@ -1,4 +1,4 @@
-"""The docstring examples of `nn`, `models` and `plot` run, and all public names have one."""
+"""Test that all public names of `nn`, `models` and `plot` have docstring examples that run."""
 
 import doctest
 import inspect
@@ -17,7 +17,7 @@ DOCUMENTED = {
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_examples_of_docstrings(name, monkeypatch, tmp_path):
+def test_docstring_examples_run(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     public = DOCUMENTED[name]
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
@@ -31,7 +31,7 @@ def test_examples_of_docstrings(name, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("package", [nn, models, plot])
-def test_the_docstring_of_a_package_lists_its_public_names(package):
+def test_package_docstring_lists_public_names(package):
     words = set(package.__doc__.replace("`", " ").replace(",", " ").replace(":", " ").split())
     names = {name.rstrip(".;") for name in words}
     assert set(package.__all__) <= names

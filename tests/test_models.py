@@ -1,4 +1,4 @@
-"""The sequence classifier: what its readouts read, and that padding is never among it."""
+"""Tests of the sequence classifier: readouts, padding, options and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def inputs(*shape):
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("lengths", [None, np.array([3, 0, 5])])
 @every_readout
-def test_the_readout_reads_the_valid_steps(readout, lengths, padding):
+def test_readout_uses_valid_steps(readout, lengths, padding):
     model = make(readout=readout, padding=padding, bidirectional=True, num_layers=2)
     x = inputs(3, T, D)
     kernel, bias = np.asarray(model.head.kernel[...]), np.asarray(model.head.bias[...])
@@ -45,7 +45,7 @@ def test_the_readout_reads_the_valid_steps(readout, lengths, padding):
 
 
 @every_readout
-def test_one_example_equals_its_row_and_padding_is_never_seen(readout):
+def test_single_example_equals_batch_row_and_padding_is_ignored(readout):
     model, x, lengths = make(readout=readout, cell="gru"), inputs(3, T, D), np.array([3, 0, 5])
     batched = model(x, lengths)
     dirty = np.where(np.asarray(nn.valid_steps(lengths, T))[..., None], x, np.float32(np.nan))
@@ -63,7 +63,7 @@ def test_one_example_equals_its_row_and_padding_is_never_seen(readout):
 
 
 @pytest.mark.parametrize(("cell", "layer"), [("lstm", nn.LSTM), ("gru", nn.GRU), ("rnn", nn.RNN)])
-def test_the_cell_and_its_sizes(cell, layer):
+def test_cell_type_and_sizes(cell, layer):
     model = make(cell=cell, num_layers=2, bidirectional=True, param_dtype="bfloat16")
     assert type(model.recurrent) is layer
     assert len(model.recurrent.cells) == 4

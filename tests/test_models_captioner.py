@@ -1,4 +1,4 @@
-"""The captioner equals its equations; its losses, searches and explanations are exact."""
+"""Tests of the captioner against NumPy equations, and of its losses, searches and relevance."""
 
 import itertools
 import re
@@ -11,14 +11,14 @@ from flax import nnx
 
 import jaxattn as ja
 from jaxattn import models
-from jaxattn.models.caption_loss import spoken
+from jaxattn.models.caption_loss import word_mask
 
 IMAGE, V, T = (6, 5, 2), 3, 3
 GRID = (2, 2)
 
 
 def make(attention="soft", dtype=jnp.float32, **options):
-    """A tiny network with L = 4 places, whose weights are large enough to prefer some."""
+    """Return a small network with L = 4 positions and clearly non-uniform attention weights."""
     options = {"channels": (3, 4, 3), "hidden_features": 3, "embedding_features": 4} | options
     model = models.Captioner(
         IMAGE, V, T, attention=attention, attention_units=3, param_dtype=dtype,
@@ -44,7 +44,7 @@ def sigmoid(z):
 
 
 def expected(model, image, words, positions=None):
-    """The equations, step by step: logits and weights."""
+    """Compute logits and attention weights step by step in NumPy."""
     memory, state = model.begin(jnp.asarray(image))
     a = np.asarray(memory.annotations)
     h, c = (
@@ -79,7 +79,7 @@ def expected(model, image, words, positions=None):
 @pytest.mark.representatives("soft-None", "hard-positions1")
 @pytest.mark.parametrize("positions", [None, np.array([3, 0, 1])])
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_reading_equals_the_equations(attention, positions, x64):
+def test_read_equals_equations(attention, positions, x64):
     model, image = make(attention, jnp.float64), pictures(dtype=np.float64)
     assert model.grid == GRID
     found = model.read(image, WORDS, positions=positions)
@@ -88,10 +88,10 @@ def test_reading_equals_the_equations(attention, positions, x64):
     np.testing.assert_allclose(found.weights, weights, rtol=1e-10)
     np.testing.assert_allclose(found.weights.sum(-1), 1, rtol=1e-12)
     np.testing.assert_array_equal(model(image, WORDS), model.read(image, WORDS).logits)
-    assert np.ptp(weights) > 0.2  # it prefers some places
+    assert np.ptp(weights) > 0.2  # the weights are not uniform
 
 
-def test_words_are_scored_without_the_state_as_often_as_told(x64):
+def test_hidden_dropout_rate(x64):
     model, image = make(dtype=jnp.float64), pictures(dtype=np.float64)
     whole = model.read(image, WORDS)
     forgetful = nnx.clone(model)
@@ -111,7 +111,7 @@ def test_words_are_scored_without_the_state_as_often_as_told(x64):
 
 
 @pytest.mark.slow
-def test_what_is_read_does_not_depend_on_what_is_dropped():
+def test_positions_are_independent_of_hidden_dropout():
     model, image, count = make("hard"), pictures(), 4000
     keys = jax.random.split(jax.random.key(0), count)
     drawn = jax.vmap(lambda key: model.read(image, WORDS, key=key, hidden_dropout=0.5))(keys)
@@ -123,32 +123,32 @@ def test_what_is_read_does_not_depend_on_what_is_dropped():
             assert abs(here.sum() - len(here) / 2) < 2.25 * np.sqrt(len(here)) + 1e-9
 
 
-def test_soft_attention_draws_no_places():
+def test_soft_attention_draws_no_positions():
     model, image = make(), pictures()
     read = model.read(image, WORDS, key=jax.random.key(0), hidden_dropout=0.5)
     np.testing.assert_array_equal(read.positions, read.weights.argmax(-1))
 
 
-def test_annotations_see_around_the_middle_of_their_cells():
+def test_annotation_receptive_fields_are_centred():
     model = models.Captioner((32, 32, 1), V, T, channels=(4, 4, 4), rngs=nnx.Rngs(0))
     blank = model.begin(jnp.zeros((32, 32, 1)))[0].annotations
     assert model.grid == (8, 8)
 
-    def seen(row, column):
-        """The cells that change if two by two pixels in the middle of a cell do."""
+    def receptive_field(row, column):
+        """Return the cells whose annotation depends on the central 2 x 2 pixels of a cell."""
         here = np.s_[4 * row + 1 : 4 * row + 3, 4 * column + 1 : 4 * column + 3]
         image = jnp.zeros((32, 32, 1)).at[here].set(1)
         change = np.abs(model.begin(image)[0].annotations - blank).sum(-1)
         return np.argwhere(change.reshape(8, 8) > 0)
 
-    corners = seen(4, 2)
+    corners = receptive_field(4, 2)
     np.testing.assert_array_equal(corners.min(0), [3, 1])
     np.testing.assert_array_equal(corners.max(0), [5, 3])
-    np.testing.assert_array_equal(seen(0, 7).max(0), [1, 7])
+    np.testing.assert_array_equal(receptive_field(0, 7).max(0), [1, 7])
 
 
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_batches_equal_single_pictures(attention):
+def test_batches_equal_single_images(attention):
     model, images = make(attention), pictures(2, 2)
     words = np.array([[[1, 2, 0], [0, 0, 0]], [[2, 2, 1], [1, 0, 0]]], np.int32)
     batched = nnx.jit(lambda model, *args: model.read(*args))(model, images, words)
@@ -160,16 +160,16 @@ def test_batches_equal_single_pictures(attention):
 
 def test_weights_are_captured_by_name():
     model, image = make(), pictures()
-    out, seen = ja.capture(model, "attention")(image, WORDS)
-    np.testing.assert_allclose(seen["attention"], model.read(image, WORDS).weights, atol=1e-6)
+    out, captured = ja.capture(model, "attention")(image, WORDS)
+    np.testing.assert_allclose(captured["attention"], model.read(image, WORDS).weights, atol=1e-6)
     even = ja.intervene(model, {"attention": np.full(4, 0.25, np.float32)})(image, WORDS)
     assert np.abs(even - out).max() > 1e-4
 
 
-def test_spoken_steps_end_with_the_first_end():
+def test_word_mask_ends_at_first_end_token():
     words = np.array([[1, 2, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
-    wanted = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
-    np.testing.assert_array_equal(spoken(words), np.array(wanted, bool))
+    want = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    np.testing.assert_array_equal(word_mask(words), np.array(want, bool))
 
 
 def log_likelihood(logits, words):
@@ -179,7 +179,7 @@ def log_likelihood(logits, words):
     return sum(normalised[t, words[t]] for t in range(steps)), steps
 
 
-def test_the_soft_loss_is_the_sum_of_its_parts(x64):
+def test_soft_loss_is_sum_of_terms(x64):
     model, images = make(dtype=jnp.float64), pictures(2, dtype=np.float64)
     words = np.array([[2, 0, 0], [1, 2, 1]], np.int32)
     reading = model.read(images, words)
@@ -196,11 +196,11 @@ def test_the_soft_loss_is_the_sum_of_its_parts(x64):
 
 @pytest.fixture(scope="module")
 def enumerated():
-    """Hard attention's exact gradient, over all places of all steps, and what there is to it.
+    """Enumerate all position sequences of hard attention for its exact gradient.
 
-    A dict: the network, picture and caption; all sequences of places (N, T), their probabilities
-    (N,) and log-likelihoods (N,); the gradient of the expected log-likelihood, flat (P,); and the
-    gradients of the log-likelihood and of the log-probability of each sequence (N, P).
+    Returns a dict of the network, image and caption; all sequences of positions (N, T), their
+    probabilities (N,) and log-likelihoods (N,); the gradient of the expected log-likelihood, flat
+    (P,); and the gradients of the log-likelihood and log-probability of each sequence (N, P).
     """
     with jax.enable_x64(True):
         model, image = make("hard", jnp.float64), pictures(dtype=np.float64)
@@ -230,7 +230,7 @@ def enumerated():
 
 
 @pytest.mark.slow
-def test_the_hard_estimator_is_unbiased_for_every_baseline(enumerated):
+def test_hard_estimator_is_unbiased_for_every_baseline(enumerated):
     found = enumerated
     assert found["probability"].sum() == pytest.approx(1, rel=1e-12)
     for baseline in (0.0, -3.0, 10.0):
@@ -241,7 +241,7 @@ def test_the_hard_estimator_is_unbiased_for_every_baseline(enumerated):
 
 
 def estimates(found, count, **options):
-    """The gradient of the loss (count, P) for as many keys."""
+    """Compute the negative gradient of the loss for `count` keys, shape (count, P)."""
     graph, state = nnx.split(found["model"])
     flat, unravel = jax.flatten_util.ravel_pytree(state)
 
@@ -257,7 +257,7 @@ def estimates(found, count, **options):
     return np.asarray(jax.jit(jax.vmap(slope))(jax.random.split(jax.random.key(0), count)))
 
 
-def test_every_draw_of_the_hard_loss_is_one_of_the_enumerated(enumerated, x64):
+def test_hard_loss_samples_are_enumerated(enumerated, x64):
     found = enumerated
     advantage = (found["likelihood"] + 1.5)[:, None]
     each = found["of_likelihood"] + 0.7 * advantage * found["of_prior"]
@@ -269,7 +269,7 @@ def test_every_draw_of_the_hard_loss_is_one_of_the_enumerated(enumerated, x64):
     assert len(set(distance.argmin(1))) >= 5
 
 
-def test_the_hard_gradient_is_the_enumerated_one_on_average(enumerated, x64):
+def test_mean_hard_gradient_equals_enumeration(enumerated, x64):
     found, count = enumerated, 20_000
     got = estimates(found, count, baseline=-1.5, entropy_weight=0.0, expected_share=0.0)
     error = got.std(0, ddof=1) / np.sqrt(count)
@@ -279,13 +279,13 @@ def test_the_hard_gradient_is_the_enumerated_one_on_average(enumerated, x64):
     np.testing.assert_allclose(
         got.mean(0)[error <= 1e-12], found["exact"][error <= 1e-12], atol=1e-10
     )
-    # The estimate knows more than the gradient of the log-likelihood alone.
+    # The gradient of the log-likelihood alone differs from the exact gradient.
     alone = found["probability"] @ found["of_likelihood"]
     assert np.abs(alone - found["exact"]).max() > 10 * error.max()
 
 
 @pytest.mark.slow
-def test_the_entropy_of_hard_attention_is_raised(enumerated, x64):
+def test_hard_loss_entropy_gradient(enumerated, x64):
     got = [
         estimates(enumerated, 40, entropy_weight=w, score_weight=0.0, expected_share=0.0)
         for w in (0.0, 0.5)
@@ -305,7 +305,7 @@ def test_the_entropy_of_hard_attention_is_raised(enumerated, x64):
     assert (distance.min(1) < 1e-9).all()
 
 
-def test_expected_places_are_all_read_by_their_weights(x64):
+def test_expected_positions_use_weighted_annotations(x64):
     model, image = make("hard", jnp.float64), pictures(1, dtype=np.float64)
     words = WORDS[None]
 
@@ -315,7 +315,7 @@ def test_expected_places_are_all_read_by_their_weights(x64):
     found = loss(model, expected_share=1.0, entropy_weight=0.0)
     read = model.read(image, words, expected=np.ones(1, bool))
     np.testing.assert_allclose(found.value, -log_likelihood(read.logits[0], WORDS)[0], rtol=1e-12)
-    # No place is drawn, so the baseline changes nothing; where places are drawn, it does.
+    # The baseline affects the gradient only if positions are sampled.
     for share, same in ((1.0, True), (0.0, False)):
         slopes = [
             jax.grad(lambda m, b=b, s=share: loss(m, baseline=b, expected_share=s).value)(model)
@@ -325,7 +325,7 @@ def test_expected_places_are_all_read_by_their_weights(x64):
         assert (change < 1e-12) == same
 
 
-def test_hard_attention_pays_its_penalty(x64):
+def test_hard_loss_includes_penalty(x64):
     model, image = make("hard", jnp.float64), pictures(1, dtype=np.float64)
     plain, paid = (
         models.hard_caption_loss(model, image, WORDS[None], key=jax.random.key(3), penalty=p)
@@ -335,12 +335,12 @@ def test_hard_attention_pays_its_penalty(x64):
     np.testing.assert_allclose(paid.value - plain.value, 0.3 * paid.penalty, rtol=1e-10)
 
 
-def test_the_baseline_moves_by_a_tenth():
+def test_moving_baseline_rate():
     assert float(models.moving_baseline(-2.0, -12.0)) == pytest.approx(-3.0)
 
 
 def every_caption(model, image):
-    """All captions and their log-probabilities, by exhaustion."""
+    """Return all captions with their log-probabilities."""
     found = {}
     for words in itertools.product(range(V), repeat=T):
         end = words.index(0) + 1 if 0 in words else T
@@ -352,7 +352,7 @@ def every_caption(model, image):
 
 @pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_a_wide_beam_finds_the_most_likely_captions(attention, x64):
+def test_wide_beam_returns_most_likely_captions(attention, x64):
     model, image = make(attention, jnp.float64), pictures(dtype=np.float64)
     every = every_caption(model, image)
     assert len(every) == 1 + 2 + 4 * 3 and sum(map(np.exp, every.values())) == pytest.approx(1)
@@ -363,32 +363,32 @@ def test_a_wide_beam_finds_the_most_likely_captions(attention, x64):
     np.testing.assert_array_equal(found.log_prob[15:], -np.inf)
 
 
-def test_the_search_says_where_it_looked():
+def test_beam_search_returns_attention_weights():
     model, image = make(), pictures()
     found = models.beam_captions(model, image, width=4)
     for words, weights in zip(found.words, found.weights, strict=True):
-        kept = np.asarray(spoken(words))
-        wanted = model.read(image, words).weights
-        np.testing.assert_allclose(weights[kept], wanted[kept], atol=1e-6)
+        kept = np.asarray(word_mask(words))
+        want = model.read(image, words).weights
+        np.testing.assert_allclose(weights[kept], want[kept], atol=1e-6)
         np.testing.assert_array_equal(weights[~kept], 0)
-    # END, 1 END, and whole ones: at least one ends early.
-    assert not all(np.asarray(spoken(found.words)).all(1))
+    # At least one caption ends early.
+    assert not all(np.asarray(word_mask(found.words)).all(1))
 
 
-def test_greedy_says_the_most_likely_word_at_every_step():
+def test_greedy_caption_is_argmax_at_each_step():
     model, images = make("hard"), pictures(2, 3)
     found = nnx.jit(models.greedy_caption)(model, images)
     logits = model(images, found.words)
-    kept = np.asarray(spoken(found.words))
+    kept = np.asarray(word_mask(found.words))
     np.testing.assert_array_equal(found.words[kept], logits.argmax(-1)[kept])
     assert found.weights.shape == (2, 3, T, 4)
     for i in np.ndindex(2, 3):
-        wanted = log_likelihood(logits[i], found.words[i].tolist())[0]
-        assert float(found.log_prob[i]) == pytest.approx(wanted, abs=1e-5)
+        want = log_likelihood(logits[i], found.words[i].tolist())[0]
+        assert float(found.log_prob[i]) == pytest.approx(want, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_a_beam_is_at_least_as_good_as_greed():
+def test_beam_is_at_least_as_likely_as_greedy():
     model, images = make(), pictures(8)
     greedy = models.greedy_caption(model, images).log_prob
     assert (models.beam_captions(model, images, width=3).log_prob[:, 0] >= greedy - 1e-6).all()
@@ -396,7 +396,7 @@ def test_a_beam_is_at_least_as_good_as_greed():
 
 @pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
-def test_relevance_of_a_word_is_conserved(attention, x64):
+def test_word_relevance_is_conserved(attention, x64):
     model, images = make(attention, jnp.float64), pictures(2, dtype=np.float64)
     words = np.stack([WORDS, WORDS])
     found = ja.explain(ja.lrp, model, images, (1, 2), args=(words,), conserve_bias=True)
@@ -422,7 +422,7 @@ def test_relevance_of_a_word_is_conserved(attention, x64):
         (IMAGE, [1.0, 0.0], TypeError, "`words` must be integers"),
     ],
 )
-def test_bad_input_is_refused(image, words, error, message):
+def test_invalid_inputs_raise(image, words, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make()(np.zeros(image, np.float32), np.array(words))
 
@@ -440,23 +440,23 @@ def test_bad_input_is_refused(image, words, error, message):
         ({"hidden_dropout": np.nan}, ValueError, "`hidden_dropout` must lie in 0 to 1, got nan"),
     ],
 )
-def test_bad_options_of_a_reading_are_refused(options, error, message):
+def test_invalid_read_options_raise(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         make("hard").read(pictures(), WORDS, **options)
 
 
 @pytest.mark.parametrize("width", [0, -1])
-def test_a_beam_below_one_is_refused(width):
+def test_beam_width_below_one_raises(width):
     with pytest.raises(ValueError, match=f"`width` must be at least 1, got {width}"):
         models.beam_captions(make(), pictures(), width=width)
 
 
-def test_a_search_refuses_pictures_of_another_shape():
+def test_search_on_other_image_shape_raises():
     with pytest.raises(ValueError, match=re.escape("`image` must have shape (..., 6, 5, 2)")):
         models.greedy_caption(make(), np.zeros((5, 6, 2), np.float32))
 
 
-def test_the_hard_loss_needs_hard_attention():
+def test_hard_loss_requires_hard_attention():
     with pytest.raises(ValueError, match="`model` must have hard attention, got soft"):
         models.hard_caption_loss(make(), pictures(1), WORDS[None], key=jax.random.key(0))
 
@@ -470,6 +470,6 @@ def test_the_hard_loss_needs_hard_attention():
         ({"hidden_features": 0}, "`hidden_features` must be at least 1, got 0"),
     ],
 )
-def test_bad_sizes_are_refused(options, message):
+def test_invalid_sizes_raise(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make(**options)

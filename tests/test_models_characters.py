@@ -1,4 +1,4 @@
-"""The character classifier equals its equations, Keras' own layers, and its explanations add up."""
+"""Tests of the character classifier by hand, against Keras, and of its relevance."""
 
 import re
 
@@ -29,7 +29,7 @@ def model():
     model = ja.models.CharacterClassifier(
         V, embedding_features=E, hidden_features=H, rngs=nnx.Rngs(0)
     )
-    model.attention.W[...] *= 5.0  # weights that differ
+    model.attention.W[...] *= 5.0  # makes the attention weights non-uniform
     return model
 
 
@@ -41,7 +41,7 @@ def ids(*shape):
     return np.random.default_rng(0).integers(0, V, shape).astype(np.int32)
 
 
-def test_a_sum_by_hand():
+def test_attention_by_hand():
     layer = nn.FeedForwardAttention(2, rngs=nnx.Rngs(0))
     layer.W[...] = jnp.array([[1.0], [-1.0]])
     layer.b[...] = jnp.array([0.5])
@@ -52,7 +52,7 @@ def test_a_sum_by_hand():
     np.testing.assert_allclose(values, [share, 1 - share], rtol=1e-6)
 
 
-def test_weights_sum_to_one_and_lie_close_together(layer):
+def test_weights_sum_to_one_with_bounded_ratio(layer):
     x = 100 * inputs(2, 3, T, D)
     values, weights = layer(x)
     assert values.shape == (2, 3, D)
@@ -64,7 +64,7 @@ def test_weights_sum_to_one_and_lie_close_together(layer):
     np.testing.assert_allclose(weights[1, 2], alone.weights, rtol=1e-6)
 
 
-def test_what_is_masked_changes_nothing(layer):
+def test_masked_steps_are_ignored(layer):
     x = inputs(2, T, D)
     mask = np.array([[False, True, True, False, True, False], [False] * T])
     spoilt = np.where(mask[..., None], x, np.nan)
@@ -73,7 +73,7 @@ def test_what_is_masked_changes_nothing(layer):
     np.testing.assert_allclose(values[0], expected.values, rtol=1e-6)
     np.testing.assert_allclose(weights[0][mask[0]], expected.weights, rtol=1e-6)
     assert not weights[~mask].any()
-    assert not values[1].any()  # nothing may be read
+    assert not values[1].any()  # fully masked
 
     def loss(layer, x):
         return (layer(x, mask).values ** 2).sum()
@@ -93,11 +93,11 @@ def test_gradients_and_dtypes(layer):
     assert layer(np.ones((T, D), np.int32)).weights.dtype == np.float32
 
 
-def test_weights_are_found_and_replaced_by_name():
+def test_weights_are_captured_and_replaced_by_name():
     named = nn.FeedForwardAttention(D, name="mine", rngs=nnx.Rngs(0))
     x = inputs(T, D)
-    (_, weights), seen = ja.capture(named, "mine")(x)
-    np.testing.assert_array_equal(seen["mine"], weights)
+    (_, weights), captured = ja.capture(named, "mine")(x)
+    np.testing.assert_array_equal(captured["mine"], weights)
     values, _ = ja.intervene(named, {"mine": np.eye(T, dtype=np.float32)[2]})(x)
     np.testing.assert_allclose(values, x[2], rtol=1e-6)
 
@@ -113,7 +113,7 @@ def test_weights_are_found_and_replaced_by_name():
         (inputs(T, D), np.ones(T + 1, bool), ValueError, "`mask` must broadcast to shape (6,)"),
     ],
 )
-def test_attention_refuses_bad_input(layer, x, mask, error, message):
+def test_invalid_attention_inputs_raise(layer, x, mask, error, message):
     with pytest.raises(error, match=re.escape(message)):
         layer(x, mask)
 
@@ -129,7 +129,7 @@ def test_sizes_must_be_positive():
         ja.models.CharacterClassifier(3, hidden_features=0, rngs=nnx.Rngs(0))
 
 
-def test_the_published_sizes():
+def test_published_sizes():
     model = ja.models.CharacterClassifier(60, rngs=nnx.Rngs(0))
     assert model.embedding.embedding.shape == (60, 100)
     assert model.gru.weights().recurrent.shape == (250, 750)
@@ -137,44 +137,44 @@ def test_the_published_sizes():
     assert model.head.kernel.shape == (250, 1)
 
 
-def test_it_is_the_network_that_keras_builds(model):
-    """One call gives Keras' prediction and its weights."""
+def test_equals_keras_network(model):
+    """The prediction and the attention weights equal those of Keras."""
     text = ids(T)
-    with jax.numpy_rank_promotion("allow"):  # Keras' own
+    with jax.numpy_rank_promotion("allow"):  # Keras relies on rank promotion
         theirs = keras_network(V, T, E, H)
-        chance, seen = ja.capture(theirs, "attention_vec")(text)
+        chance, captured = ja.capture(theirs, "attention_vec")(text)
     table, *_, kernel, bias, last, shift = (variable.value for variable in theirs.weights)
     ours = nnx.clone(model)
     ours.embedding.embedding[...] = table
     nn.from_keras(ours.gru, theirs.get_layer("gru").get_weights())
     ours.attention.W[...], ours.attention.b[...] = kernel, bias
     ours.head.kernel[...], ours.head.bias[...] = last, shift
-    own_chance, own_seen = ja.capture(ours, "attention_vec")(text)
+    own_chance, own_captured = ja.capture(ours, "attention_vec")(text)
     np.testing.assert_allclose(own_chance, chance, rtol=1e-5)
-    (weights,) = seen.values()
-    np.testing.assert_allclose(own_seen["attention_vec"], np.ravel(weights), rtol=1e-5)
-    np.testing.assert_allclose(own_seen["attention_vec"].sum(), 1, rtol=1e-6)
+    (weights,) = captured.values()
+    np.testing.assert_allclose(own_captured["attention_vec"], np.ravel(weights), rtol=1e-5)
+    np.testing.assert_allclose(own_captured["attention_vec"].sum(), 1, rtol=1e-6)
 
 
-def test_lengths_hide_the_padding(model):
+def test_lengths_mask_padding(model):
     text = ids(2, T)
     padded = np.concatenate([np.full((2, 3), V - 1), text], axis=1, dtype=np.int32)
     lengths = np.array([T, T], np.int32)
     np.testing.assert_allclose(model(padded, lengths), model(text), rtol=1e-6)
-    _, seen = ja.capture(model, "attention_vec")(padded[0], np.int32(T))
-    assert not seen["attention_vec"][:3].any()
-    # Without them it is read as any other character.
+    _, captured = ja.capture(model, "attention_vec")(padded[0], np.int32(T))
+    assert not captured["attention_vec"][:3].any()
+    # Without lengths, padding is processed as any other character.
     assert (np.abs(model(padded) - model(text)) > 1e-4).all()
 
 
-def test_an_empty_text_gets_the_bias_alone(model):
+def test_empty_text_output_is_bias(model):
     empty = ja.capture(model, "attention_vec")(np.zeros(T, np.int32), np.int32(0))
     np.testing.assert_allclose(empty[0], jax.nn.sigmoid(model.head.bias[...]), rtol=1e-6)
     assert not empty[1]["attention_vec"].any()
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_relevance_of_the_characters_adds_up_to_the_logit(padded):
+def test_character_relevance_sums_to_logit(padded):
     with jax.enable_x64(True):
         model = ja.models.CharacterClassifier(
             V, embedding_features=E, hidden_features=H, param_dtype=jnp.float64, rngs=nnx.Rngs(1)
@@ -192,14 +192,14 @@ def test_relevance_of_the_characters_adds_up_to_the_logit(padded):
 @pytest.mark.parametrize(
     "method", [ja.saliency, ja.input_x_gradient, ja.integrated_gradients, ja.occlusion, ja.lrp]
 )
-def test_methods_explain_the_logit_of_the_answer(model, method):
+def test_default_target_is_the_logit(model, method):
     texts = ids(2, T)
-    given = ja.explain(method, model.logits, texts, at="embedding")
+    default = ja.explain(method, model.logits, texts, at="embedding")
     found = ja.explain(
         method, ja.without_softmax(model), texts, np.ones(2, np.int32), at="embedding"
     )
-    assert np.abs(given.values).sum() > 0
-    np.testing.assert_allclose(given.values, found.values, rtol=1e-5, atol=1e-6)
+    assert np.abs(default.values).sum() > 0
+    np.testing.assert_allclose(default.values, found.values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,6 @@ def test_methods_explain_the_logit_of_the_answer(model, method):
         (ids(2, T), np.array([T]), ValueError, "`lengths` must have shape (2,)"),
     ],
 )
-def test_the_model_refuses_bad_input(model, given, lengths, error, message):
+def test_invalid_model_inputs_raise(model, given, lengths, error, message):
     with pytest.raises(error, match=re.escape(message)):
         model(given, lengths)

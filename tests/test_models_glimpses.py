@@ -1,4 +1,4 @@
-"""The recurrent attention model is its equations, and each part of its loss trains its own part."""
+"""Tests of the recurrent attention model against NumPy equations, its loss and explanations."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ KEY = jax.random.key(3)
 
 
 def make(dtype=jnp.float64, **options):
-    """A network whose biases are not zero, and whose gaze strays."""
+    """Return a network with nonzero biases and varying glimpse locations."""
     options = {"size": 3, "scales": 2, "num_glimpses": N, "hidden_features": UNITS} | options
     model = RecurrentAttention(CLASSES, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 99))
@@ -34,8 +34,8 @@ def linear(layer, x):
 
 
 def loop(model, image, noise):
-    """Every glimpse of one image: logits, means, samples, baselines, and the state before it."""
-    state, told, net = np.zeros(UNITS), [], model.glimpse
+    """Compute logits, means, samples, baselines and previous states of all glimpses of an image."""
+    state, steps, net = np.zeros(UNITS), [], model.glimpse
     for e in noise:
         mean = np.tanh(linear(model.location.linear, state))
         sample = mean + model.location.std * e
@@ -46,12 +46,12 @@ def loop(model, image, noise):
         seen = np.maximum(linear(net.join_patches, what) + linear(net.join_location, where), 0)
         now = np.maximum(linear(model.from_state, state) + linear(model.from_glimpse, seen), 0)
         expected = linear(model.baseline, state)[0]
-        told.append((linear(model.classifier, now), mean, sample, expected, state))
+        steps.append((linear(model.classifier, now), mean, sample, expected, state))
         state = now
-    return [np.stack(part) for part in zip(*told, strict=True)]
+    return [np.stack(part) for part in zip(*steps, strict=True)]
 
 
-def test_it_is_its_equations(x64):
+def test_equals_equations(x64):
     model = make()
     drawn, sure = model.look(IMAGES[0], key=KEY), model.look(IMAGES[0])
     for found, noise in (
@@ -70,7 +70,7 @@ def test_it_is_its_equations(x64):
     np.testing.assert_allclose(again.logits, drawn.logits, atol=1e-12)
 
 
-def test_a_batch_is_each_image_by_itself():
+def test_batches_equal_single_images():
     model = make(jnp.float32)
     images = IMAGES.astype(np.float32).reshape(2, 2, 12, 10)
     got = model(images)
@@ -79,12 +79,12 @@ def test_a_batch_is_each_image_by_itself():
         np.testing.assert_allclose(got[i], jax.jit(model)(images[i]), rtol=1e-4, atol=1e-5)
     drawn = model.look(images, key=KEY)
     noise = (drawn.samples - drawn.means).reshape(4, N * 2)
-    assert len(np.unique(np.round(noise, 5))) == 4 * N * 2  # every draw is its own
+    assert len(np.unique(np.round(noise, 5))) == 4 * N * 2  # all samples are independent
     other = model.look(images, key=jax.random.key(4))
     assert np.all(other.samples != drawn.samples)
 
 
-def test_colour_and_integers():
+def test_colour_images_and_integer_pixels():
     model = make(jnp.float32, channels=3)
     image = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     assert model(image).shape == (CLASSES,)
@@ -92,7 +92,7 @@ def test_colour_and_integers():
     assert np.any(model(image) != model(image[..., ::-1]))
 
 
-def test_probabilities_are_the_mean_over_paths(x64):
+def test_probabilities_are_mean_over_paths(x64):
     model = make()
     got = model.probabilities(IMAGES, key=KEY, num_samples=5)
     paths = [model.look(IMAGES, key=key) for key in jax.random.split(KEY, 5)]
@@ -101,7 +101,7 @@ def test_probabilities_are_the_mean_over_paths(x64):
 
 
 def slopes(model, part, **options):
-    """The gradient of a part of the loss, by the layer's name."""
+    """Compute the gradient of one term of the loss with respect to the parameters."""
     graph, state = nnx.split(model)
 
     def of(state):
@@ -111,29 +111,34 @@ def slopes(model, part, **options):
     return jax.grad(of)(state)
 
 
-def moved(gradient):
-    """The layers that have any."""
+def layers_with_gradient(gradient):
+    """Return the names of the layers with a nonzero gradient."""
     return {
         name for name, part in nnx.to_pure_dict(gradient).items()
         if any(np.any(leaf) for leaf in jax.tree.leaves(part))
     }  # fmt: skip
 
 
-SEEING = {"glimpse", "from_state", "from_glimpse", "classifier"}
+CLASSIFIER_LAYERS = {"glimpse", "from_state", "from_glimpse", "classifier"}
 
 
-def test_each_part_of_the_loss_trains_its_own_part(x64):
+def test_loss_terms_have_separate_gradients(x64):
     model = make()
-    assert moved(slopes(model, "cross_entropy")) == SEEING
-    assert moved(slopes(model, "baseline")) == {"baseline"}
-    assert moved(slopes(model, "reinforce")) == {"location"}
-    assert moved(slopes(model, "loss")) == SEEING | {"baseline", "location"}
-    given = np.zeros((1, 4, N, 2))
-    assert moved(slopes(model, "loss", locations=given)) == SEEING | {"baseline"}
+    assert layers_with_gradient(slopes(model, "cross_entropy")) == CLASSIFIER_LAYERS
+    assert layers_with_gradient(slopes(model, "baseline")) == {"baseline"}
+    assert layers_with_gradient(slopes(model, "reinforce")) == {"location"}
+    assert layers_with_gradient(slopes(model, "loss")) == CLASSIFIER_LAYERS | {
+        "baseline",
+        "location",
+    }
+    fixed = np.zeros((1, 4, N, 2))
+    assert layers_with_gradient(slopes(model, "loss", locations=fixed)) == CLASSIFIER_LAYERS | {
+        "baseline"
+    }
 
 
-def test_the_gradient_is_that_of_reinforce(x64):
-    """It is -(l - mu) / std^2 * (R - b), through tanh into the weights, a mean over images."""
+def test_reinforce_gradient_equals_formula(x64):
+    """The gradient is -(l - mu) / std^2 * (R - b), averaged over images and paths."""
     model, paths, std = make(), 2, 0.17
     kernel, bias = np.zeros((UNITS, 2)), np.zeros(2)
     rewards, errors = [], []
@@ -161,8 +166,8 @@ def test_the_gradient_is_that_of_reinforce(x64):
 
 
 @pytest.mark.slow
-def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
-    """On a grid of places, where every path of two glimpses can be listed with its probability."""
+def test_mean_reinforce_gradient_is_expected_reward_gradient(x64):
+    """On a grid of locations, all paths of two glimpses are enumerated with their density."""
     model = make(num_glimpses=2, std=0.6)
     model.baseline.kernel[...] *= 0
     model.baseline.bias[...] *= 0
@@ -170,12 +175,12 @@ def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
     first, second = np.repeat(places, len(places), 0), np.tile(places, (len(places), 1))
     paths = np.stack([first, second], 1)
     images = np.broadcast_to(IMAGES[2], (len(paths), 12, 10))
-    # No class is to win on every path.
+    # No class has the largest logit on every path.
     model.classifier.bias[...] -= model.look(images, locations=paths).logits[:, -1].mean(0)
     graph, state = nnx.split(model)
 
     def likelihood(state):
-        """What the network gives each path, and whether it answers 1 at its end."""
+        """Return the density of each path, and whether class 1 is predicted at its end."""
         model = nnx.merge(graph, state)
         seen = model.look(images, locations=paths)
         density = jnp.exp(model.location.log_density(paths, seen.means).sum(-1))
@@ -185,7 +190,7 @@ def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
     assert 0.1 < np.mean(right) < 0.9
 
     def surrogate(state):
-        """The loss of each path by itself, weighted with how probable the path is."""
+        """Return the sum of the losses of all paths, weighted with their density."""
 
         def one(image, path):
             part = glimpse_loss(
@@ -208,13 +213,13 @@ def test_its_mean_over_all_paths_is_the_slope_of_the_expected_reward(x64):
                 changed.location.linear[name][...] = at.at[index].add(h)
                 ends.append(float(expected(changed)))
             slope[index] = (ends[0] - ends[1]) / 2e-6
-        # The loss is to fall where the reward rises.
+        # The gradient of the loss is the negative gradient of the reward.
         np.testing.assert_allclose(-getattr(got, name)[...], slope, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_it_learns_where_to_look():
-    """Only the lower right tells the classes apart; the gaze, which starts amid, must go there."""
+def test_training_moves_gaze_to_informative_region():
+    """Only the lower right is informative; the glimpse, initially at the centre, moves there."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 64).astype(np.int32)
     images = rng.uniform(size=(64, 12, 12)).astype(np.float32)
@@ -240,10 +245,10 @@ def test_it_learns_where_to_look():
     assert 0.2 < row < 0.9 and 0.2 < column < 0.9
 
 
-# Explaining.
+# Explanations.
 
 
-def unseen(boxes, shape):
+def outside_boxes(boxes, shape):
     outside = np.ones(shape, bool)
     for top, left, bottom, right in np.asarray(boxes).reshape(-1, 4):
         outside[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = False
@@ -252,11 +257,11 @@ def unseen(boxes, shape):
 
 @pytest.mark.representatives("lrp")
 @pytest.mark.parametrize("method", [ja.gradient, ja.saliency, ja.lrp, ja.input_x_gradient])
-def test_nothing_outside_of_all_boxes_matters(method, x64):
+def test_attribution_outside_boxes_is_zero(method, x64):
     model = make(size=2)
     values = np.asarray(ja.explain(method, model, IMAGES, LABELS).values)
     for value, boxes in zip(values, model.look(IMAGES).boxes, strict=True):
-        outside = unseen(boxes, value.shape)
+        outside = outside_boxes(boxes, value.shape)
         assert outside.sum() > 20
         assert not np.any(value[outside])
         assert np.any(value[~outside])
@@ -270,7 +275,7 @@ def test_relevance_is_conserved(x64):
     np.testing.assert_allclose(total, scores, rtol=0, atol=1e-10)
 
 
-def test_the_slope_is_that_along_a_fixed_path(x64):
+def test_gradient_is_along_fixed_path(x64):
     model = make()
     path = model.look(IMAGES[0]).locations
     step = np.random.default_rng(0).normal(size=(12, 10))
@@ -283,10 +288,10 @@ def test_the_slope_is_that_along_a_fixed_path(x64):
     np.testing.assert_allclose(got, slope, rtol=1e-6)
 
 
-def test_the_gaze_is_read_and_redirected_by_name(x64):
+def test_locations_are_captured_and_replaced_by_name(x64):
     model = make()
-    _, seen = ja.capture(model, "locations")(IMAGES[0])
-    np.testing.assert_array_equal(seen["locations"], model.look(IMAGES[0]).locations)
+    _, captured = ja.capture(model, "locations")(IMAGES[0])
+    np.testing.assert_array_equal(captured["locations"], model.look(IMAGES[0]).locations)
     there = np.array([[0.0, 0.0], [0.5, -0.5], [-1.0, 1.0]])
     redirected = ja.intervene(model, {"locations": there})(IMAGES[0])
     expected = model.look(IMAGES[0], locations=there).logits[-1]
@@ -294,7 +299,7 @@ def test_the_gaze_is_read_and_redirected_by_name(x64):
     assert np.any(np.abs(redirected - model(IMAGES[0])) > 1e-3)
 
 
-# Bad input.
+# Invalid inputs.
 
 
 def loss(labels=LABELS, **options):
@@ -349,12 +354,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named(call, message):
+def test_invalid_inputs_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_numbers_of_things_are_integers():
+def test_non_integer_counts_raise():
     with pytest.raises(TypeError, match=r"`num_glimpses` must be an integer, got 2\.5"):
         make(num_glimpses=2.5)
     with pytest.raises(TypeError, match=r"`num_samples` must be an integer, got 1\.5"):
@@ -366,7 +371,7 @@ def test_traced_labels_are_not_checked():
     assert np.isfinite(found(LABELS)) and np.isnan(found(LABELS + 1))
 
 
-def test_locations_beyond_the_edge_see_zeros(x64):
+def test_locations_beyond_the_edge_read_zeros(x64):
     model = make()
     away = np.full((N, 2), 5.0)
     np.testing.assert_array_equal(
@@ -375,7 +380,7 @@ def test_locations_beyond_the_edge_see_zeros(x64):
     )
 
 
-def test_an_image_with_nan_has_no_answer():
+def test_nan_image_outputs_nan():
     broken = IMAGES[:2].astype(np.float32)
     broken[0, 5, 5] = np.nan
     logits = make(jnp.float32)(broken)

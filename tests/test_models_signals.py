@@ -1,4 +1,4 @@
-"""The classifier of series gives the shapes of the worked example, and never sees padding."""
+"""Tests of the time series classifier: published shapes, padding, relevance and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -17,33 +17,33 @@ every_form = pytest.mark.parametrize(
 
 
 def make(**options):
-    given = {"hidden_features": H, "units": 3, "rngs": nnx.Rngs(0)}
-    return SignalClassifier(D, T, K, **given | options)
+    defaults = {"hidden_features": H, "units": 3, "rngs": nnx.Rngs(0)}
+    return SignalClassifier(D, T, K, **defaults | options)
 
 
 def inputs(*shape):
     return np.random.default_rng(0).normal(size=shape)
 
 
-def test_the_worked_example():
+def test_published_example_shapes():
     x = jax.ShapeDtypeStruct((240, 4), jnp.float32)
-    wanted = {"self": ((240, 60), (240, 240), 72000), "weighted": ((60,), (240,), 300)}
-    for attention, (attended, weights, read) in wanted.items():
+    want = {"self": ((240, 60), (240, 240), 72000), "weighted": ((60,), (240,), 300)}
+    for attention, (attended, weights, read) in want.items():
         model = SignalClassifier(4, 240, 1, attention=attention, rngs=nnx.Rngs(0))
-        out, seen = jax.eval_shape(ja.capture(model, "attended", "attention"), x)
+        out, captured = jax.eval_shape(ja.capture(model, "attended", "attention"), x)
         assert out.shape == (1,)
-        assert {name: found.shape for name, found in seen.items()} == {
+        assert {name: found.shape for name, found in captured.items()} == {
             "attended": attended, "attention": weights,
         }  # fmt: skip
         assert model.head.kernel.shape == (read, 1)
 
 
 @every_form
-def test_the_head_reads_what_the_layers_give(attention, beside):
+def test_head_inputs_are_values_and_weights_or_outputs(attention, beside):
     model, x = make(attention=attention, beside=beside), inputs(T, D).astype(np.float32)
-    logits, seen = ja.capture(model)(x, np.int32(4))
+    logits, captured = ja.capture(model)(x, np.int32(4))
     outputs, values, weights = (
-        np.asarray(seen[name]) for name in ("outputs", "attended", "attention")
+        np.asarray(captured[name]) for name in ("outputs", "attended", "attention")
     )
     if attention == "self":
         weights = np.where(np.arange(T)[:, None] < 4, weights, 0)
@@ -54,12 +54,12 @@ def test_the_head_reads_what_the_layers_give(attention, beside):
         read = np.concatenate([values, others], axis=1).ravel()
     else:
         read = np.concatenate([values, others.ravel()])
-    wanted = read @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...])
-    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-6)
+    want = read @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...])
+    np.testing.assert_allclose(logits, want, rtol=0, atol=1e-6)
 
 
 @every_form
-def test_padding_is_never_seen(attention, beside):
+def test_padding_is_ignored(attention, beside):
     model, x = make(attention=attention, beside=beside), inputs(3, T, D).astype(np.float32)
     lengths = np.array([6, 4, 0], np.int32)
     padding = np.arange(T) >= lengths[:, None]
@@ -102,16 +102,16 @@ def test_relevance_is_conserved(attention, beside, x64):
     ],
 )
 def test_wrong_settings(message, options):
-    given = {"in_features": D, "num_steps": T, "num_classes": K, "rngs": nnx.Rngs(0)}
+    defaults = {"in_features": D, "num_steps": T, "num_classes": K, "rngs": nnx.Rngs(0)}
     with pytest.raises(ValueError, match=message):
-        SignalClassifier(**given | options)
+        SignalClassifier(**defaults | options)
 
 
 @pytest.mark.parametrize("name", ["in_features", "num_steps", "num_classes", "hidden_features"])
-def test_sizes_are_integers(name):
-    given = {"in_features": D, "num_steps": T, "num_classes": K, "rngs": nnx.Rngs(0)}
+def test_non_integer_sizes_raise(name):
+    defaults = {"in_features": D, "num_steps": T, "num_classes": K, "rngs": nnx.Rngs(0)}
     with pytest.raises(TypeError, match=rf"^`{name}` must be an integer, got 5\.5"):
-        SignalClassifier(**given | {name: 5.5})
+        SignalClassifier(**defaults | {name: 5.5})
 
 
 @pytest.mark.parametrize("shape", [(T - 1, D), (D,), (2, T, D + 1)])

@@ -1,4 +1,4 @@
-"""Attention of one sequence over another: rows written out by hand, and what all layers promise."""
+"""Tests of attention between sequences: NumPy loops, and properties common to all layers."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ QUERIES, KEYS, VALUES = inputs(0, T_OUT, Q), inputs(1, T_IN, K), inputs(2, T_IN,
 
 
 def perturbed(layer):
-    """Biases that are not zero, so that none can be forgotten."""
+    """Add noise to all parameters, so that no bias is zero."""
     rng = np.random.default_rng(3)
     nnx.update(
         layer,
@@ -31,14 +31,14 @@ def perturbed(layer):
 
 
 def additive(dtype="float64", **options):
-    given = {"units": UNITS, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-    return perturbed(nn.AdditiveAttention(Q, K, **given | options))
+    defaults = {"units": UNITS, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
+    return perturbed(nn.AdditiveAttention(Q, K, **defaults | options))
 
 
 def multiplicative(score="general", dtype="float64", **options):
-    given = {"units": UNITS, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
+    defaults = {"units": UNITS, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
     keys = Q if score == "dot" else K
-    return perturbed(nn.MultiplicativeAttention(Q, keys, score=score, **given | options))
+    return perturbed(nn.MultiplicativeAttention(Q, keys, score=score, **defaults | options))
 
 
 def arrays(layer):
@@ -94,41 +94,41 @@ def test_multiplicative_equals_a_loop(score, x64):
 
 @pytest.mark.parametrize("score", ["general", "concat"])
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_local_monotonic_reads_about_its_own_place(score, mask, x64):
+def test_local_monotonic_is_centred_at_query_index(score, mask, x64):
     layer = multiplicative(score, local="monotonic", window=1)
     valid = np.ones(T_IN, bool) if mask is None else mask
     scores = scores_of(layer, QUERIES, KEYS)
-    wanted = np.zeros((T_OUT, T_IN))
-    read = np.flatnonzero(valid)  # the window is counted in keys that may be read
+    want = np.zeros((T_OUT, T_IN))
+    read = np.flatnonzero(valid)  # the window counts valid keys only
     for i in range(T_OUT):
         near = [j for place, j in enumerate(read) if abs(place - i) <= 1]
-        wanted[i, near] = softmax(scores[i, near])
-    check(layer(QUERIES, KEYS, VALUES, mask=mask), wanted, VALUES)
+        want[i, near] = softmax(scores[i, near])
+    check(layer(QUERIES, KEYS, VALUES, mask=mask), want, VALUES)
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_local_predictive_equals_the_papers_formula(normalize, mask, x64):
+def test_local_predictive_equals_published_formula(normalize, mask, x64):
     layer = multiplicative(local="predictive", window=2, normalize=normalize)
     w = arrays(layer)
     valid = np.ones(T_IN, bool) if mask is None else mask
     read = np.flatnonzero(valid)
     scores = scores_of(layer, QUERIES, KEYS)
-    wanted = np.zeros((T_OUT, T_IN))
+    want = np.zeros((T_OUT, T_IN))
     for i, q in enumerate(QUERIES):
         centre = len(read) / (1 + np.exp(-(np.tanh(q @ w["Wp"]) @ w["Vp"])[0]))
         places = np.arange(len(read))
         near = np.abs(places - centre) <= 2
         fading = np.exp(-((places - centre) ** 2) / (2 * (2 / 2) ** 2))[near]
-        wanted[i, read[near]] = softmax(scores[i, read[near]]) * fading
+        want[i, read[near]] = softmax(scores[i, read[near]]) * fading
         if normalize:
-            wanted[i] /= wanted[i].sum()
+            want[i] /= want[i].sum()
     got = layer(QUERIES, KEYS, VALUES, mask=mask)
-    check(got, wanted, VALUES)
+    check(got, want, VALUES)
     assert np.allclose(got.weights.sum(1), 1) == normalize
 
 
-def test_a_window_beyond_the_keys_is_empty():
+def test_window_beyond_keys_has_zero_weights():
     layer = nn.MultiplicativeAttention(Q, local="monotonic", window=1, rngs=nnx.Rngs(0))
     x = inputs(0, T_OUT, Q).astype(np.float32)
     values, weights = layer(x, x[:2])
@@ -137,7 +137,7 @@ def test_a_window_beyond_the_keys_is_empty():
     np.testing.assert_array_equal(weights[2], [0, 1])
 
 
-def test_cross_attention_goes_both_ways(x64):
+def test_cross_attention_equals_loop_in_both_directions(x64):
     layer = perturbed(
         nn.CrossAttention(D, units=(UNITS, 3), param_dtype="float64", rngs=nnx.Rngs(0))
     )
@@ -156,7 +156,7 @@ def test_cross_attention_goes_both_ways(x64):
     check(over_b, [softmax(row) for row in scores], b)
     check(over_a, [softmax(row) for row in scores.T], a)
     over_b, over_a = layer(a, b, mask_a=mask_a, mask_b=mask_b)
-    pairs = np.ix_(mask_a, mask_b)  # what is masked reads as if it were zero
+    pairs = np.ix_(mask_a, mask_b)  # only valid queries are compared
     some = scores[pairs]
     np.testing.assert_allclose(over_b.weights[pairs], [softmax(row) for row in some], rtol=1e-12)
     np.testing.assert_allclose(over_a.weights.T[pairs], np.transpose([softmax(c) for c in some.T]))
@@ -165,7 +165,7 @@ def test_cross_attention_goes_both_ways(x64):
     check(plain, [softmax(row) for row in a @ b.T], b)
 
 
-# What all layers promise: each called on a pair of sequences and a mask of the second.
+# Properties of all layers. `run` calls each on a pair of sequences and a mask of the second.
 LAYERS = {
     "additive": additive,
     "dot": lambda dtype: multiplicative("dot", dtype),
@@ -200,7 +200,7 @@ def run(kind, layer, queries, keys, mask=None):
 
 
 @every_layer
-def test_what_is_masked_is_never_seen(kind):
+def test_masked_steps_are_ignored(kind):
     layer = LAYERS[kind]("float32")
     queries, keys = sequences(kind)
     garbage = np.array([0, np.nan, np.inf, 1e30], np.float32)
@@ -217,8 +217,8 @@ def test_what_is_masked_is_never_seen(kind):
         return backward(layer, jnp.asarray(queries), keys)
 
     (_, found), (of_queries, of_keys) = both(layer, dirty)
-    for seen in jax.tree.leaves((found, of_queries, of_keys)):
-        np.testing.assert_array_equal(seen, np.broadcast_to(seen[0], seen.shape))
+    for leaf in jax.tree.leaves((found, of_queries, of_keys)):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     assert np.isfinite(of_queries).all() and (np.abs(of_keys[:, MASK]).max(-1) > 0).all()
     np.testing.assert_array_equal(of_keys[:, ~MASK], 0)
     np.testing.assert_array_equal(found.weights[..., ~MASK], 0)
@@ -226,7 +226,7 @@ def test_what_is_masked_is_never_seen(kind):
 
 
 @every_layer
-def test_where_all_is_masked_all_is_zero(kind):
+def test_fully_masked_output_is_zero(kind):
     layer = LAYERS[kind]("float32")
     queries, keys = sequences(kind)
 
@@ -245,7 +245,7 @@ def test_leading_axes_are_batches(kind):
     layer = LAYERS[kind]("float32")
     queries, keys = sequences(kind, 2, 3)
     mask = np.random.default_rng(0).random((2, 3, T_IN)) < 0.7
-    call = nnx.jit(lambda layer, *given: run(kind, layer, *given))
+    call = nnx.jit(lambda layer, *args: run(kind, layer, *args))
     found = call(layer, queries, keys, mask)
     for i, j in np.ndindex(2, 3):
         alone = call(layer, queries[i, j], keys[i, j], mask[i, j])
@@ -281,7 +281,7 @@ def test_weights_are_captured_and_replaced(kind):
     ],
 )
 @pytest.mark.parametrize("kind", ["predictive", "self", "cross", "heads"])
-def test_dtype_is_that_of_weights_and_inputs_promoted(kind, param_dtype, x_dtype, expected, x64):
+def test_dtype_is_promoted_from_weights_and_inputs(kind, param_dtype, x_dtype, expected, x64):
     layer = LAYERS[kind](param_dtype)
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(param_dtype)}
     queries, keys = (jnp.asarray(x, x_dtype) for x in sequences(kind))

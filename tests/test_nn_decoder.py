@@ -1,4 +1,4 @@
-"""The attention decoder equals a plain loop over its equations, and never sees what is masked."""
+"""Tests of the attention decoder against a NumPy loop, of its masks, dtypes and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ STEPS = 6
 
 
 def make(dtype=jnp.float32, **options):
-    """Build a decoder whose biases are not zero, so that none can be forgotten."""
+    """Return a decoder with nonzero biases."""
     layer = nn.AttentionDecoder(M, N, K, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 99))
     nnx.update(
@@ -40,7 +40,7 @@ def sigmoid(z):
 
 
 def loop(weights, h, steps, teacher=None, uniform=False):
-    """The published equations, one number of the alignment after the other."""
+    """Evaluate the published equations with one alignment score at a time."""
     w = {name: np.asarray(array, np.float64) for name, array in weights._asdict().items()}
     s, y = np.tanh(h[0] @ w["W_s"]), np.zeros(K)
     logits, alphas = [], []
@@ -58,8 +58,8 @@ def loop(weights, h, steps, teacher=None, uniform=False):
     return np.array(logits), np.array(alphas)
 
 
-def test_one_step_equals_a_calculation_by_hand():
-    # One feature, one unit, two labels: every product is of numbers.
+def test_one_step_by_hand():
+    # One feature, one unit and two labels: all products are scalar.
     one = {"W_a": 2.0, "U_a": -1.0, "W_s": 0.5, "U_r": 0.3, "C_r": -0.2, "U_z": -0.4, "C_z": 0.6}
     one |= {"U_p": 0.8, "C_p": 0.7}
     weights = nn.DecoderWeights(**(
@@ -87,7 +87,7 @@ def test_one_step_equals_a_calculation_by_hand():
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_equals_the_published_equations_in_a_plain_loop(forced, x64):
+def test_equals_published_equations(forced, x64):
     layer, h = make(jnp.float64), inputs(T, M, dtype=np.float64)
     teacher = np.eye(K)[[1, 0, 0, 1, 1, 0]] if forced else None
     logits, alphas = loop(layer.weights(), h, STEPS, teacher)
@@ -99,7 +99,7 @@ def test_equals_the_published_equations_in_a_plain_loop(forced, x64):
     )
 
 
-def test_weights_have_the_published_names_and_shapes():
+def test_weight_names_and_shapes_are_published():
     layer = nn.AttentionDecoder(M, N, K, rngs=nnx.Rngs(0))
     shapes = {name: array.shape for name, array in layer.weights()._asdict().items()}
     gates = [{f"W_{g}": (K, N), f"U_{g}": (N, N), f"C_{g}": (M, N), f"b_{g}": (N,)} for g in "rzp"]
@@ -114,7 +114,7 @@ def test_weights_have_the_published_names_and_shapes():
         np.testing.assert_allclose(u @ u.T, np.eye(N), rtol=0, atol=1e-6)
 
 
-def test_it_writes_as_much_as_it_read_unless_told_otherwise():
+def test_output_length_defaults_to_input_length():
     layer, h = make(), inputs(T, M)
     got = layer(h)
     assert got.logits.shape == (T, K) and got.weights.shape == (T, T)
@@ -126,7 +126,7 @@ def test_it_writes_as_much_as_it_read_unless_told_otherwise():
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2], [2, 3, 4], [1, 3]])
-def test_what_is_masked_is_never_seen(places):
+def test_masked_steps_are_ignored(places):
     layer, h = make(), inputs(T, M)
     mask = np.isin(np.arange(T), places)
     garbage = np.array([0, np.nan, np.inf, 1e30], np.float32)
@@ -138,8 +138,8 @@ def test_what_is_masked_is_never_seen(places):
 
     both = nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     (_, got), (of_weights, of_h) = nnx.jit(nnx.vmap(both, in_axes=(None, 0)))(layer, hs)
-    for seen in jax.tree.leaves((got, of_weights, of_h)):
-        np.testing.assert_array_equal(seen, np.broadcast_to(seen[0], seen.shape))
+    for leaf in jax.tree.leaves((got, of_weights, of_h)):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     assert np.isfinite(of_h).all() and (of_h[:, mask] != 0).all()
     np.testing.assert_array_equal(of_h[:, ~mask], 0)
     np.testing.assert_array_equal(got.weights[..., ~mask], 0)
@@ -148,7 +148,7 @@ def test_what_is_masked_is_never_seen(places):
     np.testing.assert_allclose(got.weights[0][:, mask], alone.weights, rtol=0, atol=1e-6)
 
 
-def test_where_nothing_may_be_read_all_weights_are_zero():
+def test_fully_masked_weights_are_zero():
     layer, h = make(), np.full((T, M), np.nan, np.float32)
 
     def total(layer, h):
@@ -158,7 +158,7 @@ def test_where_nothing_may_be_read_all_weights_are_zero():
     (_, got), slopes = nnx.value_and_grad(total, argnums=(0, 1), has_aux=True)(layer, h)
     np.testing.assert_array_equal(got.weights, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((got, slopes)))
-    # Whatever the annotations would have been, what is attended to is zero.
+    # The context is zero, whatever the annotations.
     expected, _ = loop(layer.weights(), np.zeros((1, M)), T)
     np.testing.assert_allclose(got.logits, expected, rtol=0, atol=1e-5)
 
@@ -179,10 +179,10 @@ def test_batch_axes_equal_vmap():
     )
 
 
-def test_attention_is_read_and_replaced_by_its_name(x64):
+def test_attention_is_captured_and_replaced_by_name(x64):
     layer, h = make(jnp.float64, name="look"), inputs(T, M, dtype=np.float64)
-    got, seen = ja.capture(layer, "look")(h)
-    np.testing.assert_array_equal(seen["look"], got.weights)
+    got, captured = ja.capture(layer, "look")(h)
+    np.testing.assert_array_equal(captured["look"], got.weights)
     uniform = ja.intervene(layer, {"look": np.full(T, 1 / T)})(h)
     expected, _ = loop(layer.weights(), h, T, uniform=True)
     np.testing.assert_allclose(uniform.logits, expected, rtol=0, atol=1e-12)
@@ -209,7 +209,7 @@ def test_gradients_equal_finite_differences(x64):
         ("float32", "float64", "float64"),
     ],
 )
-def test_dtype_is_that_of_weights_and_annotations_promoted(param_dtype, h_dtype, expected, x64):
+def test_dtype_is_promoted_from_weights_and_annotations(param_dtype, h_dtype, expected, x64):
     layer = make(param_dtype)
     h = jnp.asarray(np.arange(T * M).reshape(T, M) % 3, h_dtype)
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(param_dtype)}
@@ -281,12 +281,12 @@ def test_wrong_arguments(error, message, call):
     ],
 )
 def test_wrong_settings(error, message, options):
-    given = {"in_features": M, "hidden_features": N, "num_classes": K, "rngs": nnx.Rngs(0)}
+    defaults = {"in_features": M, "hidden_features": N, "num_classes": K, "rngs": nnx.Rngs(0)}
     with pytest.raises(error, match=message):
-        nn.AttentionDecoder(**given | options)
+        nn.AttentionDecoder(**defaults | options)
 
 
-# The network that reads and writes.
+# The encoder-decoder network.
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def translator():
         yield model
 
 
-def test_a_translator_is_its_encoder_and_its_decoder(translator, x64):
+def test_translator_composes_encoder_and_decoder(translator, x64):
     x = inputs(2, T, M, dtype=np.float64)
     lengths = np.array([5, 3])
     logits = translator(x, lengths)
@@ -307,9 +307,9 @@ def test_a_translator_is_its_encoder_and_its_decoder(translator, x64):
         read = np.asarray(translator.encoder(x[i, :n]).outputs)
         expected, alphas = loop(translator.decoder.weights(), read, 4)
         np.testing.assert_allclose(logits[i], expected, rtol=0, atol=1e-12)
-        _, seen = ja.capture(translator, "attention")(x[i], n)
-        np.testing.assert_allclose(seen["attention"][:, :n], alphas, rtol=0, atol=1e-12)
-        np.testing.assert_array_equal(seen["attention"][:, n:], 0)
+        _, captured = ja.capture(translator, "attention")(x[i], n)
+        np.testing.assert_allclose(captured["attention"][:, :n], alphas, rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(captured["attention"][:, n:], 0)
     assert ja.models.Translator(M, 3, K, rngs=nnx.Rngs(0))(x.astype("float32")).shape == (2, T, K)
     forced = translator(x, teacher=np.zeros((2, 4, K)))
     np.testing.assert_array_equal(forced[:, 0], translator(x)[:, 0])
@@ -322,7 +322,7 @@ TARGETS = np.array([[0, 1], [2, 0], [3, 1]])
 @pytest.mark.parametrize(
     "options", [{}, {"attention": "attnlrp", "products": "half"}, {"gates": "half"}]
 )
-def test_relevance_of_every_written_label_is_conserved(translator, options, x64):
+def test_output_label_relevance_is_conserved(translator, options, x64):
     x = inputs(3, T, M, dtype=np.float64)
     found = ja.explain(
         ja.lrp, translator, x, TARGETS, args=(np.array([5, 4, 2]),), conserve_bias=True, **options
@@ -334,7 +334,7 @@ def test_relevance_of_every_written_label_is_conserved(translator, options, x64)
     np.testing.assert_array_equal(found.values[2, 2:], 0)
 
 
-def test_integrated_gradients_sum_to_the_change_of_each_label(translator, x64):
+def test_integrated_gradients_are_complete_for_each_label(translator, x64):
     x = inputs(3, T, M, dtype=np.float64)
     found = ja.explain(ja.integrated_gradients, translator, x, TARGETS, num_steps=200)
     change = translator(x) - translator(np.zeros_like(x))
@@ -342,7 +342,7 @@ def test_integrated_gradients_sum_to_the_change_of_each_label(translator, x64):
     np.testing.assert_allclose(found.values.sum((1, 2)), expected, rtol=1e-3)
 
 
-def test_wrong_settings_of_a_translator():
+def test_wrong_translator_settings():
     with pytest.raises(ValueError, match="`output_length` must be at least 1, got 0"):
         ja.models.Translator(M, 3, K, output_length=0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="`hidden_features` must be at least 1, got 0"):

@@ -1,4 +1,4 @@
-"""The sensor equals slicing by hand, and the location network is pushed along its log density."""
+"""Tests of the glimpse sensor against slicing, and of the glimpse and location networks."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ PLACES = {
 
 
 def by_hand(image, location, size, scales):
-    """The patches, pixel by pixel."""
+    """Compute the patches pixel by pixel."""
     patches = np.zeros((scales, size, size, *image.shape[2:]))
     for s in range(scales):
         pool = 2**s
@@ -38,12 +38,12 @@ def by_hand(image, location, size, scales):
 @pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
 @pytest.mark.parametrize("location", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize(("size", "scales"), [(4, 1), (3, 2), (4, 3)])
-def test_the_sensor_equals_slicing_by_hand(image, location, size, scales):
+def test_sensor_equals_slicing_by_hand(image, location, size, scales):
     got = nn.glimpse(image, np.array(location, np.float32), size, scales)
     np.testing.assert_allclose(got, by_hand(image, location, size, scales), rtol=0, atol=1e-6)
 
 
-def test_the_sensor_at_the_centre_a_corner_and_beyond_the_edge():
+def test_sensor_at_centre_corner_and_beyond_edge():
     def look(row, column):
         return nn.glimpse(SQUARE, np.array([row, column], np.float32), 2, 2)
 
@@ -61,14 +61,14 @@ def test_the_sensor_at_the_centre_a_corner_and_beyond_the_edge():
     np.testing.assert_array_equal(wide, [[(32 + 33) / 4, (34 + 35) / 4], [0, 0]])
 
 
-def test_rows_come_first():
+def test_location_order_is_row_column():
     np.testing.assert_array_equal(
         nn.glimpse(SQUARE, np.array([-2 / 3, 2 / 3], np.float32), 2)[0], SQUARE[0:2, 4:6]
     )
 
 
 @pytest.mark.parametrize("location", [(0, 0), (-0.37, 0.21), (0.2, -0.3)])
-def test_boxes_are_the_pixels_that_are_read(location):
+def test_boxes_are_the_pixels_read(location):
     location = np.array(location, np.float32)
     top, left, bottom, right = np.asarray(nn.glimpse_boxes(location, GREY.shape, 4)[0])
     assert (bottom - top, right - left) == (4, 4)
@@ -82,7 +82,7 @@ def test_boxes_are_the_pixels_that_are_read(location):
     np.testing.assert_array_equal(boxes[0, :, 2] - boxes[0, :, 0], [4, 8, 16])
 
 
-def test_integers_are_converted_and_other_precisions_kept(x64):
+def test_integers_are_converted_and_floating_dtypes_kept(x64):
     centre = np.zeros(2, np.float32)
     whole = nn.glimpse(np.arange(36, dtype=np.uint8).reshape(6, 6), centre, 2, 2)
     np.testing.assert_allclose(whole[0], [[14, 15], [20, 21]])
@@ -91,7 +91,7 @@ def test_integers_are_converted_and_other_precisions_kept(x64):
 
 
 @pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
-def test_a_batch_of_images_each_at_its_own_place(image):
+def test_batches_equal_single_images(image):
     sensor = nn.GlimpseSensor(3, 2)
     images = np.stack([[image, image[::-1]], [image[:, ::-1], 2 * image]])
     locations = np.random.default_rng(0).uniform(-1, 1, (2, 2, 2)).astype(np.float32)
@@ -100,7 +100,7 @@ def test_a_batch_of_images_each_at_its_own_place(image):
         np.testing.assert_allclose(got[i], sensor(images[i], locations[i]), atol=1e-6)
 
 
-def test_the_glimpse_network_is_its_formula():
+def test_glimpse_network_equals_formula():
     network = nn.GlimpseNetwork(5, 4, patch_features=3, location_features=2, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     patches, location = (rng.normal(size=(7, n)).astype(np.float32) for n in (5, 2))
@@ -121,7 +121,7 @@ def test_the_glimpse_network_is_its_formula():
 @pytest.fixture
 def network():
     network = nn.LocationNetwork(3, std=0.5, rngs=nnx.Rngs(0))
-    assert not np.any(network(HIDDEN).mean)  # the gaze starts at the centre
+    assert not np.any(network(HIDDEN).mean)  # the initial location is the centre
     network.linear.kernel[...] = np.array([[0.5, -0.3], [0.2, 0.9], [-0.7, 0.1]], np.float32)
     network.linear.bias[...] = np.array([0.1, -0.2], np.float32)
     return network
@@ -130,7 +130,7 @@ def network():
 HIDDEN = np.random.default_rng(2).normal(size=(400, 3)).astype(np.float32)
 
 
-def test_locations_are_drawn_around_their_means_and_clamped(network):
+def test_locations_are_normal_around_means_and_clamped(network):
     found = network(HIDDEN, key=jax.random.key(0))
     mean = np.tanh(HIDDEN @ np.asarray(network.linear.kernel) + np.asarray(network.linear.bias))
     np.testing.assert_allclose(found.mean, mean, rtol=1e-5, atol=1e-6)
@@ -138,13 +138,13 @@ def test_locations_are_drawn_around_their_means_and_clamped(network):
     assert np.abs(found.sample).max() > 1
     deviations = (np.asarray(found.sample) - mean) / 0.5
     assert abs(deviations.mean()) < 0.15 and abs(deviations.std() - 1) < 0.1
-    surely = network(HIDDEN)
-    np.testing.assert_array_equal(surely.location, surely.mean)
+    without_key = network(HIDDEN)
+    np.testing.assert_array_equal(without_key.location, without_key.mean)
     outside = np.full((400, 2), 3, np.float32)
     np.testing.assert_array_equal(network(HIDDEN, at=outside).location, outside)
 
 
-def test_the_slope_of_the_log_density_is_the_scaled_deviation(network, x64):
+def test_log_density_gradient_is_scaled_deviation(network, x64):
     rng = np.random.default_rng(0)
     sample, mean, advantage = rng.normal(size=(3, 5, 2))
 
@@ -155,20 +155,22 @@ def test_the_slope_of_the_log_density_is_the_scaled_deviation(network, x64):
     np.testing.assert_allclose(jax.grad(push)(jnp.asarray(mean)), expected, rtol=1e-12)
 
 
-def test_only_the_mean_has_a_gradient_and_only_in_the_weights(network):
+def test_only_mean_has_gradient_and_only_in_weights(network):
     def total(network, hidden, part):
         return getattr(network(hidden, key=jax.random.key(0)), part).sum()
 
-    for part, learns in (("location", False), ("sample", False), ("mean", True)):
+    for part, has_gradient in (("location", False), ("sample", False), ("mean", True)):
         weights, hidden = jax.grad(total, (0, 1))(network, HIDDEN, part)
         assert not np.any(hidden)
-        assert np.any(weights.linear.kernel[...]) == np.any(weights.linear.bias[...]) == learns
+        assert (
+            np.any(weights.linear.kernel[...]) == np.any(weights.linear.bias[...]) == has_gradient
+        )
 
 
 def test_locations_are_captured_and_replaced_by_name():
     network = nn.LocationNetwork(3, name="gaze", rngs=nnx.Rngs(0))
-    _, seen = ja.capture(network, "gaze")(HIDDEN[0])
-    np.testing.assert_array_equal(seen["gaze"], network(HIDDEN[0]).location)
+    _, captured = ja.capture(network, "gaze")(HIDDEN[0])
+    np.testing.assert_array_equal(captured["gaze"], network(HIDDEN[0]).location)
     there = np.array([0.5, -0.5], np.float32)
     changed = ja.intervene(network, {"gaze": there})(HIDDEN[0])
     np.testing.assert_array_equal(changed.location, there)
@@ -216,13 +218,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named(call, message):
+def test_invalid_inputs_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("size", [8.5, "8"])
-def test_sizes_are_integers(size):
+def test_non_integer_sizes_raise(size):
     for name, call in {
         "size": lambda: nn.GlimpseSensor(size),
         "scales": lambda: nn.GlimpseSensor(8, size),
@@ -233,7 +235,7 @@ def test_sizes_are_integers(size):
             call()
 
 
-def test_nan_in_the_image_is_passed_on():
+def test_nan_pixels_are_propagated():
     broken = SQUARE.copy()
     broken[0, 0] = np.nan
     assert np.isnan(nn.glimpse(broken, np.zeros(2, np.float32), 2)).any()

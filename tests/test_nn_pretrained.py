@@ -1,4 +1,4 @@
-"""Weights of PyTorch and Keras give the numbers that PyTorch and Keras give."""
+"""Tests of layers with weights of PyTorch and Keras against their equations and outputs."""
 
 import math
 
@@ -35,7 +35,7 @@ def state_dict(cell, num_layers=1, bidirectional=False, bias=True, prefix="", wi
 
 
 def torch_reference(cell, weights, x, num_layers=1, bidirectional=False):
-    """PyTorch's documented equations for nn.LSTM, nn.GRU and nn.RNN, one example."""
+    """Evaluate PyTorch's documented equations of nn.LSTM, nn.GRU and nn.RNN for one example."""
     for layer in range(num_layers):
         sides = []
         for direction in ("", "_reverse")[: 1 + bidirectional]:
@@ -82,7 +82,7 @@ def test_torch_layout(cell, form, x64):
 
 
 def test_lstm_by_hand():
-    """One unit, each gate with numbers of its own: i .1, f .2, g .3, o .4 and so on."""
+    """One unit with different weights in each gate: i .1, f .2, g .3, o .4 and so on."""
     weights = {
         "weight_ih_l0": np.array([[0.1], [0.2], [0.3], [0.4]]),
         "weight_hh_l0": np.array([[0.5], [-0.6], [0.7], [-0.8]]),
@@ -110,7 +110,7 @@ def test_lstm_by_hand():
 
 
 def test_gru_by_hand():
-    """One unit, each gate with numbers of its own; the reset scales its recurrent bias too."""
+    """One unit with different weights in each gate; the reset gate scales the recurrent bias."""
     torch = {
         "weight_ih_l0": np.array([[0.1], [0.2], [0.3]]),
         "weight_hh_l0": np.array([[0.5], [-0.6], [0.7]]),
@@ -137,7 +137,7 @@ def test_gru_by_hand():
 
 @pytest.fixture
 def standard_promotion():
-    """Keras mixes dtypes."""
+    """Allow the dtype and rank promotion that Keras relies on."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -178,7 +178,7 @@ def test_stacked_keras_layers(standard_promotion):
     np.testing.assert_allclose(nn.from_keras(ours, weights)(x).state, want, rtol=0, atol=1e-6)
 
 
-def test_weights_keep_the_layers_dtype():
+def test_loaded_weights_keep_layer_dtype():
     layer = nn.LSTM(D, H, param_dtype="bfloat16", rngs=nnx.Rngs(0))
     nn.from_torch(layer, state_dict("lstm"))
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype("bfloat16")}
@@ -208,7 +208,7 @@ def without(name):
         ("for each of the layer's 1 cells, got 6 arrays", [np.zeros((D, 6))] * 6),
     ],
 )
-def test_wrong_weights_leave_the_layer_alone(message, weights):
+def test_wrong_weights_raise_and_leave_layer_unchanged(message, weights):
     layer = nn.GRU(D, H, rngs=nnx.Rngs(0))
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(layer)))
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The recurrent layers equal a plain loop over the valid steps, and never see the padding."""
+"""Tests of the recurrent layers against a NumPy loop, of padding, gradients and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ both_paddings = pytest.mark.parametrize("padding", ["right", "left"])
 
 
 def make(cell, dtype=jnp.float32, in_features=D, **options):
-    """Build a layer whose biases are not zero, so that none can be forgotten."""
+    """Return a layer with nonzero biases."""
     layer = LAYERS[cell](in_features, H, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 99))
     nnx.update(
@@ -46,7 +46,7 @@ def sigmoid(z):
 
 
 def loop(cell, w, x):
-    """Run one direction over unpadded steps: the hidden state after each, and the last."""
+    """Run one direction over valid steps and return all hidden states and the last one."""
     kernel, recurrent, bias = (np.asarray(a) for a in w[:3])
     kernels, recurrents, biases = (
         np.split(a, a.shape[-1] // H, -1) for a in (kernel, recurrent, bias)
@@ -122,7 +122,7 @@ def test_batch_axes_equal_vmap(cell, bidirectional):
 @pytest.mark.representatives("right-lstm", "left-gru")
 @every_cell
 @both_paddings
-def test_padding_is_never_seen(cell, padding):
+def test_padding_is_ignored(cell, padding):
     layer = make(cell, num_layers=2, bidirectional=True)
     x, length = inputs(T, D), 3
     valid = np.asarray(nn.valid_steps(length, T, padding))
@@ -137,8 +137,8 @@ def test_padding_is_never_seen(cell, padding):
     (_, (outputs, state)), (of_weights, of_x) = nnx.jit(nnx.vmap(both, in_axes=(None, 0)))(
         layer, xs
     )
-    for seen in jax.tree.leaves((outputs, state, of_weights, of_x)):
-        np.testing.assert_array_equal(seen, np.broadcast_to(seen[0], seen.shape))
+    for leaf in jax.tree.leaves((outputs, state, of_weights, of_x)):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     assert np.isfinite(of_x).all() and (of_x[:, valid] != 0).all()
     np.testing.assert_array_equal(of_x[:, ~valid], 0)
     np.testing.assert_array_equal(outputs[:, ~valid], 0)
@@ -154,22 +154,22 @@ def test_eager_calls_compile_once(caplog):
 
 
 @every_cell
-def test_length_zero_gives_the_zero_state(cell):
+def test_length_zero_state_is_zero(cell):
     outputs, state = make(cell, bidirectional=True)(np.full((T, D), np.nan, np.float32), 0)
     assert not outputs.any() and not state.any()
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, T), min_size=3, max_size=3), st.sampled_from(["right", "left"]))
-def test_moving_the_padding_moves_the_outputs(lengths, padding):
+def test_outputs_are_equivariant_to_padding_side(lengths, padding):
     layer, x = _LSTM, inputs(3, T, D)
     got = _run(layer, x, np.array(lengths), padding)
     for i, n in enumerate(lengths):
         valid = np.asarray(nn.valid_steps(n, T, padding))
         other = "left" if padding == "right" else "right"
-        moved = np.full((T, D), np.nan, np.float32)
-        moved[np.asarray(nn.valid_steps(n, T, other))] = x[i, valid]
-        again = _run(layer, moved[None], np.array([n]), other)
+        repadded = np.full((T, D), np.nan, np.float32)
+        repadded[np.asarray(nn.valid_steps(n, T, other))] = x[i, valid]
+        again = _run(layer, repadded[None], np.array([n]), other)
         np.testing.assert_allclose(got.state[i], again.state[0], rtol=0, atol=1e-6)
         shifted = np.roll(again.outputs[0], n - T if other == "left" else T - n, axis=0)
         np.testing.assert_allclose(got.outputs[i], shifted, rtol=0, atol=1e-6)
@@ -205,7 +205,7 @@ def test_gradients_equal_finite_differences(cell, x64):
         ("float64", "float32", "float64"),
     ],
 )
-def test_dtype_is_that_of_weights_and_input_promoted(param_dtype, x_dtype, expected, x64):
+def test_dtype_is_promoted_from_weights_and_input(param_dtype, x_dtype, expected, x64):
     layer = make("gru", param_dtype)
     x = jnp.asarray(np.arange(T * D).reshape(T, D) % 3, x_dtype)
     assert {p.dtype for p in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(param_dtype)}
@@ -218,7 +218,7 @@ def test_dtype_is_that_of_weights_and_input_promoted(param_dtype, x_dtype, expec
 
 @pytest.mark.representatives("lstm")
 @every_cell
-def test_half_precision_runs_in_both_directions(cell):
+def test_bfloat16_bidirectional(cell):
     layer = make(cell, "bfloat16", bidirectional=True)
     x = inputs(T, D)
     got = layer(x.astype(jnp.bfloat16), 3)
@@ -226,7 +226,7 @@ def test_half_precision_runs_in_both_directions(cell):
     np.testing.assert_allclose(got.state.astype("float32"), layer(x, 3).state, rtol=0, atol=0.05)
 
 
-def test_weights_at_the_start():
+def test_initial_weights():
     for cell, gates in {"lstm": 4, "gru": 3, "tanh": 1}.items():
         layer = LAYERS[cell](D, H, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
         first, above = layer.weights(0, backward=True), layer.weights(1)
@@ -241,7 +241,7 @@ def test_weights_at_the_start():
         np.testing.assert_array_equal(first.bias, bias)
 
 
-def test_step_functions_are_the_layers_step():
+def test_step_functions_equal_layers():
     x = inputs(1, D)
     w = make("lstm").weights()
     zero = jnp.zeros(H)
@@ -256,13 +256,13 @@ def test_step_functions_are_the_layers_step():
 
 
 @every_cell
-def test_the_graph_is_hashable_and_equal_for_equal_layers(cell):
+def test_graph_is_hashable_and_equal_for_equal_layers(cell):
     graphs = [nnx.split(make(cell, bidirectional=True))[0] for _ in range(2)]
     assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
     assert graphs[0] != nnx.split(make(cell))[0]
 
 
-def test_the_activation_is_part_of_the_graph():
+def test_activation_is_part_of_graph():
     assert nnx.split(make("tanh"))[0] != nnx.split(make("relu"))[0]
 
 
@@ -341,27 +341,27 @@ def gru_by_autodiff(w, hidden, x):
     ("cell", "step", "by_autodiff"),
     [("lstm", nn.lstm_step, lstm_by_autodiff), ("gru", nn.gru_step, gru_by_autodiff)],
 )
-def test_written_derivatives_equal_those_of_automatic_differentiation(cell, step, by_autodiff, x64):
+def test_custom_derivatives_equal_autodiff(cell, step, by_autodiff, x64):
     weights = make(cell, np.float64).weights()
     draw = iter(jnp.asarray(inputs(3, H, dtype=np.float64)))
     state = nn.LSTMState(next(draw), next(draw)) if cell == "lstm" else next(draw)
-    given = weights, state, next(draw)[:D]
+    operands = weights, state, next(draw)[:D]
 
     def curvature(f, _):
-        def energy(*given):
-            return sum((leaf**2).sum() for leaf in jax.tree.leaves(f(*given)))
+        def energy(*operands):
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(f(*operands)))
 
         return jax.hessian(energy, (1, 2))
 
     for differentiate in (jax.jacfwd, jax.jacrev, curvature):
-        got, wanted = (jax.jit(differentiate(f, (0, 1, 2)))(*given) for f in (step, by_autodiff))
-        assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(wanted))
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        got, want = (jax.jit(differentiate(f, (0, 1, 2)))(*operands) for f in (step, by_autodiff))
+        assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(want))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize(("cell", "values"), [("lstm", 6), ("gru", 5)])
-def test_reverse_mode_keeps_one_factor_for_each_number_that_moves(cell, values):
+def test_reverse_mode_residual_count(cell, values):
     layer = make(cell)
     _, pullback = jax.vjp(lambda x: layer(x).state, inputs(T, D))
     kept = [leaf for leaf in jax.tree.leaves(pullback) if jnp.shape(leaf) == (T, H)]

@@ -1,4 +1,4 @@
-"""Self-attention gives the published numbers, from loops that are written another way."""
+"""Tests of self-attention against published values and NumPy loops."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def inputs(*shape):
 
 
 def make(**options):
-    """Build a layer whose biases are not zero, in float64."""
+    """Return a float64 layer with nonzero biases."""
     return perturbed(
         nn.SeqSelfAttention(
             D, **{"units": UNITS, "param_dtype": "float64", "rngs": nnx.Rngs(0)} | options
@@ -38,7 +38,7 @@ def softmax(scores):
 
 
 def loop(layer, x, mask=None, *, compat=False):
-    """One query after the other, one pair after the other, with what is forbidden at -10000."""
+    """Compute attention pair by pair; excluded scores are lowered by 10000."""
     w = {name: np.asarray(getattr(layer, name)[...]) for name in layer.weight_names}
     steps = len(x)
     width = layer.attention_width
@@ -67,7 +67,7 @@ def loop(layer, x, mask=None, *, compat=False):
     return np.array(rows) @ x, np.array(rows)
 
 
-def test_the_published_check():
+def test_published_example():
     layer = nn.SeqSelfAttention(2, units=2, rngs=nnx.Rngs(0))
     published = {
         "Wt": [[0.1, 0.2], [0.3, 0.4]], "Wx": [[0.5, -0.5], [0.25, 0.75]],
@@ -104,7 +104,7 @@ def test_equals_a_loop(attention_type, width, history_only, x64):
 
 
 @both_types
-def test_biases_can_be_left_out(attention_type, x64):
+def test_without_biases(attention_type, x64):
     layer = make(
         attention_type=attention_type, use_additive_bias=False, use_attention_bias=False,
         attention_activation=jnp.tanh,
@@ -117,34 +117,34 @@ def test_biases_can_be_left_out(attention_type, x64):
 
 @both_types
 @pytest.mark.parametrize("options", [{}, {"attention_width": 3}, {"history_only": True}])
-def test_masked_steps_are_read_by_none(attention_type, options, x64):
+def test_masked_steps_have_zero_weights(attention_type, options, x64):
     layer = make(attention_type=attention_type, **options)
     x, mask = inputs(T, D), np.array([1, 1, 0, 1, 1, 0], bool)
     dirty = np.where(mask[:, None], x, np.nan)
     values, weights = layer(dirty, mask)
     blank = np.where(mask[:, None], x, 0)
-    wanted = loop(layer, blank, mask)
-    np.testing.assert_allclose(weights, wanted[1], rtol=0, atol=1e-14)
-    np.testing.assert_allclose(values, wanted[0], rtol=0, atol=1e-14)
+    want = loop(layer, blank, mask)
+    np.testing.assert_allclose(weights, want[1], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(values, want[0], rtol=0, atol=1e-14)
     np.testing.assert_array_equal(weights[:, ~mask], 0)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=0, atol=1e-14)
 
 
 @both_types
 @pytest.mark.parametrize("width", [None, 3])
-def test_compat_removes_only_pairs_of_padding(attention_type, width, x64):
+def test_compat_masks_only_pairs_of_padding(attention_type, width, x64):
     layer = make(attention_type=attention_type, attention_width=width, compat=True)
     x, mask = inputs(T, D), np.array([1, 1, 1, 0, 0, 0], bool)
-    got, wanted = layer(x, mask), loop(layer, x, mask, compat=True)
-    np.testing.assert_allclose(got.weights, wanted[1], rtol=0, atol=1e-11)
-    np.testing.assert_allclose(got.values, wanted[0], rtol=0, atol=1e-11)
+    got, want = layer(x, mask), loop(layer, x, mask, compat=True)
+    np.testing.assert_allclose(got.weights, want[1], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(got.values, want[0], rtol=0, atol=1e-11)
     assert got.weights[2, 3] > 0  # a valid step reads padding
     assert got.weights[3, 2] > 0
-    # All that the last step sees in a window of 3 is padding, as low as the valid steps beyond it.
+    # In a window of 3 the last step has padding alone, with scores as low as outside the window.
     assert (got.weights[5, 4] > 0) == (width == 3)
 
 
-def test_a_step_that_may_read_none_has_zeros():
+def test_fully_masked_step_is_zero():
     layer = nn.SeqSelfAttention(D, attention_width=1, rngs=nnx.Rngs(0))
     x, mask = inputs(2, T, D).astype(np.float32), np.array([[1, 0, 1, 1, 1, 1], [0] * T], bool)
     dirty = np.where(mask[..., None], x, np.nan)
@@ -153,7 +153,7 @@ def test_a_step_that_may_read_none_has_zeros():
     np.testing.assert_array_equal(values, np.where(mask[..., None], x, 0))
 
 
-def test_one_step_reads_itself():
+def test_single_step_attends_to_itself():
     x = inputs(1, D).astype(np.float32)
     for layer in (
         nn.SeqSelfAttention(D, attention_width=5, history_only=True, rngs=nnx.Rngs(0)),
@@ -164,25 +164,25 @@ def test_one_step_reads_itself():
         np.testing.assert_array_equal(values, x)
 
 
-def test_half_precision_stays_half():
+def test_bfloat16_is_kept():
     layer = nn.SeqSelfAttention(D, compat=True, param_dtype="bfloat16", rngs=nnx.Rngs(0))
     x = jnp.asarray(inputs(T, D), jnp.bfloat16)
     values, weights = layer(x, np.arange(T) < 4)
     assert values.dtype == weights.dtype == jnp.bfloat16
-    wanted = loop(layer, np.asarray(x, np.float64), np.arange(T) < 4, compat=True)[1]
-    np.testing.assert_allclose(weights.astype("float32"), wanted, rtol=0, atol=0.03)
+    want = loop(layer, np.asarray(x, np.float64), np.arange(T) < 4, compat=True)[1]
+    np.testing.assert_allclose(weights.astype("float32"), want, rtol=0, atol=0.03)
 
 
-def test_the_regularizer(x64):
+def test_attention_regularizer(x64):
     a = np.stack([softmax(row) for row in inputs(2 * T, T)]).reshape(2, T, T)
-    wanted = sum(((w @ w.T - np.eye(T)) ** 2).sum() for w in a) / 2
-    np.testing.assert_allclose(nn.attention_regularizer(jnp.array(a), 0.3), 0.3 * wanted)
+    want = sum(((w @ w.T - np.eye(T)) ** 2).sum() for w in a) / 2
+    np.testing.assert_allclose(nn.attention_regularizer(jnp.array(a), 0.3), 0.3 * want)
     one = nn.attention_regularizer(jnp.array(a[0]))
     np.testing.assert_allclose(one, ((a[0] @ a[0].T - np.eye(T)) ** 2).sum())
     assert nn.attention_regularizer(jnp.eye(T)) == 0
 
 
-def test_weighted_attention_is_one_sum(x64):
+def test_weighted_attention_equals_formula(x64):
     layer = perturbed(nn.SeqWeightedAttention(D, param_dtype="float64", rngs=nnx.Rngs(0)))
     x, mask = inputs(T, D), np.array([1, 1, 0, 1, 0, 0], bool)
     assert (layer.W.shape, layer.b.shape) == ((D, 1), (1,))
@@ -206,7 +206,7 @@ def head(q, k, v, history_only, mask):
 
 
 @pytest.mark.parametrize("history_only", [False, True])
-def test_scaled_dot_products(history_only, x64):
+def test_scaled_dot_product_equals_formula(history_only, x64):
     layer = nn.ScaledDotProductAttention(history_only=history_only)
     q, k, v = inputs(5, D), inputs(T, D)[::-1], inputs(T, 2)
     mask = np.array([1, 1, 0, 1, 0, 0], bool)
@@ -220,7 +220,7 @@ def test_scaled_dot_products(history_only, x64):
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("history_only", [False, True])
-def test_many_heads(history_only, activation, x64):
+def test_multi_head_equals_formula(history_only, activation, x64):
     layer = perturbed(
         nn.MultiHeadAttention(
             D, 2, query_features=5, key_features=3, activation=activation,
@@ -243,18 +243,18 @@ def test_many_heads(history_only, activation, x64):
     parts = [
         head(Q[:, c : c + 2], K[:, c : c + 2], V[:, c : c + 2], history_only, mask) for c in (0, 2)
     ]
-    wanted = projected(np.concatenate([values for values, _ in parts], 1), "o")
+    want = projected(np.concatenate([values for values, _ in parts], 1), "o")
     got = layer(q, k, np.where(mask[:, None], v, np.nan), mask=mask)
     np.testing.assert_allclose(got.weights, [weights for _, weights in parts], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(got.values, wanted, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(got.values, want, rtol=0, atol=1e-13)
 
 
-def test_every_head_is_captured():
+def test_all_heads_are_captured_and_replaced():
     layer = nn.MultiHeadAttention(D, 2, name="heads", rngs=nnx.Rngs(0))
     x = inputs(3, T, D).astype(np.float32)
-    (values, weights), seen = ja.capture(layer, "heads")(x)
-    assert seen["heads"].shape == (3, 2, T, T)
-    np.testing.assert_array_equal(seen["heads"], weights)
+    (values, weights), captured = ja.capture(layer, "heads")(x)
+    assert captured["heads"].shape == (3, 2, T, T)
+    np.testing.assert_array_equal(captured["heads"], weights)
     uniform = ja.intervene(layer, {"heads": np.full((2, T, T), 1 / T, np.float32)})(x[0])
     assert np.ptp(uniform.values, axis=0).max() < 1e-6
     assert np.ptp(values[0], axis=0).max() > 1e-2
@@ -288,11 +288,11 @@ def test_relevance_is_conserved(kind, attention, x64):
         np.testing.assert_array_equal(found.values[4:], 0)
 
 
-def test_relevance_with_weights_as_gates_is_that_of_a_fixed_linear_map(x64):
+def test_cp_lrp_relevance_equals_fixed_linear_map(x64):
     layer, x, readout = make(), inputs(T, D), inputs(D)
     found = ja.lrp(lambda x: (layer(x).values @ readout).sum(), x, epsilon=0.0)
-    wanted = np.asarray(layer(x).weights.sum(0))[:, None] * x * readout
-    np.testing.assert_allclose(found.values, wanted, rtol=0, atol=1e-12)
+    want = np.asarray(layer(x).weights.sum(0))[:, None] * x * readout
+    np.testing.assert_allclose(found.values, want, rtol=0, atol=1e-12)
 
 
 X = np.zeros((2, T, D), np.float32)

@@ -1,4 +1,4 @@
-"""Spatial attention equals its equations, and never sees a masked place."""
+"""Tests of spatial attention against its equations, of masks, sampling and errors."""
 
 import re
 
@@ -17,7 +17,7 @@ both = pytest.mark.parametrize("kind", LAYERS)
 
 
 def make(kind, dtype=jnp.float32, **options):
-    """A layer whose biases are not zero, so that none can be forgotten."""
+    """Return a layer with nonzero biases."""
     layer = LAYERS[kind](D, H, U, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     keys = iter(jax.random.split(jax.random.key(1), 9))
     drawn = jax.tree.map(
@@ -39,7 +39,7 @@ def expected_weights(layer, annotations, hidden):
     return exponentials / exponentials.sum()
 
 
-def test_soft_attention_equals_its_equations(x64):
+def test_soft_attention_equals_equations(x64):
     layer = make("soft", jnp.float64)
     annotations, hidden = inputs(dtype=np.float64)
     values, weights = layer(annotations, hidden)
@@ -50,8 +50,8 @@ def test_soft_attention_equals_its_equations(x64):
     assert abs(beta - 1) > 0.05
 
 
-def test_by_hand():
-    # W_a, W_h and w of one unit, and scores tanh(0), tanh(1): no other place can be mistaken.
+def test_soft_attention_by_hand():
+    # W_a, W_h and w have one unit; the scores are tanh(0) and tanh(1).
     layer = nn.SoftSpatialAttention(1, 1, 1, rngs=nnx.Rngs(0))
     for name in ("annotation", "state", "score", "gate"):
         getattr(layer, name)[...] = jnp.ones_like(getattr(layer, name)[...])
@@ -61,7 +61,7 @@ def test_by_hand():
     np.testing.assert_allclose(values, [-1 / (1 + np.exp(-1.0)) / (1 + high)], rtol=1e-6)
 
 
-def test_without_a_gate_the_values_are_the_plain_mean(x64):
+def test_ungated_values_are_weighted_mean(x64):
     layer = make("soft", jnp.float64, gated=False)
     annotations, hidden = inputs(dtype=np.float64)
     values, weights = layer(annotations, hidden)
@@ -69,7 +69,7 @@ def test_without_a_gate_the_values_are_the_plain_mean(x64):
     assert not hasattr(layer, "gate")
 
 
-def test_hard_attention_reads_the_most_likely_place_or_draws_one(x64):
+def test_hard_attention_selects_argmax_or_samples(x64):
     layer = make("hard", jnp.float64)
     annotations, hidden = inputs(dtype=np.float64)
     alpha = expected_weights(layer, annotations, hidden)
@@ -99,19 +99,19 @@ def test_batch_axes_equal_single_examples(kind):
             np.testing.assert_allclose(a[i], b, rtol=0, atol=1e-6)
 
 
-def test_every_example_of_a_batch_draws_its_own_place():
+def test_batch_examples_draw_independent_positions():
     layer = make("hard")
     annotations, hidden = (np.repeat(a[None], 200, 0) for a in inputs())
     assert len(set(layer(annotations, hidden, key=jax.random.key(0)).position.tolist())) > 1
 
 
 @both
-def test_masked_places_change_nothing(kind):
+def test_masked_positions_are_ignored(kind):
     layer = make(kind)
     annotations, hidden = inputs()
     mask = np.array([True, False, True, False])
-    for nothing in (np.nan, np.inf, 7.0):
-        other = np.where(mask[:, None], annotations, nothing).astype(np.float32)
+    for fill in (np.nan, np.inf, 7.0):
+        other = np.where(mask[:, None], annotations, fill).astype(np.float32)
         found = layer(other, hidden, mask)
         kept = layer(annotations[mask], hidden)
         np.testing.assert_allclose(found.weights[mask], kept.weights, rtol=1e-6)
@@ -124,7 +124,7 @@ def test_masked_places_change_nothing(kind):
 
 
 @both
-def test_where_nothing_may_be_read_all_is_zero(kind):
+def test_fully_masked_output_is_zero(kind):
     layer = make(kind)
     annotations, hidden = inputs()
     options = {"key": jax.random.key(0)} if kind == "hard" else {}
@@ -144,8 +144,8 @@ def test_where_nothing_may_be_read_all_is_zero(kind):
 def test_weights_are_captured_and_replaced(kind):
     layer = make(kind)
     annotations, hidden = inputs()
-    out, seen = ja.capture(layer, "attention")(annotations, hidden)
-    np.testing.assert_array_equal(seen["attention"], out.weights)
+    out, captured = ja.capture(layer, "attention")(annotations, hidden)
+    np.testing.assert_array_equal(captured["attention"], out.weights)
     only = np.array([0, 0, 1, 0], np.float32)
     forced = ja.intervene(layer, {"attention": only})(annotations, hidden)
     beta = 1.0
@@ -162,7 +162,7 @@ def test_dtypes_promote(kind, x64):
     assert make(kind, jnp.bfloat16)(*inputs()).weights.dtype == jnp.float32
 
 
-def test_the_penalty_by_hand():
+def test_doubly_stochastic_penalty_by_hand():
     weights = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]], np.float32)
     # Sums over steps: 1.7, 0.8, 0.5; without the last step 1.5, 0.5, 0.
     penalty = nn.doubly_stochastic_penalty
@@ -192,14 +192,14 @@ def test_the_penalty_by_hand():
         ((L, D), (H,), np.ones(L), TypeError, "`mask` must be boolean"),
     ],
 )
-def test_bad_input_is_refused(kind, annotations, hidden, mask, error, message):
+def test_invalid_inputs_raise(kind, annotations, hidden, mask, error, message):
     layer = make(kind)
     with pytest.raises(error, match=re.escape(message)):
         layer(np.ones(annotations, np.float32), np.ones(hidden, np.float32), mask)
 
 
 @both
-def test_integers_are_refused(kind):
+def test_integer_annotations_raise(kind):
     with pytest.raises(TypeError, match="`annotations` must be floating, got dtype int32"):
         make(kind)(np.ones((L, D), np.int32), np.ones(H, np.float32))
 
@@ -209,17 +209,17 @@ def test_integers_are_refused(kind):
     ("sizes", "name"),
     [((0, 1, 1), "annotation_features"), ((1, 0, 1), "state_features"), ((1, 1, -2), "units")],
 )
-def test_sizes_below_one_are_refused(kind, sizes, name):
+def test_sizes_below_one_raise(kind, sizes, name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
         LAYERS[kind](*sizes, rngs=nnx.Rngs(0))
 
 
 @both
-def test_weights_must_be_floating(kind):
+def test_non_floating_param_dtype_raises(kind):
     with pytest.raises(TypeError, match="`param_dtype` must be floating"):
         LAYERS[kind](1, 1, 1, param_dtype=jnp.int32, rngs=nnx.Rngs(0))
 
 
-def test_a_mask_of_steps_must_fit():
+def test_wrong_step_mask_shape_raises():
     with pytest.raises(ValueError, match=re.escape("must broadcast to shape (3,), got (2,)")):
         nn.doubly_stochastic_penalty(np.ones((3, 4), np.float32), np.ones(2, bool))

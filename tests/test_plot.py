@@ -1,4 +1,4 @@
-"""Figures hold the numbers they were given, on axes of the caller's where given."""
+"""Tests of figures: drawn values, scales, labels, the `ax` argument and errors."""
 
 import ast
 import io
@@ -29,8 +29,7 @@ LOWER = np.tril(RNG.uniform(1, 2, size=(4, 4))).astype(np.float32)
 SCORES = RNG.uniform(size=(7, 3)).astype(np.float32)
 FRACTIONS = np.linspace(0, 1, 7, dtype=np.float32)
 
-# A figure, drawn from its input and its values, and the shape of the Axes returned. Some functions
-# have one kind of array only; theirs are values.
+# A function, its arguments (optional input, values) and the shape of the Axes it returns.
 CASES = {
     "attention": (plot.attention, (HEAT,), ()),
     "attention_heads": (plot.attention_heads, (HEATS,), (3,)),
@@ -96,7 +95,7 @@ every_case = pytest.mark.parametrize(("draw", "arrays", "shape"), CASES.values()
 
 @pytest.fixture(autouse=True)
 def leave_pyplot_alone(monkeypatch):
-    """Showing a figure or changing a global setting fails every test."""
+    """Fail if a test shows a figure or changes rcParams."""
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
     before = mpl.rcParams.copy()
     yield
@@ -105,7 +104,7 @@ def leave_pyplot_alone(monkeypatch):
 
 
 def numbers(axes):
-    """Every number that the panels show."""
+    """Return all arrays, limits and coordinates drawn in the panels."""
     found = []
     for ax in np.ravel(axes):
         found += [artist.get_array() for artist in [*ax.images, *ax.collections]]
@@ -119,7 +118,7 @@ DRAWN = {}
 
 
 def drawn_alone(draw, arrays):
-    """The numbers in a figure of its own, drawn once for all tests."""
+    """Return the numbers of a new figure, cached for all tests."""
     case = (draw, id(arrays))
     if case not in DRAWN:
         DRAWN[case] = numbers(draw(*arrays))
@@ -127,13 +126,13 @@ def drawn_alone(draw, arrays):
 
 
 def bars(figure):
-    """The colour bars in a figure, inset or not."""
+    """Return the colour bars of a figure, inset or not."""
     inset = [child for ax in figure.axes for child in ax.child_axes]
     return [ax for ax in figure.axes if ax.get_label() == "<colorbar>"] + inset
 
 
 def test_every_public_function_is_covered():
-    # Words are no figure. The others draw no attributions; each has a test file of its own.
+    # Panels and Text are classes. The other functions have test files of their own.
     others = "Panels Text text captions glimpses features_0d features_1d features_2d features_hist"
     assert {name.split()[0] for name in CASES} == set(plot.__all__) - set(others.split())
 
@@ -153,7 +152,7 @@ def test_imports_nothing_but_numpy_and_matplotlib():
                 assert own or name.partition(".")[0] in allowed, f"{path.name}: {name}"
 
 
-# The contract of the results holds for every function; these are drawn elsewhere in detail.
+# Functions tested in other files; here only the type of their results is tested.
 OTHERS = {
     "captions": (lambda: plot.captions(PICTURE, ["a", "b"], np.ones((2, 4))), (3,)),
     "features_0d": (lambda: plot.features_0d(TRACE), ()),
@@ -171,12 +170,12 @@ RESULTS = OTHERS | {
 }
 
 
-def test_the_contract_of_results_covers_every_public_function():
+def test_result_type_test_covers_every_public_function():
     assert {name.split()[0] for name in RESULTS} == set(plot.__all__) - {"Panels", "Text"}
 
 
 @pytest.mark.parametrize(("draw", "shape"), RESULTS.values(), ids=RESULTS)
-def test_every_result_is_axes_or_panels_of_one_new_figure_that_can_be_saved(draw, shape):
+def test_results_are_axes_or_panels_of_one_new_figure(draw, shape):
     drawn = draw()
     assert isinstance(drawn, plot.Panels if shape else Axes)
     assert np.shape(drawn) == shape
@@ -188,32 +187,32 @@ def test_every_result_is_axes_or_panels_of_one_new_figure_that_can_be_saved(draw
 
 
 @every_case
-def test_draws_on_given_axes_and_makes_no_figure(draw, arrays, shape):
+def test_ax_argument_is_used_without_new_figure(draw, arrays, shape):
     figure = mpl.figure.Figure()
-    given = figure.subplots(*(shape or (1, 1)), squeeze=False).reshape(shape)
-    given = given if shape else given.item()
-    axes = draw(*arrays, ax=given)
-    assert np.array_equal(axes, given)
+    own = figure.subplots(*(shape or (1, 1)), squeeze=False).reshape(shape)
+    own = own if shape else own.item()
+    axes = draw(*arrays, ax=own)
+    assert np.array_equal(axes, own)
     assert not plt.get_fignums()
     for ours, theirs in zip(numbers(axes), drawn_alone(draw, arrays), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @every_case
-def test_refuses_axes_of_another_shape(draw, arrays, shape):
+def test_axes_of_other_shape_raise(draw, arrays, shape):
     with pytest.raises(ValueError, match=r"^`ax` must be"):
         draw(*arrays, ax=np.full((*shape, 4), None))
     assert not plt.get_fignums()
 
 
 @every_case
-def test_takes_jax_arrays_and_attributions(draw, arrays, shape):
+def test_accepts_jax_arrays_and_attributions(draw, arrays, shape):
     *x, values = arrays
-    wanted = drawn_alone(draw, arrays)
+    want = drawn_alone(draw, arrays)
     values = jnp.asarray(values)
     for found in (values, ja.Attribution(values, jnp.zeros(len(values)))):
         axes = draw(*map(jnp.asarray, x), found)
-        for ours, theirs in zip(numbers(axes), wanted, strict=True):
+        for ours, theirs in zip(numbers(axes), want, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -224,14 +223,14 @@ def test_zeros_can_be_drawn(draw, arrays, shape):
     np.ravel(axes)[0].figure.draw_without_rendering()
     shown = numbers(axes)
     assert shown and all(np.isfinite(each).all() for each in shown)
-    # Zeros have no scale of their own: only what is drawn of the input and the axes remains.
+    # The scale of all zeros is not degenerate.
     scales = [(a.norm.vmin, a.norm.vmax) for ax in np.ravel(axes) for a in ax.images]
     assert all(low < high for low, high in scales)
 
 
 @every_case
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_refuses_what_is_not_finite(draw, arrays, shape, bad):
+def test_non_finite_values_raise(draw, arrays, shape, bad):
     for i, array in enumerate(arrays):
         broken = array.copy()
         broken.flat[3] = bad
@@ -240,7 +239,7 @@ def test_refuses_what_is_not_finite(draw, arrays, shape, bad):
     assert not plt.get_fignums()
 
 
-def test_image_shows_the_input_and_its_attribution():
+def test_image_draws_input_and_attribution():
     ax = plot.image(PICTURE, HEAT)
     below, above = ax.images
     np.testing.assert_array_equal(below.get_array(), PICTURE)
@@ -252,34 +251,34 @@ def test_image_shows_the_input_and_its_attribution():
     assert bar.get_ylim() == (-largest, largest)
 
 
-def test_limit_is_taken_as_given():
+def test_limit_sets_colour_scale():
     above = plot.image(PICTURE, HEAT, limit=0.5).images[1]
     assert (above.norm.vmin, above.norm.vmax) == (-0.5, 0.5)
     assert above.get_alpha().max() == 0.9  # saturated, not beyond
 
 
 @pytest.mark.parametrize(("sign", "wanted"), [(1, (0, 2)), (-1, (-2, 0))])
-def test_colour_bar_shows_the_side_that_occurs(sign, wanted):
+def test_colour_bar_range_is_the_sign_present(sign, wanted):
     ax = plot.image(PICTURE, sign * np.abs(HEAT), limit=2.0)
     assert bars(ax.figure)[0].get_ylim() == wanted
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_scales_are_sequential_for_unsigned_values_and_diverging_for_signed_ones(sign):
+def test_scales_are_sequential_if_unsigned_and_diverging_if_signed(sign):
     def scale(artist):
         return artist.cmap.name, artist.norm.vmin, artist.norm.vmax
 
     heat, trace = sign * np.abs(HEAT), sign * np.abs(TRACE_HEAT)
-    wanted = ("Purples", 0) if sign == 1 else ("RdBu_r", -1)
+    want = ("Purples", 0) if sign == 1 else ("RdBu_r", -1)
     image = plot.image(PICTURE, heat / np.abs(heat).max())
     series = plot.series(TRACE, trace / np.abs(trace).max())
     [several] = plot.images([PICTURE], [heat], shared_scale=False)
     for artist in (image.images[1], several.images[1], series.collections[0]):
-        assert scale(artist) == (*wanted, 1)
+        assert scale(artist) == (*want, 1)
     assert plot.image(PICTURE, heat, cmap="magma").images[1].cmap.name == "magma"
 
 
-def test_methods_with_and_without_signs_have_scales_and_colour_bars_of_their_own():
+def test_signed_and_unsigned_methods_have_separate_scales():
     methods = {"signed": HEATS, "unsigned": np.abs(HEATS)}
     grid = plot.comparison_grid(PICTURES, methods)
     panels = plot.comparison(PICTURE, {name: heats[0] for name, heats in methods.items()})
@@ -320,7 +319,7 @@ def test_images_share_one_scale():
     assert len(bars(axes[0].figure)) == 1
 
 
-def test_images_of_their_own_scales():
+def test_images_with_separate_scales():
     axes = plot.images(PICTURES, HEATS, shared_scale=False)
     for ax, heat in zip(axes, HEATS, strict=True):
         shown = ax.images[1]
@@ -329,12 +328,12 @@ def test_images_of_their_own_scales():
 
 
 @pytest.mark.parametrize("shape", [(7,), (7, 1)])
-def test_series_colours_hold_the_values(shape):
+def test_series_colours_are_the_values(shape):
     ax = plot.series(TRACE.reshape(shape), TRACE_HEAT.reshape(shape), sampling_rate=10.0)
     [band], [line] = ax.collections, ax.lines
     np.testing.assert_array_equal(band.get_array(), TRACE_HEAT)
     np.testing.assert_array_equal(line.get_xydata(), np.stack([np.arange(7) / 10, TRACE], 1))
-    # A segment's middle point is its step, its ends lie halfway to the neighbours.
+    # The middle point of a segment is its step; its ends lie halfway to the neighbours.
     np.testing.assert_array_equal([s[1] for s in band.get_segments()], line.get_xydata())
     largest = float(np.abs(TRACE_HEAT).max())
     assert (band.norm.vmin, band.norm.vmax) == (-largest, largest)
@@ -350,14 +349,14 @@ def test_channels_share_one_scale():
     assert [ax.get_ylabel() for ax in axes] == ["I", "II"]
 
 
-def test_given_axes_keep_their_tick_labels():
+def test_ax_argument_keeps_tick_labels():
     upper, _ = mpl.figure.Figure().subplots(2, 1)
     plot.series(TRACE, TRACE_HEAT, ax=upper)
     assert upper.xaxis.get_tick_params()["labelbottom"]
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (1, 2), (3, 3)])
-def test_window_marks_a_planted_square(corner):
+def test_window_marks_planted_square(corner):
     row, column = corner
     values = np.full((5, 6), 0.1)
     values[row : row + 2, column : column + 3] += 1
@@ -368,7 +367,7 @@ def test_window_marks_a_planted_square(corner):
 
 @pytest.mark.parametrize("start", [0, 2, 4])
 @pytest.mark.parametrize("rate", [None, 4.0])
-def test_window_marks_a_planted_span(start, rate):
+def test_window_marks_planted_span(start, rate):
     values = np.full((7, 2), 0.1)
     values[start : start + 3, 1] += 1
     for ax in plot.window(CHANNELS, values, (3,), sampling_rate=rate):
@@ -376,13 +375,13 @@ def test_window_marks_a_planted_span(start, rate):
         assert (left, width) == ((start - 0.5) / (rate or 1), 3 / (rate or 1))
 
 
-def test_window_takes_the_first_of_several():
+def test_window_ties_select_the_first():
     box = plot.window(np.zeros((9, 9)), np.full((9, 9), 0.1), (3, 3)).patches[-1]
     assert box.get_xy() == (-0.5, -0.5)
 
 
 @pytest.mark.parametrize("outputs", [None, [0.5, 2, 0]])
-def test_jacobian_shows_a_panel_a_class(outputs):
+def test_jacobian_draws_one_panel_per_class(outputs):
     found = HEATS if outputs else ja.Attribution(jnp.asarray(HEATS), jnp.array([0.5, 2, 0]))
     axes = plot.jacobian(PICTURE, found, outputs=outputs, class_names=list("abc"))
     for ax, heat in zip(axes, HEATS, strict=True):
@@ -401,25 +400,25 @@ def test_jacobian_highlights_one_class():
 def test_temporal_jacobian_reduces_outputs_and_channels():
     every = RNG.normal(size=(4, 3, 4, 2))
     shown = plot.temporal_jacobian(every).images[0]
-    wanted = np.linalg.norm(every, axis=(1, 3))
-    np.testing.assert_allclose(shown.get_array(), wanted, rtol=1e-12)
-    assert (shown.norm.vmin, shown.norm.vmax) == (0, wanted.max())
+    want = np.linalg.norm(every, axis=(1, 3))
+    np.testing.assert_allclose(shown.get_array(), want, rtol=1e-12)
+    assert (shown.norm.vmin, shown.norm.vmax) == (0, want.max())
     assert not np.ma.getmaskarray(shown.get_array()).any()
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_temporal_jacobian_hides_a_future_without_influence(log):
+def test_temporal_jacobian_masks_zero_future(log):
     norms = LOWER.copy()
     norms[3, 0] = 0
     shown = plot.temporal_jacobian(norms, log=log).images[0]
     hidden = np.triu(np.ones((4, 4), bool), 1)
-    hidden[3, 0] = log  # has no logarithm
+    hidden[3, 0] = log  # zero has no logarithm
     np.testing.assert_array_equal(np.ma.getmaskarray(shown.get_array()), hidden)
     np.testing.assert_array_equal(shown.get_array()[~hidden], norms[~hidden])
     assert shown.norm.vmin == norms[~hidden].min()
 
 
-def test_comparison_divides_by_the_largest_magnitude():
+def test_comparison_normalizes_by_largest_magnitude():
     methods = {"a": HEATS[0], "b": 1000 * HEATS[1]}
     first, *rest = plot.comparison(PICTURE, methods)
     np.testing.assert_array_equal(first.images[0].get_array(), PICTURE)
@@ -443,7 +442,7 @@ def texts(axes, series):
     return [ax.get_title("right") if series else ax.get_xlabel() for ax in np.ravel(axes)]
 
 
-def test_comparison_says_once_what_the_scores_are():
+def test_comparison_labels_scores_once():
     scores, label = {"b": 0.1234, "c": "best"}, "deletion"
     pictures = plot.comparison(
         PICTURE, dict(zip("abc", HEATS, strict=True)), scores=scores, score_label=label
@@ -455,7 +454,7 @@ def test_comparison_says_once_what_the_scores_are():
     assert texts(traces, True) == ["", "deletion: 0.123", "best"]
 
 
-def test_comparison_grid_says_once_what_the_scores_are():
+def test_comparison_grid_labels_scores_once():
     scores = {"b": [1.0, 2.0, 3.0]}
     grid = plot.comparison_grid(
         PICTURES, {"a": HEATS, "b": HEATS}, scores=scores, score_label="fall of the logit"
@@ -468,7 +467,7 @@ def test_comparison_grid_says_once_what_the_scores_are():
     assert texts(grid[:, 1], True) == ["fall: 1", "2", "3"]
 
 
-def test_comparison_grid_holds_an_input_a_row_and_a_method_a_column():
+def test_comparison_grid_rows_are_inputs_and_columns_methods():
     grid = plot.comparison_grid(PICTURES, {"a": HEATS, "b": list(-HEATS)}, normalize=False)
     for b, (first, a, b_) in enumerate(grid):
         np.testing.assert_array_equal(first.images[0].get_array(), PICTURES[b])
@@ -478,7 +477,7 @@ def test_comparison_grid_holds_an_input_a_row_and_a_method_a_column():
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_score_over_time_draws_a_line_a_class(direction):
+def test_score_over_time_draws_one_line_per_class(direction):
     ax = plot.score_over_time(
         SCORES, x=CHANNELS, time=2 * np.arange(7), direction=direction, class_names=list("abc")
     )
@@ -492,7 +491,7 @@ def test_score_over_time_draws_a_line_a_class(direction):
     np.testing.assert_array_equal(behind.collections[0].get_array(), CHANNELS.T)
 
 
-def test_curve_gives_means_standard_errors_and_areas():
+def test_curve_draws_means_standard_errors_and_areas():
     every = np.array([[0, 1, 2], [2, 3, 4.0]])
     ax = plot.curve([0, 1, 3], {"mean": every, "one": [1, 1, 1]})
     mean, one = ax.lines
@@ -566,13 +565,13 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("message", "call"), ERRORS.items(), ids=ERRORS)
-def test_errors_name_the_argument(message, call):
+def test_invalid_arguments_raise(message, call):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
     assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize("values", [1j * HEAT, HEAT.astype(str), {"a": HEAT}])
-def test_refuses_what_are_not_real_numbers(values):
+def test_non_real_values_raise(values):
     with pytest.raises(TypeError, match=r"^`values` must be one array of real numbers"):
         plot.image(PICTURE, values)

@@ -1,4 +1,4 @@
-"""Attention matrices, and tokens as figures show them."""
+"""Tests of figures of attention matrices and of token labels."""
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -28,7 +28,7 @@ def ticks(axis):
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
-def test_the_matrix_and_its_tokens_are_read_back():
+def test_matrix_and_token_labels():
     ax = ja.plot.attention(WEIGHTS, IN, OUT, title="read", label="weight")
     np.testing.assert_array_equal(picture(ax).get_array(), WEIGHTS)
     assert picture(ax).norm.vmin == 0
@@ -40,20 +40,20 @@ def test_the_matrix_and_its_tokens_are_read_back():
     assert all(not label.get_parse_math() for label in ax.get_xticklabels())
 
 
-def test_an_attribution_is_drawn_and_one_row_is_a_row():
+def test_accepts_attributions_and_single_rows():
     found = ja.Attribution(jnp.asarray(WEIGHTS), jnp.asarray(WEIGHTS[0]))
     drawn = picture(ja.plot.attention(found)).get_array()
     np.testing.assert_allclose(drawn, WEIGHTS, rtol=1e-6)
     assert picture(ja.plot.attention(WEIGHTS[0], IN)).get_array().shape == (1, 4)
 
 
-def test_signed_weights_diverge_from_zero():
+def test_signed_weights_use_diverging_colours():
     image = picture(ja.plot.attention(WEIGHTS - 0.3))
     assert image.norm.vmin == -image.norm.vmax == -np.abs(WEIGHTS - 0.3).max()
     assert image.cmap.name == style.DIVERGING
 
 
-def test_marks_are_outlined_once_around_all_of_them():
+def test_adjacent_marks_share_one_outline():
     marks = np.zeros((3, 4), bool)
     marks[1:, 2:] = True
     ax = ja.plot.attention(WEIGHTS, marks=marks)
@@ -66,10 +66,10 @@ def test_marks_are_outlined_once_around_all_of_them():
     np.testing.assert_allclose(lines.get_colors()[0], to_rgba(style.HIGHLIGHT))
 
 
-def test_values_are_written_into_their_cells():
+def test_values_are_written_into_cells():
     ax = ja.plot.attention(WEIGHTS, values=True)
-    said = {text.get_position(): text.get_text() for text in ax.texts}
-    assert said == {(j, i): f"{w:.2f}" for (i, j), w in np.ndenumerate(WEIGHTS)}
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written == {(j, i): f"{w:.2f}" for (i, j), w in np.ndenumerate(WEIGHTS)}
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3)])
@@ -84,7 +84,7 @@ def test_heads_share_one_scale(shape):
         assert ax.get_title() == want
 
 
-def test_a_given_axes_is_drawn_on():
+def test_ax_argument_is_used():
     _, mine = plt.subplots()
     assert ja.plot.attention(WEIGHTS, ax=mine) is mine
 
@@ -97,11 +97,11 @@ def test_a_given_axes_is_drawn_on():
         ("\u200fא", "\u200fא"), ("\ud800", "<D800>"),
     ],
 )  # fmt: skip
-def test_tokens_are_readable(token, shown):
+def test_visible_token(token, shown):
     assert lettering.visible_token(token) == shown
 
 
-def test_a_letter_without_a_font_becomes_its_code_point(monkeypatch):
+def test_character_without_font_is_shown_as_code_point(monkeypatch):
     monkeypatch.setattr(lettering.font_manager.fontManager, "ttflist", [])
     lettering._family.cache_clear()
     assert lettering.visible_token("5年") == "5<5E74>"
@@ -125,12 +125,12 @@ def test_a_letter_without_a_font_becomes_its_code_point(monkeypatch):
         ((WEIGHTS,), {"limit": 0}, ValueError, "`limit` must be a positive number"),
     ],
 )
-def test_bad_matrices_say_so(arguments, options, error, match):
+def test_invalid_matrices_raise(arguments, options, error, match):
     with pytest.raises(error, match=match):
         ja.plot.attention(*arguments, **options)
 
 
-def test_bad_heads_say_so():
+def test_invalid_heads_raise():
     with pytest.raises(ValueError, match=r"`weights` must have shape \(heads, T_out, T_in\)"):
         ja.plot.attention_heads(WEIGHTS)
     with pytest.raises(ValueError, match="`titles` must have one entry for each of 1 heads"):

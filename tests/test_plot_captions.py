@@ -1,4 +1,4 @@
-"""What is read back from the panels of a caption is what was drawn."""
+"""Tests of figures of captions: panels, blur, outlines and errors."""
 
 import re
 
@@ -30,7 +30,7 @@ def maps(axes):
     return [np.asarray(panel.images[1].get_array()) for panel in axes[1:]]
 
 
-def test_the_first_panel_is_the_picture_and_each_word_has_one():
+def test_panels_are_the_image_and_one_per_word():
     image = picture()
     axes = ja.plot.captions(image, WORDS, weights(3, 4), title="scene")
     assert axes.shape == (4,)
@@ -43,30 +43,30 @@ def test_the_first_panel_is_the_picture_and_each_word_has_one():
         assert panel.images[1].get_extent() == [-0.5, 15.5, 11.5, -0.5]
 
 
-def test_without_blur_a_place_is_a_block():
+def test_unblurred_weights_are_blocks():
     drawn = weights(3, 4)
-    for heat, wanted in zip(
+    for heat, want in zip(
         maps(ja.plot.captions(picture(), WORDS, drawn, blur=0.0)), drawn, strict=True
     ):
         assert heat.shape == (48, 64)
-        np.testing.assert_array_equal(heat, wanted.repeat(16, 0).repeat(16, 1))
+        np.testing.assert_array_equal(heat, want.repeat(16, 0).repeat(16, 1))
     small = ja.plot.captions(picture(), WORDS, drawn, upsample=2, blur=0.0)
     assert maps(small)[0].shape == (6, 8)
 
 
-def test_flat_weights_are_put_on_their_grid():
+def test_flat_weights_are_reshaped_to_grid():
     drawn = weights(12)
-    given = maps(ja.plot.captions(picture(), WORDS, drawn, grid=(3, 4), blur=0.0))
-    np.testing.assert_array_equal(given[2][::16, ::16], drawn[2].reshape(3, 4))
+    gridded = maps(ja.plot.captions(picture(), WORDS, drawn, grid=(3, 4), blur=0.0))
+    np.testing.assert_array_equal(gridded[2][::16, ::16], drawn[2].reshape(3, 4))
     square = maps(ja.plot.captions(picture(), WORDS, weights(9), upsample=1, blur=0.0))
     assert square[0].shape == (3, 3)
 
 
-def test_the_blur_is_a_gaussian_that_loses_nothing():
+def test_blur_is_gaussian_and_preserves_sum():
     one = np.zeros((3, 5, 5))
     one[:, 2, 2] = 1
     heat, *_ = maps(ja.plot.captions(picture(), WORDS, one, upsample=9, blur=3.0))
-    # A block of 9 pixels under a Gaussian of 3, at its centre and 9 pixels away from it.
+    # A block of 9 pixels blurred with sigma 3, at its centre and 9 pixels away from it.
     at = np.arange(-12, 13)
     kernel = np.exp(-0.5 * (at / 3.0) ** 2)
     kernel /= kernel.sum()
@@ -75,17 +75,15 @@ def test_the_blur_is_a_gaussian_that_loses_nothing():
     np.testing.assert_allclose(heat[22, 31], centre * beside, rtol=1e-12)
     np.testing.assert_allclose(heat[13, 31], beside**2, rtol=1e-12)
     for drawn in (one, weights(5, 5)):
-        for heat, wanted in zip(
-            maps(ja.plot.captions(picture(), WORDS, drawn)), drawn, strict=True
-        ):
-            np.testing.assert_allclose(heat.sum(), 256 * wanted.sum(), rtol=1e-12)
+        for heat, want in zip(maps(ja.plot.captions(picture(), WORDS, drawn)), drawn, strict=True):
+            np.testing.assert_allclose(heat.sum(), 256 * want.sum(), rtol=1e-12)
     corner = np.zeros((3, 5, 5))
     corner[:, 0, 4] = 1
     heat, *_ = maps(ja.plot.captions(picture(), WORDS, corner))
     assert np.unravel_index(heat.argmax(), heat.shape) == (0, 79)
 
 
-def test_what_is_read_most_is_in_full_light():
+def test_largest_weight_is_unshaded():
     axes = ja.plot.captions(picture(), WORDS, weights(3, 4), blur=0.0)
     for panel in axes[1:]:
         shade = panel.images[1]
@@ -99,7 +97,7 @@ def test_what_is_read_most_is_in_full_light():
     assert nothing.images[1].norm.vmax == 1
 
 
-def test_cells_are_outlined_where_they_are():
+def test_cells_are_outlined():
     cells = np.zeros((3, 4), bool)
     cells[0, 2:] = True
     axes = ja.plot.captions(picture(), WORDS, weights(3, 4), cells=[None, cells, ~cells])
@@ -117,29 +115,29 @@ def test_cells_are_outlined_where_they_are():
     assert len(axes[3].collections[0].get_segments()) == 2 * 4 + 2 * 3 - 3 + 3
 
 
-def test_wrong_words_are_marked_beyond_their_colour():
+def test_wrong_words_have_mark_and_colour():
     axes = ja.plot.captions(picture(), WORDS, weights(2, 2), wrong=[False, False, True])
     assert [panel.get_title() for panel in axes[1:]] == ["a", "red", "✗ seven"]
     assert axes[2].title.get_color() != axes[3].title.get_color()
 
 
-def test_words_are_letters_and_no_formulas():
+def test_words_are_not_parsed_as_math():
     axes = ja.plot.captions(picture(), ["$a$", " ", "b"], weights(2, 2), title="$x$")
     assert [panel.get_title() for panel in axes] == ["$x$", "$a$", "␣", "b"]
     assert not any(panel.title.get_parse_math() for panel in axes)
 
 
-def test_it_draws_where_it_is_told():
-    _, given = plt.subplots(2, 4)
-    axes = ja.plot.captions(picture(), WORDS, weights(2, 2), ax=given[1])
-    assert all(a is b for a, b in zip(axes, given[1], strict=True))
-    assert not given[0, 0].images
+def test_ax_and_columns_arguments():
+    _, own = plt.subplots(2, 4)
+    axes = ja.plot.captions(picture(), WORDS, weights(2, 2), ax=own[1])
+    assert all(a is b for a, b in zip(axes, own[1], strict=True))
+    assert not own[0, 0].images
     rows = ja.plot.captions(picture(), WORDS, weights(2, 2), columns=2)
     assert rows[3].get_subplotspec().rowspan.start == 1
     assert len(rows[0].figure.axes) == 4
 
 
-def test_grey_pictures_are_drawn():
+def test_grey_images():
     image = np.arange(6.0).reshape(2, 3, 1)
     axes = ja.plot.captions(image, ["x"], np.ones((1, 1, 1)))
     np.testing.assert_array_equal(axes[0].images[0].get_array(), image[..., 0])
@@ -173,7 +171,9 @@ def test_grey_pictures_are_drawn():
         ({"image": np.ones(4)}, ValueError, "`image` must be one image"),
     ],
 )
-def test_bad_input_is_refused(changed, error, message):
-    given = {"image": picture(), "words": WORDS, "weights": weights(2, 2)} | changed
+def test_invalid_inputs_raise(changed, error, message):
+    options = {"image": picture(), "words": WORDS, "weights": weights(2, 2)} | changed
     with pytest.raises(error, match=re.escape(message)):
-        ja.plot.captions(given.pop("image"), given.pop("words"), given.pop("weights"), **given)
+        ja.plot.captions(
+            options.pop("image"), options.pop("words"), options.pop("weights"), **options
+        )

@@ -1,4 +1,4 @@
-"""The numbers that are read back from the panels are those that went in."""
+"""Tests of figures of features: drawn values, panel grids, scales and errors."""
 
 import re
 
@@ -20,7 +20,7 @@ def values(*shape):
     return np.random.default_rng(0).normal(size=shape)
 
 
-def test_every_channel_has_a_panel_with_a_curve_a_sample():
+def test_one_panel_per_channel_and_one_line_per_sample():
     x = values(3, 20, 7)
     axes = plot.features_1d(x, sample_names=["a", "b", "c"])
     assert axes.shape == (7,)
@@ -36,7 +36,7 @@ def test_every_channel_has_a_panel_with_a_curve_a_sample():
     assert len({to_hex(line.get_color()) for line in axes[0].get_lines()}) == 3
 
 
-def test_free_axes_fit_each_panel_and_equal_ones_all():
+def test_y_limits_are_per_panel_or_equal():
     x = values(20, 3) * [1, 10, 100]
     free = plot.features_1d(x)
     assert [panel.get_ylim()[1] > 50 for panel in free] == [False, False, True]
@@ -57,14 +57,16 @@ def test_free_axes_fit_each_panel_and_equal_ones_all():
     ("options", "grid"),
     [({}, (2, 3)), ({"columns": 2}, (3, 2)), ({"rows": 1}, (1, 5)), ({"columns": 99}, (1, 5))],
 )
-def test_the_grid(options, grid):
+def test_panel_grid(options, grid):
     axes = plot.features_1d(values(4, 5), **options)
     assert axes[0].get_subplotspec().get_gridspec().get_geometry() == grid
     bottom = [bool(panel.get_xlabel()) for panel in axes]
-    assert bottom == [False] * (5 - grid[1]) + [True] * grid[1]  # none has a panel beneath it
+    assert (
+        bottom == [False] * (5 - grid[1]) + [True] * grid[1]
+    )  # only panels without one below have a label
 
 
-def test_channels_elsewhere_fewer_steps_and_gaps():
+def test_channel_axis_max_steps_and_nan():
     x = values(2, 20, 3)
     axes = plot.features_1d(np.moveaxis(x, -1, 1), channel_axis=1, max_steps=5)
     np.testing.assert_array_equal(axes[2].get_lines()[1].get_ydata(), x[1, :5, 2])
@@ -75,7 +77,7 @@ def test_channels_elsewhere_fewer_steps_and_gaps():
     assert one[0].get_lines()[0].get_ydata().shape == (1,)
 
 
-def test_axes_of_ones_own():
+def test_ax_argument():
     figure, axes = plt.subplots(1, 3)
     assert plot.features_1d(values(9, 3), ax=axes, title="mine")[2] is axes[2]
     assert axes[0].get_title() == "mine"
@@ -89,7 +91,7 @@ def test_axes_of_ones_own():
     ("norm", "ends"),
     [(None, (-3.0, 1.0)), ("auto", (-3.0, 3.0)), ((-1, 5), (-1.0, 5.0))],
 )
-def test_a_map_holds_the_values_on_the_scale_asked_for(norm, ends):
+def test_features_2d_values_and_norm(norm, ends):
     x = np.array([[-3.0, 0.5, 1.0], [0.0, 0.25, 0.5]])
     panel = plot.features_2d(x, norm=norm, cmap="bwr", titles=["t"])
     [picture] = panel.images
@@ -101,7 +103,7 @@ def test_a_map_holds_the_values_on_the_scale_asked_for(norm, ends):
     assert panel.get_ylim() == (1.5, -0.5)  # the first row on top
 
 
-def test_several_maps_share_a_scale():
+def test_features_2d_samples_share_one_scale():
     x = values(3, 4, 5)
     axes = plot.features_2d(x)
     assert axes.shape == (3,)
@@ -110,7 +112,7 @@ def test_several_maps_share_a_scale():
         assert panel.images[0].norm.vmax == -panel.images[0].norm.vmin == np.abs(x).max()
     assert plot.features_2d(x, norm=None)[0].images[0].norm.vmin == x.min()
     ones = plot.features_2d(np.ones((2, 2)), norm=None)
-    assert ones.images[0].norm.vmax == 2.0  # one value is no range
+    assert ones.images[0].norm.vmax == 2.0  # a single value is widened to a range
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_several_maps_share_a_scale():
         ([[1, 2]], (-2, 2), "RdBu_r"),
     ],
 )
-def test_a_map_diverges_only_if_its_scale_holds_zero_inside(x, norm, cmap):
+def test_features_2d_diverges_only_if_scale_contains_zero(x, norm, cmap):
     panel = plot.features_2d(x, norm=norm)
     assert panel.images[0].cmap.name == cmap
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("column", "row")
@@ -151,7 +153,7 @@ def test_histograms_count_each_channel():
     assert (single.get_title(), single.get_ylabel()) == ("weights", "count")
 
 
-def test_points():
+def test_features_0d_draws_points():
     x = values(2, 6)
     panel = plot.features_0d(x, sample_names=["a", "b"])
     for n, points in enumerate(panel.collections):
@@ -160,7 +162,7 @@ def test_points():
     assert not plot.features_0d(x[0], zero_line=False).get_lines()
 
 
-def test_many_values_are_drawn_as_a_line():
+def test_features_0d_draws_lines_above_64_values():
     x = values(2, 65)
     panel = plot.features_0d(x, sample_names=["a", "b"])
     for line, sample in zip(panel.get_lines(), x, strict=False):
@@ -208,12 +210,12 @@ X = values(4, 5)
         (lambda: plot.features_0d(X[None]), "`x` must have shape (C,) or (N, C), got (1, 4, 5)"),
     ],
 )
-def test_bad_input_is_refused(call, message):
+def test_invalid_inputs_raise(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
     assert not plt.get_fignums()
 
 
-def test_what_is_no_number_is_refused():
+def test_non_real_values_raise():
     with pytest.raises(TypeError, match="`x` must be one array of real numbers"):
         plot.features_1d([["a", "b"], ["c", "d"]])

@@ -1,4 +1,4 @@
-"""The path of a gaze is drawn as the boxes, in pixels, that a sensor reads."""
+"""Tests of figures of glimpses: boxes in pixels, axes, colours and errors."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,18 +17,18 @@ def close():
 
 
 def boxes(ax):
-    """Top, left, bottom and right of each box, in the pixels of the picture."""
+    """Return top, left, bottom and right of each box, in pixels of the image."""
     found = [(p.get_y(), p.get_x(), p.get_height(), p.get_width()) for p in ax.patches]
     return np.array([(y + 0.5, x + 0.5, y + 0.5 + h, x + 0.5 + w) for y, x, h, w in found])
 
 
-def test_a_box_by_hand():
+def test_boxes_by_hand():
     ax = plot.glimpses(IMAGE, np.array([[0.0, 0.0], [-1.0, 1.0]]), 8, scales=2)
     np.testing.assert_array_equal(
         boxes(ax),
         [(6, 11, 14, 19), (2, 7, 18, 23), (-4, 26, 4, 34), (-8, 22, 8, 38)],
     )
-    # The centre of a picture of 20 x 30 pixels lies between two of them.
+    # The centre of an image of 20 x 30 pixels lies between two pixels.
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [(14.5, 9.5), (29.5, -0.5)])
     assert [text.get_text() for text in ax.texts] == ["1", "2"]
     assert [text.get_position() for text in ax.texts] == [(14.5, 9.5), (29.5, -0.5)]
@@ -37,13 +37,13 @@ def test_a_box_by_hand():
 
 
 @pytest.mark.parametrize(("size", "scales"), [(4, 1), (5, 2), (4, 3)])
-def test_boxes_are_those_that_the_sensor_reads(size, scales):
+def test_boxes_equal_sensor_boxes(size, scales):
     ax = plot.glimpses(IMAGE, PATH, size, scales=scales)
     expected = nn.glimpse_boxes(PATH, IMAGE.shape, size, scales)
     np.testing.assert_array_equal(boxes(ax), np.asarray(expected).reshape(-1, 4))
 
 
-def test_it_draws_where_it_is_told_and_in_colour():
+def test_ax_argument_and_colours():
     _, axes = plt.subplots(1, 2)
     drawn = plot.glimpses(np.stack([IMAGE] * 3, -1), PATH, 4, ax=axes[1], title="a path")
     assert drawn is axes[1] and not axes[0].patches
@@ -64,7 +64,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named(changed, message):
-    given = {"image": IMAGE, "locations": PATH, "size": 4} | changed
+def test_invalid_inputs_raise(changed, message):
+    options = {"image": IMAGE, "locations": PATH, "size": 4} | changed
     with pytest.raises(ValueError, match=message):
-        plot.glimpses(**given)
+        plot.glimpses(**options)

@@ -1,4 +1,4 @@
-"""Words stand on the colours of their values, readably, whatever they are."""
+"""Tests of coloured text in HTML, terminals and figures."""
 
 import re
 import unicodedata
@@ -11,13 +11,13 @@ import pytest
 import jaxattn as ja
 
 RED, BLUE, WHITE = "#67001f", "#053061", "#ffffff"  # RdBu_r's ends, and zero
-# RdBu_r(0.75), (228.1, 128.5, 101.9), and half of what its middle, (247.1, 246.5, 246.1), lacks of
-# white: (3.9, 4.3, 4.5).
+# RdBu_r(0.75) is (228.1, 128.5, 101.9); its middle, (247.1, 246.5, 246.1), is shifted to white, and
+# this colour by half as much: (3.9, 4.3, 4.5).
 HALF = "#e8856a"
 
 
 class Words(HTMLParser):
-    """Collects the lines of a text: each word with its ground, ink and title."""
+    """Collect the lines of a text: each word with its background, text colour and title."""
 
     def __init__(self, page):
         super().__init__()
@@ -55,12 +55,12 @@ def test_known_values_have_known_colours():
     assert [ground for _, ground, *_ in line] == [WHITE, BLUE, HALF, RED]
 
 
-def test_each_line_has_its_own_scale_unless_a_limit_is_given():
+def test_lines_have_separate_scales_without_limit():
     values = {"small": [0.1, -0.1], "large": [10.0, 5.0]}
     assert grounds(["x", "y"], values)[0] == [RED, BLUE]
     assert grounds(["x", "y"], values)[1][0] == RED
     small, large = grounds(["x", "y"], values, limit=5.0)
-    assert large == [RED, RED]  # beyond the limit is at the limit
+    assert large == [RED, RED]  # values beyond the limit are clipped
     assert not {RED, BLUE} & set(small)
     assert grounds(["x", "y"], {"zero": [0.0, 0.0]}) == [[WHITE, WHITE]]
 
@@ -79,7 +79,7 @@ def test_words_are_escaped():
 
 
 @pytest.mark.parametrize("cmap", ["RdBu_r", "PuOr", "bwr", "coolwarm"])
-def test_every_word_can_be_read(cmap):
+def test_words_have_sufficient_contrast(cmap):
     values = np.linspace(-1, 1, 401)
     [line] = Words(ja.plot.text(["w"] * 401, values, cmap=cmap).html).lines
 
@@ -94,13 +94,13 @@ def test_every_word_can_be_read(cmap):
     assert line[200][1] == WHITE
 
 
-def test_colours_do_not_jump_around_zero():
+def test_colours_are_continuous_around_zero():
     [line] = grounds(["w"] * 401, np.linspace(-1, 1, 401))
     channels = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in line])
     assert np.abs(np.diff(channels, axis=0)).max() <= 6
 
 
-def test_it_shows_in_a_notebook_and_as_a_page(tmp_path):
+def test_notebook_and_page_output(tmp_path):
     found = ja.plot.text(["café", "☃"], [1.0, -1.0])
     assert found._repr_html_() == found.html
     found.save(tmp_path / "words.html")
@@ -111,7 +111,7 @@ def test_it_shows_in_a_notebook_and_as_a_page(tmp_path):
     assert not re.search(r"src=|href=|url\(", page)
 
 
-def test_an_attribution_gives_its_values():
+def test_accepts_attributions():
     found = ja.explain(ja.gradient, lambda x: (x**2).sum(), np.array([[1.0, -2.0]], np.float32))[0]
     assert grounds(["x", "y"], found) == grounds(["x", "y"], [2.0, -4.0])
 
@@ -132,23 +132,23 @@ def test_an_attribution_gives_its_values():
         ([3], [1.0], TypeError, "`words` must be strings, got 3"),
     ],
 )
-def test_bad_input_is_refused(words, values, error, message):
+def test_invalid_inputs_raise(words, values, error, message):
     with pytest.raises(error, match=re.escape(message)):
         ja.plot.text(words, values)
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, np.inf])
-def test_a_limit_must_be_positive(limit):
+def test_non_positive_limit_raises(limit):
     with pytest.raises(ValueError, match="`limit` must be a positive number"):
         ja.plot.text(["x"], [1.0], limit=limit)
 
 
 def whites_to_reds(values, limit):
-    """SPEC: r = 255 - int(255 a), RGB (255, r, r)."""
+    """Compute the colours RGB (255, r, r) with r = 255 - int(255 a)."""
     return ["#ff{0:02x}{0:02x}".format(255 - int(255 * min(a / limit, 1))) for a in values]
 
 
-def test_attention_runs_from_white_to_red():
+def test_attention_colours_are_white_to_red():
     values = [0.0, 0.05, 0.2, 0.1]
     [line] = grounds("abcd", values, kind="attention")
     assert line == ["#ffffff", "#ffc0c0", "#ff0000", "#ff8080"] == whites_to_reds(values, 0.2)
@@ -164,7 +164,7 @@ def test_attention_runs_from_white_to_red():
     )
 
 
-def test_characters_stand_without_gaps_and_lines_add_up():
+def test_characters_have_no_gaps_and_texts_concatenate():
     found = ja.plot.text("a bc", {"attention": [0.1, 0.2, 0.3, 0.4]}, kind="attention")
     found += ja.plot.text("a bc", {"LRP": [1.0, -1.0, 0.5, 0.0]})
     page = Words(found.html)
@@ -179,7 +179,7 @@ def test_characters_stand_without_gaps_and_lines_add_up():
     assert "</span><span" in pieces.html
 
 
-def test_what_a_reader_sees_as_one_character_is_one_cell():
+def test_grapheme_clusters_are_single_cells():
     parts = [
         "n",
         "e\u0301",
@@ -202,19 +202,19 @@ def test_what_a_reader_sees_as_one_character_is_one_cell():
     assert ja.plot.text(whole, values).lines[0].values.sum() == values.sum()
 
 
-def test_what_cannot_be_seen_has_a_sign():
+def test_invisible_characters_are_shown_as_symbols():
     found = ja.plot.text("a\tb\nc\x1b[0m\u202e\ud800\x85", np.ones(12))
     [line] = Words(found.html).lines
     assert "".join(word for word, *_ in line) == "a⇥b↵c\ufffd[0m\ufffd\ufffd↵"
-    assert found.html.count("<br>") == 2  # and lines still end where they did
+    assert found.html.count("<br>") == 2  # line breaks are kept
     found.html.encode()
-    # Spaces are kept, and are cells.
+    # Spaces are kept, each in its own cell.
     [line] = Words(ja.plot.text("a  b", np.ones(4)).html).lines
     assert [word for word, *_ in line] == ["a", " ", " ", "b"]
     assert "pre-wrap" in ja.plot.text("a  b", np.ones(4)).html
 
 
-def test_a_terminal_gets_colours_and_no_other_code():
+def test_terminal_output_has_only_colour_codes():
     found = ja.plot.text("a\x1b\nb", {"one": [0.0, 0.5, 0.25, 1.0]}, kind="attention")
     cells = [(255, "a"), (128, "\ufffd"), (192, "↵"), (0, "b")]
     coded = [f"\x1b[48;2;255;{r};{r};38;2;0;0;0m{word}\x1b[0m" for r, word in cells]
@@ -229,7 +229,7 @@ def test_a_terminal_gets_colours_and_no_other_code():
 
 
 def seen(ax):
-    """The rows of a drawn text from above, each with what stands in it from left to right."""
+    """Return the rows of a drawn text from top to bottom, each read from left to right."""
     rows = {}
     for text in ax.texts:
         if text.get_text():
@@ -244,7 +244,7 @@ def drawn(words, columns=40, **options):
     return ax
 
 
-def test_a_figure_has_a_box_for_each_cell_with_its_colour():
+def test_figure_has_one_coloured_box_per_cell():
     values = np.array([0.1, 0.2, 0.3, 0.4])
     found = ja.plot.text("a bc", {"attention": values}, kind="attention")
     found += ja.plot.text(["good", "film"], {"LRP": [1.0, -1.0]})
@@ -265,7 +265,7 @@ def test_a_figure_has_a_box_for_each_cell_with_its_colour():
     plt.close(ax.figure)
 
 
-def test_a_letter_fits_into_its_cell():
+def test_figure_letters_fit_into_cells():
     ax = drawn("mmmm", columns=50)
     width = np.ptp(ax.transData.transform([(0, 0), (1, 0)])[:, 0])
     size = ax.texts[0].get_window_extent()
@@ -273,7 +273,7 @@ def test_a_letter_fits_into_its_cell():
     assert size.height <= 2 * width
 
 
-def test_long_lines_are_broken_between_words():
+def test_long_lines_are_wrapped_between_words():
     ax = drawn("one two three", columns=8)
     assert seen(ax) == ["onetwo", "three"]
     assert ax.get_ylim() == (4, 0)
@@ -283,14 +283,14 @@ def test_long_lines_are_broken_between_words():
     assert [box.vertices[:, 1].min() for box in drawn("ab\nc").collections[0].get_paths()] == [
         0, 0, 0, 2,
     ]  # fmt: skip
-    assert seen(drawn("日本語", columns=4)) == ["日本", "語"]  # each takes two cells
+    assert seen(drawn("日本語", columns=4)) == ["日本", "語"]  # wide characters take two cells
 
 
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
         ("שלום", "םולש"),
-        ("שלום (עולם)", "(םלוע)םולש"),  # brackets open to the other side
+        ("שלום (עולם)", "(םלוע)םולש"),  # brackets are mirrored
         ("ב 3.5% או 1,250 abc 12!", "!abc121,250וא3.5%ב"),
         ("the (שלום עולם) end", "the(םלועםולש)end"),
         ("a שלום 12 b", "a12םולשb"),
@@ -301,11 +301,11 @@ def test_long_lines_are_broken_between_words():
         ("$x$ & a_1", "$x$&a_1"),
     ],
 )  # fmt: skip
-def test_a_figure_shows_every_script_in_its_order(written, shown):
+def test_figure_script_order(written, shown):
     assert seen(drawn(written)) == [shown]
 
 
-def test_right_to_left_starts_on_the_right_and_whole_words_too():
+def test_right_to_left_words_are_right_aligned():
     ax = drawn(["שלום", "עולם"], columns=20)
     assert seen(ax) == ["םלועםולש"]
     left = [path.vertices[:, 0].min() for path in ax.collections[0].get_paths()]
@@ -313,7 +313,7 @@ def test_right_to_left_starts_on_the_right_and_whole_words_too():
     assert min(left) == 11
     page = ja.plot.text(["שלום", "עולם"], np.ones(2)).html
     assert 'dir="auto"' in page
-    assert page.index("שלום") < page.index("עולם")  # a browser puts them in order itself
+    assert page.index("שלום") < page.index("עולם")  # HTML keeps the logical order
 
 
 @pytest.mark.parametrize(
@@ -323,12 +323,12 @@ def test_right_to_left_starts_on_the_right_and_whole_words_too():
         ({"kind": "attention"}, "`values` must not be negative to be attention, got -0.5"),
     ],
 )
-def test_a_kind_must_fit(options, message):
+def test_invalid_kind_raises(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         ja.plot.text("ab", [1.0, -0.5], **options)
 
 
-def test_an_empty_text_and_no_columns_are_refused():
+def test_empty_text_and_invalid_columns_raise():
     with pytest.raises(ValueError, match="`values` must not be empty"):
         ja.plot.text("", [])
     with pytest.raises(ValueError, match="`values` must have one value for each of 2 words"):

@@ -27,7 +27,7 @@ class CaptionLoss(NamedTuple):
     entropy: Float[Array, ""]
 
 
-def spoken(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
+def word_mask(words: Integer[ArrayLike, "*batch T"]) -> Bool[Array, "*batch T"]:
     """Return the mask of the steps of a caption up to and including its first `END`."""
     ends = (jnp.asarray(words) == END).astype(jnp.int32)
     return jnp.cumsum(ends, axis=-1) == ends
@@ -39,7 +39,7 @@ def log_likelihood(
     """Return the log-probability of each word of a caption; zero after its end."""
     words = jnp.asarray(words)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), words[..., None], -1)[..., 0]
-    return jnp.where(spoken(words), chosen, 0)
+    return jnp.where(word_mask(words), chosen, 0)
 
 
 def soft_caption_loss(
@@ -149,7 +149,7 @@ def hard_caption_loss(
     reading = model.read(images, words, key=draw, expected=expected, hidden_dropout=hidden_dropout)
     likelihood, cost, entropy = parts = _parts(reading, words)
     drawn = jnp.take_along_axis(reading.weights, reading.positions[..., None], -1)[..., 0]
-    log_places = jnp.where(spoken(words), _log(drawn), 0).sum(-1)
+    log_places = jnp.where(word_mask(words), _log(drawn), 0).sum(-1)
     advantage = jax.lax.stop_gradient(likelihood - jnp.asarray(baseline, likelihood.dtype))
     score = jnp.where(expected, 0, advantage * log_places)
     value = likelihood + score_weight * score + entropy_weight * entropy - penalty * cost
@@ -179,7 +179,7 @@ def moving_baseline(
 
 def _parts(reading: Reading, words: ArrayLike) -> tuple[Array, Array, Array]:
     """Return the log-likelihood, the penalty and the entropy of each image."""
-    mask = spoken(words)
+    mask = word_mask(words)
     entropy = -(reading.weights * _log(reading.weights)).sum(-1)
     return (
         log_likelihood(reading.logits, words).sum(-1),

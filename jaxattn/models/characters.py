@@ -102,7 +102,7 @@ class CharacterClassifier(nnx.Module):
             if ((concrete < 0) | (concrete >= size)).any():
                 span = f"{concrete.min()} to {concrete.max()}"
                 raise ValueError(f"`ids` must lie in [0, {size}), got {span}.")
-        # JAX would count negative traced ids from the end. They give NaN, as those past it do.
+        # JAX indexes negative traced ids from the end; here they yield NaN, as ids past the end do.
         ids = ids.astype(jnp.int32)
         ids = jnp.where(ids < 0, size, ids)
         embedded = checkpoint_name(self.embedding(ids), "embedding")  # as `jaxattn.tag` does

@@ -56,9 +56,9 @@ class SequenceClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         choices = {"cell": (cell, _CELLS), "readout": (readout, ("last", "mean", "steps"))}
-        for name, (got, known) in (choices | {"padding": (padding, ("right", "left"))}).items():
-            if got not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {got!r}.")
+        for name, (got, allowed) in (choices | {"padding": (padding, ("right", "left"))}).items():
+            if got not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {got!r}.")
         if num_classes < 1:
             raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
         self.readout = readout

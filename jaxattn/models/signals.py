@@ -65,9 +65,9 @@ class SignalClassifier(nnx.Module):
             "attention": (attention, ("self", "weighted")),
             "beside": (beside, ("weights", "outputs")),
         }
-        for name, (got, known) in choices.items():
-            if got not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {got!r}.")
+        for name, (got, allowed) in choices.items():
+            if got not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {got!r}.")
         check_sizes(
             in_features=in_features,
             num_steps=num_steps,

@@ -29,9 +29,9 @@ def captions(
     columns: int | None = None,
     ax: np.ndarray | None = None,
 ) -> Panels:
-    """Draw an image, and for each word of its caption where the network attended to.
+    """Draw an image, and the attention over it for each word of its caption.
 
-    Places with the largest weight are drawn in full light, the others in shadow. Each panel has
+    The image is unshaded at the largest weight and darker at smaller ones. Each panel has
     its own scale.
 
     Args:
@@ -152,5 +152,5 @@ def _outline(cells: ArrayLike, grid: tuple[int, ...], shape: tuple[int, ...]) ->
         )
     height, width = shape
     ends = (style.borders(marked) + 0.5) * (width / grid[1], height / grid[0]) - 0.5
-    # Orange is visible in light and in shadow.
+    # Orange is visible on unshaded and on dark parts.
     return LineCollection(list(ends), colors=style.PALETTE[4], linewidths=1.6)

@@ -147,7 +147,7 @@ def curve(
         raise ValueError(f"`fractions` must have shape (P,), P > 1, and increase, got {steps}.")
     if not scores:
         raise ValueError("`scores` must hold at least one method's, got none.")
-    curves = {name: _scores(name, given, len(steps)) for name, given in scores.items()}
+    curves = {name: _scores(name, rows, len(steps)) for name, rows in scores.items()}
     ax = style.panel(ax, (5.6, 3.8))
     for i, (name, rows) in enumerate(curves.items()):
         colour, dashes = style.PALETTE[i % 8], ("-", "--", ":")[i // 8 % 3]

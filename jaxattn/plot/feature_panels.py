@@ -33,7 +33,7 @@ def feature_grid(
     Args:
         ax: Array `(count,)` of Axes; None for a new figure.
         count: Number of panels.
-        things: Plural of what a panel shows, for error messages.
+        things: Plural noun for the content of a panel, for error messages.
         size: Width and height of a panel in inches, if there is room.
         rows: Number of panels per column.
         columns: Number of panels per row; by default the grid is slightly wider than high.
@@ -44,9 +44,9 @@ def feature_grid(
     Raises:
         ValueError: If `ax` has another shape, or the grid has fewer cells than `count`.
     """
-    for name, given in {"rows": rows, "columns": columns}.items():
-        if given is not None and given < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {given}.")
+    for name, number in {"rows": rows, "columns": columns}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {number}.")
     if columns is None:
         columns = math.ceil(count / rows) if rows else math.ceil(math.sqrt(1.3 * count))
     columns = min(columns, count)

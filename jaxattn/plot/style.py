@@ -226,7 +226,7 @@ def colorbar(
     Args:
         axes: The Axes beside which the bar stands.
         scale: The colour scale.
-        arrays: The values drawn, which decide about the bar's half and its pointed ends.
+        arrays: The values drawn, which determine the half and the pointed ends of the bar.
         label: The label of the bar.
         cax: The Axes for the bar itself; by default room is taken from `axes`.
         aspect: The ratio of the bar's height to its width.
@@ -260,7 +260,7 @@ def colorbar(
 
 
 def finish_bar(bar: Colorbar) -> None:
-    """Give a colour bar the look of all others."""
+    """Set the style shared by all colour bars."""
     bar.outline.set(visible=False)
     if isinstance(bar.formatter, ScalarFormatter):
         bar.formatter.set_powerlimits((-2, 3))

@@ -65,7 +65,7 @@ def starts(pieces: Sequence[str]) -> list[int]:
 
 
 def clusters(text: str) -> list[str]:
-    """Return the grapheme clusters of a text, which a reader sees as characters."""
+    """Return the grapheme clusters (user-perceived characters) of a text."""
     cuts = [*starts(text), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(cuts)]
 

@@ -43,10 +43,10 @@ def window(
         >>> ax.get_title()
         'rows 0–1, columns 0–1'
     """
-    given = np.atleast_1d(window)
-    if given.dtype.kind not in "iu" or given.shape not in ((1,), (2,)):
+    sizes = np.atleast_1d(window)
+    if sizes.dtype.kind not in "iu" or sizes.shape not in ((1,), (2,)):
         raise ValueError(f"`window` must be an int, (t,) or (h, w), got {window}.")
-    size = tuple(given.tolist())
+    size = tuple(sizes.tolist())
     if len(size) == 2:
         return _on_image(x, values, size, ax, title)
     return _on_series(x, values, size, ax, sampling_rate, title)
