@@ -186,7 +186,7 @@ def test_penalty_reduces_attribution_to_corner(run):
         assert by_lrp < plain[4] / 2
 
 
-def test_contractions_and_punctuation_are_separate_words():
+def test_methods_have_unique_colours_and_line_styles():
     assert len(set(method_curves.STYLES.values())) == len(method_curves.STYLES)
     model = critic.Critic(9, 4, 3, rngs=nnx.Rngs(0))
     names = {*sentences.every_method(model, mask_steps=1), *METHODS, "attention"} - {"Jacobian"}
@@ -201,7 +201,7 @@ def test_contractions_and_punctuation_are_separate_words():
     plt.close(ax.figure)
 
 
-def test_contractions_and_punctuation_are_separate_words():
+def test_window_with_the_largest_sum_is_set_to_zero():
     xs = np.ones((2, 28, 28), np.float32)
     values = np.zeros((2, 28, 28), np.float32)
     values[0, 10:14, 3:7] = values[1, 24:, 24:] = 1

@@ -362,8 +362,8 @@ def while_loop_over_data(x):
 @pytest.mark.parametrize(
     "fn, xs, options, error, message",
     [
-        (turning, np.ones((2, 4)), {}, ValueError, "other weights at each step"),
-        (waiting, np.ones((2, 4)), {}, ValueError, "`while`.*depends on the data"),
+        (scan_over_weights, np.ones((2, 4)), {}, ValueError, "other weights at each step"),
+        (while_loop_over_data, np.ones((2, 4)), {}, ValueError, "`while`.*depends on the data"),
         (jnp.tanh, np.ones((0, 4)), {}, ValueError, "`xs` must hold at least one example"),
         (jnp.tanh, np.ones((2, 4)), {"estimator": "rleu"}, ValueError, "estimator.*rleu"),
         (jnp.tanh, np.full((2, 4), np.nan), {}, ValueError, "`xs` holds 8 NaN"),
