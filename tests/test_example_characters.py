@@ -230,5 +230,5 @@ def test_aggregation_by_word():
     count, weight, relevance = words["ab"]
     assert count == 3
     np.testing.assert_allclose(weight, (1 + 0.5 + 2) / 3)
-    np.testing.assert_allclose(says, (0.375 - 0.75 + 0) / 3)
+    np.testing.assert_allclose(relevance, (0.375 - 0.75 + 0) / 3)
     assert not example.by_word(["ab cd", "ab, ab"], found, min_count=4)

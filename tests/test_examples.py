@@ -209,9 +209,9 @@ def test_window_with_the_largest_sum_is_set_to_zero():
 
 
 def test_contractions_and_punctuation_are_separate_words():
-    said = critic.split("It isn't bad, it's FINE -- can't-miss!")
-    assert said == "it is n't bad , it 's fine - - ca n't - miss !".split()
-    assert sentences.negation_index(said) is None  # there are two
+    words = critic.split("It isn't bad, it's FINE -- can't-miss!")
+    assert words == "it is n't bad , it 's fine - - ca n't - miss !".split()
+    assert sentences.negation_index(words) is None  # two negations
     assert sentences.negation_index(critic.split("It isn't bad")) == 2
 
 
@@ -227,7 +227,7 @@ def test_deletion_order_excludes_padding():
             fewer = ids[i].copy()
             fewer[order[:k]] = critic.PAD
             expected = critic.probabilities(model, fewer[None], texts.lengths[i : i + 1])[
-                0, said[i]
+                0, predicted[i]
             ]
             np.testing.assert_allclose(left[i, k], expected, rtol=1e-6)
 

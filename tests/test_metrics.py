@@ -9,7 +9,7 @@ import jaxattn as ja
 from jaxattn.metrics import completeness, deletion, insertion
 
 XS = jnp.array([[1.0, 2, 3, 4], [4.0, 3, 2, 1]])
-CELLS = {"score": "logit", "num_steps": 4}
+ONE_BY_ONE = {"score": "logit", "num_steps": 4}
 
 
 def total(x):
