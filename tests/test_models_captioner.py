@@ -459,7 +459,7 @@ def test_the_hard_loss_needs_hard_attention():
     [
         ({"attention": "firm"}, "`attention` must be 'soft' or 'hard', got 'firm'"),
         ({"channels": ()}, "`channels` must be of at least one convolution"),
-        ({"embedding_features": 0}, "embedding_features must be at least 1"),
+        ({"embedding_features": 0}, "`embedding_features` must be at least 1"),
         ({"hidden_features": 0}, "`hidden_features` must be at least 1, got 0"),
     ],
 )

@@ -17,8 +17,6 @@ from jaxattn.nn.attending import Attended, checked_mask, masked_softmax
 
 #: A function of arrays, applied elementwise.
 Activation: TypeAlias = Callable[[Array], Array]
-#: A mask of a sequence, True at valid steps; None for all.
-Mask: TypeAlias = Bool[ArrayLike, "..."] | None
 Result = TypeVar("Result")
 _GLOROT = initializers.glorot_normal()
 
@@ -65,7 +63,7 @@ class AttentionLayer(nnx.Module):
         self,
         single: Callable[..., Result],
         sequences: Sequence[Array],
-        masks: Sequence[Mask],
+        masks: Sequence[ArrayLike | None],
         *,
         zero_masked: bool = True,
     ) -> Result:
@@ -131,7 +129,7 @@ class Queried(NamedTuple):
     """Queries, keys and values, and the mask of each."""
 
     sequences: tuple[Array, Array, Array]
-    masks: tuple[Mask, Mask, Mask]
+    masks: tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None]
 
 
 def check_queried(
@@ -139,7 +137,7 @@ def check_queried(
     keys: ArrayLike | None,
     values: ArrayLike | None,
     sizes: Sizes,
-    mask: Mask,
+    mask: ArrayLike | None,
 ) -> Queried:
     """Check queries, keys and values; keys default to queries, and values to keys.
 
