@@ -17,6 +17,8 @@ VENV ?= .venv
 TESTS ?=
 # Which tests `make test` runs: `make test TIER=slow` runs only those that it leaves out.
 TIER ?= not slow
+# Whose types the tests check at run time: `public`, or `all`, which takes longer.
+CHECK_TYPES ?= public
 # tests/conftest.py divides the tests into groups that share compiled programs, longest first.
 XDIST ?= -n 2 --dist loadgroup --no-loadscope-reorder
 
@@ -59,9 +61,10 @@ glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
 
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
-	@$(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
+	@CHECK_TYPES=$(CHECK_TYPES) $(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
 
 test-all: TIER :=
+test-all: CHECK_TYPES := all
 test-all: test
 
 lint: $(VENV)/.lint

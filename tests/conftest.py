@@ -76,7 +76,10 @@ def jaxtyped(fn=None, *, typechecker, decorate=jaxtyping.jaxtyped):
 
 
 jaxtyping.jaxtyped = jaxtyped  # the import hook looks it up
-jaxtyping.install_import_hook("jaxattn", f"{__name__}.check_after_call")
+# Type checks of internal functions double the time of tracing: `make test-all` and CI have them.
+PUBLIC = [f"jaxattn.{name}" for name in ("methods", "metrics", "models", "nn", "plot")]
+CHECKED = "jaxattn" if os.environ.get("CHECK_TYPES") == "all" else PUBLIC
+jaxtyping.install_import_hook(CHECKED, f"{__name__}.check_after_call")
 
 # Workers and later runs with the same versions and flags share compiled programs.
 FLAGS = sorted(set(os.environ["XLA_FLAGS"].split()))
@@ -86,7 +89,7 @@ jax.config.update(
     "jax_compilation_cache_dir",
     str(Path(__file__).parents[1] / ".pytest_cache" / f"xla-{CACHE}"),
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

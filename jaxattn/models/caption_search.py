@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer, Real
+from jaxtyping import Array, Float, Integer, PyTree, Real
 
 from jaxattn import nn
 from jaxattn.models.captioner import END, Captioner
@@ -92,7 +92,7 @@ Beam: TypeAlias = tuple[nn.LSTMState, Array, Array, Caption]
 
 
 @partial(jax.jit, static_argnames=("graph", "width"))
-def _search(graph: nnx.GraphDef, weights: nnx.State, image: Array, width: int) -> Caption:
+def _search(graph: nnx.GraphDef, weights: PyTree[Array], image: Array, width: int) -> Caption:
     model = nnx.merge(graph, weights)
 
     def search(image: Array) -> Caption:

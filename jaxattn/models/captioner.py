@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, Real
+from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray, PyTree, Real
 
 from jaxattn import nn
 from jaxattn.nn.attention_layer import check_sizes
@@ -300,7 +300,7 @@ def _check_range(name: str, array: ArrayLike, last: int) -> None:
 @partial(jax.jit, static_argnames="graph")
 def _read(
     graph: nnx.GraphDef,
-    weights: nnx.State,
+    weights: PyTree[Array],
     drop: ArrayLike,
     image: Array,
     words: Array,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Int, Integer, Key, Real
+from jaxtyping import Array, Float, Int, Integer, Key, PyTree, Real
 
 from jaxattn import nn
 from jaxattn.nn.attention_layer import check_sizes
@@ -332,7 +332,7 @@ def _check_labels(labels: ArrayLike, num_classes: int) -> None:
 @partial(jax.jit, static_argnums=(0, 5))
 def _look(
     graph: nnx.GraphDef,
-    state: nnx.State,
+    state: PyTree[Array],
     image: Array,
     keys: Array | None,
     locations: Array | None,

@@ -17,8 +17,6 @@ from jaxattn.nn.attending import Attended, checked_mask, masked_softmax
 
 #: A function of arrays, applied elementwise.
 Activation: TypeAlias = Callable[[Array], Array]
-#: A mask of a sequence, True at valid steps; None for all.
-Mask: TypeAlias = Bool[ArrayLike, "..."] | None
 Result = TypeVar("Result")
 _GLOROT = initializers.glorot_normal()
 
@@ -65,7 +63,7 @@ class AttentionLayer(nnx.Module):
         self,
         single: Callable[..., Result],
         sequences: Sequence[Array],
-        masks: Sequence[Mask],
+        masks: Sequence[ArrayLike | None],
         *,
         zero_masked: bool = True,
     ) -> Result:
