@@ -52,7 +52,13 @@ def examples(name):
 WITH_EXAMPLE = [name for name in PUBLIC if examples(name).examples]
 
 
-@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def tier(name):
+    """Leave the examples of layers, networks and plots to the full tier."""
+    slow = name.startswith(("jaxattn.models", "jaxattn.nn", "jaxattn.plot"))
+    return pytest.param(name, marks=pytest.mark.slow) if slow else name
+
+
+@pytest.mark.parametrize("name", [tier(name) for name in WITH_EXAMPLE])
 def test_docstring_example_runs(name):
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)

@@ -91,6 +91,7 @@ def test_read_equals_equations(attention, positions, x64):
     assert np.ptp(weights) > 0.2  # the weights are not uniform
 
 
+@pytest.mark.slow
 def test_hidden_dropout_rate(x64):
     model, image = make(dtype=jnp.float64), pictures(dtype=np.float64)
     whole = model.read(image, WORDS)
@@ -123,12 +124,14 @@ def test_positions_are_independent_of_hidden_dropout():
             assert abs(here.sum() - len(here) / 2) < 2.25 * np.sqrt(len(here)) + 1e-9
 
 
+@pytest.mark.slow
 def test_soft_attention_draws_no_positions():
     model, image = make(), pictures()
     read = model.read(image, WORDS, key=jax.random.key(0), hidden_dropout=0.5)
     np.testing.assert_array_equal(read.positions, read.weights.argmax(-1))
 
 
+@pytest.mark.slow
 def test_annotation_receptive_fields_are_centred():
     model = models.Captioner((32, 32, 1), V, T, channels=(4, 4, 4), rngs=nnx.Rngs(0))
     blank = model.begin(jnp.zeros((32, 32, 1)))[0].annotations
@@ -148,6 +151,7 @@ def test_annotation_receptive_fields_are_centred():
 
 
 @pytest.mark.parametrize("attention", ["soft", "hard"])
+@pytest.mark.slow
 def test_batches_equal_single_images(attention):
     model, images = make(attention), pictures(2, 2)
     words = np.array([[[1, 2, 0], [0, 0, 0]], [[2, 2, 1], [1, 0, 0]]], np.int32)
@@ -257,6 +261,7 @@ def estimates(found, count, **options):
     return np.asarray(jax.jit(jax.vmap(slope))(jax.random.split(jax.random.key(0), count)))
 
 
+@pytest.mark.slow
 def test_hard_loss_samples_are_enumerated(enumerated, x64):
     found = enumerated
     advantage = (found["likelihood"] + 1.5)[:, None]
@@ -269,6 +274,7 @@ def test_hard_loss_samples_are_enumerated(enumerated, x64):
     assert len(set(distance.argmin(1))) >= 5
 
 
+@pytest.mark.slow
 def test_mean_hard_gradient_equals_enumeration(enumerated, x64):
     found, count = enumerated, 20_000
     got = estimates(found, count, baseline=-1.5, entropy_weight=0.0, expected_share=0.0)
@@ -305,6 +311,7 @@ def test_hard_loss_entropy_gradient(enumerated, x64):
     assert (distance.min(1) < 1e-9).all()
 
 
+@pytest.mark.slow
 def test_expected_positions_use_weighted_annotations(x64):
     model, image = make("hard", jnp.float64), pictures(1, dtype=np.float64)
     words = WORDS[None]
@@ -325,6 +332,7 @@ def test_expected_positions_use_weighted_annotations(x64):
         assert (change < 1e-12) == same
 
 
+@pytest.mark.slow
 def test_hard_loss_includes_penalty(x64):
     model, image = make("hard", jnp.float64), pictures(1, dtype=np.float64)
     plain, paid = (
@@ -363,6 +371,7 @@ def test_wide_beam_returns_most_likely_captions(attention, x64):
     np.testing.assert_array_equal(found.log_prob[15:], -np.inf)
 
 
+@pytest.mark.slow
 def test_beam_search_returns_attention_weights():
     model, image = make(), pictures()
     found = models.beam_captions(model, image, width=4)

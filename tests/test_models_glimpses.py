@@ -70,6 +70,7 @@ def test_equals_equations(x64):
     np.testing.assert_allclose(again.logits, drawn.logits, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_batches_equal_single_images():
     model = make(jnp.float32)
     images = IMAGES.astype(np.float32).reshape(2, 2, 12, 10)
@@ -84,6 +85,7 @@ def test_batches_equal_single_images():
     assert np.all(other.samples != drawn.samples)
 
 
+@pytest.mark.slow
 def test_colour_images_and_integer_pixels():
     model = make(jnp.float32, channels=3)
     image = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -92,6 +94,7 @@ def test_colour_images_and_integer_pixels():
     assert np.any(model(image) != model(image[..., ::-1]))
 
 
+@pytest.mark.slow
 def test_probabilities_are_mean_over_paths(x64):
     model = make()
     got = model.probabilities(IMAGES, key=KEY, num_samples=5)
@@ -288,6 +291,7 @@ def test_gradient_is_along_fixed_path(x64):
     np.testing.assert_allclose(got, slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_locations_are_captured_and_replaced_by_name(x64):
     model = make()
     _, captured = ja.capture(model, "locations")(IMAGES[0])
@@ -371,6 +375,7 @@ def test_traced_labels_are_not_checked():
     assert np.isfinite(found(LABELS)) and np.isnan(found(LABELS + 1))
 
 
+@pytest.mark.slow
 def test_locations_beyond_the_edge_read_zeros(x64):
     model = make()
     away = np.full((N, 2), 5.0)

@@ -182,7 +182,12 @@ LAYERS = {
     "weighted": lambda dtype: nn.SeqWeightedAttention(K, param_dtype=dtype, rngs=nnx.Rngs(0)),
 }
 ALONE = ("self", "weighted")
-every_layer = pytest.mark.parametrize("kind", LAYERS)
+QUICK = ("additive", "predictive", "heads")
+
+
+def every_layer(test):
+    """Run a test on all layers, of which the quick tier has three."""
+    return pytest.mark.representatives(*QUICK)(pytest.mark.parametrize("kind", LAYERS)(test))
 
 
 def sequences(kind, *batch, dtype=np.float32):
@@ -280,6 +285,7 @@ def test_weights_are_captured_and_replaced(kind):
         ("float64", "float32", "float64"),
     ],
 )
+@pytest.mark.representatives("predictive-bfloat16-bfloat16-bfloat16", "heads-float32-int8-float32")
 @pytest.mark.parametrize("kind", ["predictive", "self", "cross", "heads"])
 def test_dtype_is_promoted_from_weights_and_inputs(kind, param_dtype, x_dtype, expected, x64):
     layer = LAYERS[kind](param_dtype)
