@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,14 +35,15 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     # Methods.
-    Mutant("jnp.abs, slope), output)", "jnp.negative, slope), output)", "gradients"),
-    Mutant("a.astype(g.dtype) * g, x, slope)", "a.astype(g.dtype) + g, x, slope)", "gradients"),
+    Mutant("jnp.abs, result.gradient)", "jnp.negative, result.gradient)", "gradients"),
+    Mutant("leaf.astype(g.dtype) * g, x,", "leaf.astype(g.dtype) + g, x,", "gradients"),
     Mutant("sample(key)), keys, size, num_samples)", "sample(key)), keys, size, num_samples + 1)",
            "gradients"),
     Mutant("keys, size, num_samples - 1)", "keys, size, num_samples)", "gradients"),
     Mutant("(np.arange(num_steps) + 0.5) / num_steps", "np.arange(num_steps) / num_steps",
            "integrated layers"),
-    Mutant("return (nodes + 1) / 2, weights / 2", "return (nodes + 1) / 2, weights", "integrated"),
+    Mutant("nodes, weights = (points + 1) / 2, masses / 2",
+           "nodes, weights = (points + 1) / 2, masses", "integrated"),
     Mutant("total = sum(leaf.sum(dtype=score.dtype) for leaf in products)",
            "total = -sum(leaf.sum(dtype=score.dtype) for leaf in products)", "integrated"),
     Mutant("[leaf - first for leaf, first in zip(floating, starts, strict=True)]",
@@ -49,40 +51,41 @@ MUTANTS = [
     Mutant("windows.mean(scores[0] - scores[1:])", "windows.mean(scores[1:] - scores[0])",
            "occlusion"),
     Mutant("windows.mean(none - changed)", "windows.mean(changed - none)", "reuse_occlusion"),
-    Mutant("covers = (cells >= 0) & (cells < width)", "covers = (cells >= 0) & (cells <= width)",
-           "occlusion"),
+    Mutant("covers = (offsets >= 0) & (offsets < width)",
+           "covers = (offsets >= 0) & (offsets <= width)", "occlusion"),
     Mutant("if step > width:", "if step > width + 1:", "occlusion errors"),
-    Mutant("only(jax.tree.map(jnp.multiply, seen, slope))",
-           "only(jax.tree.map(jnp.add, seen, slope))",
-           "attention_edges"),
-    Mutant("g * s.astype(g.dtype), slope, speed)",
-           "g + s.astype(g.dtype), slope, speed)", "layers"),
+    Mutant("only(jax.tree.map(jnp.multiply, weights, slope))",
+           "only(jax.tree.map(jnp.add, weights, slope))", "attention_edges"),
+    Mutant("g * s.astype(g.dtype), slope, speed)", "g + s.astype(g.dtype), slope, speed)",
+           "layers"),
     Mutant('slice(None, t + 1) if direction == "forward"',
            'slice(None, t) if direction == "forward"',
            "temporal"),
-    Mutant("shift = -begin if padding", "shift = begin if padding", "temporal"),
+    Mutant("shift = -begin if self.padding", "shift = begin if self.padding", "temporal"),
     Mutant("rectified(fn, gated=True)", "rectified(fn, gated=False)", "backprop"),
-    Mutant("deleted = [1 - fine(mask, leaf)", "deleted = [fine(mask, leaf)", "masks"),
-    Mutant("price = l1 * jnp.abs(1 - full).sum()", "price = l1 * jnp.abs(full).sum()", "masks"),
+    Mutant("deleted = [1 - _fine(mask, leaf)", "deleted = [_fine(mask, leaf)", "masks"),
+    Mutant("penalty = l1 * jnp.abs(1 - fine).sum()", "penalty = l1 * jnp.abs(fine).sum()",
+           "masks"),
     Mutant("return (reached[start] & ~reached[end])", "return (reached[start] | ~reached[end])",
            "attention_edges attention"),
     # Propagation through jaxprs.
-    Mutant("s = quotient(relevance, stabilised(z, self.options.epsilon))",
-           "s = quotient(relevance, z)", "relevance gates nn_attention"),
+    Mutant("s = quotient(relevance, stabilised(z, epsilon))", "s = quotient(relevance, z)",
+           "relevance gates nn_attention"),
     Mutant("* (relevance - weights * whole)", "* (relevance + weights * whole)",
            "relevance_recurrent gates nn_attention"),
-    Mutant("kept = jnp.where(read(atom) == 0, 0, relevance)", "kept = relevance",
+    Mutant("kept = jnp.where(visit.read(atom) == 0, 0, relevance)", "kept = relevance",
            "relevance deep_lift"),
-    Mutant('return "second" if a.is_gate else "first"', 'return "first" if a.is_gate else "second"',
+    Mutant('return "second" if first.is_gate else "first"',
+           'return "first" if first.is_gate else "second"',
            "relevance_recurrent gates"),
-    Mutant("through_sum = jnp.sum(given * half * (e + e0)",
-           "through_sum = jnp.sum(given * half * e",
-           "deep_lift"),
-    Mutant("now = (y >= y0) if step.name in _LARGEST", "now = (y <= y0) if step.name in _LARGEST",
-           "deep_lift"),
-    Mutant("return rows and _moved(step, changes, list(order).index(rows.axis))",
-           "return rows and _moved(step, changes, order[rows.axis])", "reuse reuse_primitives"),
-    Mutant("Rows(rows.axis, lo - start, hi - start)", "Rows(rows.axis, lo - start, hi - start - 1)",
+    Mutant("through_sum = jnp.sum(multiplier * half * (e + e0)",
+           "through_sum = jnp.sum(multiplier * half * e", "deep_lift"),
+    Mutant("at_input = (y >= y0) if step.name in _MAXIMA",
+           "at_input = (y <= y0) if step.name in _MAXIMA", "deep_lift"),
+    Mutant('list(step.eqn.params["permutation"]).index(rows.axis)',
+           'step.eqn.params["permutation"][rows.axis]', "reuse reuse_primitives"),
+    Mutant("[cut.shifted(-start)],\n        [cut],",
+           "[cut.shifted(-start).within(0, cut.size - 1)],\n        [cut],",
            "reuse reuse_primitives"),
     Mutant("return _size(eqn.invars[2])", "return _size(eqn.invars[0])", "flops"),
     Mutant('return eqn.params["length"]', "return 1", "flops reuse"),
@@ -118,7 +121,7 @@ def place(mutant: Mutant, root: Path) -> Path:
         for _ in range(path.read_text(encoding="utf-8").count(mutant.text))
     ]
     if len(found) != 1:
-        raise ValueError(f"{mutant.text!r} occurs {len(found)} times in the library, wanted 1")
+        raise ValueError(f"{mutant.text!r} occurs {len(found)} times in the library, expected 1")
     return found[0]
 
 
@@ -137,6 +140,22 @@ def fails(root: Path, arguments: list[str]) -> str:
     return (lines or [f"exit status {done.returncode}"])[0]
 
 
+def check(root: Path, numbers: Sequence[int]) -> int:
+    """Print how many mutants can be placed, and return 1 if a text or a test file is missing."""
+    problems = []
+    for number in numbers:
+        mutant = MUTANTS[number - 1]
+        try:
+            place(mutant, root)
+            for name in mutant.tests.split():
+                if not (root / f"tests/test_{name}.py").exists():
+                    raise ValueError(f"tests/test_{name}.py is missing")
+        except ValueError as error:
+            problems.append(f"{number:3} {error}")
+    print(*problems, f"{len(numbers) - len(problems)} of {len(numbers)} texts found", sep="\n")
+    return bool(problems)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=int, action="append", help="number of a mutant")
@@ -147,6 +166,8 @@ def main() -> int:
     options = parser.parse_args()
     selected = QUICK if options.tests is None else shlex.split(options.tests)
     numbers = options.only or range(1, len(MUTANTS) + 1)
+    if options.check:
+        return check(options.source, numbers)
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "tree"
@@ -155,8 +176,6 @@ def main() -> int:
         for number in numbers:
             mutant, start = MUTANTS[number - 1], time.perf_counter()
             path = place(mutant, root)
-            if options.check:
-                continue
             original = path.read_text(encoding="utf-8")
             path.write_text(original.replace(mutant.text, mutant.replacement), encoding="utf-8")
             try:
