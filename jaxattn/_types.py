@@ -48,7 +48,18 @@ class Attribution:
     info: dict[str, PyTree[Shaped[Array, "..."]]] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, index: object) -> "Attribution":
-        """Return the attribution of one example of a batch, or of several."""
+        """Return the attribution of one example of a batch, or of several.
+
+        Raises:
+            IndexError: for an integer outside the batch, which JAX itself would clip.
+        """
+        if isinstance(index, int | np.integer):
+            for leaf in jax.tree.leaves(self):
+                if np.ndim(leaf) and not -leaf.shape[0] <= index < leaf.shape[0]:
+                    raise IndexError(
+                        f"`index` must lie in the leading axis, of length {leaf.shape[0]}, got "
+                        f"{index}."
+                    )
         selected: Attribution = jax.tree.map(lambda leaf: leaf[index], self)
         return selected
 

@@ -145,6 +145,13 @@ def _not_traceable(name: str, function: object, failure: Exception) -> str | Non
             f"`{name}` must be traceable by JAX, but converts a traced array to a numpy array: use "
             f"jax.numpy instead of numpy inside {name}."
         )
+    if isinstance(
+        failure, jax.errors.ConcretizationTypeError | jax.errors.TracerIntegerConversionError
+    ):
+        return (
+            f"`{name}` must be traceable by JAX, but its Python code depends on the value of a "
+            "traced array, as `if`, `float` and `range` do: use jax.numpy.where or jax.lax instead."
+        )
     return None
 
 
@@ -181,8 +188,15 @@ def _place(function: object, failure: Exception | None) -> str:
     """Return where the user's code failed, or where the function is defined, if that is known."""
     frames = [] if failure is None else list(traceback.walk_tb(failure.__traceback__))
     for frame, line in reversed(frames):
-        path = frame.f_code.co_filename
-        if not os.path.realpath(path).startswith(_LIBRARIES) and path[:1] != "<":
-            return f" It failed at {path}, line {line}."
+        if _is_users(frame.f_code):
+            return f" It failed at {frame.f_code.co_filename}, line {line}."
     code = getattr(function, "__code__", None)
-    return "" if code is None else f" See {code.co_filename}, line {code.co_firstlineno}."
+    if code is None or not _is_users(code):
+        return ""
+    return f" See {code.co_filename}, line {code.co_firstlineno}."
+
+
+def _is_users(code: types.CodeType) -> bool:
+    """Return whether code is the user's own, in a file."""
+    path = code.co_filename
+    return not os.path.realpath(path).startswith(_LIBRARIES) and path[:1] != "<"

@@ -132,9 +132,9 @@ def _checked(explained: PyTree) -> PyTree:
     """Return the shapes of what is differentiated, once their dtypes are checked."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(explained)]
     if not dtypes:
-        raise ValueError("fn must return at least one array, got none.")
+        raise ValueError("`fn` must return at least one array, got none.")
     if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        raise TypeError(f"fn must return floating arrays, got {dtypes}.")
+        raise TypeError(f"`fn` must return floating arrays, got {dtypes}.")
     return explained
 
 
@@ -184,7 +184,7 @@ def _linear_maps(
 
 
 def _has_while(linear: _LinearMap) -> bool:
-    """Whether a linear map contains a loop of data-dependent length, which has no transpose."""
+    """Return whether a linear map contains a `while` loop, which has no transpose."""
     return "while" in primitives(Traced.of(linear.apply, linear.operand).flat)
 
 
