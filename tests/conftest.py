@@ -76,7 +76,7 @@ def jaxtyped(fn=None, *, typechecker, decorate=jaxtyping.jaxtyped):
 
 
 jaxtyping.jaxtyped = jaxtyped  # the import hook looks it up
-# Type checks of internal functions double the time of tracing: `make test-all` and CI have them.
+# Type checks of internal functions double the time of tracing: CI has them, `make test` does not.
 PUBLIC = [f"jaxattn.{name}" for name in ("methods", "metrics", "models", "nn", "plot")]
 CHECKED = "jaxattn" if os.environ.get("CHECK_TYPES") == "all" else PUBLIC
 jaxtyping.install_import_hook(CHECKED, f"{__name__}.check_after_call")
