@@ -64,7 +64,6 @@ test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
 	@CHECK_TYPES=$(CHECK_TYPES) $(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
 
 test-all: TIER :=
-test-all: CHECK_TYPES := all
 test-all: test
 
 lint: $(VENV)/.lint
