@@ -32,6 +32,7 @@ def total_variation(mask: Float[Array, "..."], beta: ArrayLike) -> Float[Array, 
 
 
 @method(
+    draws=True,
     evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 300)) + 2,
     in_flight=lambda x, output, options: 1,
 )
