@@ -285,7 +285,8 @@ def _colorbars(axes: Panels, compared: _Compared, label: str) -> None:
         heats = [row[name] for row in compared.heats for name in names]
         kind = "" if len(groups) == 1 else ", signed" if signed else ", non-negative"
         # Two short lines fit beside a single row of panels.
-        style.colorbar(axes, compared.scales[names[0]], heats, textwrap.fill(label + kind, 28))
+        text = textwrap.fill(label + kind, 28, break_on_hyphens=False)
+        style.colorbar(axes, compared.scales[names[0]], heats, text)
 
 
 def _label(normalize: bool) -> str:
