@@ -305,7 +305,7 @@ def test_arguments_of_wrong_type_raise():
         ja.capture(3)
     with pytest.raises(TypeError, match="`names` must be strings, got 3"):
         ja.capture(plain, 3)
-    with pytest.raises(TypeError, match="replacements must be a dict by name, got str"):
+    with pytest.raises(TypeError, match="`replacements` must be a dict by name, got str"):
         ja.intervene(plain, "doubled")
     with pytest.raises(TypeError, match="must be arrays or functions, got str for 'doubled'"):
         ja.intervene(plain, {"doubled": "zero"})

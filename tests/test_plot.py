@@ -176,11 +176,12 @@ def test_result_type_test_covers_every_public_function():
 
 @pytest.mark.parametrize(("draw", "shape"), RESULTS.values(), ids=RESULTS)
 def test_results_are_axes_or_panels_of_one_new_figure(draw, shape):
+    before = set(plt.get_fignums())
     drawn = draw()
     assert isinstance(drawn, plot.Panels if shape else Axes)
     assert np.shape(drawn) == shape
     assert all(isinstance(ax, Axes) and ax.figure is drawn.figure for ax in np.ravel(drawn))
-    assert plt.get_fignums() == [drawn.figure.number]
+    assert set(plt.get_fignums()) - before == {drawn.figure.number}
     picture = io.BytesIO()
     drawn.figure.savefig(picture, dpi=20)
     assert picture.getvalue().startswith(b"\x89PNG")
