@@ -309,7 +309,7 @@ def test_arguments_of_wrong_type_raise():
         ja.intervene(plain, "doubled")
     with pytest.raises(TypeError, match="must be arrays or functions, got str for 'doubled'"):
         ja.intervene(plain, {"doubled": "zero"})
-    with pytest.raises(TypeError, match="replacements must have names for keys, got 0"):
+    with pytest.raises(TypeError, match="`replacements` must have names as keys, got 0"):
         ja.intervene(plain, {0: X})
     with pytest.raises(ValueError, match="'doubled' is replaced twice"):
         ja.intervene(plain, {"doubled": X, "doub": X})(X)

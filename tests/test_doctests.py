@@ -6,6 +6,7 @@ import inspect
 import sys
 import types
 
+import matplotlib.pyplot as plt
 import pytest
 
 import jaxattn as ja
@@ -63,6 +64,7 @@ def test_docstring_example_runs(name):
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     runner.run(examples(name), out=report.append)
+    plt.close("all")
     assert not runner.failures, "".join(report)
 
 
