@@ -56,7 +56,7 @@ class DateText(NamedTuple):
 
     @property
     def english_long(self) -> bool:
-        """Whether it is English with the full name of the month."""
+        """Return whether it is English with the full name of the month."""
         return self.format in LONG and self.locale.startswith("en")
 
 

@@ -31,7 +31,7 @@ Rows = tuple[list[str], list[list[str]], str]  # columns, rows and explanation o
 
 
 class PointingScore(NamedTuple):
-    """How well attention points at the named objects.
+    """Scores of how well attention points at the named objects.
 
     Attributes:
         mass: mean share of the weights on the cells of the object.

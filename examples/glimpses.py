@@ -154,7 +154,7 @@ def glimpse_probabilities(
 
 
 class Errors(NamedTuple):
-    """Whether each prediction is wrong after each glimpse, (positions, digits, n)."""
+    """Return whether each prediction is wrong after each glimpse, (positions, digits, n)."""
 
     wrong: np.ndarray
 

@@ -75,7 +75,7 @@ class Scenes(NamedTuple):
 
     @property
     def mislabelled(self) -> np.ndarray:
-        """Whether the caption has a planted error, (B,)."""
+        """Return whether the caption has a planted error, (B,)."""
         pairs = zip(self.references, self.captions, strict=True)
         return np.array([reference != caption for reference, caption in pairs])
 

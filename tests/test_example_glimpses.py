@@ -98,7 +98,7 @@ def test_batches_draw_independent_paths():
 def test_mistakes_use_the_drawn_paths():
     model = glimpses.build(SMALL[0])
     seen = looking.glimpse_all(model, DIGITS.images)
-    answers = seen.logits[:, -1].argmax(-1)
+    predicted = seen.logits[:, -1].argmax(-1)
     axes = []
 
     class Page:
@@ -109,7 +109,7 @@ def test_mistakes_use_the_drawn_paths():
     titles = [ax.get_title() for ax in axes[0][0]]
     wrong = {
         f"label {label}, prediction {answer}"
-        for label, answer in zip(DIGITS.labels, answers, strict=True)
+        for label, answer in zip(DIGITS.labels, predicted, strict=True)
         if label != answer
     }
     assert len(set(titles)) == 5 and set(titles) <= wrong

@@ -300,3 +300,27 @@ def test_messages_do_not_name_library_files():
     found = message(ValueError, lambda: ja.saliency(fn, X, 2))
     (path,) = re.findall(r"(/\S+\.py)", found)
     assert os.path.samefile(path, __file__)
+
+
+def test_swapped_input_and_target():
+    assert message(TypeError, lambda: ja.saliency(fn, 2, X[0])) == (
+        "`x` must hold arrays, got 2, and `target` must be an index, got an array of float32: "
+        "the order is method(fn, x, target)."
+    )
+
+
+def test_check_finite_must_be_a_bool():
+    assert message(TypeError, lambda: ja.saliency(fn, X[0], 2, check_finite="no")) == (
+        "`check_finite` must be a bool, got 'no'."
+    )
+
+
+def test_attribute_of_a_model_is_no_declaration_of_a_method():
+    class Model:
+        traits = ("warm", "kind")
+
+        def __call__(self, x):
+            return fn(x)
+
+    got = ja.explain(ja.saliency, Model(), X, 2).values
+    np.testing.assert_array_equal(got, ja.explain(ja.saliency, fn, X, 2).values)

@@ -85,7 +85,7 @@ class Binding:
 
     @property
     def rows(self) -> Rows:
-        """How many evaluations of the function use a device well."""
+        """The number of evaluations of the function that uses a device well."""
         key = self.fn.program, self.signature
         if key not in MEMOS.rows:
             _trace(self.fn, self.signature)

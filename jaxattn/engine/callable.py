@@ -37,7 +37,7 @@ class HashedKey:
 
 
 class Recipe:
-    """How to rebuild a callable from its arrays; equal keys make interchangeable callables."""
+    """A recipe that rebuilds a callable from its arrays; recipes of equal keys are equivalent."""
 
     def __init__(self, key: Hashable, rebuild: Callable[[Sequence[Any]], Any]) -> None:
         self.key, self.rebuild, self._hash = key, rebuild, hash(key)

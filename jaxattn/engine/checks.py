@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxattn._types import Method, RandomKey, Target
+from jaxattn._types import Method, RandomKey, Target, check_bool
 from jaxattn.engine.compiled import in_engine
 from jaxattn.engine.examples import check_sharding
 from jaxattn.engine.inputs import check_inputs
-from jaxattn.engine.options import traits_of, with_sizes
+from jaxattn.engine.options import is_method, traits_of, with_sizes
 
 #: The arguments that all methods share.
 SHARED = ("fn", "x", "target", "args", "at", "key", "batch_size", "check_finite")
@@ -76,6 +76,7 @@ def check_request(request: Request) -> Request:
         raise TypeError(f"`method` must be callable, got {type(method).__name__}.")
     if not callable(request.fn):
         raise TypeError(f"`fn` must be callable, got {type(request.fn).__name__}.")
+    check_bool("check_finite", request.check_finite)
     mesh = _checked_mesh(request.mesh)
     if request.batched and mesh is None and not in_engine.get():
         check_sharding(request.x, args)
@@ -86,14 +87,20 @@ def check_request(request: Request) -> Request:
 
 
 def _check_order(request: Request) -> None:
-    """Raise an error for `fn`, `x` and the method in another order than the signature's."""
+    """Raise an error for `fn`, `x`, the target and the method in another order than documented."""
+    order = "explain(method, fn, xs, targets)" if request.batched else "method(fn, x, target)"
+    dtype = getattr(request.target, "dtype", None)
+    if isinstance(request.x, int) and dtype is not None and dtype.kind == "f":
+        raise TypeError(
+            f"`{request.name}` must hold arrays, got {request.x!r}, and `target` must be an index, "
+            f"got an array of {dtype}: the order is {order}."
+        )
     if callable(request.x) and not callable(request.fn):
-        order = "explain(method, fn, xs, targets)" if request.batched else "method(fn, x, target)"
         raise TypeError(
             f"`fn` must be callable, got {type(request.fn).__name__}, and `{request.name}` must "
             f"hold arrays, got {type(request.x).__name__}: the order is {order}."
         )
-    if hasattr(request.fn, "traits") and not hasattr(request.method, "traits"):
+    if is_method(request.fn) and not is_method(request.method):
         if isinstance(request.method, functools.partial):
             return
         raise TypeError(
@@ -135,7 +142,7 @@ def check_at(method: Method, at: object) -> None:
 
 def _check_names(method: Method, options: dict[str, Any]) -> None:
     """Raise an error for options that a decorated method does not have, with those it has."""
-    if not options or not hasattr(method, "traits"):
+    if not options or not is_method(method):
         return
     own = inspect.signature(method).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):

@@ -134,7 +134,8 @@ def _not_traceable(name: str, function: object, failure: Exception) -> str | Non
     """Return what to do about a function that leaves JAX, if it does."""
     # Keras takes its own frames out of a traceback; the user's code remains, which names `predict`.
     codes = [frame.f_code for frame, _ in traceback.walk_tb(failure.__traceback__)]
-    of_keras = isinstance(function, types.MethodType) and is_keras(function.__self__)
+    bound = isinstance(function, types.MethodType) and is_keras(function.__self__)
+    of_keras = bound and "predict" in getattr(function, "__name__", "")
     if of_keras or ("keras" in sys.modules and any("predict" in code.co_names for code in codes)):
         return (
             f"`{name}` must be traceable by JAX, which `predict` of a Keras model is not: pass the "

@@ -1,4 +1,4 @@
-"""What the engine keeps from earlier calls: traces, plans, and limits of devices."""
+"""Memos of earlier calls: traces, plans, and limits of devices."""
 
 import dataclasses
 from collections.abc import Hashable

@@ -1,4 +1,4 @@
-"""What a method declares to the engine, and its options: arrays apart from what is static."""
+"""Declarations of a method, and its options: arrays separate from static values."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ class Count(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """What a method declares to the engine; see `jaxattn.method`."""
+    """The declarations of a method to the engine; see `jaxattn.method`."""
 
     evaluations: Count | None = None
     in_flight: Count | None = None
@@ -41,8 +41,13 @@ _UNDECLARED = Traits()
 
 def traits_of(method: object) -> Traits:
     """Return the traits of a method; a function without the decorator has the defaults."""
-    traits: Traits = getattr(method, "traits", _UNDECLARED)
-    return traits
+    traits = getattr(method, "traits", None)
+    return traits if isinstance(traits, Traits) else _UNDECLARED
+
+
+def is_method(function: object) -> bool:
+    """Return whether a function was made a method by `jaxattn.method`."""
+    return isinstance(getattr(function, "traits", None), Traits)
 
 
 def count(what: str, method: Method, x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
@@ -90,7 +95,7 @@ def static(value: object) -> Recipe:
 def static_method(method: Method) -> Recipe:
     """Return a recipe of a method; one that is not importable goes by its undecorated function."""
     core = getattr(method, "__wrapped__", None)
-    if core is None or not hasattr(method, "traits"):
+    if core is None or not is_method(method):
         return static(method)
     for value in (method, (core, traits_of(method))):
         try:

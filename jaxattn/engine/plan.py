@@ -1,4 +1,4 @@
-"""How many evaluations of `fn` are in flight, and how they are divided over examples."""
+"""Plans: the evaluations of `fn` in flight, and their division over examples."""
 
 import dataclasses
 import warnings
@@ -27,7 +27,7 @@ _WORTH_A_THREAD = 5 * 10**7
 
 @dataclasses.dataclass(slots=True)
 class Workload:
-    """What a plan divides.
+    """The work that a plan divides.
 
     Attributes:
         batch: the number of examples, `None` for one without a leading axis.

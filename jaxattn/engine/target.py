@@ -1,4 +1,4 @@
-"""Which number of an output is explained: from a target to a scalar."""
+"""Targets: select the scalar of an output that is explained."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args

@@ -38,7 +38,7 @@ class Var:
 
     @property
     def is_floating(self) -> bool:
-        """Whether the elements are floating-point or complex numbers."""
+        """Return whether the elements are floating-point or complex numbers."""
         return bool(jnp.issubdtype(self.aval.dtype, jnp.inexact))
 
 

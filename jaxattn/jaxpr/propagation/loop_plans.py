@@ -47,7 +47,7 @@ def by_role(step: Step, values: Sequence[T]) -> ScanOperands[T]:
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """How to pass one loop.
+    """The plan of one loop.
 
     Attributes:
         stored: the values of the body that each step stores for the backward pass.
@@ -64,7 +64,7 @@ class LoopPlan:
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """How to pass one branch.
+    """The plan of one branch.
 
     Attributes:
         reached: whether each operand gets a cotangent, whichever branch is taken.

@@ -28,7 +28,7 @@ _NOTHING_STORED = LoopPlan([], [], [], ScanOperands([], [], []))
 
 
 class _Carry(NamedTuple):
-    """What the reversed loop carries.
+    """The carry of the reversed loop.
 
     Attributes:
         carry: the cotangents of the carried values that get one.
@@ -42,7 +42,7 @@ class _Carry(NamedTuple):
 
 
 class _Xs(NamedTuple):
-    """What the reversed loop reads at each step.
+    """The operands of the reversed loop at each step.
 
     Attributes:
         of_ys: the cotangents of what the forward loop put out.

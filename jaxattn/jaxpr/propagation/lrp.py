@@ -28,7 +28,7 @@ from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SELECTING
 
 
 class Options(NamedTuple):
-    """How relevance is propagated; see `jaxattn.lrp`.
+    """The options of a relevance propagation; see `jaxattn.lrp`.
 
     Attributes:
         rules: the rules of layers, of which the first that selects a layer holds.

@@ -135,7 +135,7 @@ class Layer:
 
 
 class _Arithmetic(abc.ABC, Generic[T]):
-    """How the steps of a map are computed on its values."""
+    """A function that evaluates the steps of a map on its values."""
 
     @abc.abstractmethod
     def negate(self, x: T) -> T:

@@ -14,7 +14,7 @@ Where: TypeAlias = int | str
 
 @dataclass(frozen=True)
 class Selected:
-    """Which of the caller's selectors matched something, and which names there are.
+    """The caller's selectors that matched something, and the names that exist.
 
     Attributes:
         matched: the selectors that matched.

@@ -53,7 +53,7 @@ class Propagated(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a loop stores for the backward pass, stacked over its steps.
+    """The values that a loop stores for the backward pass, stacked over its steps.
 
     Attributes:
         values: the values of its body that its plan names.

@@ -1,1 +1,1 @@
-"""What a change of the input leaves unchanged, and what it makes a program recompute."""
+"""Incremental evaluation: recompute only the values that a change of the input reaches."""

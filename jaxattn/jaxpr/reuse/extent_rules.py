@@ -1,4 +1,4 @@
-"""How far a change of some rows propagates through one step, by primitive.
+"""Rules that propagate a change of some rows through one step, by primitive.
 
 A rule returns a `Restricted` step, which computes the affected rows alone, or `Whole` if every
 element may change. A primitive without a rule is computed whole.
@@ -45,7 +45,7 @@ class Restricted:
 
     @property
     def changes(self) -> bool:
-        """Whether any output changes."""
+        """Return whether any output changes."""
         return any(not isinstance(extent, Unchanged) for extent in self.outputs)
 
     def cost(self, step: Step, flops: int) -> int:

@@ -168,7 +168,7 @@ def _split_once(body: ScanBody, changed_xs: set[Var], carry_changes: Sequence[bo
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """What of a scan is computed in runs that change some rows of its operands.
+    """The parts of a scan to compute in runs that change some rows of its operands.
 
     Attributes:
         body: the scan.

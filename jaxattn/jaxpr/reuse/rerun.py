@@ -91,7 +91,7 @@ def run_clean_loop(plan: LoopPlan, operands: Sequence[ArrayLike], *, linear: boo
 
 @dataclass(frozen=True)
 class LoopChanges:
-    """What a loop reads in the changed runs.
+    """The operands of a loop in the changed runs.
 
     Attributes:
         initial: the first values of each carry that starts changed, stacked over runs.
@@ -123,7 +123,7 @@ def rerun_loop(
 
 @dataclass(frozen=True)
 class _LateValues:
-    """What the late steps compute.
+    """The results of the late steps.
 
     Attributes:
         carries: by run, the last values of the carries that change.

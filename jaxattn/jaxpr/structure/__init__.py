@@ -1,1 +1,1 @@
-"""What a program is made of: layers, activations, normalisations, loops."""
+"""The structure of a program: layers, activations, normalisations, loops."""

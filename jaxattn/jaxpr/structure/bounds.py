@@ -25,13 +25,13 @@ class Bounds(NamedTuple):
 
     @property
     def within_unit(self) -> bool:
-        """Whether all elements lie between 0 and 1."""
+        """Return whether all elements lie between 0 and 1."""
         # Six times a sixth is a little more than 1 in float32.
         return self.low >= 0 and self.high <= 1 + 1e-6
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is a lower and an upper bound."""
+        """Return whether there is a lower and an upper bound."""
         return not (math.isinf(self.low) or math.isinf(self.high))
 
 
@@ -162,9 +162,10 @@ def _sum(step: Step, operands: Sequence[Bounds]) -> Bounds:
 
 
 def _integer_pow(step: Step, operands: Sequence[Bounds]) -> Bounds:
-    if operands[0].within_unit:
+    power = step.eqn.params["y"]
+    if operands[0].within_unit and power >= 0:
         return Bounds(0.0, 1.0)
-    return Bounds(0.0, INF) if step.eqn.params["y"] % 2 == 0 else UNBOUNDED
+    return Bounds(0.0, INF) if power % 2 == 0 else UNBOUNDED
 
 
 def _select_n(step: Step, operands: Sequence[Bounds]) -> Bounds:

@@ -51,7 +51,7 @@ class Fact(NamedTuple):
 
     @property
     def is_gate(self) -> bool:
-        """Whether the value is a gate: a product with it weights the other factor."""
+        """Return whether the value is a gate: a product with it weights the other factor."""
         return self.active and (self.gate or (self.saturated and self.bounds.within_unit))
 
 
@@ -132,26 +132,26 @@ class _Flow:
     bounds: Bounds
 
     def passes(self) -> bool:
-        """Whether the step lays out its operands, or scales the one active operand."""
+        """Return whether the step lays out its operands, or scales the one active operand."""
         name = self.step.name
         scales = name in ("mul", "neg") or (name == "div" and self.operands[0].active)
         return name in LAYOUT or (scales and len(self.active) == 1)
 
     def shifts(self) -> bool:
-        """Whether the step adds a constant to the one active operand, or is a maximum with one."""
+        """Return whether the step adds a constant to the active operand, or takes the maximum."""
         return self.step.name in ("add", "sub", "max") and len(self.active) == 1
 
     def is_layer(self) -> bool:
-        """Whether the step multiplies the one active operand by weights and sums."""
+        """Return whether the step multiplies the one active operand by weights and sums."""
         return self.step.name in CONTRACTING and len(self.active) == 1
 
     def is_saturated(self) -> bool:
-        """Whether the step saturates, or keeps the saturation of its operands."""
+        """Return whether the step saturates, or keeps the saturation of its operands."""
         keeps = self.step.name in ("mul", "square", "integer_pow") or self.passes() or self.shifts()
         return self._saturates() or (keeps and all(fact.saturated for fact in self.dependent))
 
     def _saturates(self) -> bool:
-        """Whether the step bounds an unbounded operand on both sides."""
+        """Return whether the step bounds an unbounded operand on both sides."""
         if not self.bounds.is_finite:
             return False
         first = self.operands[0]
@@ -164,7 +164,7 @@ class _Flow:
         return clips and max(fact.depth for fact in self.operands) > 0
 
     def is_gate(self) -> bool:
-        """Whether the step computes a gate, or scales or shifts one."""
+        """Return whether the step computes a gate, or scales or shifts one."""
         if not self.active:
             return False
         if self.step.name == "logistic":
@@ -174,13 +174,13 @@ class _Flow:
         return self.shifts() and self.bounds.within_unit and all(f.gate for f in self.active)
 
     def is_norm(self) -> bool:
-        """Whether the step takes the root of statistics, or scales or shifts such a root."""
+        """Return whether the step takes the root of statistics, or scales or shifts such a root."""
         if self.step.name in ("rsqrt", "sqrt") and all(f.statistic for f in self.dependent):
             return True
         return (self.passes() or self.shifts()) and all(fact.norm for fact in self.dependent)
 
     def is_statistic(self) -> bool:
-        """Whether the step reduces over elements, or is a function of such reductions."""
+        """Return whether the step reduces over elements, or is a function of such reductions."""
         if self.step.name in POOLING:
             return True
         elementwise = self.step.name in LAYOUT or self.step.name in ELEMENTWISE
