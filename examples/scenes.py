@@ -20,7 +20,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
-from examples.digits import load as load_digits
+from examples import digits
 from examples.training import stratified_split
 
 CANVAS, CELL, SPRITE = 64, 8, 20
@@ -80,6 +80,9 @@ class Scenes(NamedTuple):
         return np.array([reference != caption for reference, caption in pairs])
 
 
+load_digits = cache(digits.load)  # parses a text file, which takes seconds
+
+
 @cache
 def sprites(test: bool) -> dict[str, np.ndarray]:
     """Return, for each name, images of the coverage of each pixel, (N, 20, 20) in [0, 1]."""
@@ -103,10 +106,7 @@ def draw_glyph(glyph: str, family: str, weight: str, angle: float) -> np.ndarray
     box = path.get_extents()
     fit = Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
     fit = fit.scale(0.96 / max(box.width, box.height)).translate(0.5, 0.5)
-    ax = figure.add_axes(
-        (0, 0, 1, 1), frameon=False, xlim=(0, 1), ylim=(0, 1), xticks=(), yticks=()
-    )
-    ax.add_patch(PathPatch(fit.transform_path(path), facecolor="white", linewidth=0))
+    figure.add_artist(PathPatch(fit.transform_path(path), facecolor="white", linewidth=0))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., 0].astype(np.float32) / 255
 

@@ -36,6 +36,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("method", OPTIONS, ids=lambda method: method.__name__)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
+@pytest.mark.representatives("plain-integrated_gradients", "plain-saliency", "jit-occlusion")
 def test_at_explains_the_embedding_of_token_ids(method, wrap):
     target = None if method is ja.jacobian else Y
     got = ja.explain(method, wrap(classify), IDS, target, at="embedding", **OPTIONS[method])
@@ -74,6 +75,7 @@ ROWS = rng.normal(size=(2, 5, 4)).astype(np.float32)
 
 
 @pytest.mark.parametrize("method", OPTIONS, ids=lambda method: method.__name__)
+@pytest.mark.representatives("integrated_gradients", "saliency", "jacobian")
 def test_at_explains_every_step_of_a_state(method):
     target = None if method is ja.jacobian else Y
     states = jax.vmap(ja.capture(recurrent, "state"))(ROWS)[1]["state"]

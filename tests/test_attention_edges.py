@@ -203,6 +203,7 @@ LAYER = {
 
 @pytest.mark.parametrize("kind", LAYER)
 @pytest.mark.parametrize("shape", [(T, 1), (1, 1), (1,), ()])
+@pytest.mark.representatives("shape0-self", "shape1-self", "shape2-weighted", "shape3-feed forward")
 def test_mask_must_have_an_entry_for_each_step(kind, shape, x):
     """(T, 1) broadcasts to T sequences of T steps, and would mask whole sequences."""
     batch = jnp.stack([x] * T)

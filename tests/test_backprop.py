@@ -272,6 +272,7 @@ def of_keras(weights):
 
 
 @pytest.mark.parametrize("library", [of_linen, of_nnx, of_equinox, of_haiku, of_keras])
+@pytest.mark.representatives("of_nnx", "of_linen")
 def test_relus_of_every_library(library):
     rng = np.random.default_rng(2)
     shapes = (3, 4), (4,), (4, 2), (2,)
@@ -298,6 +299,7 @@ def test_gradient_at_a_named_intermediate(method, relu_vjp):
 
 
 @both
+@pytest.mark.representatives("guided_backprop")
 def test_second_derivatives_equal_central_differences(method, relu_vjp, x64):
     rng = np.random.default_rng(3)
     start, direction = ([rng.normal(size=s) for s in ((3, 3), (3, 5), (5, 5))] for _ in range(2))

@@ -141,6 +141,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.representatives("function", "nnx", "linen", "unbatched", "jitted")
 def test_gradient_equals_the_reference(models, name):
     fn, reference = models[name]
     got = ja.explain(ja.gradient, fn, X, Y)
@@ -155,6 +156,7 @@ def test_gradient_equals_the_reference(models, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.representatives("nnx", "unbatched")
 def test_occlusion_of_every_library(models, name):
     fn, reference = models[name]
     got = ja.explain(ja.occlusion, fn, X, Y, window=T).values

@@ -112,6 +112,19 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.representatives(
+    "eager-plain",
+    "eager-cond",
+    "jit-scan",
+    "jit-nested scans",
+    "jit-reverse scan",
+    "jit-vmap",
+    "jit-remat",
+    "jit-jit",
+    "jit-custom vjp",
+    "jit-custom jvp",
+    "jit-none",
+)
 def test_tags_are_captured_in_every_construct(case, wrap):
     fn, expected = CASES[case]
     output, values = wrap(ja.capture(fn))(X)
@@ -120,6 +133,7 @@ def test_tags_are_captured_in_every_construct(case, wrap):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.representatives("plain", "cond", "nested scans", "custom vjp")
 def test_capture_under_vmap(case):
     fn, expected = CASES[case]
     output, values = jax.vmap(ja.capture(fn))(np.stack([X, X]))
@@ -128,6 +142,7 @@ def test_capture_under_vmap(case):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("custom")])
+@pytest.mark.representatives("vmap", "nested scans", "cond", "remat")
 def test_capture_preserves_the_gradient(case):
     fn, _ = CASES[case]
     got = jax.grad(lambda x: ja.capture(fn)(x)[0].sum())(X)
@@ -168,6 +183,19 @@ def test_captured_values_are_differentiable():
         (summed, {"state": Partial(jnp.add, X[0])}, 2 * (X + X[0]).cumsum(0)),
         (nested, {"sum": lambda v: 7.0}, np.full((T, D), 7)),
     ],
+)
+@pytest.mark.representatives(
+    "in_cond",
+    "nested-replacement9-expected9",
+    "summed-replacement4-expected4",
+    "plain-replacement1-expected1",
+    "plain-replacement3-8",
+    "reversed_gradient",
+    "in_vmap",
+    "in_jit",
+    "straight",
+    "in_remat",
+    "plain-replacement18-expected18",
 )
 def test_intermediates_are_replaced(case, replacement, expected):
     changed = ja.intervene(case, replacement)

@@ -62,6 +62,7 @@ def linen_layers(params):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
+@pytest.mark.representatives("jit")
 def test_linen_layers_are_captured_by_path(linen_model, wrap):
     params, fn = linen_model
     rnn, once, twice = linen_layers(params)
@@ -143,6 +144,7 @@ def test_keras_layers_are_captured_by_path(keras_model):
     equal(values, jax.tree.map(jnp.asarray, expected), 1e-5)
 
 
+@pytest.mark.slow
 def test_keras_layers_are_replaced(keras_model):
     def swapped(value):
         weights, output = value

@@ -106,6 +106,7 @@ def test_batch_of_sentences():
 
 
 @pytest.mark.parametrize("name", ["gru", "bilstm", "attention"])
+@pytest.mark.representatives("gru", "bilstm")
 def test_parts_sum_to_the_score(name):
     states = jnp.asarray(recurrent.H0), jnp.asarray(recurrent.C0)
     got = ja.contextual_decomposition(

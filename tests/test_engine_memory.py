@@ -59,6 +59,7 @@ def without_warnings(call):
 
 @pytest.mark.parametrize("capacity", [1, 3, 7, 20])
 @pytest.mark.parametrize("batch_size", [None, 30])
+@pytest.mark.representatives("None-1", "30-7")
 def test_remaining_work_continues_with_half(device, capacity, batch_size):
     expected = explained()
     fake = device(capacity)
@@ -154,6 +155,7 @@ def threads(monkeypatch):
 
 @pytest.mark.parametrize("capacity", [1, 2, 7, 20])
 @pytest.mark.parametrize("after", [0, 2, 3])
+@pytest.mark.representatives("0-1", "2-7", "3-20")
 def test_remaining_work_continues_with_half_on_threads(device, threads, capacity, after):
     """Evaluations of concurrent threads count together, and computed parts are kept."""
     expected = explained()

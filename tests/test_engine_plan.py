@@ -115,6 +115,7 @@ def test_automatic_batch_size_fits_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.representatives("2")
 def test_batch_is_padded_to_the_mesh(devices):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     unsharded = ja.explain(ja.occlusion, fn, X, 1)

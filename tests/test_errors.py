@@ -172,6 +172,7 @@ def test_integer_output_raises(method):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.representatives("float32-nan", "bfloat16-inf", "float16--inf")
 def test_non_finite_input_raises(value, dtype):
     bad = jnp.asarray(XS, dtype).at[2, 1, 0].set(value)
     with raises(ValueError, "1 NaN or infinite", "check_finite=False"):
@@ -474,6 +475,7 @@ def test_integer_target_of_scalar_output_raises():
 
 
 @pytest.mark.parametrize("method", [ja.gradient, ja.occlusion, ja.jacobian])
+@pytest.mark.representatives("gradient", "jacobian")
 def test_empty_index_selects_a_scalar_output(method):
     one = method(lambda x: fn(x).sum(), X, ()).values
     np.testing.assert_array_equal(one, method(lambda x: fn(x).sum(), X).values)

@@ -165,6 +165,7 @@ def test_figure_is_saved_and_embedded_in_page(run):
     assert not re.search(r'(src|href)="(?!data:|#)|url\(', page)
 
 
+@pytest.mark.slow
 def test_inaccurate_network_raises(data, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "load", lambda: data)
     monkeypatch.setattr(example, "fit", lambda *args: None)

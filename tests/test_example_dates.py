@@ -272,6 +272,7 @@ def test_deletion_order_is_highest_first(small, as_a_user_runs_it):
     np.testing.assert_allclose(curves[8 + digit, 2], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_explanations_have_one_target_per_digit(small, as_a_user_runs_it):
     model, texts, found = small
     values = alignment.explain_digits(model, texts, found)
@@ -353,6 +354,7 @@ def test_checkpoint_is_saved(run):
     assert not np.array_equal(model.decoder.W_s[...], before)
 
 
+@pytest.mark.slow
 def test_inaccurate_network_raises(tmp_path, monkeypatch, as_a_user_runs_it):
     monkeypatch.setattr(date_translation, "fit", lambda *args, **options: None)
     with pytest.raises(SystemExit, match=r"test accuracy 0.0% is below 97%"):

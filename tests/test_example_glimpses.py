@@ -76,6 +76,7 @@ def test_checkpoints_are_saved(run):
         ({"max_error": 1, "min_margin": 1}, "error with random glimpses is larger by"),
     ],
 )
+@pytest.mark.representatives("wanted0")
 def test_inaccurate_networks_raise(tmp_path, monkeypatch, wanted, message):
     monkeypatch.setattr(clutter, "load", lambda folder: (DIGITS, DIGITS))
     monkeypatch.setattr(glimpses, "train", lambda model, draw, plan, **_: np.ones(plan.epochs))
@@ -83,6 +84,7 @@ def test_inaccurate_networks_raise(tmp_path, monkeypatch, wanted, message):
         glimpses.main(tmp_path, plans=SMALL, **wanted)
 
 
+@pytest.mark.slow
 def test_batches_draw_independent_paths():
     model = glimpses.build(SMALL[0])
     for weights in (model.location.linear, model.classifier):

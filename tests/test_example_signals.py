@@ -113,6 +113,7 @@ def small():
     return model, data
 
 
+@pytest.mark.slow
 def test_step_attention_is_mean_over_valid_queries():
     model, data = small()
     found = stepwise.explain(model, data)
@@ -128,6 +129,7 @@ def test_step_attention_is_mean_over_valid_queries():
         assert not values[1, 4].any()
 
 
+@pytest.mark.slow
 def test_deletion_order_excludes_padding():
     model, data = small()
     found = stepwise.explain(model, data)

@@ -134,6 +134,7 @@ def test_normalisation_passes_relevance_through():
 
 @pytest.mark.parametrize("mask", [-np.inf, -1e30])
 @pytest.mark.parametrize("conserve_bias", [False, True])
+@pytest.mark.representatives("False--inf", "True--1e+30")
 def test_masked_scores_receive_no_relevance(mask, conserve_bias):
     causal = jnp.tril(jnp.ones((6, 6))) > 0
 
@@ -209,6 +210,7 @@ def test_product_of_two_gates_warns_and_divides_relevance():
 
 
 @pytest.mark.parametrize("rule", ["epsilon", "flat", "w_square", "alpha_beta", "gamma"])
+@pytest.mark.representatives("epsilon", "alpha_beta")
 def test_layer_broadcast_by_a_constant_conserves_relevance(rule):
     """The scores have shape (4, 4), their term that depends on the input (4, 1)."""
     rng = np.random.default_rng(3)

@@ -52,6 +52,7 @@ def test_gradient_matches_central_differences_and_jax_grad(model, x):
         (lambda out: out[1, 1] - 2 * out[0, 0], [[-2, 0], [0, 1]]),
     ],
 )
+@pytest.mark.representatives("target0-weights0")
 def test_targets_of_outputs_of_any_rank(target, weights, x):
     first = jnp.arange(2.0)
 
@@ -97,6 +98,7 @@ def noisy_values(method, fn, x, **options):
         (partial(ja.smooth_grad, num_samples=2, noise=0.1), {}),
     ],
 )
+@pytest.mark.representatives("gradient-options0")
 def test_smooth_grad_matches_a_loop_over_noisy_samples(method, options, model, x):
     rows = noisy_values(method, model, x, **options)
     smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, batch_size=4, method=method)
@@ -108,6 +110,7 @@ def test_smooth_grad_matches_a_loop_over_noisy_samples(method, options, model, x
     "statistic, reduce",
     [("mean_square", lambda rows: (rows**2).mean(0)), ("variance", lambda r: r.var(0, ddof=1))],
 )
+@pytest.mark.representatives("variance")
 def test_smooth_grad_statistics(statistic, reduce, model, x):
     got = ja.smooth_grad(model, x, 1, key=KEY, statistic=statistic, **SMOOTH)
     close(got.values, reduce(noisy_values(ja.gradient, model, x)))
@@ -115,6 +118,7 @@ def test_smooth_grad_statistics(statistic, reduce, model, x):
 
 
 @pytest.mark.parametrize("method", [ja.gradient, ja.saliency, ja.integrated_gradients])
+@pytest.mark.representatives("gradient")
 def test_smooth_grad_without_noise_equals_its_method(method, model, x):
     smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, num_samples=3, noise=0.0, method=method)
     close(smooth().values, method(model, x, 1).values)

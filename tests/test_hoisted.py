@@ -86,6 +86,7 @@ def test_lrp_is_independent_of_the_form_of_a_layer():
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.representatives("epsilon", "alpha_beta")
 def test_every_rule_is_independent_of_the_form_of_a_layer(rule):
     names = ["one product", "hoisted"]
     close(values(ja.lrp, names, rule=rule, conserve_bias=rule == "epsilon"), names)
@@ -95,6 +96,7 @@ def test_every_rule_is_independent_of_the_form_of_a_layer(rule):
     "method, options",
     [(ja.contextual_decomposition, {}), (ja.deep_lift, {"multiplier": "reveal_cancel"})],
 )
+@pytest.mark.representatives("contextual_decomposition-options0")
 def test_other_methods_are_independent_of_the_form_of_a_layer(method, options):
     names = ["one product", "hoisted", "hoisted, in part"]
     close(values(method, names, **options), names)

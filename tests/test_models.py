@@ -26,6 +26,9 @@ def inputs(*shape):
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("lengths", [None, np.array([3, 0, 5])])
 @every_readout
+@pytest.mark.representatives(
+    "last-lengths1-right", "steps-lengths1-left", "mean-lengths1-left", "mean-None-right"
+)
 def test_readout_uses_valid_steps(readout, lengths, padding):
     model = make(readout=readout, padding=padding, bidirectional=True, num_layers=2)
     x = inputs(3, T, D)
@@ -63,6 +66,7 @@ def test_single_example_equals_batch_row_and_padding_is_ignored(readout):
 
 
 @pytest.mark.parametrize(("cell", "layer"), [("lstm", nn.LSTM), ("gru", nn.GRU), ("rnn", nn.RNN)])
+@pytest.mark.representatives("lstm-LSTM")
 def test_cell_type_and_sizes(cell, layer):
     model = make(cell=cell, num_layers=2, bidirectional=True, param_dtype="bfloat16")
     assert type(model.recurrent) is layer

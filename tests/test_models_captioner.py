@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import with_random_parameters
 
 import jaxattn as ja
 from jaxattn import models
@@ -20,16 +21,13 @@ GRID = (2, 2)
 def make(attention="soft", dtype=jnp.float32, **options):
     """Return a small network with L = 4 positions and clearly non-uniform attention weights."""
     options = {"channels": (3, 4, 3), "hidden_features": 3, "embedding_features": 4} | options
-    model = models.Captioner(
-        IMAGE, V, T, attention=attention, attention_units=3, param_dtype=dtype,
-        rngs=nnx.Rngs(0), **options,
+    return with_random_parameters(
+        lambda: models.Captioner(
+            IMAGE, V, T, attention=attention, attention_units=3, param_dtype=dtype,
+            rngs=nnx.Rngs(0), **options,
+        ),
+        scale=1,
     )  # fmt: skip
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    drawn = jax.tree.map(
-        lambda p: p + 0.7 * jax.random.normal(next(keys), p.shape, p.dtype), nnx.state(model)
-    )
-    nnx.update(model, drawn)
-    return model
 
 
 def pictures(*batch, dtype=np.float32):
@@ -76,7 +74,7 @@ def expected(model, image, words, positions=None):
     return np.array(logits), np.array(weights)
 
 
-@pytest.mark.representatives("soft-None", "hard-positions1")
+@pytest.mark.representatives("hard-positions1")
 @pytest.mark.parametrize("positions", [None, np.array([3, 0, 1])])
 @pytest.mark.parametrize("attention", ["soft", "hard"])
 def test_read_equals_equations(attention, positions, x64):
@@ -358,8 +356,8 @@ def every_caption(model, image):
     return {tuple(w): log_likelihood(x, w)[0] for w, x in zip(ids.tolist(), logits, strict=True)}
 
 
-@pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
+@pytest.mark.slow
 def test_wide_beam_returns_most_likely_captions(attention, x64):
     model, image = make(attention, jnp.float64), pictures(dtype=np.float64)
     every = every_caption(model, image)
@@ -403,8 +401,8 @@ def test_beam_is_at_least_as_likely_as_greedy():
     assert (models.beam_captions(model, images, width=3).log_prob[:, 0] >= greedy - 1e-6).all()
 
 
-@pytest.mark.representatives("soft")
 @pytest.mark.parametrize("attention", ["soft", "hard"])
+@pytest.mark.slow
 def test_word_relevance_is_conserved(attention, x64):
     model, images = make(attention, jnp.float64), pictures(2, dtype=np.float64)
     words = np.stack([WORDS, WORDS])

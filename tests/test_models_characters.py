@@ -84,6 +84,7 @@ def test_masked_steps_are_ignored(layer):
     assert np.asarray(slopes[1])[mask].all()
 
 
+@pytest.mark.slow
 def test_gradients_and_dtypes(layer):
     with jax.enable_x64(True):
         wide = nn.FeedForwardAttention(D, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -137,6 +138,7 @@ def test_published_sizes():
     assert model.head.kernel.shape == (250, 1)
 
 
+@pytest.mark.slow
 def test_equals_keras_network(model):
     """The prediction and the attention weights equal those of Keras."""
     text = ids(T)
@@ -174,6 +176,7 @@ def test_empty_text_output_is_bias(model):
 
 
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.representatives("False")
 def test_character_relevance_sums_to_logit(padded):
     with jax.enable_x64(True):
         model = ja.models.CharacterClassifier(
@@ -192,6 +195,7 @@ def test_character_relevance_sums_to_logit(padded):
 @pytest.mark.parametrize(
     "method", [ja.saliency, ja.input_x_gradient, ja.integrated_gradients, ja.occlusion, ja.lrp]
 )
+@pytest.mark.representatives("saliency", "lrp")
 def test_default_target_is_the_logit(model, method):
     texts = ids(2, T)
     default = ja.explain(method, model.logits, texts, at="embedding")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import with_random_parameters
 
 import jaxattn as ja
 from jaxattn.models import RecurrentAttention, glimpse_loss
@@ -18,15 +19,9 @@ KEY = jax.random.key(3)
 def make(dtype=jnp.float64, **options):
     """Return a network with nonzero biases and varying glimpse locations."""
     options = {"size": 3, "scales": 2, "num_glimpses": N, "hidden_features": UNITS} | options
-    model = RecurrentAttention(CLASSES, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    nnx.update(
-        model,
-        jax.tree.map(
-            lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape, p.dtype), nnx.state(model)
-        ),
+    return with_random_parameters(
+        lambda: RecurrentAttention(CLASSES, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     )
-    return model
 
 
 def linear(layer, x):
@@ -125,6 +120,7 @@ def layers_with_gradient(gradient):
 CLASSIFIER_LAYERS = {"glimpse", "from_state", "from_glimpse", "classifier"}
 
 
+@pytest.mark.slow
 def test_loss_terms_have_separate_gradients(x64):
     model = make()
     assert layers_with_gradient(slopes(model, "cross_entropy")) == CLASSIFIER_LAYERS
@@ -140,6 +136,7 @@ def test_loss_terms_have_separate_gradients(x64):
     }
 
 
+@pytest.mark.slow
 def test_reinforce_gradient_equals_formula(x64):
     """The gradient is -(l - mu) / std^2 * (R - b), averaged over images and paths."""
     model, paths, std = make(), 2, 0.17
@@ -358,6 +355,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
+@pytest.mark.representatives(
+    "a vector",
+    "too few locations",
+    "no paths",
+    "a label below 0",
+    "no scales",
+    "one unit",
+    "no glimpses",
+    "no channels",
+    "no size",
+    "no units",
+)
 def test_invalid_inputs_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -370,6 +379,7 @@ def test_non_integer_counts_raise():
         loss(num_samples=1.5)
 
 
+@pytest.mark.slow
 def test_traced_labels_are_not_checked():
     found = jax.jit(lambda labels: loss(labels).loss)
     assert np.isfinite(found(LABELS)) and np.isnan(found(LABELS + 1))
@@ -385,6 +395,7 @@ def test_locations_beyond_the_edge_read_zeros(x64):
     )
 
 
+@pytest.mark.slow
 def test_nan_image_outputs_nan():
     broken = IMAGES[:2].astype(np.float32)
     broken[0, 5, 5] = np.nan

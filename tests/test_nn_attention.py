@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import with_random_parameters
 
 import jaxattn as ja
 from jaxattn import nn
@@ -20,25 +21,19 @@ def inputs(seed, *shape):
 QUERIES, KEYS, VALUES = inputs(0, T_OUT, Q), inputs(1, T_IN, K), inputs(2, T_IN, D)
 
 
-def perturbed(layer):
-    """Add noise to all parameters, so that no bias is zero."""
-    rng = np.random.default_rng(3)
-    nnx.update(
-        layer,
-        jax.tree.map(lambda p: p + rng.normal(size=p.shape).astype(p.dtype), nnx.state(layer)),
-    )
-    return layer
-
-
 def additive(dtype="float64", **options):
-    defaults = {"units": UNITS, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-    return perturbed(nn.AdditiveAttention(Q, K, **defaults | options))
+    options = {"units": UNITS, "param_dtype": dtype} | options
+    return with_random_parameters(
+        lambda: nn.AdditiveAttention(Q, K, rngs=nnx.Rngs(0), **options), scale=1
+    )
 
 
 def multiplicative(score="general", dtype="float64", **options):
-    defaults = {"units": UNITS, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
+    options = {"units": UNITS, "param_dtype": dtype, "score": score} | options
     keys = Q if score == "dot" else K
-    return perturbed(nn.MultiplicativeAttention(Q, keys, score=score, **defaults | options))
+    return with_random_parameters(
+        lambda: nn.MultiplicativeAttention(Q, keys, rngs=nnx.Rngs(0), **options), scale=1
+    )
 
 
 def arrays(layer):
@@ -138,8 +133,8 @@ def test_window_beyond_keys_has_zero_weights():
 
 
 def test_cross_attention_equals_loop_in_both_directions(x64):
-    layer = perturbed(
-        nn.CrossAttention(D, units=(UNITS, 3), param_dtype="float64", rngs=nnx.Rngs(0))
+    layer = with_random_parameters(
+        lambda: nn.CrossAttention(D, units=(UNITS, 3), param_dtype="float64", rngs=nnx.Rngs(0))
     )
     w = arrays(layer)
     assert {name: x.shape for name, x in w.items()} == {
@@ -205,6 +200,7 @@ def run(kind, layer, queries, keys, mask=None):
 
 
 @every_layer
+@pytest.mark.representatives("heads", "predictive")
 def test_masked_steps_are_ignored(kind):
     layer = LAYERS[kind]("float32")
     queries, keys = sequences(kind)

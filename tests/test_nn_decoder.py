@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.test_util import check_grads
+from parameters import with_random_parameters
 
 import jaxattn as ja
 from jaxattn import nn
@@ -16,15 +17,9 @@ STEPS = 6
 
 def make(dtype=jnp.float32, **options):
     """Return a decoder with nonzero biases."""
-    layer = nn.AttentionDecoder(M, N, K, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    nnx.update(
-        layer,
-        jax.tree.map(
-            lambda p: p + 0.5 * jax.random.normal(next(keys), p.shape, p.dtype), nnx.state(layer)
-        ),
+    return with_random_parameters(
+        lambda: nn.AttentionDecoder(M, N, K, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
     )
-    return layer
 
 
 def inputs(*shape, dtype=np.float32):
@@ -126,6 +121,7 @@ def test_output_length_defaults_to_input_length():
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2], [2, 3, 4], [1, 3]])
+@pytest.mark.representatives("places1")
 def test_masked_steps_are_ignored(places):
     layer, h = make(), inputs(T, M)
     mask = np.isin(np.arange(T), places)
@@ -209,6 +205,7 @@ def test_gradients_equal_finite_differences(x64):
         ("float32", "float64", "float64"),
     ],
 )
+@pytest.mark.representatives("bfloat16-int32-bfloat16")
 def test_dtype_is_promoted_from_weights_and_annotations(param_dtype, h_dtype, expected, x64):
     layer = make(param_dtype)
     h = jnp.asarray(np.arange(T * M).reshape(T, M) % 3, h_dtype)
@@ -322,6 +319,7 @@ TARGETS = np.array([[0, 1], [2, 0], [3, 1]])
 @pytest.mark.parametrize(
     "options", [{}, {"attention": "attnlrp", "products": "half"}, {"gates": "half"}]
 )
+@pytest.mark.representatives("options2")
 def test_output_label_relevance_is_conserved(translator, options, x64):
     x = inputs(3, T, M, dtype=np.float64)
     found = ja.explain(
@@ -334,6 +332,7 @@ def test_output_label_relevance_is_conserved(translator, options, x64):
     np.testing.assert_array_equal(found.values[2, 2:], 0)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_complete_for_each_label(translator, x64):
     x = inputs(3, T, M, dtype=np.float64)
     found = ja.explain(ja.integrated_gradients, translator, x, TARGETS, num_steps=200)
@@ -342,6 +341,7 @@ def test_integrated_gradients_are_complete_for_each_label(translator, x64):
     np.testing.assert_allclose(found.values.sum((1, 2)), expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_wrong_translator_settings():
     with pytest.raises(ValueError, match="`output_length` must be at least 1, got 0"):
         ja.models.Translator(M, 3, K, output_length=0, rngs=nnx.Rngs(0))

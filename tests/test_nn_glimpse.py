@@ -38,6 +38,16 @@ def by_hand(image, location, size, scales):
 @pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
 @pytest.mark.parametrize("location", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize(("size", "scales"), [(4, 1), (3, 2), (4, 3)])
+@pytest.mark.representatives(
+    "4-3-centre-grey",
+    "4-3-top left-colour",
+    "4-3-nowhere-grey",
+    "4-3-just outside-colour",
+    "4-3-beyond all numbers-colour",
+    "4-3-edge-grey",
+    "3-2-centre-colour",
+    "4-3-bottom right-grey",
+)
 def test_sensor_equals_slicing_by_hand(image, location, size, scales):
     got = nn.glimpse(image, np.array(location, np.float32), size, scales)
     np.testing.assert_allclose(got, by_hand(image, location, size, scales), rtol=0, atol=1e-6)

@@ -142,7 +142,7 @@ def standard_promotion():
         yield
 
 
-@pytest.mark.representatives("True-True-lstm", "True-False-gru", "False-True-gru")
+@pytest.mark.representatives("True-True-lstm")
 @every_cell
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("use_bias", [True, False])

@@ -1,10 +1,10 @@
 """Tests of self-attention against published values and NumPy loops."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import with_random_parameters
 
 import jaxattn as ja
 from jaxattn import nn
@@ -19,17 +19,10 @@ def inputs(*shape):
 
 def make(**options):
     """Return a float64 layer with nonzero biases."""
-    return perturbed(
-        nn.SeqSelfAttention(
-            D, **{"units": UNITS, "param_dtype": "float64", "rngs": nnx.Rngs(0)} | options
-        )
+    options = {"units": UNITS, "param_dtype": "float64"} | options
+    return with_random_parameters(
+        lambda: nn.SeqSelfAttention(D, rngs=nnx.Rngs(0), **options), scale=1
     )
-
-
-def perturbed(layer):
-    rng = np.random.default_rng(1)
-    nnx.update(layer, jax.tree.map(lambda p: p + rng.normal(size=p.shape), nnx.state(layer)))
-    return layer
 
 
 def softmax(scores):
@@ -86,6 +79,9 @@ def test_published_example():
 @both_types
 @pytest.mark.parametrize("history_only", [False, True])
 @pytest.mark.parametrize("width", [None, 1, 2, 3, 100])
+@pytest.mark.representatives(
+    "None-False-additive", "3-True-additive", "3-False-multiplicative", "2-True-multiplicative"
+)
 def test_equals_a_loop(attention_type, width, history_only, x64):
     layer = make(
         attention_type=attention_type, attention_width=width, history_only=history_only,
@@ -164,6 +160,7 @@ def test_single_step_attends_to_itself():
         np.testing.assert_array_equal(values, x)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_kept():
     layer = nn.SeqSelfAttention(D, compat=True, param_dtype="bfloat16", rngs=nnx.Rngs(0))
     x = jnp.asarray(inputs(T, D), jnp.bfloat16)
@@ -183,7 +180,9 @@ def test_attention_regularizer(x64):
 
 
 def test_weighted_attention_equals_formula(x64):
-    layer = perturbed(nn.SeqWeightedAttention(D, param_dtype="float64", rngs=nnx.Rngs(0)))
+    layer = with_random_parameters(
+        lambda: nn.SeqWeightedAttention(D, param_dtype="float64", rngs=nnx.Rngs(0))
+    )
     x, mask = inputs(T, D), np.array([1, 1, 0, 1, 0, 0], bool)
     assert (layer.W.shape, layer.b.shape) == ((D, 1), (1,))
     weights = softmax((x @ np.asarray(layer.W[...]))[:, 0])
@@ -220,9 +219,10 @@ def test_scaled_dot_product_equals_formula(history_only, x64):
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("history_only", [False, True])
+@pytest.mark.representatives("False-relu", "True-None")
 def test_multi_head_equals_formula(history_only, activation, x64):
-    layer = perturbed(
-        nn.MultiHeadAttention(
+    layer = with_random_parameters(
+        lambda: nn.MultiHeadAttention(
             D, 2, query_features=5, key_features=3, activation=activation,
             history_only=history_only, param_dtype="float64", rngs=nnx.Rngs(0),
         )
@@ -273,6 +273,9 @@ LRP_LAYERS = {
 
 @pytest.mark.parametrize("attention", ["cp_lrp", "attnlrp"])
 @pytest.mark.parametrize("kind", LRP_LAYERS)
+@pytest.mark.representatives(
+    "narrow-attnlrp", "heads-attnlrp", "additive-cp_lrp", "weighted-cp_lrp"
+)
 def test_relevance_is_conserved(kind, attention, x64):
     layer, x, readout = LRP_LAYERS[kind](), inputs(T, D), inputs(D)
     mask = jnp.arange(T) < 4

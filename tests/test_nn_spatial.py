@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parameters import with_random_parameters
 
 import jaxattn as ja
 from jaxattn import nn
@@ -18,13 +19,9 @@ both = pytest.mark.parametrize("kind", LAYERS)
 
 def make(kind, dtype=jnp.float32, **options):
     """Return a layer with nonzero biases."""
-    layer = LAYERS[kind](D, H, U, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
-    keys = iter(jax.random.split(jax.random.key(1), 9))
-    drawn = jax.tree.map(
-        lambda p: p + jax.random.normal(next(keys), p.shape, p.dtype), nnx.state(layer)
+    return with_random_parameters(
+        lambda: LAYERS[kind](D, H, U, param_dtype=dtype, rngs=nnx.Rngs(0), **options), scale=1
     )
-    nnx.update(layer, drawn)
-    return layer
 
 
 def inputs(*batch, dtype=np.float32):
@@ -87,6 +84,7 @@ def test_hard_attention_selects_argmax_or_samples(x64):
 
 
 @both
+@pytest.mark.representatives("hard")
 def test_batch_axes_equal_single_examples(kind):
     layer = make(kind)
     annotations, hidden = inputs(2, 3)
@@ -106,6 +104,7 @@ def test_batch_examples_draw_independent_positions():
 
 
 @both
+@pytest.mark.representatives("hard")
 def test_masked_positions_are_ignored(kind):
     layer = make(kind)
     annotations, hidden = inputs()
@@ -124,6 +123,7 @@ def test_masked_positions_are_ignored(kind):
 
 
 @both
+@pytest.mark.representatives("hard")
 def test_fully_masked_output_is_zero(kind):
     layer = make(kind)
     annotations, hidden = inputs()
@@ -157,6 +157,7 @@ def test_weights_are_captured_and_replaced(kind):
 
 
 @both
+@pytest.mark.representatives("hard")
 def test_dtypes_promote(kind, x64):
     assert make(kind)(*inputs(dtype=np.float64)).values.dtype == jnp.float64
     assert make(kind, jnp.bfloat16)(*inputs()).weights.dtype == jnp.float32

@@ -100,6 +100,7 @@ def dense():
 
 
 @every_estimator
+@pytest.mark.representatives("relu")
 def test_dense_network(dense, estimator):
     fn, x, weights, biases = dense
     inputs, want = [x], []
@@ -197,6 +198,7 @@ def lstm(w, u, b):
 
 
 @every_estimator
+@pytest.mark.representatives("relu")
 def test_time_steps_are_samples_and_two_products_are_one_layer(estimator):
     w, u, b, x = draw(4, (4, 12), (3, 12), 12, (8, T, 4))
     fn, recorded = lstm(w, u, b), []
@@ -284,6 +286,7 @@ WITH_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
+@pytest.mark.representatives("lstm", "residual")
 def test_weights_as_patterns_give_the_gradient(name):
     fn, shapes = WITH_WEIGHTS[name]
     x, *weights = map(jnp.asarray, draw(8, *shapes))

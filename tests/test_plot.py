@@ -188,6 +188,9 @@ def test_results_are_axes_or_panels_of_one_new_figure(draw, shape):
 
 
 @every_case
+@pytest.mark.representatives(
+    "comparison_grid image", "jacobian series", "series", "image", "attention", "curve"
+)
 def test_ax_argument_is_used_without_new_figure(draw, arrays, shape):
     figure = mpl.figure.Figure()
     own = figure.subplots(*(shape or (1, 1)), squeeze=False).reshape(shape)
@@ -207,6 +210,16 @@ def test_axes_of_other_shape_raise(draw, arrays, shape):
 
 
 @every_case
+@pytest.mark.representatives(
+    "comparison_grid series",
+    "jacobian image",
+    "series",
+    "image",
+    "attention",
+    "curve",
+    "window image",
+    "score_over_time",
+)
 def test_accepts_jax_arrays_and_attributions(draw, arrays, shape):
     *x, values = arrays
     want = drawn_alone(draw, arrays)
@@ -218,6 +231,16 @@ def test_accepts_jax_arrays_and_attributions(draw, arrays, shape):
 
 
 @every_case
+@pytest.mark.representatives(
+    "jacobian series",
+    "comparison image",
+    "series channels",
+    "image",
+    "temporal_jacobian log",
+    "attention",
+    "curve",
+    "score_over_time",
+)
 def test_zeros_can_be_drawn(draw, arrays, shape):
     *x, values = arrays
     axes = draw(*x, np.zeros_like(values))

@@ -87,6 +87,7 @@ def dtype():
 @pytest.mark.parametrize(
     "fn", [lambda x: recurrence(x)[0].sum(), backwards, nested, branches, without_steps, delayed]
 )
+@pytest.mark.representatives("nested", "branches", "delayed")
 def test_derivatives_as_rules_give_the_gradient(fn):
     structure, _ = structure_of(fn, [X], [Fact(active=True, depends_on_input=True)])
 

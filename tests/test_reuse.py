@@ -218,12 +218,29 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", SAVING)
+@pytest.mark.representatives(
+    "lstm",
+    "dropout",
+    "bidirectional, stacked",
+    "attention",
+    "nested",
+    "windows",
+    "rnn reversed",
+    "custom rule",
+    "length from the input",
+    "counters",
+    "flipped before",
+    "shift register",
+)
 def test_loops_start_at_the_first_change(name):
     costs = check_reuse(SAVING[name], X, SHORT, WIDE)
     assert costs[0] < 0.9, costs
 
 
 @pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.representatives(
+    "both ways at once", "transformer", "start changes", "sorted", "own gradient"
+)
 def test_loops_that_cannot_be_reused_are_computed_whole(name):
     fn, row, least = WHOLE[name]
     _, cost = check_reuse(fn, X, SHORT, [Rows(0, row, row + 1)])

@@ -97,9 +97,7 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.representatives(
-    "True-lstm", "False-gru, both ways", "True-rnn, steps", "True-left, mean"
-)
+@pytest.mark.representatives("True-lstm", "False-gru, both ways")
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_classifiers(name, padded, x64):
@@ -115,6 +113,7 @@ def test_classifiers(name, padded, x64):
 
 
 @pytest.mark.parametrize("attention", ["self", "weighted"])
+@pytest.mark.representatives("self")
 def test_attention_over_a_series(attention, x64):
     options = {"hidden_features": H, "units": 2, "param_dtype": "float64", "rngs": nnx.Rngs(0)}
     model = SignalClassifier(D, T, K, attention=attention, **options)
@@ -175,6 +174,7 @@ def test_windows_per_leaf(x64):
     "window, stride",
     [(1, 1), (T, 1), (3, 2), (4, 3), ((2, 2), (1, 1)), ((T, 1), (1, 1)), ((5, 2), 5)],
 )
+@pytest.mark.representatives("window4-stride4", "4-3", "1-1")
 def test_windows(window, stride, x64):
     check_occlusion(network, XS, 1, window=window, stride=stride)
 
@@ -200,6 +200,7 @@ def test_dtypes(dtype, atol):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.representatives("float32")
 def test_irrelevant_windows_are_exactly_zero(dtype):
     """A window equal to the baseline, a window in the padding, and unused steps."""
     xs = jnp.asarray(XS, dtype).at[:, 2].set(0.5)
@@ -287,6 +288,7 @@ def _cell_backward(inputs, ct):
 cell.defvjp(lambda row, h: (cell(row, h), (row, h)), _cell_backward)
 
 
+@pytest.mark.slow
 def test_custom_derivatives_of_an_occlusion(x64):
     def total(x, v, reuse):
         def model(x):

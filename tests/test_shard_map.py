@@ -38,6 +38,7 @@ def mapped(f, **options):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.representatives("integrated_gradients", "saliency")
 def test_module_inside_shard_map(name):
     net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, jnp.tanh, lambda rows: rows.sum(0))
@@ -47,6 +48,7 @@ def test_module_inside_shard_map(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.representatives("integrated_gradients", "saliency")
 def test_closure_inside_shard_map_without_check_vma(name, model):
     fn = lambda x: model(x)[-1]  # noqa: E731
     got = mapped(lambda x: METHODS[name](fn, x).values, check_vma=False)

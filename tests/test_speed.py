@@ -60,6 +60,13 @@ def reference(work):
 
 
 @pytest.mark.parametrize(("chunk", "projection"), [(1, "before"), (2, "inside"), (3, "joined")])
+@pytest.mark.representatives(
+    "image-saliency-1-before",
+    "image-integrated-3-joined",
+    "steps-jacobian-2-inside",
+    "image-occlusion-2-inside",
+    "long-occlusion-2-inside",
+)
 def test_handwritten_code_agrees(work, reference, chunk, projection):
     built = contest.by_hand(work, handwritten.Setting(chunk, projection))
     assert contest.compare("by hand", built.run(), reference, 1e-5) <= 1e-5
@@ -75,6 +82,7 @@ def test_captum_agrees(work, reference):
             assert contest.compare("Captum", result, reference, 1e-5) <= 1e-5
 
 
+@pytest.mark.representatives("image-saliency", "image-occlusion")
 def test_work_is_deterministic(work):
     again = cells.prepare(work.cell)
     same = jax.tree.map(np.array_equal, (work.weights, work.xs), (again.weights, again.xs))
@@ -151,6 +159,7 @@ def test_command_prints_and_writes(small, tmp_path, capsys):
     assert plot.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_disagreeing_cell_fails_without_a_time(small, tmp_path, capsys, monkeypatch):
     original = handwritten.build
 

@@ -35,6 +35,7 @@ def close(got, want, atol=1e-12):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.representatives("forward-True")
 def test_values_are_predictions_of_truncated_series(bidirectional, direction, x):
     model = classifier(bidirectional=bidirectional)
     parts = [x[: t + 1] if direction == "forward" else x[t:] for t in range(T)]
@@ -56,6 +57,7 @@ def test_causal_network_matches_its_readout_of_all_steps(x):
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.representatives("None-forward-right", "4-backward-left")
 def test_lengths_and_truncation_agree(padding, direction, batch_size, x):
     options = {"direction": direction, "length_arg": 0, "padding": padding}
     model = classifier(bidirectional=True, padding=padding)
@@ -66,6 +68,7 @@ def test_lengths_and_truncation_agree(padding, direction, batch_size, x):
 
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.representatives("forward-right", "backward-left")
 def test_padding_is_ignored(padding, direction, x):
     """Valid steps equal those of the series without padding; padded steps add nothing to it."""
     model, valid = classifier(bidirectional=True, padding=padding), 3
@@ -107,6 +110,7 @@ def test_callable_target_of_probabilities(x):
 
 
 @pytest.mark.parametrize("number", [np.int64(0), np.uint8(0)])
+@pytest.mark.representatives("number1")
 def test_numpy_integer_as_length_arg(number, x):
     model, lengths = classifier(), (jnp.array(T, jnp.int32),)
     got = score(model, x, args=lengths, length_arg=number).values
@@ -131,6 +135,7 @@ def test_lengths_of_any_integer_dtype(dtype, direction):
     "options", [{}, {"bidirectional": True}, {"num_layers": 2, "cell": "gru"}, {"readout": "mean"}]
 )
 @pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.representatives("5-options1", "5-options3")
 def test_reuse_preserves_values(options, batch_size):
     model, lengths = classifier(**options), np.array([20, 13, 1, 0])
     xs = np.random.default_rng(2).normal(size=(4, 20, D))
@@ -169,6 +174,7 @@ def test_length_that_overflows_its_dtype():
     close(score(fn, x, **call).values, score(fn, x, reuse=False, **call).values)
 
 
+@pytest.mark.slow
 def test_custom_derivatives_of_a_score(x):
     @jax.custom_vjp
     def advance(h, row):

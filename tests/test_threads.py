@@ -235,6 +235,7 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch_size", [None, 2, 5, 30])
+@pytest.mark.representatives("None-occlusion", "2-gradient", "5-jacobian", "30-smooth_grad")
 def test_results_equal_those_of_one_thread(method, batch_size, threads, patient, monkeypatch):
     def call():
         return METHODS[method](X, batch_size=batch_size)
@@ -303,6 +304,7 @@ def test_other_settings_use_the_callers_thread(context):
     assert not others(found)
 
 
+@pytest.mark.slow
 def test_disable_jit(threads):
     expected = ja.explain(ja.occlusion, fn, X[:4], 1).values
     with jax.disable_jit():
@@ -347,6 +349,7 @@ def test_concurrent_first_calls(threads):
         np.testing.assert_allclose(found[i], found[i % 2], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_threads_compile_after_clear_caches(threads):
     def call():
         return ja.explain(ja.occlusion, fn, X, 1, batch_size=20, window=4).values
