@@ -121,11 +121,11 @@ def test_names_match_substrings_and_globs(name):
 
 
 def test_invalid_names_raise():
-    with pytest.raises(ValueError, match=r"at: fn has no intermediate 'bed.*\['embedding'\]"):
+    with pytest.raises(ValueError, match=r"at: `fn` has no intermediate 'bed.*\['embedding'\]"):
         ja.saliency(classify, IDS[0], 0, at="bedding*")
-    with pytest.raises(ValueError, match=r"at='a' must name one array, and names a .* a "):
+    with pytest.raises(ValueError, match=r"at='a' must name one array, got a .* a "):
         ja.saliency(lambda x: ja.tag(ja.tag(x, "a"), "a").sum(), np.ones(2), at="a")
-    with pytest.raises(ValueError, match=r"at='\*' .* names state \[\(5, 3\)\]; gated"):
+    with pytest.raises(ValueError, match=r"at='\*' .* got state \[\(5, 3\)\]; gated"):
         ja.saliency(recurrent, ROWS[0], 0, at="*")
     with pytest.raises(TypeError, match="`at` must be the name of an intermediate, got 3"):
         ja.saliency(classify, IDS[0], 0, at=3)

@@ -299,9 +299,9 @@ def test_names_match_exactly_or_as_globs_or_substrings(pattern, names):
 
 def test_unknown_name_error_lists_existing_names():
     message = r"no intermediate 'nope'.*tags \['again', 'encoder/out', 'decoder/out'\]"
-    with pytest.raises(ValueError, match="capture: fn has " + message):
+    with pytest.raises(ValueError, match="capture: `fn` has " + message):
         intermediates(many, "again", "nope")
-    with pytest.raises(ValueError, match="intervene: fn has " + message):
+    with pytest.raises(ValueError, match="intervene: `fn` has " + message):
         ja.intervene(many, {"nope": X})(X)
     with pytest.raises(ValueError, match="no intermediate 'agai\\?\\?'"):
         intermediates(many, "agai??")

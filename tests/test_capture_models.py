@@ -103,7 +103,7 @@ def test_gradient_at_a_linen_layer(linen_model):
     expected = np.zeros((1, T, 3))
     expected[0, -1] = w[:, 1]
     np.testing.assert_allclose(got.values, expected, atol=1e-6)
-    with pytest.raises(ValueError, match=r"at='dense' must name one array, and names Linen/dense"):
+    with pytest.raises(ValueError, match=r"at='dense' must name one array, got Linen/dense"):
         ja.gradient(fn, X, 1, at="dense")
 
 

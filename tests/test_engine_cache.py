@@ -156,10 +156,6 @@ def test_function_reading_globals_is_not_stale():
 )
 def test_static_values_of_different_types_do_not_share_a_program(make):
     # The powers 1, 1.0 and True are equal, but result in different dtypes of integers.
-    for power in (1, 1.0, True):
-        fn = make(power)
-        fresh = jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])
-        assert str(jax.make_jaxpr(lambda x, fn=fn: fn(x))(X[0])) == str(fresh)
     keys = {ja.engine.callable.split(make(power))[1] for power in (1, 1.0, True)}
     assert len(keys) == 3
 
@@ -243,14 +239,6 @@ def test_method_closing_over_a_mutable_model_is_not_stale():
     assert run().max() == 2
     model.w[...] = jnp.full((D, K), 7.0)
     assert run().max() == 7
-
-
-@jax.custom_jvp
-def _clip(x):
-    return jnp.maximum(x, 0)
-
-
-_clip.defjvp(lambda primals, tangents: (_clip(primals[0]), tangents[0]))
 
 
 def test_functions_with_different_jvp_rules_do_not_share_a_program():

@@ -82,7 +82,7 @@ def test_products_of_two_signals_raise(name):
     ids=["clipped input", "another's mean", "sorted by a gate"],
 )
 def test_apparent_gates_and_statistics_raise(fn):
-    with pytest.raises(ValueError, match="joins two signals"):
+    with pytest.raises(ValueError, match="combines two signals"):
         relevance(fn)
 
 

@@ -309,9 +309,23 @@ def test_swapped_input_and_target():
     )
 
 
-def test_check_finite_must_be_a_bool():
-    assert message(TypeError, lambda: ja.saliency(fn, X[0], 2, check_finite="no")) == (
-        "`check_finite` must be a bool, got 'no'."
+@pytest.mark.parametrize(
+    "method, name, options",
+    [
+        (ja.saliency, "check_finite", {}),
+        (ja.smooth_grad, "relative", {"key": jax.random.key(0)}),
+        (ja.grad_cam, "relu", {"at": "layer"}),
+        (ja.lrp, "ignore_bias", {}),
+        (ja.lrp, "conserve_bias", {}),
+        (ja.occlusion, "reuse", {}),
+    ],
+)
+def test_flag_must_be_a_bool(method, name, options):
+    def tagged(x):
+        return fn(ja.tag(x, "layer"))
+
+    assert message(TypeError, lambda: method(tagged, X[0], 2, **options, **{name: "no"})) == (
+        f"`{name}` must be a bool, got 'no'."
     )
 
 

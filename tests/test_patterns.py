@@ -365,7 +365,7 @@ def while_loop_over_data(x):
 @pytest.mark.parametrize(
     "fn, xs, options, error, message",
     [
-        (scan_over_weights, np.ones((2, 4)), {}, ValueError, "other weights at each step"),
+        (scan_over_weights, np.ones((2, 4)), {}, ValueError, "different weights at each step"),
         (while_loop_over_data, np.ones((2, 4)), {}, ValueError, "`while`.*depends on the data"),
         (jnp.tanh, np.ones((0, 4)), {}, ValueError, "`xs` must hold at least one example"),
         (jnp.tanh, np.ones((2, 4)), {"estimator": "rleu"}, ValueError, "estimator.*rleu"),

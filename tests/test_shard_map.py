@@ -26,10 +26,6 @@ def model():
     return ja.models.SequenceClassifier(3, 4, 2, readout="steps", rngs=nnx.Rngs(0))
 
 
-def last(x, model):
-    return model(x)[-1]
-
-
 def mapped(f, **options):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     return jax.jit(

@@ -128,8 +128,8 @@ def shrink(binding: Binding, load: Workload, plan: Plan, error: Exception) -> Pl
         raise error
     if plan.in_flight == 1:
         raise jax.errors.JaxRuntimeError(
-            "The device has too little memory for one evaluation of fn at a time, with what the "
-            f"method keeps of it: {error}"
+            "The device has too little memory for one evaluation of `fn` at a time and the arrays "
+            f"that the method keeps: {error}"
         ) from error
     limit = plan.in_flight // 2
     MEMOS.limits[binding.key] = limit

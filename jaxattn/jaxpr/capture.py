@@ -139,7 +139,7 @@ def split_at(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...], name: str) -
     calls = [p for p in found if selection.get(p.name) is p.is_tag]
     if len(calls) > 1 or len(calls[0].structs) > 1:
         several = [f"{p.name} {[s.shape for s in p.structs]}" for p in calls]
-        raise ValueError(f"at={name!r} must name one array, and names {'; '.join(several)}")
+        raise ValueError(f"at={name!r} must name one array, got {'; '.join(several)}.")
     (full_name,) = selection
     leaves = jax.tree.leaves(inputs)
 
@@ -230,7 +230,7 @@ def _for_each_call(
     each = replacement if isinstance(replacement, list) else [replacement] * len(calls)
     if len(each) != len(calls):
         raise ValueError(
-            f"intervene: {name!r} occurs {len(calls)} times, got a list of {len(each)}"
+            f"intervene: {name!r} occurs {len(calls)} times, got a list of {len(each)}."
         )
     return [_fitted(place, one) for place, one in zip(calls, each, strict=True)]
 
@@ -244,7 +244,7 @@ def _fitted(place: Place, replacement: Replacement) -> Replacement:
     if len(arrays) != len(place.structs):
         raise ValueError(
             f"intervene: {place.name!r} returns {len(place.structs)} arrays, of shapes "
-            f"{[s.shape for s in place.structs]}, got {len(arrays)}"
+            f"{[s.shape for s in place.structs]}, got {len(arrays)}."
         )
     full = tuple(
         _fitted_array(place, jnp.asarray(array), struct)
@@ -259,13 +259,13 @@ def _fitted_array(place: Place, array: Array, struct: jax.ShapeDtypeStruct) -> A
         expected = " or, the same for all steps, ".join(map(str, shapes))
         raise ValueError(
             f"intervene: the replacement of {place.name!r} must have shape {expected}, "
-            f"got {array.shape}"
+            f"got {array.shape}."
         )
     real = jnp.issubdtype(struct.dtype, jnp.floating) and not jnp.iscomplexobj(array)
     if array.dtype != struct.dtype and not real:
         raise TypeError(
             f"intervene: the replacement of {place.name!r} must have dtype {struct.dtype}, "
-            f"got {array.dtype}"
+            f"got {array.dtype}."
         )
     return jnp.broadcast_to(array.astype(struct.dtype), struct.shape)
 
@@ -282,6 +282,6 @@ def _replaced(name: str, value: PyTree, replacement: Replacement) -> PyTree:
     if got != expected:
         raise ValueError(
             f"intervene: the function for {name!r} must return arrays like its argument's, "
-            f"{expected}, got {got}"
+            f"{expected}, got {got}."
         )
     return result

@@ -136,13 +136,13 @@ def choose(patterns: Sequence[str], found: Sequence[Place], what: str) -> dict[s
         if not matching:
             layers = [name for name, is_tag in kinds.items() if not is_tag]
             raise ValueError(
-                f"{what}: fn has no intermediate {pattern!r}; it has the tags {tags} and the "
-                f"layers {layers}; jaxattn.tag names further ones"
+                f"{what}: `fn` has no intermediate {pattern!r}. It has the tags {tags} and the "
+                f"layers {layers}. Use `jaxattn.tag` to name others."
             )
         chosen |= set(matching)
     for place in found:
         if place.flaw and place.name in chosen and place.is_tag is kinds[place.name]:
-            raise ValueError(f"{what}: {place.name!r} {place.flaw}")
+            raise ValueError(f"{what}: {place.name!r} {place.flaw}.")
     return {name: is_tag for name, is_tag in kinds.items() if name in chosen}
 
 

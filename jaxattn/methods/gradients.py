@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
+from jaxattn._types import (
+    Attribution,
+    Inputs,
+    RandomKey,
+    Scalar,
+    Target,
+    check_bool,
+    check_count,
+)
 from jaxattn.engine.batch import chunked_sum, wide
 from jaxattn.engine.method import method
 from jaxattn.engine.options import count
@@ -251,6 +259,7 @@ def smooth_grad(
     """
     key = _checked_key(key, method, num_samples, noise, statistic)
     _check_options(method, options)
+    check_bool("relative", relative)
     floating_leaves(x, "noise")
     output = fn(x, *args)
     inner = count("in_flight", method, x, output, {"target": target, **options})

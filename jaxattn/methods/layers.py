@@ -10,7 +10,15 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
+from jaxattn._types import (
+    Attribution,
+    Inputs,
+    RandomKey,
+    Scalar,
+    Target,
+    check_bool,
+    check_count,
+)
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
@@ -75,6 +83,7 @@ def grad_cam(
         >>> print(ja.grad_cam(fn, x, at="layer", relu=False).values)
         [ 3. -9.]
     """
+    check_bool("relu", relu)
     (layer,) = jax.tree.leaves(x)
     if layer.ndim < 2:
         raise ValueError(

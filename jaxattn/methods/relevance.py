@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
@@ -161,8 +160,7 @@ def lrp(
         [3.5 3.5]
     """
     floating, merge = floating_leaves(x, "relevance")
-    if not isinstance(conserve_bias, (bool, np.bool_)):
-        raise TypeError(f"`conserve_bias` must be True or False, got {conserve_bias!r}.")
+    check_bool("conserve_bias", conserve_bias)
     if isinstance(rule, str) and rule == "z":
         epsilon = 0.0  # in sums and products too
     rules = _rules(rule, LRPRule("epsilon", epsilon, gamma, alpha, low, high, ignore_bias))
@@ -264,7 +262,7 @@ def _rules(rule: str | LRPRule | Composite, defaults: LRPRule) -> list[tuple[Whe
             for where, kind in rule
         ]
     except (TypeError, ValueError) as error:
-        raise type(error)(f"`rule` must hold pairs of (where, rule): {error}.") from error
+        raise type(error)(f"`rule` must hold pairs of (where, rule): {error}") from error
 
 
 def _by_name(name: str) -> str | Composite:
@@ -308,6 +306,6 @@ def _check_matched(argument: str, names: Sequence[Where], walk: Relevance) -> No
         is_sort = isinstance(where, str) and where in ("*", "input", "conv", "dense")
         if not is_sort and where not in walk.matched:
             raise ValueError(
-                f"`{argument}` names {where!r}, which matches nothing on the path of relevance; "
-                f"there are {sorted(walk.names)}: name more with jaxattn.tag."
+                f"`{argument}` names {where!r}, which matches nothing on the path of relevance. "
+                f"Its names are {sorted(walk.names)}. Use `jaxattn.tag` to name others."
             )

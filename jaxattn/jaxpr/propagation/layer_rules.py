@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxattn._types import check_bool
 from jaxattn.jaxpr.propagation.modified_layer import Layer, Map, Signed, transposed
 
 Kind = Literal[
@@ -50,22 +51,23 @@ class LRPRule(NamedTuple):
         """Validate the rule and return it.
 
         Raises:
-            TypeError: if a parameter is not a number.
+            TypeError: if a parameter is not a number, or `ignore_bias` not a bool.
             ValueError: for an unknown kind, a negative `epsilon` or `gamma`, an `alpha` below 1, or
                 missing bounds.
         """
         if self.kind not in get_args(Kind):
             known = ", ".join(map(repr, get_args(Kind)))
-            raise ValueError(f"`rule` must be one of {known}, got {self.kind!r}")
+            raise ValueError(f"`rule` must be one of {known}, got {self.kind!r}.")
         for name, least in (("epsilon", 0), ("gamma", 0), ("alpha", 1)):
             _check_parameter(name, getattr(self, name), least)
+        check_bool("ignore_bias", self.ignore_bias)
         low, high = self.low, self.high
         if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
-            raise ValueError(f"`low` must not be above `high`, got {low} and {high}")
+            raise ValueError(f"`low` must not be above `high`, got {low} and {high}.")
         if self.kind in ("bounded", "z_b") and (low is None or high is None):
             raise ValueError(
-                f'rule="{self.kind}" needs `low` and `high`, the bounds of the inputs, '
-                f"got low={low} and high={high}"
+                f'rule="{self.kind}" requires `low` and `high`, the bounds of the inputs, '
+                f"got low={low} and high={high}."
             )
         return self
 
@@ -73,9 +75,9 @@ class LRPRule(NamedTuple):
 def _check_parameter(name: str, value: ArrayLike, least: int) -> None:
     if isinstance(value, (int, float)):
         if not least <= value < float("inf"):
-            raise ValueError(f"`{name}` must be at least {least} and finite, got {value}")
+            raise ValueError(f"`{name}` must be at least {least} and finite, got {value}.")
     elif not hasattr(value, "dtype") or jnp.ndim(value):
-        raise TypeError(f"`{name}` must be one number, got {value!r}")
+        raise TypeError(f"`{name}` must be one number, got {value!r}.")
 
 
 class Redistribution(NamedTuple):
@@ -200,8 +202,8 @@ def _bound(name: str, value: ArrayLike | None, x: Array) -> Array:
     except ValueError as error:
         raise ValueError(
             f"`{name}` of shape {bound.shape} does not broadcast to the input of shape "
-            f'{x.shape} of a layer with rule "bounded": use numbers, or this rule for the first '
-            "layer only"
+            f'{x.shape} of a layer with rule "bounded". Use numbers, or this rule only for the '
+            "first layer."
         ) from error
 
 

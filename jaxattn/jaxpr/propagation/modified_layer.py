@@ -34,7 +34,7 @@ Apply: TypeAlias = Callable[[Array, Array], Array]
 
 
 class Signed(NamedTuple):
-    """A positive and a negative part."""
+    """The positive and the negative part of an array, which sum to it."""
 
     positive: Array
     negative: Array

@@ -142,8 +142,8 @@ def _find(structure: Structure, varies: dict[Var, bool]) -> Iterator[Weights]:
                 continue
             if varies[operand]:
                 raise ValueError(
-                    f"{step} has other weights at each step of a loop, and no pattern: unroll the "
-                    "loop"
+                    f"{step} has different weights at each step of a loop, so it has no pattern. "
+                    "Unroll the loop."
                 )
             units = _units(step, position)
             yield Weights(step, operand.shape, operand.aval.dtype, units.axes, units.output_axes)

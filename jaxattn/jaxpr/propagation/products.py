@@ -93,16 +93,16 @@ class ProductRules:
             if step not in self._warned:
                 self._warned.add(step)
                 warnings.warn(
-                    f"{step} multiplies two gates, and which of them is the signal cannot be told: "
-                    f"each gets half; choose by products={{{name!r}: ...}}",
+                    f"{step} multiplies two gates. Neither is known to be the signal, so each "
+                    f"receives half of the relevance. Choose with products={{{name!r}: ...}}.",
                     stacklevel=2,
                 )
             return "half"
         raise ValueError(
-            f"{step} joins two signals, neither of them a gate between 0 and 1, and no rule "
-            "says how its relevance is divided: choose by "
+            f"{step} combines two signals. Neither is a gate between 0 and 1, so the division of "
+            "its relevance is not defined. Choose with "
             f'products={{{name!r}: "first" | "second" | "half" | "proportional"}}, '
-            'or products="half" for all'
+            'or products="half" for all products.'
         )
 
     def _attention_or_gate(self, step: Step, facts: list[Fact]) -> Division | None:

@@ -18,7 +18,7 @@ from jaxattn.jaxpr.structure.hoisted import analyse_whole
 
 
 class ScoreRules(Rules):
-    """Rules that start at a score."""
+    """Rules of a walk that starts at the score of one target."""
 
     @abc.abstractmethod
     def start(self, score: Runs) -> Array:

@@ -18,7 +18,7 @@ _ELEMENTWISE = frozenset("add add_any sub mul div neg name copy".split())
 
 
 class Interval(NamedTuple):
-    """Some consecutive elements of one axis."""
+    """The elements `start` to `stop - 1` of one axis."""
 
     start: int
     size: int

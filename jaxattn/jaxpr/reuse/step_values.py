@@ -106,7 +106,7 @@ def rows_of(value: ArrayLike, cut: Rows | Whole) -> ArrayLike:
 
 
 def slice_rows(value: ArrayLike, cut: Rows) -> jax.Array:
-    """Return some rows of a value."""
+    """Return the rows of a value that `cut` selects."""
     assert isinstance(value, jax.Array | np.ndarray)  # a literal has no axes
     return jax.lax.slice_in_dim(value, cut.lo, cut.hi, axis=cut.axis)
 
