@@ -113,6 +113,13 @@ def test_minimum_of_two_inputs(inputs, form):
     close(deep_lift(MINIMA[form], inputs, multiplier="rescale"), one, 1e-12)
 
 
+@pytest.mark.parametrize("fn", [jnp.max, jnp.min])
+def test_extremum_is_attributed_to_the_larger_change(fn):
+    """The maximum 3 is element 0 of the input; the minimum 0 is element 0 of the baseline."""
+    values = ja.deep_lift(fn, jnp.array([3.0, 1.0]), baseline=jnp.array([0.0, 2.0])).values
+    np.testing.assert_array_equal(values, [1, 0])
+
+
 def test_rescale_by_hand():
     """Two layers; the multiplier is the derivative if the difference is 0."""
     w, v = Draw(1)(3, 4), Draw(2)(4)

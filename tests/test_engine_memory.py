@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxattn as ja
-from jaxattn.engine import launch, plan as planning
+from jaxattn.engine import launch, memory, plan as planning
 from jaxattn.engine.memo import MEMOS
 
 B, N = 41, 6
@@ -33,6 +33,12 @@ class Device:
         if plan.in_flight > self.capacity and len(self.requested) > self.after:
             raise jax.errors.JaxRuntimeError(SHORT)
         return self._run(binding, examples, plan)
+
+
+def test_trial_over_the_budget_is_halved():
+    device = jax.devices()[0]
+    needed = memory.budget(device) + 1
+    assert [memory.fewer_in_flight(device, 1, n, needed) for n in (8, 3, 1)] == [4, 1, 1]
 
 
 @pytest.fixture

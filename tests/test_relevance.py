@@ -694,6 +694,22 @@ def test_product_of_a_variable_with_itself_is_an_activation(fn):
     np.testing.assert_allclose(got.values.sum(), got.output, rtol=1e-4)
 
 
+def test_epsilon_in_a_contraction_of_two_signals():
+    a, b = np.array([1.0, 2.0], np.float32), np.array([3.0, -1.0], np.float32)
+    found = ja.lrp(lambda x: x["a"] @ x["b"], {"a": a, "b": b}, products="half", epsilon=0.5)
+    half = a * b / 2 * (a @ b) / (a @ b + 0.5)
+    np.testing.assert_allclose(found.values["a"], half, rtol=1e-6)
+    np.testing.assert_allclose(found.values["b"], half, rtol=1e-6)
+
+
+def test_values_multiplied_by_zero_receive_no_relevance():
+    mask, x = np.array([1, 0, 2], np.float32), np.array([0.5, 1, 0.2], np.float32)
+    found = ja.lrp(lambda x: jax.nn.relu(jnp.tanh(x) * mask) @ np.ones((3, 1)), x, 0, rule="flat")
+    third = float(found.output[0]) / 3
+    np.testing.assert_allclose(found.values, [third, 0, third], rtol=1e-6)
+    np.testing.assert_allclose(found.info["absorbed"], third, rtol=1e-6)
+
+
 def test_product_of_a_gate_and_a_signal_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -161,9 +161,7 @@ class Planner(Walk):
         step = visit.step
         _, *operands = (visit.memory[atom] for atom in step.inputs)
         if visit.memory.number > 1 and visit.structure.fact(step.inputs[0]).depends_on_input:
-            raise ValueError(
-                f"{step} may take different branches for the baseline and the input."
-            )
+            raise ValueError(f"{step} may take different branches for the baseline and the input.")
         of_branches = [
             self.inside(branch, self.forward(branch, operands), visit.cotangents)[0]
             for branch in visit.structure.inner[step]

@@ -18,7 +18,7 @@ _ELEMENTWISE = frozenset("add add_any sub mul div neg name copy".split())
 
 
 class Interval(NamedTuple):
-    """The elements `start` to `stop - 1` of one axis."""
+    """The `size` elements of one axis that begin at `start`."""
 
     start: int
     size: int
