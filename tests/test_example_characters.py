@@ -17,8 +17,8 @@ from examples.characters import PAD, UNKNOWN, Labelled, encode, keras, load, voc
 
 WIDTH, UNITS, EMBEDDING, EXAMPLES = 60, 8, 6, 12
 BUDGET = {
-    "audience": 200, "epochs": 1, "units": UNITS, "embedding": EMBEDDING, "width": WIDTH,
-    "examples": EXAMPLES, "methods": ("LRP", "occlusion"),
+    "audience": 200, "epochs": 300, "rate": 2e-2, "units": UNITS, "embedding": EMBEDDING,
+    "width": WIDTH, "examples": EXAMPLES, "methods": ("LRP", "occlusion"),
 }  # fmt: skip
 
 
@@ -40,9 +40,10 @@ def run(data, tmp_path_factory):
         patch.setenv("COLUMNS", "100")
         patch.setenv("FORCE_COLOR", "1")
         patch.setattr(example, "load", lambda: data)
+        patch.setattr(training, "stratified_split", lambda *_, **options: split(data))
         # The example runs with JAX's default promotion.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            path = example.main(folder, min_accuracy=0.0, **BUDGET)
+            path = example.main(folder, min_accuracy=0.9, **BUDGET)
             assert path == folder / "index.html"
             networks = {
                 "jaxattn": checkpoints.restore(
@@ -63,7 +64,9 @@ def run(data, tmp_path_factory):
 
 
 def split(data):
-    return training.stratified_split(data[0].labels, 0.2, seed=0)
+    """Return training rows, which are the test rows too: so small a network learns only these."""
+    rows = np.flatnonzero(np.arange(len(data[0].labels)) % 20 == 0)
+    return rows, rows
 
 
 def vocabulary(data):
@@ -139,7 +142,7 @@ def test_prints_tables_and_coloured_sentence(run):
     networks = {row[0]: row[1:] for row in cells if len(row) == 6}
     assert set(networks) == {"jaxattn", "Keras, loaded"}
     for accuracy, _, off, padding, _ in networks.values():
-        assert 0 < float(accuracy.rstrip("%")) < 100
+        assert float(accuracy.rstrip("%")) >= 90
         assert float(off) < 1e-6
         assert 0 < float(padding.rstrip("%")) < 100
     methods = [row for row in cells if len(row) == 7]

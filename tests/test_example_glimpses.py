@@ -12,7 +12,7 @@ from PIL import Image
 
 from examples import clutter, glimpses, looking
 
-SMALL = glimpses.Plan(8, 1, 2, 8, 0, 2), glimpses.Plan(12, 2, 2, 8, 1, 2)
+SMALL = glimpses.Plan(8, 1, 2, 32, 0, 3, 1e-2), glimpses.Plan(12, 2, 2, 8, 1, 2)
 FIGURES = {"mnist", "clutter", "training", "relevance", "mistakes"}
 RNG = np.random.default_rng(0)
 DIGITS = clutter.Digits(
@@ -24,14 +24,14 @@ DIGITS = clutter.Digits(
 def run(tmp_path_factory):
     """Return the path of the page, and the printed text."""
     parts = clutter.load()
-    few = tuple(clutter.Digits(*(a[:250] for a in part)) for part in parts)
+    few = tuple(clutter.Digits(*(a[:1000] for a in part)) for part in parts)
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "120")
         patch.setattr(clutter, "load", lambda folder: few)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             path = glimpses.main(
-                tmp_path_factory.mktemp("glimpses"), plans=SMALL, max_error=1, min_margin=None
+                tmp_path_factory.mktemp("glimpses"), plans=SMALL, max_error=0.8, min_margin=None
             )
     return path, printed.getvalue()
 
