@@ -131,7 +131,7 @@ def check_target(shape: tuple[int, ...], target: Target) -> None:
     if target is None:
         if np.prod(shape) != 1:
             raise ValueError(
-                f"`target` is missing: the output of fn has shape {shape}. Pass an int, a tuple of "
+                f"`target` is missing: the output of `fn` has shape {shape}. Pass an int, a tuple of "
                 f"{len(shape)} ints, or a callable; {_batch_hint(None)}"
             )
         return
