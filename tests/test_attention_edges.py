@@ -234,6 +234,7 @@ def test_output_length_must_be_an_integer(x):
 
 
 @pytest.mark.parametrize("place", [-1, 4])
+@pytest.mark.representatives("4")
 def test_traced_out_of_range_id_gives_nan(place):
     """Methods and `jit` trace the ids; -1, a common padding id, is not the last character."""
     model = ja.models.CharacterClassifier(

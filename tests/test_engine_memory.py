@@ -124,7 +124,7 @@ def test_single_evaluation_out_of_memory_raises(device):
     device(0)
     with (
         pytest.warns(UserWarning),
-        pytest.raises(jax.errors.JaxRuntimeError, match=r"one evaluation of fn at a time.*EXH"),
+        pytest.raises(jax.errors.JaxRuntimeError, match=r"one evaluation of `fn` at a time.*EXH"),
     ):
         explained()
 
@@ -180,6 +180,6 @@ def test_single_evaluation_out_of_memory_on_threads_raises(device, threads):
     device(0)
     with (
         pytest.warns(UserWarning),
-        pytest.raises(jax.errors.JaxRuntimeError, match=r"one evaluation of fn at a time.*EXH"),
+        pytest.raises(jax.errors.JaxRuntimeError, match=r"one evaluation of `fn` at a time.*EXH"),
     ):
         explained()

@@ -61,7 +61,6 @@ def test_batch_size_is_per_device():
 
 @pytest.mark.representatives(
     "occlusion-options0-3-shape3",
-    "smooth_grad-options5-1-shape0",
     "integrated_gradients-options1-2-shape2",
     "jacobian-options3-2-shape2",
 )
@@ -159,6 +158,7 @@ def test_gradients_through_a_mesh():
     close(jax.grad(lambda x: loss(x, mesh=mesh(4)))(X[:1]), jax.grad(loss)(X[:1]))
 
 
+@pytest.mark.slow
 def test_nested_explanation_stays_on_its_device():
     """JAX caches the trace of a jitted function across different placements."""
 

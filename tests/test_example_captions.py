@@ -25,6 +25,7 @@ def as_it_comes(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 def test_scenes_match_captions(few):
     for composed in few:
         for image, objects, reference, caption in zip(*composed, strict=True):
@@ -59,6 +60,7 @@ def test_object_cells_are_at_least_half_covered():
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_test_and_training_sprites_are_disjoint():
     learnt, new = scenes.sprites(False), scenes.sprites(True)
     assert set(learnt) == set(new) == set(scenes.NAMES)
@@ -160,6 +162,7 @@ def test_example_runs(printed):
         assert int(count) > 20
 
 
+@pytest.mark.slow
 def test_inaccurate_network_raises(few, tmp_path, monkeypatch):
     def nonsense(out, images, captions, tests, *_):
         said = describing.Captions([["a"]] * len(tests), np.ones((len(tests), 10, 8, 8)))
@@ -171,6 +174,7 @@ def test_inaccurate_network_raises(few, tmp_path, monkeypatch):
         captioning.main(tmp_path)
 
 
+@pytest.mark.slow
 def test_misdirected_attention_raises(few, tmp_path, monkeypatch):
     test = few[1]
     even = np.full((len(test.images), 10, 8, 8), 1 / 64)

@@ -224,6 +224,7 @@ def as_a_user_runs_it():
         yield
 
 
+@pytest.mark.slow
 def test_translate_equals_network_outputs(small, as_a_user_runs_it):
     model, texts, found = small
     x = alignment.one_hot(model, texts.ids)

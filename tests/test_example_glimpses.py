@@ -76,7 +76,7 @@ def test_checkpoints_are_saved(run):
         ({"max_error": 1, "min_margin": 1}, "error with random glimpses is larger by"),
     ],
 )
-@pytest.mark.representatives("wanted0")
+@pytest.mark.slow
 def test_inaccurate_networks_raise(tmp_path, monkeypatch, wanted, message):
     monkeypatch.setattr(clutter, "load", lambda folder: (DIGITS, DIGITS))
     monkeypatch.setattr(glimpses, "train", lambda model, draw, plan, **_: np.ones(plan.epochs))
@@ -97,6 +97,7 @@ def test_batches_draw_independent_paths():
         assert np.all(np.any(first != second, (1, 2)))
 
 
+@pytest.mark.slow
 def test_mistakes_use_the_drawn_paths():
     model = glimpses.build(SMALL[0])
     seen = looking.glimpse_all(model, DIGITS.images)

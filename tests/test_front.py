@@ -89,7 +89,7 @@ def test_functions_without_a_prefix(name):
     assert AffinePrefix.of(WITHOUT_PREFIX[name], [X]) is None
 
 
-@pytest.mark.representatives("lstm", "attention", "sorted", "start changes", "own rule", "masked")
+@pytest.mark.representatives("attention", "masked", "sorted", "own rule")
 @pytest.mark.parametrize(
     "name", sorted({*FUNCTIONS, *WITHOUT_PREFIX} - {"while"})
 )  # has no gradient

@@ -66,7 +66,7 @@ def test_single_example_equals_batch_row_and_padding_is_ignored(readout):
 
 
 @pytest.mark.parametrize(("cell", "layer"), [("lstm", nn.LSTM), ("gru", nn.GRU), ("rnn", nn.RNN)])
-@pytest.mark.representatives("lstm-LSTM")
+@pytest.mark.slow
 def test_cell_type_and_sizes(cell, layer):
     model = make(cell=cell, num_layers=2, bidirectional=True, param_dtype="bfloat16")
     assert type(model.recurrent) is layer

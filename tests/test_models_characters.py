@@ -158,6 +158,7 @@ def test_equals_keras_network(model):
     np.testing.assert_allclose(own_captured["attention_vec"].sum(), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_lengths_mask_padding(model):
     text = ids(2, T)
     padded = np.concatenate([np.full((2, 3), V - 1), text], axis=1, dtype=np.int32)
@@ -176,7 +177,7 @@ def test_empty_text_output_is_bias(model):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.representatives("False")
+@pytest.mark.slow
 def test_character_relevance_sums_to_logit(padded):
     with jax.enable_x64(True):
         model = ja.models.CharacterClassifier(

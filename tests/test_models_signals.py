@@ -39,7 +39,7 @@ def test_published_example_shapes():
 
 
 @every_form
-@pytest.mark.representatives("self-outputs", "weighted-weights")
+@pytest.mark.representatives("weighted-weights")
 def test_head_inputs_are_values_and_weights_or_outputs(attention, beside):
     model, x = make(attention=attention, beside=beside), inputs(T, D).astype(np.float32)
     logits, captured = ja.capture(model)(x, np.int32(4))
@@ -60,7 +60,7 @@ def test_head_inputs_are_values_and_weights_or_outputs(attention, beside):
 
 
 @every_form
-@pytest.mark.representatives("self-outputs", "weighted-weights")
+@pytest.mark.representatives("weighted-weights")
 def test_padding_is_ignored(attention, beside):
     model, x = make(attention=attention, beside=beside), inputs(3, T, D).astype(np.float32)
     lengths = np.array([6, 4, 0], np.int32)
@@ -83,7 +83,7 @@ def test_padding_is_ignored(attention, beside):
 
 
 @every_form
-@pytest.mark.representatives("self-outputs", "weighted-weights")
+@pytest.mark.representatives("weighted-weights")
 def test_relevance_is_conserved(attention, beside, x64):
     model = make(attention=attention, beside=beside, param_dtype="float64")
     x, length = inputs(T, D), np.int32(4)

@@ -295,6 +295,7 @@ def translator():
         yield model
 
 
+@pytest.mark.slow
 def test_translator_composes_encoder_and_decoder(translator, x64):
     x = inputs(2, T, M, dtype=np.float64)
     lengths = np.array([5, 3])

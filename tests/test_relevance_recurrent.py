@@ -267,8 +267,8 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.representatives("bidirectional")
 @pytest.mark.parametrize("name", list(CLASSIFIERS)[1:])
+@pytest.mark.slow
 def test_stacked_and_bidirectional_layers(name):
     fn, layers, head = CLASSIFIERS[name]()
     got = every_case(fn, X)
@@ -408,7 +408,7 @@ MODELS = {
 ATTENTIVE = ("attention", "self-attention", "decoder")
 
 
-@pytest.mark.representatives("bilstm", "gru", "decoder")
+@pytest.mark.representatives("bilstm", "decoder")
 @pytest.mark.parametrize("name", MODELS)
 def test_relevance_is_conserved(name):
     """Initial states receive relevance as inputs, and absorb the same relevance as constants."""

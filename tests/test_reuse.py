@@ -220,17 +220,13 @@ OTHERS = {
 @pytest.mark.parametrize("name", SAVING)
 @pytest.mark.representatives(
     "lstm",
-    "dropout",
     "bidirectional, stacked",
     "attention",
     "nested",
-    "windows",
     "rnn reversed",
     "custom rule",
     "length from the input",
-    "counters",
     "flipped before",
-    "shift register",
 )
 def test_loops_start_at_the_first_change(name):
     costs = check_reuse(SAVING[name], X, SHORT, WIDE)

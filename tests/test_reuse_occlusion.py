@@ -97,7 +97,7 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.representatives("True-lstm", "False-gru, both ways")
+@pytest.mark.representatives("True-lstm")
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_classifiers(name, padded, x64):
@@ -221,6 +221,7 @@ def test_irrelevant_windows_are_exactly_zero(dtype):
         assert got[:, 3:, 0].all()
 
 
+@pytest.mark.slow
 def test_derivatives_match(x64):
     """Also where a window equals the baseline: its value is zero, but its derivative is not."""
     x, recurrent = jnp.asarray(XS).at[:, 2:4].set(0.0), jnp.asarray(WEIGHTS[1])
