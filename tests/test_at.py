@@ -75,7 +75,7 @@ ROWS = rng.normal(size=(2, 5, 4)).astype(np.float32)
 
 
 @pytest.mark.parametrize("method", OPTIONS, ids=lambda method: method.__name__)
-@pytest.mark.representatives("integrated_gradients", "saliency", "jacobian")
+@pytest.mark.representatives("integrated_gradients", "jacobian")
 def test_at_explains_every_step_of_a_state(method):
     target = None if method is ja.jacobian else Y
     states = jax.vmap(ja.capture(recurrent, "state"))(ROWS)[1]["state"]
@@ -101,6 +101,7 @@ def test_gradient_of_one_intermediate_with_respect_to_another():
     assert last[-1, 0] == 1 and last.sum() == 1
 
 
+@pytest.mark.slow
 def test_untagged_embedding_is_selected_by_path():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         keras.utils.set_random_seed(0)

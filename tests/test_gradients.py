@@ -118,7 +118,7 @@ def test_smooth_grad_statistics(statistic, reduce, model, x):
 
 
 @pytest.mark.parametrize("method", [ja.gradient, ja.saliency, ja.integrated_gradients])
-@pytest.mark.representatives("gradient")
+@pytest.mark.slow
 def test_smooth_grad_without_noise_equals_its_method(method, model, x):
     smooth = partial(ja.smooth_grad, model, x, 1, key=KEY, num_samples=3, noise=0.0, method=method)
     close(smooth().values, method(model, x, 1).values)

@@ -81,6 +81,7 @@ def close(found, names=FORMS):
         np.testing.assert_allclose(value, want, 0, 1e-12 * abs(want).max(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_lrp_is_independent_of_the_form_of_a_layer():
     close(values(ja.lrp, rule="alpha_beta", conserve_bias=True))
 

@@ -133,7 +133,7 @@ def test_reuse_computes_only_the_causal_half():
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.representatives("False")
+@pytest.mark.slow
 def test_norm_is_differentiable_at_zero(reuse):
     model, x = classifier(readout="steps"), jnp.ones((6, D))
 

@@ -39,7 +39,7 @@ def test_published_example_shapes():
 
 
 @every_form
-@pytest.mark.representatives("weighted-weights")
+@pytest.mark.slow
 def test_head_inputs_are_values_and_weights_or_outputs(attention, beside):
     model, x = make(attention=attention, beside=beside), inputs(T, D).astype(np.float32)
     logits, captured = ja.capture(model)(x, np.int32(4))

@@ -185,6 +185,7 @@ def test_attention_is_captured_and_replaced_by_name(x64):
     assert np.abs(uniform.logits - got.logits).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences(x64):
     graph, params = nnx.split(make(jnp.float64))
 
@@ -320,7 +321,7 @@ TARGETS = np.array([[0, 1], [2, 0], [3, 1]])
 @pytest.mark.parametrize(
     "options", [{}, {"attention": "attnlrp", "products": "half"}, {"gates": "half"}]
 )
-@pytest.mark.representatives("options2")
+@pytest.mark.slow
 def test_output_label_relevance_is_conserved(translator, options, x64):
     x = inputs(3, T, M, dtype=np.float64)
     found = ja.explain(

@@ -92,6 +92,7 @@ def test_boxes_are_the_pixels_read(location):
     np.testing.assert_array_equal(boxes[0, :, 2] - boxes[0, :, 0], [4, 8, 16])
 
 
+@pytest.mark.slow
 def test_integers_are_converted_and_floating_dtypes_kept(x64):
     centre = np.zeros(2, np.float32)
     whole = nn.glimpse(np.arange(36, dtype=np.uint8).reshape(6, 6), centre, 2, 2)

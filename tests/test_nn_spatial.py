@@ -84,7 +84,7 @@ def test_hard_attention_selects_argmax_or_samples(x64):
 
 
 @both
-@pytest.mark.representatives("hard")
+@pytest.mark.slow
 def test_batch_axes_equal_single_examples(kind):
     layer = make(kind)
     annotations, hidden = inputs(2, 3)

@@ -113,7 +113,7 @@ def test_classifiers(name, padded, x64):
 
 
 @pytest.mark.parametrize("attention", ["self", "weighted"])
-@pytest.mark.representatives("self")
+@pytest.mark.slow
 def test_attention_over_a_series(attention, x64):
     options = {"hidden_features": H, "units": 2, "param_dtype": "float64", "rngs": nnx.Rngs(0)}
     model = SignalClassifier(D, T, K, attention=attention, **options)

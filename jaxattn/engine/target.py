@@ -131,8 +131,8 @@ def check_target(shape: tuple[int, ...], target: Target) -> None:
     if target is None:
         if np.prod(shape) != 1:
             raise ValueError(
-                f"`target` is missing: the output of `fn` has shape {shape}. Pass an int, a tuple of "
-                f"{len(shape)} ints, or a callable; {_batch_hint(None)}"
+                f"`target` is missing: the output of `fn` has shape {shape}. Pass an int, a tuple "
+                f"of {len(shape)} ints, or a callable; {_batch_hint(None)}"
             )
         return
     batch_indices(target if is_array(target) else np.asarray(target), shape, batch=None)
