@@ -154,7 +154,7 @@ def glimpse_probabilities(
 
 
 class Errors(NamedTuple):
-    """Return whether each prediction is wrong after each glimpse, (positions, digits, n)."""
+    """Errors of predictions after each glimpse: True where wrong, (positions, digits, n)."""
 
     wrong: np.ndarray
 

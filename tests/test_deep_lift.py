@@ -114,7 +114,7 @@ def test_minimum_of_two_inputs(inputs, form):
 
 
 @pytest.mark.parametrize("fn", [jnp.max, jnp.min])
-def test_extremum_is_attributed_to_the_larger_change(fn):
+def test_change_of_an_extremum_is_attributed_to_the_element_that_holds_it(fn):
     """The maximum 3 is element 0 of the input; the minimum 0 is element 0 of the baseline."""
     values = ja.deep_lift(fn, jnp.array([3.0, 1.0]), baseline=jnp.array([0.0, 2.0])).values
     np.testing.assert_array_equal(values, [1, 0])

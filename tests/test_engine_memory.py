@@ -35,10 +35,11 @@ class Device:
         return self._run(binding, examples, plan)
 
 
-def test_trial_over_the_budget_is_halved():
+def test_trial_over_the_budget_is_halved(monkeypatch):
+    monkeypatch.setattr(memory, "budget", lambda device: 1000)  # free memory varies between calls
     device = jax.devices()[0]
-    needed = memory.budget(device) + 1
-    assert [memory.fewer_in_flight(device, 1, n, needed) for n in (8, 3, 1)] == [4, 1, 1]
+    assert [memory.fewer_in_flight(device, 1, n, 1001) for n in (8, 3, 1)] == [4, 1, 1]
+    assert memory.fewer_in_flight(device, 1, 8, 1000) == 8
 
 
 @pytest.fixture

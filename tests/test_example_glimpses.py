@@ -111,9 +111,9 @@ def test_mistakes_use_the_drawn_paths():
     looking.mistakes(Page(), model, DIGITS, seen)
     titles = [ax.get_title() for ax in axes[0][0]]
     wrong = {
-        f"label {label}, prediction {answer}"
-        for label, answer in zip(DIGITS.labels, predicted, strict=True)
-        if label != answer
+        f"label {label}, prediction {found}"
+        for label, found in zip(DIGITS.labels, predicted, strict=True)
+        if label != found
     }
     assert len(set(titles)) == 5 and set(titles) <= wrong
 

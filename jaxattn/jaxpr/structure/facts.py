@@ -138,7 +138,7 @@ class _Flow:
         return name in LAYOUT or (scales and len(self.active) == 1)
 
     def shifts(self) -> bool:
-        """Return whether the step adds a constant to the active operand, or takes the maximum."""
+        """Return whether the step adds a constant to the active operand or bounds it below."""
         return self.step.name in ("add", "sub", "max") and len(self.active) == 1
 
     def is_layer(self) -> bool:
