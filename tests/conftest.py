@@ -11,7 +11,6 @@ import hashlib
 import os
 import sys
 import types
-import zlib
 from pathlib import Path
 
 from xla_flags import supported
@@ -99,24 +98,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# The slowest files, in the order in which workers start them, with the number of groups of tests
-# in each. Every other file is one group.
-LONGEST = {
-    "test_methods_common": 1,
-    "test_relevance": 2,
-    "test_front": 2,
-    "test_nn_recurrent": 2,
-    "test_examples": 1,
-    "test_example_captions": 1,
-    "test_models_captioner": 1,
-    "test_relevance_recurrent": 1,
-    "test_backprop": 1,
-    "test_nn_attention": 1,
-    "test_reuse_occlusion": 1,
-}
-
-
-# The parameter whose values divide a file's tests into groups.
+# Workers start these files first, the slowest of both tiers. A long group at the end would leave
+# the other workers idle.
+LONGEST = (
+    "test_methods_common", "test_examples", "test_example_dates", "test_front", "test_jacobian",
+    "test_engine_mesh", "test_relevance", "test_example_glimpses", "test_planted",
+    "test_reuse_occlusion", "test_callable", "test_models_glimpses", "test_models_captioner",
+    "test_relevance_recurrent", "test_doctests", "test_example_captions",
+)  # fmt: skip
+# The parameter whose values divide a file's tests into groups; other files are one group.
 DIVIDED_BY = {"test_methods_common": "name", "test_examples": "run"}
 
 
@@ -124,10 +114,7 @@ def group(item):
     """Return the name of the group of tests that share programs and fixtures in one process."""
     stem = item.path.stem
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    value = params.get(DIVIDED_BY.get(stem))
-    if value is None:
-        value = zlib.crc32(item.originalname.encode()) % LONGEST.get(stem, 1)
-    return f"{stem}-{value}"
+    return f"{stem}-{params.get(DIVIDED_BY.get(stem), '')}"
 
 
 @pytest.hookimpl(tryfirst=True)

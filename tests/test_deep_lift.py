@@ -42,6 +42,12 @@ def normalised(x):
     return d.dense(6, 3)(jax.nn.gelu(d.batch_norm(6)(d.dense(4, 6)(x))))
 
 
+def attentive(x):
+    d = Draw(9)
+    weights = jax.nn.softmax(d.dense(4, 5)(x) @ d.dense(4, 5)(x).T / 5)
+    return d.dense(4, 3)(weights @ x).sum(0)
+
+
 NETWORKS = {
     name: (lambda x, name=name: recurrent.MODELS[name](x, (jnp.asarray(H0), jnp.asarray(C0))), X)
     for name in ("lstm", "gru", "bilstm", "attention", "self-attention")
@@ -49,10 +55,11 @@ NETWORKS = {
 NETWORKS |= {
     "convolutional": (convolutional, Draw(6)(8, 8, 1)),
     "normalised": (normalised, Draw(7)(4)),
+    "attentive": (attentive, Draw(10)(3, 4)),
 }
 
 
-@pytest.mark.representatives("lstm", "normalised")
+@pytest.mark.representatives("lstm", "normalised", "attentive")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_sum_to_the_difference_from_the_baseline(name):
     fn, x = NETWORKS[name]
