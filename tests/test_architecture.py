@@ -14,13 +14,18 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 _static _types
 
-jaxpr.interpreter jaxpr.flat jaxpr.program jaxpr.names jaxpr.capture jaxpr.readout jaxpr.relu
-jaxpr.flops jaxpr.rows
+jaxpr.interpreter jaxpr.flat jaxpr.program jaxpr.names jaxpr.readout jaxpr.relu jaxpr.flops
+jaxpr.rows
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
 jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph
 jaxpr.structure.normalisations jaxpr.structure.affine jaxpr.structure.analysis
 jaxpr.structure.hoisted jaxpr.structure.activations
+
+jaxpr.attention.sites jaxpr.attention.axes jaxpr.attention.origins jaxpr.attention.readings
+jaxpr.attention.discovery jaxpr.attention.exposed
+
+jaxpr.capture jaxpr.attention.weights_by_name
 
 jaxpr.propagation.walk jaxpr.propagation.loop_plans jaxpr.propagation.loops
 jaxpr.propagation.reverse jaxpr.propagation.windowed_layer jaxpr.propagation.modified_layer

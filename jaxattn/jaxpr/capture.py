@@ -1,7 +1,8 @@
 """Capture and replacement of the named intermediates of any JAX function."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -12,6 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.tree_util import Partial, PyTreeDef
 from jaxtyping import Array, PyTree, Shaped
 
+from jaxattn.jaxpr.attention.discovery import Weights, find_attention
+from jaxattn.jaxpr.attention.exposed import exposed
 from jaxattn.jaxpr.interpreter import (
     Body,
     Env,
@@ -22,7 +25,16 @@ from jaxattn.jaxpr.interpreter import (
     scopes,
     sub_jaxprs,
 )
-from jaxattn.jaxpr.names import Place, choose, joined, layer_outputs, places, places_of, tag_of
+from jaxattn.jaxpr.names import (
+    Place,
+    choose,
+    is_named,
+    joined,
+    layer_outputs,
+    places,
+    places_of,
+    tag_of,
+)
 
 #: Selected names of intermediates, each with whether it is a tag.
 Selection: TypeAlias = dict[str, bool]
@@ -44,12 +56,25 @@ class Split(NamedTuple):
     rest: Callable[[Array], PyTree]
 
 
-class _Traced(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Traced:
     """A traced function: its jaxpr, the structure of its output, its named intermediates."""
 
     closed: jex.ClosedJaxpr
     treedef: PyTreeDef
     places: list[Place]
+
+    def __call__(self, *inputs: PyTree) -> PyTree:
+        """Evaluate the function again."""
+        outputs = jex.jaxpr_as_fun(self.closed)(*jax.tree.leaves(inputs))
+        return jax.tree.unflatten(self.treedef, outputs)
+
+
+class Exposed(NamedTuple):
+    """A traced function that tags its attention weights, and these weights."""
+
+    fn: Traced
+    weights: list[Weights]
 
 
 def tag(x: Shaped[Array | np.ndarray, "..."], name: str) -> Shaped[Array, "..."]:
@@ -79,39 +104,55 @@ def tag(x: Shaped[Array | np.ndarray, "..."], name: str) -> Shaped[Array, "..."]
 
 
 def captured(
-    fn: Callable[..., PyTree], names: Sequence[str]
+    fn: Callable[..., PyTree], names: Sequence[str] | Selection
 ) -> Callable[..., tuple[PyTree, dict[str, PyTree]]]:
-    """Return the function that returns named intermediates as well; see `jaxattn.capture`."""
+    """Return the function that returns named intermediates as well; see `jaxattn.capture`.
+
+    Args:
+        fn: the function.
+        names: patterns, or full names.
+    """
 
     def call(*inputs: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
-        closed, treedef, found = _trace(fn, inputs)
-        selection = choose(names, found, "capture")
-        outputs, values = _walk(closed, jax.tree.leaves(inputs), "", selection, {})
+        traced = _trace(fn, inputs, names)
+        selection = names if isinstance(names, dict) else choose(names, traced.places, "capture")
+        outputs, values = _walk(traced.closed, jax.tree.leaves(inputs), "", selection, {})
         single = {name: calls[0] if len(calls) == 1 else calls for name, calls in values.items()}
-        return jax.tree.unflatten(treedef, outputs), single
+        return jax.tree.unflatten(traced.treedef, outputs), single
 
     return call
 
 
 def intervened(
-    fn: Callable[..., PyTree], replacements: dict[str, Replacement | list[Replacement]]
+    fn: Callable[..., PyTree],
+    replacements: dict[str, Replacement | list[Replacement]],
+    exact: Selection | None = None,
 ) -> Callable[..., PyTree]:
-    """Return the function with other intermediates; see `jaxattn.intervene`."""
+    """Return the function with other intermediates; see `jaxattn.intervene`.
+
+    Args:
+        fn: the function.
+        replacements: by pattern.
+        exact: which of the patterns are full names.
+    """
 
     def call(*inputs: PyTree) -> PyTree:
-        closed, treedef, found = _trace(fn, inputs)
+        traced = _trace(fn, inputs, list(replacements))
         selection: Selection = {}
         by_call: ByCall = {}
         for pattern, replacement in replacements.items():
-            chosen = choose([pattern], found, "intervene")
+            if exact is not None and pattern in exact:
+                chosen = {pattern: exact[pattern]}
+            else:
+                chosen = choose([pattern], traced.places, "intervene")
             for name, is_tag in chosen.items():
                 if name in selection:
                     raise ValueError(f"intervene: {name!r} is replaced twice.")
-                calls = [p for p in found if (p.name, p.is_tag) == (name, is_tag)]
+                calls = [p for p in traced.places if (p.name, p.is_tag) == (name, is_tag)]
                 by_call[name] = _for_each_call(calls, replacement)
             selection |= chosen
-        outputs, _ = _walk(closed, jax.tree.leaves(inputs), "", selection, by_call)
-        return jax.tree.unflatten(treedef, outputs)
+        outputs, _ = _walk(traced.closed, jax.tree.leaves(inputs), "", selection, by_call)
+        return jax.tree.unflatten(traced.treedef, outputs)
 
     return call
 
@@ -134,9 +175,9 @@ def split_at(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...], name: str) -
     Raises:
         ValueError: if no intermediate has that name, or several have.
     """
-    closed, treedef, found = _trace(fn, inputs)
-    selection = choose([name], found, "at")
-    calls = [p for p in found if selection.get(p.name) is p.is_tag]
+    traced = _trace(fn, inputs, [name])
+    selection = choose([name], traced.places, "at")
+    calls = [p for p in traced.places if selection.get(p.name) is p.is_tag]
     if len(calls) > 1 or len(calls[0].structs) > 1:
         several = [f"{p.name} {[s.shape for s in p.structs]}" for p in calls]
         raise ValueError(f"at={name!r} must name one array, got {'; '.join(several)}.")
@@ -144,18 +185,41 @@ def split_at(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...], name: str) -
     leaves = jax.tree.leaves(inputs)
 
     def rest(value: Array) -> PyTree:
-        outputs, _ = _walk(closed, leaves, "", selection, {full_name: [value]})
-        return jax.tree.unflatten(treedef, outputs)
+        outputs, _ = _walk(traced.closed, leaves, "", selection, {full_name: [value]})
+        return jax.tree.unflatten(traced.treedef, outputs)
 
-    _, values = _walk(closed, leaves, "", selection, {})
+    _, values = _walk(traced.closed, leaves, "", selection, {})
     return Split(values[full_name][0], rest)
 
 
-def _trace(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...]) -> _Traced:
+def expose_attention(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...]) -> Exposed:
+    """Find the attention weights of a function, and tag them as (heads, queries, keys).
+
+    Args:
+        fn: the function.
+        inputs: its inputs.
+    """
+    traced = _trace(fn, inputs)
+    weights = find_attention(traced.closed)
+    if not weights:
+        return Exposed(traced, [])
+    closed = exposed(traced.closed, weights)
+    return Exposed(Traced(closed, traced.treedef, places(closed)), weights)
+
+
+def _trace(
+    fn: Callable[..., PyTree], inputs: tuple[PyTree, ...], names: Iterable[str] = ()
+) -> Traced:
+    """Trace a function; tag its attention weights, if a name matches nothing else."""
+    if isinstance(fn, Traced):
+        return fn
     # JAX caches the traces of functions by identity: a new function is traced anew.
     fresh = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)
     closed, output = fresh(*inputs)
-    return _Traced(closed, jax.tree.structure(output), places(closed))
+    traced = Traced(closed, jax.tree.structure(output), places(closed))
+    if all(is_named(name, traced.places) for name in names):
+        return traced
+    return expose_attention(traced, inputs).fn
 
 
 def _walk(

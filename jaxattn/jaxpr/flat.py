@@ -137,6 +137,11 @@ def flatten(closed: jex.ClosedJaxpr, path: str = "", opened: Sequence[str] | Non
     return flat
 
 
+def path_of(prefix: str, eqn: jex.JaxprEqn) -> str:
+    """Return the path of an equation's layer, below the path of the function it belongs to."""
+    return "/".join(filter(None, (prefix, str(eqn.source_info.name_stack))))
+
+
 def primitives(flat: Flat) -> set[str]:
     """Return the primitives of all steps, also in the bodies of loops and branches."""
     inside = [primitives(body) for step in flat.steps for body in step.bodies]
@@ -194,8 +199,7 @@ def _open(
 
     for eqn in closed.jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        own = str(eqn.source_info.name_stack)
-        here = _Paths(*("/".join(filter(None, (above, own))) for above in around))
+        here = _Paths(*(path_of(above, eqn) for above in around))
         if _is_opened(eqn) if opened is None else eqn.primitive.name in opened:
             (called,) = sub_jaxprs(eqn)[:1]
             flat.opened |= eqn.primitive.name.startswith(_CUSTOM)

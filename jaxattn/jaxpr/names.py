@@ -146,6 +146,11 @@ def choose(patterns: Sequence[str], found: Sequence[Place], what: str) -> dict[s
     return {name: is_tag for name, is_tag in kinds.items() if name in chosen}
 
 
+def is_named(pattern: str, found: Sequence[Place]) -> bool:
+    """Return whether a pattern matches any of the named intermediates."""
+    return bool(_matching(pattern, {place.name: place.is_tag for place in found}))
+
+
 def _matching(pattern: str, kinds: dict[str, bool]) -> list[str]:
     """Return the names that a pattern matches."""
     is_glob = any(sign in pattern for sign in "*?[")

@@ -1,7 +1,7 @@
 """Methods that read attention weights, weight them by gradients, or zero what they read."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +11,57 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.method import method
 from jaxattn.engine.target import scored, select
-from jaxattn.jaxpr.capture import captured, intervened
+from jaxattn.jaxpr.attention.weights_by_name import select_attention
+from jaxattn.jaxpr.capture import Selection, Traced, captured, expose_attention, intervened
 
 #: Weights by full name: an array, or a list of arrays for a name that occurs several times.
 NamedWeights: TypeAlias = dict[str, PyTree[Array]]
+#: Names of attention weights: `None` for all that are found.
+Names: TypeAlias = str | Sequence[str] | None
 
 
-def named_weights(
-    fn: Callable[..., Any], inputs: tuple[Any, ...], at: str | Sequence[str]
-) -> tuple[PyTree, NamedWeights]:
-    """Return the output of `fn`, and the attention weights that one or several names match.
+class Located(NamedTuple):
+    """The attention weights of a function.
+
+    Attributes:
+        fn: the function, which tags the weights.
+        names: their full names.
+        output: the output of the function.
+        weights: the weights.
+        row_error: how far named weights are from being weights, which their structure does not
+            show: the largest distance of a sum over keys from 1 (or from 0, if all are masked), or
+            of a weight below 0. `None` if all weights were found by their structure.
+    """
+
+    fn: Traced
+    names: Selection
+    output: PyTree
+    weights: NamedWeights
+    row_error: Float[Array, ""] | None
+
+    @property
+    def info(self) -> dict[str, Array]:
+        """The part of `Attribution.info` about the weights."""
+        return {} if self.row_error is None else {"row_error": self.row_error}
+
+
+def locate(fn: Callable[..., Any], inputs: tuple[Any, ...], at: Names) -> Located:
+    """Find the attention weights of a function, and evaluate it.
+
+    Args:
+        fn: the function.
+        inputs: its inputs.
+        at: the names of weights, or of their layers.
 
     Raises:
         TypeError: if a name is not a string, or an intermediate is not a floating array.
-        ValueError: if a name matches nothing.
+        ValueError: if `fn` has no attention, or a name matches nothing.
     """
-    output, weights = captured(fn, names_of(at))(*inputs)
+    traced, found = expose_attention(fn, inputs)
+    names = select_attention(traced, found, None if at is None else names_of(at))
+    output, weights = captured(traced, names)(*inputs)
+    recognised = {each.name for each in found}
+    errors = []
     for path, matched in weights.items():
         for leaf in jax.tree.leaves(matched):
             if leaf.ndim == 0 or not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -34,7 +69,17 @@ def named_weights(
                     "`at` must name attention weights, floating arrays over positions, got "
                     f"{path!r} of type {leaf.dtype}{list(leaf.shape)}."
                 )
-    return output, weights
+            if path not in recognised and leaf.size:
+                errors.append(_row_error(leaf))
+    row_error = jnp.stack(errors).max() if errors else None
+    return Located(traced, names, output, weights, row_error)
+
+
+def _row_error(weights: Float[Array, "... T"]) -> Float[Array, ""]:
+    """Compute how far rows are from being non-negative with a sum of 1, or of 0."""
+    weights = weights.astype(jnp.float32)
+    total = weights.sum(-1)
+    return jnp.maximum(jnp.minimum(abs(total - 1), abs(total)).max(), -weights.min())
 
 
 def names_of(at: str | Sequence[str]) -> tuple[str, ...]:
@@ -57,7 +102,7 @@ def attention(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
-    at: str | Sequence[str] = "attention",
+    at: Names = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     check_finite: bool = True,
@@ -97,8 +142,8 @@ def attention(
         >>> print(ja.attention(fn, jnp.array([1.0, 2.0, 3.0, 4.0])).values)
         [0.25 0.25 0.25 0.25]
     """
-    output, weights = named_weights(fn, (x, *args), at)
-    return Attribution(only(weights), output)
+    located = locate(fn, (x, *args), at)
+    return Attribution(only(located.weights), located.output, located.info)
 
 
 @method(keeps_input=True, per_example=())
@@ -108,7 +153,7 @@ def gradient_x_attention(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
-    at: str | Sequence[str] = "attention",
+    at: Names = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     check_finite: bool = True,
@@ -144,14 +189,15 @@ def gradient_x_attention(
         [0.25 0.5  0.75 1.  ]
     """
     inputs = (x, *args)
-    _, weights = named_weights(fn, inputs, at)
+    located = locate(fn, inputs, at)
 
     def score(weights: NamedWeights) -> tuple[Scalar, PyTree]:
-        output = intervened(fn, weights)(*inputs)
+        output = intervened(located.fn, weights, located.names)(*inputs)
         return select(output, target), output
 
-    slope, output = jax.grad(score, has_aux=True)(weights)
-    return Attribution(only(jax.tree.map(jnp.multiply, weights, slope)), output)
+    slope, output = jax.grad(score, has_aux=True)(located.weights)
+    values = jax.tree.map(jnp.multiply, located.weights, slope)
+    return Attribution(only(values), output, located.info)
 
 
 def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
@@ -166,7 +212,7 @@ def value_zeroing(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
-    at: str | Sequence[str] = "attention",
+    at: Names = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     check_finite: bool = True,
@@ -212,31 +258,32 @@ def value_zeroing(
     if of is not None and not isinstance(of, str):
         raise TypeError(f"`of` must be the name of representations, got {of!r}.")
     inputs = (x, *args)
-    _, weights = named_weights(fn, inputs, at)
-    length = _positions(weights)
+    located = locate(fn, inputs, at)
+    length = _positions(located.weights)
 
-    def zeroed(function: Callable[..., Any], position: Int[Array, ""]) -> PyTree:
+    def zeroed(position: Int[Array, ""], names: Sequence[str] = ()) -> PyTree:
         def zero(weights: Array) -> Array:
             column = jax.lax.broadcasted_iota(jnp.int32, weights.shape, weights.ndim - 1)
             return jnp.where(column == position, 0, weights)
 
-        return intervened(function, dict.fromkeys(weights, zero))(*inputs)
+        changed = intervened(located.fn, dict.fromkeys(located.names, zero), located.names)
+        return (captured(changed, names) if names else changed)(*inputs)
 
     # Position -1 does not exist: the unperturbed run is a part of the same program.
     positions = jnp.arange(-1, length, dtype=jnp.int32)
     if of is None:
-        score_of = scored(lambda position: zeroed(fn, position), target, ())
+        score_of = scored(zeroed, target, ())
         scores, outputs = chunked_map(score_of, positions, batch_size)
         values = scores[0] - scores[1:]
     else:
 
         def representations(position: Int[Array, ""]) -> tuple[Array, PyTree]:
-            output, captures = zeroed(captured(fn, (of,)), position)
+            output, captures = zeroed(position, (of,))
             return _vectors(captures, of), output
 
         vectors, outputs = chunked_map(representations, positions, batch_size)
         values = jax.vmap(_cosine_distance, (None, 0), 1)(vectors[0], vectors[1:])
-    return Attribution(values, jax.tree.map(lambda leaf: leaf[0], outputs))
+    return Attribution(values, jax.tree.map(lambda leaf: leaf[0], outputs), located.info)
 
 
 def _positions(weights: NamedWeights) -> int:

@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,27 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.method import method
-from jaxattn.jaxpr.names import choose, places
-from jaxattn.methods.attention_weights import NamedWeights, named_weights, names_of
+from jaxattn.methods.attention_weights import Located, Names, locate
 
 Heads: TypeAlias = Literal["mean", "max", "min"]
+
+
+class _Mixing(NamedTuple):
+    """The matrices (L, T, T) of all layers, the output of the network, and the method's info."""
+
+    layers: Float[Array, "L T T"]
+    output: PyTree
+    info: dict[str, Array]
 
 
 def _mixing_matrices(
     fn: Callable[..., Any],
     inputs: tuple[Any, ...],
-    at: str | Sequence[str],
+    at: Names,
     heads: Heads,
     residual: ArrayLike,
-) -> tuple[PyTree, Float[Array, "L T T"]]:
-    """Return the output, and the matrix of each layer with the residual path, rows normalised.
+) -> _Mixing:
+    """Return the matrix of each layer with the residual path, rows normalised.
 
     Raises:
         TypeError: for a `residual` that is not a number.
@@ -41,8 +48,8 @@ def _mixing_matrices(
         raise TypeError(f"`residual` must be a number, got {residual!r}.")
     if isinstance(residual, (int, float)) and not 0 <= residual < math.inf:
         raise ValueError(f"`residual` must be finite and not negative, got {residual}.")
-    output, weights = named_weights(fn, inputs, at)
-    layers = _in_call_order(fn, inputs, at, weights)
+    located = locate(fn, inputs, at)
+    layers = _in_call_order(located)
     shapes = [layer.shape for layer in layers]
     square = all(len(s) > 1 and s[-2:] == (shapes[0][-1],) * 2 and 0 not in s for s in shapes)
     if not square:
@@ -53,34 +60,33 @@ def _mixing_matrices(
     identity = jnp.eye(mixing.shape[-1], dtype=mixing.dtype)[None]
     mixing = mixing + jnp.asarray(residual, mixing.dtype) * identity
     total = mixing.sum(-1, keepdims=True)
-    return output, mixing / jnp.where(total > 0, total, 1)  # a row without weights stays zero
+    mixing = mixing / jnp.where(total > 0, total, 1)  # a row without weights stays zero
+    return _Mixing(mixing, located.output, located.info | {"layers": mixing})
 
 
-def _in_call_order(
-    fn: Callable[..., Any],
-    inputs: tuple[Any, ...],
-    at: str | Sequence[str],
-    weights: NamedWeights,
-) -> list[Array]:
+def _in_call_order(located: Located) -> list[Array]:
     """Return the weights in the order of the calls; each step of a scan over layers is a call.
 
     Raises:
         ValueError: if several matrices come out of scans, whose steps would have to be interleaved.
     """
-    found = places(jax.make_jaxpr(lambda *args: fn(*args))(*inputs))
-    kinds = choose(names_of(at), found, "capture")
-    rest = {key: iter(each if isinstance(each, list) else [each]) for key, each in weights.items()}
+    rest = {
+        name: iter(each if isinstance(each, list) else [each])
+        for name, each in located.weights.items()
+    }
     layers: list[Array] = []
     stacks = 0
-    for place in found:
-        if kinds.get(place.name) is place.is_tag:
+    for place in located.fn.places:
+        if located.names.get(place.name) is place.is_tag:
             for leaf in jax.tree.leaves(next(rest[place.name])):
                 # Rows of one matrix that a scan computes are not layers.
                 axes = max(0, min(place.steps, leaf.ndim - 2))
                 layers += list(leaf.reshape(-1, *leaf.shape[axes:])) if axes else [leaf]
                 stacks += axes > 0
     if stacks > 1:
-        raise ValueError(f"`at` must name at most one tag inside a scan, got {list(weights)}.")
+        raise ValueError(
+            f"`at` must name at most one tag inside a scan, got {list(located.names)}."
+        )
     return layers
 
 
@@ -91,7 +97,7 @@ def attention_rollout(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
-    at: str | Sequence[str] = "attention",
+    at: Names = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     check_finite: bool = True,
@@ -138,9 +144,9 @@ def attention_rollout(
         [[1.  0. ]
          [0.5 0.5]]
     """
-    output, layers = _mixing_matrices(fn, (x, *args), at, heads, residual)
+    layers, output, info = _mixing_matrices(fn, (x, *args), at, heads, residual)
     values = functools.reduce(lambda below, layer: layer @ below, layers)
-    return Attribution(values, output, {"layers": layers})
+    return Attribution(values, output, info)
 
 
 @method(keeps_input=True, per_example=())
@@ -150,7 +156,7 @@ def attention_flow(
     target: Target = None,
     *,
     args: tuple[Any, ...] = (),
-    at: str | Sequence[str] = "attention",
+    at: Names = None,
     key: RandomKey | None = None,
     batch_size: int | None = None,
     check_finite: bool = True,
@@ -193,8 +199,8 @@ def attention_flow(
         [[1.  0. ]
          [0.5 0.5]]
     """
-    output, layers = _mixing_matrices(fn, (x, *args), at, heads, residual)
-    return Attribution(_flow(layers), output, {"layers": layers})
+    layers, output, info = _mixing_matrices(fn, (x, *args), at, heads, residual)
+    return Attribution(_flow(layers), output, info)
 
 
 @jax.custom_vjp

@@ -1,0 +1,1 @@
+"""Attention weights, found in a traced program by what is done with them."""
