@@ -8,7 +8,7 @@ from jaxattn.jaxpr.flat import Step
 SAME_AXES = frozenset(
     "concatenate copy cummax cummin cumsum dynamic_slice dynamic_update_slice name "
     "optimization_barrier pad reduce_precision reduce_window_max reduce_window_sum rev "
-    "scatter scatter-add sharding_constraint slice sort".split()
+    "scatter scatter-add sharding_constraint slice sort split".split()
 )
 
 

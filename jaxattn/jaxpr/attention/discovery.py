@@ -104,9 +104,10 @@ def _layout(reading: Reading, lifted: bool) -> Layout:
     dropped = [axis for axis in others if reading.shared[axis] is None and shape[axis] == 1]
     free = [axis for axis in others if reading.shared[axis] is False]
     # The queries are positions too; heads that share their values come from parameters.
-    weights = [AxisOf(reading.site, reading.weights, axis) for axis in free]
-    positions = [of.axis for of in weights if Origin.PARAMETER not in origin(of)]
-    queries = (positions or free)[-1:]
+    origins = {axis: origin(AxisOf(reading.site, reading.weights, axis)) for axis in free}
+    positions = [axis for axis in free if origins[axis] is Origin.INPUT]
+    unknown = [axis for axis in free if Origin.PARAMETER not in origins[axis]]
+    queries = (positions or unknown or free)[-1:]
     heads = [axis for axis in others if axis not in (*dropped, *free)]
     heads += [axis for axis in free if axis not in queries]
     single = [axis for axis in heads if shape[axis] == 1]
