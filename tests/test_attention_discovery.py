@@ -6,6 +6,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from flax import nnx
@@ -247,7 +248,13 @@ def test_all_methods_take_the_same_names(x):
     uniform = jnp.full((HEADS, T, T), 1 / T)
     changed = ja.intervene(network, {"attention_weights_1": uniform})(x)
     close(changed, ja.intervene(tagged, {"b": uniform})(x))
-    ja.plot.attention_heads(ja.attention(network, x, at="attention_weights_0").values)
+    panels = ja.plot.attention_heads(ja.attention(network, x))
+    assert panels[1, 0].get_title() == "attention_weights_1, head 0"
+    np.testing.assert_array_equal(
+        panels[1, 0].images[0].get_array(),
+        ja.attention(network, x).values["attention_weights_1"][0],
+    )
+    plt.close("all")
 
 
 def test_explain_finds_the_weights_of_a_batch(x):

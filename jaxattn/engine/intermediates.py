@@ -60,7 +60,8 @@ def capture(fn: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dic
 
     A name is a tag, given by `jaxattn.tag` anywhere in the function, or the path of a layer, such
     as `"M/RNN_0"`. Models of linen, Keras, haiku and equinox carry paths; those of nnx do not. The
-    value of a layer is what later layers read of it.
+    value of a layer is what later layers read of it. A name that matches no tag and no layer may be
+    that of attention weights, as `jaxattn.attention` finds and names them.
 
     Args:
         fn: the function or model, of any kind that can be explained; models run in inference mode.

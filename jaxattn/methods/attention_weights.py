@@ -77,7 +77,7 @@ def locate(fn: Callable[..., Any], inputs: tuple[Any, ...], at: Names) -> Locate
 
 def _row_error(weights: Float[Array, "... T"]) -> Float[Array, ""]:
     """Compute how far rows are from being non-negative with a sum of 1, or of 0."""
-    weights = weights.astype(jnp.float32)
+    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
     total = weights.sum(-1)
     return jnp.maximum(jnp.minimum(abs(total - 1), abs(total)).max(), -weights.min())
 
@@ -109,24 +109,32 @@ def attention(
 ) -> Attribution:
     """Return the attention weights of a network.
 
-    The weights are read from the traced program of `fn`. They do not depend on `target`.
+    The weights are found in the traced program of `fn`, whatever library it was written with: a
+    softmax or a sigmoid, perhaps scaled, capped or masked, whose output is contracted with values
+    over the positions that it runs over. A softmax over the features of a dense layer, such as the
+    words of a vocabulary or the experts of a router, is not attention. The weights do not depend on
+    `target`.
 
     Cost: one evaluation of `fn` per example. Deterministic.
 
     Args:
-        at: the name of the weights: a tag or the path of a layer, or several, as for
-            `jaxattn.capture`. It does not replace the input. The layers of `jaxattn.nn` tag their
-            weights "attention". In Keras they are the "softmax" of a `MultiHeadAttention` with
-            dropout; without dropout Keras computes attention in one fused operation.
+        at: the name of weights or of their layer, or several, with patterns as for
+            `jaxattn.capture`. `None` selects all weights that are found, and intermediates tagged
+            "attention". Weights that cannot be found, such as those of a sparse softmax, have to be
+            named. It does not replace the input.
 
     Returns:
-        values of the shape of the weights, such as (T_in,), (T_out, T_in) or (heads, T_out, T_in);
-        a list of arrays if a name occurs several times; a dict by full names if several names are
-        matched.
+        values (heads, T_out, T_in) for a layer with heads, (T_out, T_in) or (T_in,) for others;
+        in a scan stacked over its steps; a list of arrays if a name occurs several times; a dict
+        by full names if several names are matched. A name is the path of the layer and the tag of
+        the weights, or "attention_weights" without a tag, numbered if several would be equal.
+        For weights that were named, but not found, `info["row_error"]` is the largest distance of a
+        sum over T_in from 1 (from 0 if all are masked) or of a weight below 0.
 
     Raises:
         TypeError: if a matched intermediate is not a floating array.
-        ValueError: if a name matches nothing.
+        ValueError: if there are no weights, or a name matches nothing; outside of `jit`, if a named
+            intermediate does not hold weights: `row_error` exceeds 0.01.
 
     Reference:
         Bahdanau et al. 2015, Neural machine translation by jointly learning to align and translate,
@@ -137,8 +145,7 @@ def attention(
         >>> import jax.numpy as jnp
         >>> import jaxattn as ja
         >>> def fn(x):
-        ...     weights = ja.tag(jax.nn.softmax(0 * x), "attention")
-        ...     return weights @ x
+        ...     return jax.nn.softmax(0 * x) @ x
         >>> print(ja.attention(fn, jnp.array([1.0, 2.0, 3.0, 4.0])).values)
         [0.25 0.25 0.25 0.25]
     """
@@ -166,14 +173,14 @@ def gradient_x_attention(
     Cost: two evaluations of `fn` and one vector-Jacobian product per example. Deterministic.
 
     Args:
-        at: the name of the weights, or several, as for `jaxattn.attention`.
+        at: the name of the weights, or several, as for `jaxattn.attention`; all by default.
 
     Returns:
         values of the shape and structure of the weights, signed, in units of the output.
 
     Raises:
         TypeError: if a matched intermediate is not a floating array.
-        ValueError: if a name matches nothing, or the target does not fit the output.
+        ValueError: as `jaxattn.attention`, or if the target does not fit the output.
 
     Reference:
         Serrano and Smith 2019, Is attention interpretable?, arXiv:1906.03731.
@@ -183,8 +190,7 @@ def gradient_x_attention(
         >>> import jax.numpy as jnp
         >>> import jaxattn as ja
         >>> def fn(x):
-        ...     weights = ja.tag(jax.nn.softmax(0 * x), "attention")
-        ...     return weights @ x
+        ...     return jax.nn.softmax(0 * x) @ x
         >>> print(ja.gradient_x_attention(fn, jnp.array([1.0, 2.0, 3.0, 4.0])).values)
         [0.25 0.5  0.75 1.  ]
     """
@@ -228,7 +234,7 @@ def value_zeroing(
 
     Args:
         at: the name of the weights, or several, as for `jaxattn.attention`: of one layer, as in the
-            paper, or of several layers together.
+            paper, or of several layers together. All by default.
         of: the name of representations (T_out, D), such as the output of a layer, whose change is
             measured instead of that of the target; `target` is not used then.
 
@@ -239,8 +245,8 @@ def value_zeroing(
 
     Raises:
         TypeError: if a matched intermediate is not a floating array, or `of` is not a string.
-        ValueError: if a name matches nothing, weights differ in T_in, the target does not fit the
-            output, or `of` does not name one array of vectors.
+        ValueError: as `jaxattn.attention`, or if weights differ in T_in, the target does not fit
+            the output, or `of` does not name one array of vectors.
 
     Reference:
         Mohebbi et al. 2023, Quantifying context mixing in transformers, arXiv:2301.12971.
@@ -250,8 +256,7 @@ def value_zeroing(
         >>> import jax.numpy as jnp
         >>> import jaxattn as ja
         >>> def fn(x):
-        ...     weights = ja.tag(jax.nn.softmax(0 * x), "attention")
-        ...     return weights @ x
+        ...     return jax.nn.softmax(0 * x) @ x
         >>> print(ja.value_zeroing(fn, jnp.array([1.0, 2.0, 3.0, 4.0])).values)
         [0.25 0.5  0.75 1.  ]
     """

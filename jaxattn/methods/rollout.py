@@ -115,7 +115,7 @@ def attention_rollout(
 
     Args:
         at: the name of the weights (..., T, T) of the layers, or several, as for
-            `jaxattn.attention`.
+            `jaxattn.attention`; all by default.
         heads: how the heads of a layer are combined.
         residual: the weight of the residual path, the identity in M_l; 0 leaves it out.
 
@@ -126,7 +126,7 @@ def attention_rollout(
 
     Raises:
         TypeError: if a matched intermediate is not a floating array, or `residual` not a number.
-        ValueError: if a name matches nothing, weights are not square and of one size, `heads` is
+        ValueError: as `jaxattn.attention`, or if weights are not square and of one size, `heads` is
             unknown, or `residual` is negative.
 
     Reference:
@@ -173,7 +173,7 @@ def attention_flow(
 
     Args:
         at: the name of the weights (..., T, T) of the layers, or several, as for
-            `jaxattn.attention`.
+            `jaxattn.attention`; all by default.
         heads: how the heads of a layer are combined.
         residual: the weight of the residual path, the identity in M_l; 0 leaves it out.
 
@@ -183,7 +183,7 @@ def attention_flow(
 
     Raises:
         TypeError: if a matched intermediate is not a floating array, or `residual` not a number.
-        ValueError: if a name matches nothing, weights are not square and of one size, `heads` is
+        ValueError: as `jaxattn.attention`, or if weights are not square and of one size, `heads` is
             unknown, or `residual` is negative.
 
     Reference:

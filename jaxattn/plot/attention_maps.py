@@ -1,6 +1,6 @@
 """Attention matrices of input and output tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from jaxattn.plot import lettering, style
-from jaxattn.plot.style import ColorMap, Panels, Values
+from jaxattn.plot.style import AttributionLike, ColorMap, Panels, Values
 
 
 def attention(
@@ -88,7 +88,7 @@ def attention(
 
 
 def attention_heads(
-    weights: Values,
+    weights: Values | Mapping[str, ArrayLike],
     columns: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
     *,
@@ -102,10 +102,12 @@ def attention_heads(
 
     Args:
         weights: Weights of shape `(heads, T_out, T_in)`, drawn side by side, or
-            `(layers, heads, T_out, T_in)`, a row per layer.
+            `(layers, heads, T_out, T_in)`, a row per layer; or these layers by name, as
+            `jaxattn.attention` returns them, each of shape `(heads, T_out, T_in)`.
         columns: T_in input tokens.
         rows: T_out output tokens.
-        titles: Title of each panel, row by row; by default the index of the head and the layer.
+        titles: Title of each panel, row by row; by default the name or index of the layer, and the
+            index of the head.
         limit: End of the colour scale of all panels; the largest magnitude by default.
         label: Label of the colour bar.
         cmap: Colour map; see `jaxattn.plot` for the default.
@@ -124,8 +126,12 @@ def attention_heads(
         >>> ja.plot.attention_heads(np.ones((2, 4, 5, 5))).shape
         (2, 4)
     """
+    by_name = weights.values if isinstance(weights, AttributionLike) else weights
+    layers: list[str] | None = None
+    if isinstance(by_name, Mapping):
+        layers, weights = list(by_name), list(by_name.values())
     tables = style.real("weights", weights)
-    if tables.ndim not in (3, 4):
+    if tables.ndim not in (3, 4) or (layers is not None and tables.ndim != 4):
         raise ValueError(
             "`weights` must have shape (heads, T_out, T_in) or (layers, heads, T_out, T_in), "
             f"got {tables.shape}."
@@ -144,7 +150,8 @@ def attention_heads(
     for place, (index, panel) in enumerate(np.ndenumerate(axes)):
         panel.imshow(tables[index], norm=scale.norm, cmap=scale.cmap, aspect="auto")
         _name_ticks(panel, columns, rows, (down, across))
-        default = f"layer {index[0]}, head {index[1]}" if len(index) == 2 else f"head {index[0]}"
+        layer = f"layer {index[0]}" if layers is None else layers[index[0]]
+        default = f"{layer}, head {index[1]}" if len(index) == 2 else f"head {index[0]}"
         title = default if titles is None else titles[place]
         panel.set_title(title, fontsize="medium", parse_math=False)
         # Only the outer panels have tokens.
