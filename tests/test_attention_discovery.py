@@ -248,12 +248,12 @@ def test_all_methods_take_the_same_names(x):
     uniform = jnp.full((HEADS, T, T), 1 / T)
     changed = ja.intervene(network, {"attention_weights_1": uniform})(x)
     close(changed, ja.intervene(tagged, {"b": uniform})(x))
-    panels = ja.plot.attention_heads(ja.attention(network, x))
+    drawn = ja.attention(network, x)
+    assert ja.plot.attention_heads(drawn.values).shape == (2, HEADS)
+    panels = ja.plot.attention_heads(drawn)
     assert panels[1, 0].get_title() == "attention_weights_1, head 0"
-    np.testing.assert_array_equal(
-        panels[1, 0].images[0].get_array(),
-        ja.attention(network, x).values["attention_weights_1"][0],
-    )
+    (picture,) = panels[1, 0].images
+    np.testing.assert_array_equal(picture.get_array(), drawn.values["attention_weights_1"][0])
     plt.close("all")
 
 

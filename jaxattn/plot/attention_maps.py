@@ -1,6 +1,7 @@
 """Attention matrices of input and output tokens."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -126,11 +127,10 @@ def attention_heads(
         >>> ja.plot.attention_heads(np.ones((2, 4, 5, 5))).shape
         (2, 4)
     """
-    by_name = weights.values if isinstance(weights, AttributionLike) else weights
-    layers: list[str] | None = None
-    if isinstance(by_name, Mapping):
-        layers, weights = list(by_name), list(by_name.values())
-    tables = style.real("weights", weights)
+    values = weights.values if isinstance(weights, AttributionLike) else weights
+    layers = list(values) if isinstance(values, Mapping) else None
+    arrays: Any = list(values.values()) if isinstance(values, Mapping) else values
+    tables = style.real("weights", arrays)
     if tables.ndim not in (3, 4) or (layers is not None and tables.ndim != 4):
         raise ValueError(
             "`weights` must have shape (heads, T_out, T_in) or (layers, heads, T_out, T_in), "
