@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 _static _types
 
-jaxpr.interpreter jaxpr.flat jaxpr.program jaxpr.names jaxpr.readout jaxpr.relu jaxpr.flops
-jaxpr.rows
+jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.readout jaxpr.relu
+jaxpr.flops jaxpr.rows
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
 jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph

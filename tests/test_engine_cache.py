@@ -1,6 +1,5 @@
 """Test the cache of compiled programs: no stale results, no repeated compilation."""
 
-import contextlib
 import dataclasses
 import functools
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilation import compiles
 from flax import nnx
 from jax.tree_util import Partial
 
@@ -20,23 +20,6 @@ import jaxattn as ja
 B, T, D, K = 3, 4, 2, 3
 X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
 Y = np.array([0, 1, 2])
-_compiled: list[str] = []
-
-
-def _listen(event: str, duration: float, **rest: object) -> None:
-    if event.endswith("backend_compile_duration"):
-        _compiled.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_listen)
-
-
-@contextlib.contextmanager
-def compiles(count):
-    """Assert that XLA compiles exactly `count` programs."""
-    before = len(_compiled)
-    yield
-    assert len(_compiled) - before == count
 
 
 def saliency(fn, target=Y, **options):

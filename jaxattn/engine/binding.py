@@ -74,14 +74,15 @@ class Binding:
 
     def _bind_one(self, function: Callable[..., Any], signature: Signature) -> Bound:
         extra = MEMOS.signatures.get((self._key, signature), [])
+        lift = self._key not in MEMOS.analysed
         try:
-            return Bound(*bind(function, [signature, *extra]))
+            return Bound(*bind(function, [signature, *extra], lift))
         except Exception:
             if not extra:
                 raise
             # Another function was called with these signatures; this one may not accept them.
             del MEMOS.signatures[self._key, signature]
-            return Bound(*bind(function, [signature]))
+            return Bound(*bind(function, [signature], lift))
 
     @property
     def rows(self) -> Rows:
@@ -100,6 +101,13 @@ class Binding:
                 arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
             self._placed[mesh] = arrays
         return self._placed[mesh]
+
+    def keep_literals(self) -> None:
+        """Bind again, with the literals of the function and of the target in their programs."""
+        with self._lock:
+            if self._key not in MEMOS.analysed:
+                MEMOS.analysed[self._key] = True
+            self._bind()
 
     def retrace(
         self,

@@ -66,13 +66,14 @@ def known(value: Entry) -> Entry:
 
 
 def bind(
-    fn: Callable[..., Any], signatures: Sequence[Signature]
+    fn: Callable[..., Any], signatures: Sequence[Signature], lift: bool = True
 ) -> tuple[Arrays, Recipe | Program]:
     """Split a callable into arrays and a hashable recipe or program with a `rebuild` method.
 
     Args:
         fn: the callable.
         signatures: those of its inputs; only a function that is identified by its trace needs them.
+        lift: whether literals of its trace that change between calls become arrays.
 
     Raises:
         TypeError: if `fn` cannot be called.
@@ -80,7 +81,7 @@ def bind(
     try:
         arrays, recipe = split(fn)
     except UnkeyableError:
-        constants, program = trace(as_function(fn), signatures)
+        constants, program = trace(as_function(fn), signatures, lift)
         return constants, known(program)
     # The output of a callable depends on the shapes of its arrays too.
     shapes = tuple((array.shape, array.dtype) for array in arrays)

@@ -1,7 +1,8 @@
-"""The compiled entry point through which every method runs, eagerly or over a batch."""
+"""The entry point through which every method runs, eagerly or over a batch."""
 
 import dataclasses
 import functools
+import threading
 from contextvars import ContextVar
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 from jaxattn._types import Attribution
 from jaxattn.engine.batch import Spread, alone, spread_over
 from jaxattn.engine.callable import Recipe, rebuilding
+from jaxattn.jaxpr.literals import lifted_in_trace
 from jaxattn.jaxpr.program import Program
 
 #: The axes of the engine's meshes: over examples, and over evaluations of `fn` for each of them.
@@ -31,6 +33,12 @@ class Spec:
     single: bool
     batch_size: int
     mesh: Mesh | None
+
+    @property
+    def lifted(self) -> bool:
+        """Whether arrays of the function or of the target are literals of their traces."""
+        programs = self.fn, self.target
+        return any(isinstance(program, Program) and program.lifted for program in programs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,32 @@ class Plan:
         return self.examples // rows * self.inside * self.workers
 
 
-@functools.partial(jax.jit, static_argnums=0)
+#: Programs that are kept. One takes some megabytes, and a loop over functions has no end.
+PROGRAMS = 256
+
+_making = threading.Lock()
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _jitted(spec: Spec) -> jax.stages.Wrapped:
+    """Return a new jitted function: JAX drops its compiled programs together with it."""
+
+    def fresh(spec: Spec, arrays: PyTree, examples: PyTree) -> Attribution:
+        return run(spec, arrays, examples)
+
+    fresh.__name__ = "run"
+    return jax.jit(fresh, static_argnums=0)
+
+
+def jitted(spec: Spec) -> jax.stages.Wrapped:
+    """Return `run` as a jitted function, the same one for equal specs while it is kept.
+
+    It takes a spec, too: of equal ones only that of the call itself certainly rebuilds its options.
+    """
+    with _making:
+        return _jitted(spec)
+
+
 def run(spec: Spec, arrays: PyTree, examples: PyTree) -> Attribution:
     """Run a method on one example, or on each example of a batch.
 
@@ -75,7 +108,7 @@ def run(spec: Spec, arrays: PyTree, examples: PyTree) -> Attribution:
         shared = None
         if spec.mesh is not None and spec.mesh.shape[EVALUATIONS] > 1:
             shared = Spread(EVALUATIONS, spec.mesh.shape[EVALUATIONS])
-        entered = in_engine.set(True)
+        entered, lifted = in_engine.set(True), lifted_in_trace.set(spec.lifted)
         try:
             # Only the chunks of the method are spread, not those of an fn that itself explains.
             with spread_over(shared):
@@ -91,6 +124,7 @@ def run(spec: Spec, arrays: PyTree, examples: PyTree) -> Attribution:
                 )
         finally:
             in_engine.reset(entered)
+            lifted_in_trace.reset(lifted)
         return attribution
 
     if spec.single:

@@ -35,6 +35,7 @@ class Memos:
         rows: how many evaluations of a bound callable use a device well.
         limits: the largest number of evaluations in flight that a device was seen to hold.
         plans: the plan that suits a program and its device.
+        analysed: calls that analyse the structure of a function, and depend on its literals.
         completed: plans that have run to their end.
     """
 
@@ -43,6 +44,7 @@ class Memos:
     rows: Memo[Rows] = dataclasses.field(default_factory=Memo)
     limits: Memo[int] = dataclasses.field(default_factory=Memo)
     plans: Memo[Plan] = dataclasses.field(default_factory=Memo)
+    analysed: Memo[bool] = dataclasses.field(default_factory=Memo)
     completed: Memo[bool] = dataclasses.field(default_factory=Memo)
 
     def clear(self) -> None:

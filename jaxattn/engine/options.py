@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -103,6 +104,28 @@ def static_method(method: Method) -> Recipe:
         except (UnkeyableError, RecursionError):
             continue
     return Recipe(object(), lambda arrays: method)
+
+
+def with_baseline_array(
+    method: Method, options: dict[str, Any], explained: PyTree
+) -> dict[str, Any]:
+    """Return the options with a number as `baseline` as an array, where the method takes one.
+
+    An array is traced, so another number needs no other program. For integers Python's numbers are
+    kept, because a fraction is an error there.
+    """
+    floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(explained))
+    if "baseline" not in traits_of(method).per_example or not floating:
+        return options
+
+    def of_leaf(leaf: PyTree) -> PyTree:
+        plain = isinstance(leaf, (int, float, np.floating)) and not isinstance(leaf, bool)
+        return np.asarray(leaf, jnp.result_type(float)) if plain else leaf
+
+    return {
+        name: jax.tree.map(of_leaf, value) if name == "baseline" else value
+        for name, value in options.items()
+    }
 
 
 def split_options(options: dict[str, Any]) -> tuple[list[Any], Recipe]:

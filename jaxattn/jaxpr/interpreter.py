@@ -22,6 +22,9 @@ Leave: TypeAlias = Callable[[tuple[str, ...], Sequence[jex.JaxprEqn], Env], None
 #: A jaxpr as a function of a pytree and of its operands, to its outputs and a further pytree.
 Body: TypeAlias = Callable[..., tuple[tuple[Value, ...], PyTree]]
 
+#: The equations whose inner jaxprs can be replaced.
+_REEMITTED = frozenset("jit scan while cond checkpoint remat2 remat closed_call core_call".split())
+
 
 def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
     """Return the jaxprs that an equation runs: bodies, branches, called functions."""
@@ -78,6 +81,7 @@ def evaluate(
     args: Sequence[Value],
     rule: Rule,
     leave: Leave = lambda path, eqns, values: None,
+    number: Callable[[jex.Literal], Value] = lambda literal: literal.val,
 ) -> list[Value]:
     """Evaluate a jaxpr, with a rule for its equations.
 
@@ -87,12 +91,13 @@ def evaluate(
         rule: computes the outputs of an equation, or returns `None`.
         leave: called at the end of each named scope. It may change the values that later equations
             read.
+        number: returns the value of a literal.
     """
     values: dict[jex.Var, Value] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     values |= dict(zip(closed.jaxpr.invars, args, strict=True))
 
     def read(atom: JaxprAtom) -> Value:
-        return atom.val if isinstance(atom, jex.Literal) else values[atom]
+        return number(atom) if isinstance(atom, jex.Literal) else values[atom]
 
     def run(eqns: Sequence[jex.JaxprEqn], path: tuple[str, ...]) -> None:
         for name, part in by_scope(eqns, len(path)):
@@ -149,6 +154,11 @@ def descend(
 
     results = reemit(eqn, inputs, inside)
     return None if results is None else results[0]
+
+
+def is_reemitted(eqn: jex.JaxprEqn) -> bool:
+    """Return whether `reemit` evaluates an equation, which has inner jaxprs then."""
+    return eqn.primitive.name in _REEMITTED
 
 
 def reemit(

@@ -23,9 +23,11 @@ from jaxattn.jaxpr.interpreter import (
     bind,
     descend,
     evaluate,
+    is_reemitted,
     struct_of,
     sub_jaxprs,
 )
+from jaxattn.jaxpr.literals import changing, is_liftable, literal_values, with_arguments
 
 #: The custom derivative rules whose programs are being keyed, outermost first.
 _Enclosing: TypeAlias = tuple[Hashable, ...]
@@ -72,10 +74,14 @@ class Trace(NamedTuple):
 
 
 class Program:
-    """A function traced for some signatures; hashable, and equal to an equal program."""
+    """A function traced for some signatures; hashable, and equal to an equal program.
 
-    def __init__(self, key: Hashable, traces: dict[Signature, Trace]) -> None:
-        self._key, self._hash, self._traces = key, hash(key), traces
+    Attributes:
+        lifted: whether some of its arrays are literals of the function.
+    """
+
+    def __init__(self, key: Hashable, traces: dict[Signature, Trace], lifted: bool) -> None:
+        self._key, self._hash, self._traces, self.lifted = key, hash(key), traces, lifted
 
     def __hash__(self) -> int:
         return self._hash
@@ -117,9 +123,14 @@ class Program:
 
 
 def trace(
-    fn: Callable[..., PyTree], signatures: Sequence[Signature]
+    fn: Callable[..., PyTree], signatures: Sequence[Signature], lift: bool = True
 ) -> tuple[list[Value], Program]:
     """Trace `fn` for each signature.
+
+    Args:
+        fn: the function.
+        signatures: those of its arguments.
+        lift: whether literals that have changed between calls become arrays of the program.
 
     Returns:
         The arrays that it closes over, and the program that takes them.
@@ -127,18 +138,20 @@ def trace(
     arrays: dict[int, Value] = {}
     traces: dict[Signature, Trace] = {}
     parts: list[Hashable] = []
+    lifts = False
     for signature in signatures:
         # JAX caches the traces of functions by identity: a new function is traced anew.
         fresh = jax.make_jaxpr(lambda *inputs: fn(*inputs), return_shape=True)
         closed, output = fresh(*signature.structs())
-        jaxpr, constants = _hoist(closed)
+        (jaxpr, constants), key, lifted = _keyed(_hoist(closed), lift)
+        lifts |= lifted
         for constant in constants:
             arrays.setdefault(id(constant), constant)
         position = {identity: i for i, identity in enumerate(arrays)}
         indices = tuple(position[id(constant)] for constant in constants)
         traces[signature] = Trace(jaxpr, indices, output)
-        parts.append((signature, indices, jax.tree.structure(output), _program_key(jaxpr)))
-    return list(arrays.values()), Program(tuple(parts), traces)
+        parts.append((signature, indices, jax.tree.structure(output), key))
+    return list(arrays.values()), Program(tuple(parts), traces, lifts)
 
 
 def _constants(closed: jex.ClosedJaxpr) -> dict[int, Value]:
@@ -184,21 +197,42 @@ def _hoist(closed: jex.ClosedJaxpr) -> _Hoisted:
     return _Hoisted(jax.make_jaxpr(flat)(arrays, structs).jaxpr, arrays)
 
 
-def _program_key(jaxpr: jex.Jaxpr) -> Hashable:
-    """Return a key that is equal for two jaxprs only if they and their derivatives are equal."""
+def _keyed(hoisted: _Hoisted, lift: bool) -> tuple[_Hoisted, Hashable, bool]:
+    """Make the literals of a jaxpr that change between calls its first arguments.
+
+    Returns:
+        The jaxpr and its constants; a key that is equal for two jaxprs only if they and their
+        derivatives are equal; and whether there are such literals.
+    """
+    literals: list[jex.Literal] = []
     try:
-        return _jaxpr_key(jaxpr, ())
+        program = _jaxpr_key(hoisted.jaxpr, (), literals)
     except UnkeyableError:
-        return object()
+        return hoisted, object(), False
+    if not lift:
+        return hoisted, (program, literal_values(literals)), False
+    chosen, others = changing(program, literals)
+    key = program, others
+    if not chosen:
+        return hoisted, key, False
+    jaxpr = with_arguments(hoisted.jaxpr, [literals[i] for i in chosen])
+    numbers = [np.asarray(literals[i].val, struct_of(literals[i]).dtype) for i in chosen]
+    return _Hoisted(jaxpr, [*numbers, *hoisted.constants]), key, True
 
 
-def _jaxpr_key(jaxpr: jex.Jaxpr, within: _Enclosing) -> Hashable:
+def _jaxpr_key(
+    jaxpr: jex.Jaxpr, within: _Enclosing, literals: list[jex.Literal] | None = None
+) -> Hashable:
+    """Return the key of a jaxpr without its liftable literals, which are added to the list."""
     number: dict[jex.Var, int] = {}
 
     def atom(a: JaxprAtom) -> Hashable:
-        if isinstance(a, jex.Literal):
+        if not isinstance(a, jex.Literal):
+            return number.setdefault(a, len(number))
+        if literals is None or not is_liftable(a):
             return "literal", str(a.aval), typed_key(a.val)
-        return number.setdefault(a, len(number))
+        literals.append(a)
+        return "literal", str(a.aval), getattr(a.aval, "weak_type", None)
 
     def var(v: jex.Var) -> Hashable:
         return atom(v), str(v.aval), getattr(v.aval, "weak_type", None)
@@ -209,7 +243,7 @@ def _jaxpr_key(jaxpr: jex.Jaxpr, within: _Enclosing) -> Hashable:
             eqn.primitive,
             str(eqn.source_info.name_stack),
             tuple(atom(a) for a in eqn.invars),
-            _params_key(eqn, within),
+            _params_key(eqn, within, literals if is_reemitted(eqn) else None),
             tuple(var(v) for v in eqn.outvars),
         )
         for eqn in jaxpr.eqns
@@ -217,7 +251,9 @@ def _jaxpr_key(jaxpr: jex.Jaxpr, within: _Enclosing) -> Hashable:
     return head, body, tuple(atom(a) for a in jaxpr.outvars)
 
 
-def _params_key(eqn: jex.JaxprEqn, within: _Enclosing) -> Hashable:
+def _params_key(
+    eqn: jex.JaxprEqn, within: _Enclosing, literals: list[jex.Literal] | None
+) -> Hashable:
     if eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
         (called,) = sub_jaxprs(eqn)
         key = eqn.primitive.name, _param_key(called, ())
@@ -226,16 +262,19 @@ def _params_key(eqn: jex.JaxprEqn, within: _Enclosing) -> Hashable:
             return key, within.index(key)
         rule = _derivative(eqn)
         return key, _param_key(rule, (*within, key))
-    return tuple((name, _param_key(eqn.params[name], within)) for name in sorted(eqn.params))
+    params = sorted(eqn.params.items(), key=lambda item: item[0])
+    return tuple((name, _param_key(value, within, literals)) for name, value in params)
 
 
-def _param_key(value: object, within: _Enclosing) -> Hashable:
+def _param_key(
+    value: object, within: _Enclosing, literals: list[jex.Literal] | None = None
+) -> Hashable:
     if isinstance(value, jex.ClosedJaxpr):
-        return _jaxpr_key(value.jaxpr, within), typed_key(list(value.consts))
+        return _jaxpr_key(value.jaxpr, within, literals), typed_key(list(value.consts))
     if isinstance(value, jex.Jaxpr):
-        return _jaxpr_key(value, within)
+        return _jaxpr_key(value, within, literals)
     if isinstance(value, tuple):
-        return tuple(_param_key(part, within) for part in value)
+        return tuple(_param_key(part, within, literals) for part in value)
     try:
         return typed_key(value)
     except UnkeyableError:

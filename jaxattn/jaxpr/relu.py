@@ -20,6 +20,7 @@ from jaxattn.jaxpr.interpreter import (
     struct_of,
     sub_jaxprs,
 )
+from jaxattn.jaxpr.literals import check_literals
 
 #: Functions that JAX computes with a clipping at 0 but that are not ReLUs; each is one named call.
 _NO_RELU = {"celu", "hard_sigmoid", "sparse_sigmoid"}
@@ -49,6 +50,7 @@ def rectified(fn: Callable[..., PyTree], *, gated: bool) -> Callable[..., PyTree
     """
 
     def call(*inputs: PyTree) -> PyTree:
+        check_literals()  # a ReLU is a maximum with 0
         relus: dict[jex.Var, int] = {}
 
         def prepare(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:

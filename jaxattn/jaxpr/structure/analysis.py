@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from jaxattn.jaxpr.flat import Flat, Step, Var, has_custom_derivative
+from jaxattn.jaxpr.literals import check_literals
 from jaxattn.jaxpr.structure.affine import find_preactivations
 from jaxattn.jaxpr.structure.bounds import Bounds
 from jaxattn.jaxpr.structure.facts import Fact, join, transfer, widen_bounds
@@ -24,6 +25,7 @@ def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structur
             for differences it must. A derivative does not depend on it: there is a `stop_gradient`
             around the maximum.
     """
+    check_literals()
     producers = {var: step for step in flat.steps for var in step.outputs}
     users: dict[Var, list[Step]] = {var: [] for var in (*flat.inputs, *flat.constants, *producers)}
     for step in flat.steps:
