@@ -39,8 +39,8 @@ jaxpr.reuse.affine_prefix
 
 engine.batch engine.perturb engine.inputs engine.callable engine.target engine.options
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory
-engine.examples engine.window_groups engine.checks engine.diagnosis engine.memo engine.binding
-engine.launch engine.plan engine.parts engine.call engine.method engine.explain
+engine.examples engine.window_groups engine.checks engine.diagnosis engine.lengths engine.memo
+engine.binding engine.launch engine.plan engine.parts engine.call engine.method engine.explain
 engine.benchmark
 
 methods metrics nn models introspect plot

@@ -149,7 +149,7 @@ def test_out_of_memory_at_compilation(device, monkeypatch):
         return compiles(binding, examples, plan)
 
     monkeypatch.setattr(launch, "compile_part", compile_)
-    MEMOS.plans.clear()
+    MEMOS.suitable.clear()
     with pytest.warns(UserWarning):
         np.testing.assert_allclose(explained(), expected, atol=1e-6)
 

@@ -166,7 +166,7 @@ def benchmark(
     compile_seconds = time.perf_counter() - start
 
     flops = count_flops(traced.jaxpr)
-    calls = -(-work.batch // work.plan.examples)
+    calls = sum(plan.examples for plan in work.plans) / work.plan.examples
     devices = list(mesh.devices.flat if mesh else jax.tree.leaves(attribution)[0].devices())
     return Benchmark(
         method=_name(method_),
@@ -181,7 +181,7 @@ def benchmark(
         run_seconds_q1=low,
         run_seconds_q3=high,
         peak_bytes=_peak_bytes(compiled),
-        flops=calls * flops.total,
+        flops=round(calls * flops.total),
         flops_exact=not flops.unbounded,
     )
 

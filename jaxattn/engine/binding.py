@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxattn._types import Method, Target
+from jaxattn._types import Method, RandomKey, Target
 from jaxattn.engine.callable import Arrays, HashedKey, Recipe, as_function, bind, known
 from jaxattn.engine.memo import MEMOS
 from jaxattn.engine.options import split_options, static_method
@@ -31,6 +31,7 @@ class Binding:
         method: the method.
         options: its options without their arrays.
         option_arrays: the arrays of its options.
+        random_key: the random key of the call.
         signature: that of `fn` for one example.
         fn: the bound function.
         output: its abstract output.
@@ -52,9 +53,11 @@ class Binding:
         inputs: tuple[PyTree, ...],
         target: Target,
         options: Mapping[str, Any],
+        random_key: RandomKey | None = None,
     ) -> None:
         self.method = static_method(method)
         self.option_arrays, self.options = split_options(dict(options))
+        self.random_key = random_key
         self.signature = Signature.of(inputs)
         self._key = known(HashedKey((self.method, self.options, self.signature)))
         self._callables = fn, target
@@ -96,7 +99,7 @@ class Binding:
         """Return the traced half of a call beside the examples, on each device of the mesh."""
         if mesh not in self._placed:
             target_arrays = [] if self.target is None else self.target.arrays
-            arrays = self.fn.arrays, target_arrays, self.option_arrays
+            arrays = self.fn.arrays, target_arrays, self.option_arrays, self.random_key
             if mesh is not None:
                 arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
             self._placed[mesh] = arrays

@@ -1,15 +1,16 @@
 """A call from its arguments to a plan: checked, bound, and divided into parts."""
 
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxattn.engine.binding import Binding, explained_input
 from jaxattn.engine.checks import Request, check_request
 from jaxattn.engine.diagnosis import diagnose
-from jaxattn.engine.examples import batch_length, example_keys, example_structs, split_batched
+from jaxattn.engine.examples import batch_length, example_structs, split_batched
 from jaxattn.engine.inputs import check_baseline_option, check_finite_numbers
 from jaxattn.engine.options import count, traits_of, with_baseline_array
 from jaxattn.engine.parts import Examples, Work
-from jaxattn.engine.plan import Workload, make_plan
+from jaxattn.engine.plan import Workload, make_plans
 from jaxattn.engine.target import target_indices
 
 
@@ -34,11 +35,11 @@ def prepare_request(request: Request) -> Work:
         if clearer is None:
             raise
         raise clearer from error
-    key = request.key if batch is None or request.key is None else example_keys(request.key, batch)
+    number = None if batch is None or request.key is None else np.arange(batch, dtype=np.int32)
     index = target_indices(request.target, binding.output, batch)
-    examples = Examples(request.x, index, request.args, key, of_examples)
-    plan = make_plan(binding, load, examples, request.batch_size, request.mesh)
-    return Work(binding, load, plan, examples)
+    examples = Examples(request.x, index, request.args, number, of_examples)
+    plans = make_plans(binding, load, examples, request.batch_size, request.mesh)
+    return Work(binding, load, plans, examples)
 
 
 def _bound(
@@ -55,7 +56,7 @@ def _bound(
     if batch is not None:
         shared, of_examples = split_batched(method, shared, explained, batch)
     named = shared if at is None else {**shared, "at": at}
-    binding = Binding(method, fn, inputs, target, named)
+    binding = Binding(method, fn, inputs, target, named, request.key)
     options = {"target": target, **shared, **example_structs(of_examples)}
     evaluations, in_flight = (
         count(what, method, explained, binding.output, options)

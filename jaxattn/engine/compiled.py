@@ -97,13 +97,15 @@ def run(spec: Spec, arrays: PyTree, examples: PyTree) -> Attribution:
 
     Args:
         spec: all that is static.
-        arrays: those of the function, of the target and of the options.
-        examples: inputs, target indices, further inputs, keys, and options of one example.
+        arrays: those of the function, of the target and of the options, and a random key.
+        examples: inputs, target indices, further inputs, numbers, and options of one example.
     """
 
     def one(arrays: PyTree, example: PyTree) -> Attribution:
-        of_fn, of_target, of_options = arrays
-        x, index, args, key, batched = example
+        of_fn, of_target, of_options, key = arrays
+        x, index, args, number, batched = example
+        if number is not None:  # chunks and devices change no draw
+            key = jax.random.fold_in(key, number)
         method = spec.method.rebuild(())
         shared = None
         if spec.mesh is not None and spec.mesh.shape[EVALUATIONS] > 1:

@@ -1,15 +1,14 @@
 """A batch of examples: its length, one of its examples, and options with a value for each."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import PyTree
 
 from jaxattn._static import is_array, is_concrete
-from jaxattn._types import Inputs, Method, RandomKey
+from jaxattn._types import Inputs, Method
 from jaxattn.engine.options import traits_of
 
 
@@ -59,12 +58,6 @@ def check_sharding(xs: PyTree, args: tuple[PyTree, ...]) -> None:
 def _name(path: tuple[Any, ...]) -> str:
     root: str = path[0].key
     return root + jax.tree_util.keystr(path[1:])
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def example_keys(key: RandomKey, batch: int) -> Shaped[Array, "B ..."]:
-    """Return a random key for each example, by its index: chunks and devices change no draw."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
 
 
 def example_structs(batch: PyTree) -> PyTree:

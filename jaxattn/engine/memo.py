@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from jaxtyping import PyTree
 
-from jaxattn.engine.compiled import Plan
+from jaxattn.engine.lengths import Lengths
 from jaxattn.jaxpr.program import Signature
 from jaxattn.jaxpr.rows import Rows
 
@@ -34,7 +34,8 @@ class Memos:
         outputs: the abstract outputs of bound callables.
         rows: how many evaluations of a bound callable use a device well.
         limits: the largest number of evaluations in flight that a device was seen to hold.
-        plans: the plan that suits a program and its device.
+        suitable: the evaluations in flight with which a program suits its device.
+        lengths: the lengths of batches with which a call was made.
         analysed: calls that analyse the structure of a function, and depend on its literals.
         completed: plans that have run to their end.
     """
@@ -43,7 +44,8 @@ class Memos:
     outputs: Memo[PyTree] = dataclasses.field(default_factory=Memo)
     rows: Memo[Rows] = dataclasses.field(default_factory=Memo)
     limits: Memo[int] = dataclasses.field(default_factory=Memo)
-    plans: Memo[Plan] = dataclasses.field(default_factory=Memo)
+    suitable: Memo[int] = dataclasses.field(default_factory=Memo)
+    lengths: Memo[Lengths] = dataclasses.field(default_factory=Memo)
     analysed: Memo[bool] = dataclasses.field(default_factory=Memo)
     completed: Memo[bool] = dataclasses.field(default_factory=Memo)
 

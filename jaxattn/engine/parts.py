@@ -1,7 +1,9 @@
 """A planned call: its examples, part after part, and their attributions joined."""
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -17,7 +19,8 @@ from jaxattn.engine import launch
 from jaxattn.engine.binding import Binding
 from jaxattn.engine.compiled import Plan
 from jaxattn.engine.memo import MEMOS
-from jaxattn.engine.plan import Workload, shrink
+from jaxattn.engine.placement import device_of
+from jaxattn.engine.plan import Workload, equal_parts, shrink
 from jaxattn.engine.threads import side_by_side
 
 #: Parts that are joined at once: the time to compile a join grows faster than their number.
@@ -31,14 +34,15 @@ class Examples(NamedTuple):
         x: the inputs.
         index: the indices of the target, `None` if it is a callable.
         args: further inputs of `fn`.
-        key: random keys.
+        number: the number of each example, which makes a random key of its own; `None` without a
+            key, and for a call with one example.
         options: the options that have a leading axis of examples.
     """
 
     x: PyTree
     index: PyTree
     args: tuple[PyTree, ...]
-    key: PyTree
+    number: np.ndarray | None
     options: dict[str, Any]
 
 
@@ -48,26 +52,34 @@ class Work(NamedTuple):
     Attributes:
         binding: all that the examples share.
         load: what the plan divides.
-        plan: how many examples a part takes.
+        plans: how many examples each part takes.
         examples: with a leading axis, unless the call is for one example.
     """
 
     binding: Binding
     load: Workload
-    plan: Plan
+    plans: list[Plan]
     examples: Examples
 
     @property
     def batch(self) -> int:
         """The number of examples."""
-        return 1 if self.load.batch is None else self.load.batch
+        return self.load.examples
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first part, which is the largest."""
+        return self.plans[0]
 
     def part(self, start: int, size: int) -> PyTree:
         """Return `size` examples from `start` on; the last is repeated if there are fewer."""
         if size == self.batch:
             return self.examples
         leaves, treedef = jax.tree.flatten(self.examples)
-        on_device = iter(_cut([leaf for leaf in leaves if not _is_host(leaf)], start, size))
+        if self.load.in_few_sizes:
+            leaves = list(map(_on_host, leaves))
+        elsewhere = [leaf for leaf in leaves if not _is_host(leaf)]
+        on_device = iter(_cut(elsewhere, start, size) if elsewhere else ())
         rows: slice | np.ndarray = slice(start, start + size)
         if start + size > self.batch:
             rows = np.minimum(np.arange(start, start + size), self.batch - 1)
@@ -75,10 +87,12 @@ class Work(NamedTuple):
         parts = [leaf[rows] if _is_host(leaf) else next(on_device) for leaf in leaves]
         return jax.tree.unflatten(treedef, parts)
 
-    def parts(self) -> Iterator[PyTree]:
-        """Yield all examples, as many at a time as the plan takes."""
-        size = self.plan.examples
-        return (self.part(start, size) for start in range(0, self.batch, size))
+    def parts(self) -> Iterator[tuple[int, Plan, PyTree]]:
+        """Yield the start of each part, its plan and its examples."""
+        start = 0
+        for plan in self.plans:
+            yield start, plan, self.part(start, plan.examples)
+            start += plan.examples
 
     def compile(self) -> jax.stages.Compiled:
         """Compile the program of the plan."""
@@ -92,6 +106,10 @@ def compute(work: Work, progress: bool = False) -> Attribution:
         work.load.batch is None or jax.tree.leaves(parts[0])[0].shape[0] == work.batch
     ):
         return parts[0]
+    if work.load.in_few_sizes:
+        parts = [jax.tree.map(_on_host, part) for part in parts]
+        if all(map(_is_host, jax.tree.leaves(parts))):  # nothing is compiled for this length
+            return jax.tree.map(lambda *rows: _concatenated(rows, work.batch), *parts)
     while len(parts) > _JOINED_AT_ONCE:
         starts = range(0, len(parts), _JOINED_AT_ONCE)
         parts = [_joined(parts[i : i + _JOINED_AT_ONCE], None) for i in starts]
@@ -100,22 +118,27 @@ def compute(work: Work, progress: bool = False) -> Attribution:
 
 def _results(work: Work, progress: bool) -> Iterator[Attribution]:
     """Run part after part; the parts get smaller if the device lacks memory."""
-    start, plan = 0, work.plan
+    start, plans = 0, deque(work.plans)
     with rich.progress.Progress() if progress else nullcontext() as bar:
         if bar:
             task = bar.add_task("explaining", total=work.batch)
-        while start < work.batch:
-            parts = (work.part(i, plan.examples) for i in range(start, work.batch, plan.examples))
+        while plans:
+            plan, size = plans[0], plans[0].examples
+            count = len(list(itertools.takewhile(plan.__eq__, plans)))
+            parts = (work.part(i, size) for i in range(start, start + count * size, size))
             try:
                 for result in _run(work.binding, parts, plan):
                     if bar:  # it counts what is done, not what is dispatched
                         jax.block_until_ready(result)
-                    start += plan.examples
+                    start += size
+                    plans.popleft()
                     if bar:
                         bar.update(task, completed=min(start, work.batch))
                     yield result
             except jax.errors.JaxRuntimeError as error:
-                plan = shrink(work.binding, work.load, plan, error)
+                limit = shrink(work.binding, plan, error)
+                plan = equal_parts(work.load, limit, plan.mesh)[0]
+                plans = deque([plan] * -(-(work.batch - start) // plan.examples))
 
 
 def _run(binding: Binding, parts: Iterator[PyTree], plan: Plan) -> Iterator[Attribution]:
@@ -135,6 +158,11 @@ def _run(binding: Binding, parts: Iterator[PyTree], plan: Plan) -> Iterator[Attr
         )
 
 
+def _concatenated(rows: Sequence[np.ndarray], batch: int) -> jax.Array:
+    """Concatenate the rows of parts on the host, without those that fill up the last."""
+    return jax.device_put((rows[0] if len(rows) == 1 else np.concatenate(rows))[:batch])
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _joined(parts: list[Attribution], batch: int | None) -> Attribution:
     """Concatenate parts, without the examples that fill up the last."""
@@ -152,6 +180,18 @@ def _cut(examples: list[PyTree], start: int | jax.Array, size: int) -> list[PyTr
         return leaf[jnp.minimum(start + jnp.arange(size), leaf.shape[0] - 1)]
 
     return [of_leaf(leaf) for leaf in examples]
+
+
+def _on_host(leaf: Any) -> Any:
+    """Return an array that is in the memory of the host as one of numpy, others as they are."""
+    if not isinstance(leaf, jax.Array) or not is_concrete(leaf) or leaf.committed:
+        return leaf
+    if (
+        jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        or device_of([leaf]).platform != "cpu"
+    ):
+        return leaf
+    return np.asarray(leaf)
 
 
 def _is_host(leaf: object) -> bool:

@@ -1,7 +1,10 @@
 """Plans: the evaluations of `fn` in flight, and their division over examples."""
 
 import dataclasses
+import functools
 import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +16,7 @@ from jaxattn.engine import launch, memory
 from jaxattn.engine.batch import balanced
 from jaxattn.engine.binding import Binding
 from jaxattn.engine.compiled import Plan
+from jaxattn.engine.lengths import Lengths, part_sizes
 from jaxattn.engine.memo import MEMOS
 from jaxattn.engine.placement import device_of, divided, in_mesh
 from jaxattn.engine.threads import cores
@@ -35,6 +39,7 @@ class Workload:
         in_flight: how many of these can run at once.
         convolves: whether `fn` convolves.
         workers: how many threads there are for parts of the batch.
+        in_few_sizes: whether the parts have sizes that serve batches of any length.
     """
 
     batch: int | None
@@ -42,19 +47,32 @@ class Workload:
     in_flight: int
     convolves: bool = False
     workers: int = 1
+    in_few_sizes: bool = False
+
+    @property
+    def examples(self) -> int:
+        """The number of examples, one without a leading axis included."""
+        return 1 if self.batch is None else self.batch
 
 
-def make_plan(
+#: Divides the work into the plans of its parts, with a limit of evaluations in flight.
+_Division: TypeAlias = Callable[[Workload, int, Mesh | None], list[Plan]]
+
+
+def make_plans(
     binding: Binding,
     load: Workload,
     examples: PyTree,
     batch_size: int | None,
     mesh: Mesh | None,
-) -> Plan:
+) -> list[Plan]:
     """Divide the evaluations in flight over examples and inside of an example.
 
     Without `batch_size` the program is compiled with fewer evaluations in flight until it suits
     the memory of the device. `load` is completed by what the function's program tells.
+
+    Returns:
+        The plan of each part. Together they take all examples, or a few more.
     """
     limit_seen = MEMOS.limits.get(binding.key)
     if batch_size is not None:
@@ -66,59 +84,131 @@ def make_plan(
     load.convolves = rows.convolves
     if concrete and mesh is None and device.platform == "cpu" and not in_mesh():
         load.workers = _workers(rows.flops * load.evaluations, load.batch)
-    if batch_size is not None:
-        return divide(load, min(int(batch_size), limit_seen or int(batch_size)), mesh)
     limit = memory.default_in_flight(device, rows) * load.workers
+    limit = limit if batch_size is None else int(batch_size)
     limit = min(limit, limit_seen or limit)
-    if not concrete:
-        return divide(load, limit, mesh)
-    shapes = Signature.of((binding.option_arrays, examples))
-    key = binding.key, shapes, limit, load.workers, mesh
-    plan = MEMOS.plans.get(key)
-    if plan is None:
-        plan = divide(load, limit, mesh)
-        MEMOS.plans[key] = plan = _fitted(binding, load, examples, plan, device, rows.least)
-    return plan
+    lengths = _lengths((binding.key, batch_size, mesh)) if concrete and load.batch else None
+    if lengths is None or lengths.is_exact(load.examples):
+        division: _Division = equal_parts
+    else:
+        division = functools.partial(few_sizes, exact=tuple(lengths.exact.values()))
+        load.in_few_sizes = True
+    if concrete and batch_size is None:
+        limit = _suitable(
+            binding, load, examples, _Trial(division, limit, mesh, device, rows.least)
+        )
+    plans = division(load, limit, mesh)
+    if lengths is not None and not load.in_few_sizes:
+        lengths.exact[load.examples] = plans[0].examples
+    return plans
 
 
-def _fitted(
-    binding: Binding, load: Workload, examples: PyTree, plan: Plan, device: jax.Device, least: int
-) -> Plan:
+def _lengths(key: Hashable) -> Lengths:
+    if key not in MEMOS.lengths:
+        MEMOS.lengths[key] = Lengths()
+    return MEMOS.lengths[key]
+
+
+class _Trial(NamedTuple):
+    """A division of the work that is compiled to find how many evaluations are in flight.
+
+    Attributes:
+        division: divides the work.
+        limit: the evaluations in flight of the first trial.
+        mesh: the devices of the call.
+        device: one of them.
+        least: the evaluations with which the function runs at full speed.
+    """
+
+    division: _Division
+    limit: int
+    mesh: Mesh | None
+    device: jax.Device
+    least: int
+
+
+def _suitable(binding: Binding, load: Workload, examples: PyTree, trial: _Trial) -> int:
     """Compile with fewer evaluations in flight until the program suits the device."""
-    while True:
+    division, limit, mesh, device, least = trial
+    plan = division(load, limit, mesh)[0]
+    shapes = Signature.of(binding.option_arrays), tuple(examples.options)
+    key = binding.key, shapes, limit, plan
+    while key not in MEMOS.suitable:
         try:
             needed = memory.needed(launch.compile_part(binding, examples, plan)) * plan.workers
         except jax.errors.JaxRuntimeError as error:
-            plan = shrink(binding, load, plan, error)
+            limit = shrink(binding, plan, error)
+            plan = division(load, limit, mesh)[0]
             continue
         fewer = memory.fewer_in_flight(device, least * plan.workers, plan.in_flight, needed)
         if fewer == plan.in_flight:
-            return plan
-        plan = divide(load, fewer, plan.mesh)
-        least = plan.in_flight  # smaller for the sake of the caches only once
+            MEMOS.suitable[key] = limit
+        else:
+            limit = fewer
+            plan = division(load, limit, mesh)[0]
+            least = plan.in_flight  # smaller for the sake of the caches only once
+    return MEMOS.suitable[key]
 
 
-def divide(load: Workload, limit: int, mesh: Mesh | None) -> Plan:
-    """Divide at most `limit` evaluations in flight over examples and inside of each."""
-    if load.batch is None:
-        return Plan(True, 1, min(limit, load.in_flight), None)
+class _Shares(NamedTuple):
+    """The evaluations in flight, divided over devices and threads.
+
+    Attributes:
+        mesh: the devices by examples and evaluations.
+        rows: the devices that take different examples.
+        workers: the number of threads.
+        limit: the evaluations in flight on one device in one thread.
+        inside: the evaluations of one example that may be in flight there.
+        most: the largest number of examples there.
+    """
+
+    mesh: Mesh | None
+    rows: int
+    workers: int
+    limit: int
+    inside: int
+    most: int
+
+    def plan(self, examples: int) -> Plan:
+        """Return the plan of a part with so many examples on each device."""
+        inside = min(self.inside, self.limit // examples)
+        return Plan(False, examples * self.rows, inside, self.mesh, self.workers)
+
+
+def _shares(load: Workload, limit: int, mesh: Mesh | None) -> _Shares:
     inside, rows = load.in_flight, 1
     if mesh is not None:
-        mesh = divided(mesh, load.batch, inside)
+        mesh = divided(mesh, load.examples, inside)
         rows, columns = mesh.devices.shape
         inside = -(-inside // columns)
     workers = max(1, min(load.workers, limit))
-    limit, batch = limit // workers, -(-load.batch // rows)
+    limit = limit // workers
     # What is done once for each example is better done for several at once. But XLA takes the
     # reversed kernel of a gradient out of a loop, and with it the fast algorithm of a convolution.
     least = 1 if load.convolves else _AT_ONCE
-    examples = min(limit, max(limit // inside, least))
-    calls = -(-balanced(batch, examples)[0] // workers) * workers  # no thread idles at the end
-    examples = -(-batch // calls)
-    return Plan(False, examples * rows, min(inside, limit // examples), mesh, workers)
+    return _Shares(mesh, rows, workers, limit, inside, min(limit, max(limit // inside, least)))
 
 
-def shrink(binding: Binding, load: Workload, plan: Plan, error: Exception) -> Plan:
+def equal_parts(load: Workload, limit: int, mesh: Mesh | None) -> list[Plan]:
+    """Divide a batch into equal parts with at most `limit` evaluations in flight."""
+    if load.batch is None:
+        return [Plan(True, 1, min(limit, load.in_flight), None)]
+    shares = _shares(load, limit, mesh)
+    batch, workers = -(-load.batch // shares.rows), shares.workers
+    calls = -(-balanced(batch, shares.most)[0] // workers) * workers  # no thread idles at the end
+    plan = shares.plan(-(-batch // calls))
+    return [plan] * -(-load.batch // plan.examples)
+
+
+def few_sizes(load: Workload, limit: int, mesh: Mesh | None, *, exact: Sequence[int]) -> list[Plan]:
+    """Divide a batch into parts of few sizes: `exact` ones and powers of two."""
+    shares = _shares(load, limit, mesh)
+    known = [size // shares.rows for size in exact if size % shares.rows == 0]
+    batch = -(-load.examples // shares.rows)
+    return list(map(shares.plan, part_sizes(batch, shares.most, shares.workers, known)))
+
+
+def shrink(binding: Binding, plan: Plan, error: Exception) -> int:
     """Halve the evaluations in flight after an error for lack of memory, from now on.
 
     Raises:
@@ -139,7 +229,7 @@ def shrink(binding: Binding, load: Workload, plan: Plan, error: Exception) -> Pl
         UserWarning,
         stacklevel=2,
     )
-    return divide(load, limit, plan.mesh)
+    return limit
 
 
 def _workers(flops: int, batch: int | None) -> int:

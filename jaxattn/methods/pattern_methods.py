@@ -99,12 +99,12 @@ def fit_patterns(
     size = DEFAULT if batch_size is None else batch_size
     work = prepare(_sums, fn, xs, args=args, at=at, batch_size=size, estimator=estimator)
     plan = Plan(single=True, examples=1, inside=1, mesh=None)
-    size = work.plan.examples
 
     def ratios(means: list[Array] | None) -> list[Array]:
         sums: _Ratios | None = None
-        for start, (x, _, args, _, _) in zip(range(0, work.batch, size), work.parts(), strict=True):
-            more = {"valid": np.arange(start, start + size) < work.batch, "means": means}
+        for start, of_part, (x, _, args, _, _) in work.parts():
+            valid = np.arange(start, start + of_part.examples) < work.batch
+            more = {"valid": valid, "means": means}
             part = run_part(work.binding, (x, None, args, None, more), plan).values
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
         assert sums is not None  # a batch holds at least one example
