@@ -203,9 +203,10 @@ class _Decomposer:
 
     def _softmax(self, operands: _Operands) -> list[Split] | None:
         """Divide a softmax as a whole, not step by step."""
-        if operands.step not in self.structure.softmaxes:
+        softmax = self.structure.softmaxes.get(operands.step)
+        if softmax is None or softmax.masks or not softmax.is_plain:
             return None
-        logits, axes = self.structure.softmaxes[operands.step]
+        logits, axes = softmax.logits, softmax.axes
         return jointly(lambda z: [jax.nn.softmax(z, axes)], [self._parts(logits)])
 
     def _product(self, operands: _Operands) -> list[Split] | None:

@@ -54,7 +54,6 @@ class DeepLift(ScoreRules):
         self.reveal_cancel = reveal_cancel
         # In the order in which they are tried.
         self._one_output = (
-            self._softmax,
             self._extremum,
             self._contraction,
             self._activation,
@@ -72,6 +71,9 @@ class DeepLift(ScoreRules):
         """Return the multipliers of a step's operands."""
         if visit.step.name in ("convert_element_type", "stop_gradient"):
             return [Cotangent(visit.actives[0], visit.cotangent)]
+        multipliers = self._softmax(visit)
+        if multipliers is not None:
+            return multipliers
         if _is_linear(visit.structure, visit.step):
             return visit.transpose()
         for rule in self._one_output if len(visit.cotangents) == 1 else ():
@@ -82,9 +84,10 @@ class DeepLift(ScoreRules):
 
     def _softmax(self, visit: Visit) -> list[Cotangent] | None:
         """Take exponentials, divided by their sum, with one maximum subtracted in both runs."""
-        if visit.step not in visit.structure.softmaxes:
+        softmax = visit.structure.softmaxes.get(visit.step)
+        if softmax is None or not softmax.is_plain:
             return None
-        logits, axes = visit.structure.softmaxes[visit.step]
+        logits, axes = softmax.logits, softmax.axes
         z, z0 = visit.runs(logits)
         s, s0 = visit.runs(visit.output)
         top = jnp.max(jnp.maximum(z, z0), axes, keepdims=True)

@@ -68,6 +68,7 @@ class Relevance(ScoreRules):
         self._products = ProductRules(options.gates, options.attention, options.products, selected)
         # In the order in which they are tried.
         self._any_outputs = (
+            self._softmax,
             self._cast,
             self._layers,
             self._zero_shift,
@@ -75,7 +76,6 @@ class Relevance(ScoreRules):
             self._layout,
         )
         self._one_output = (
-            self._softmax,
             self._product,
             self._scale,
             self._sum,
@@ -97,6 +97,21 @@ class Relevance(ScoreRules):
         raise ValueError(unsupported(visit.step, "relevance propagation"))
 
     # Steps with any number of outputs.
+
+    def _softmax(self, visit: Visit) -> list[Cotangent] | None:
+        """Redistribute by the Taylor expansion of a softmax (Achtibat et al. 2024)."""
+        softmax = visit.structure.softmaxes.get(visit.step)
+        if softmax is None:
+            return None
+        relevance, weights = map(softmax.of_output, (visit.cotangent, visit.array(visit.output)))
+        z = visit.array(softmax.logits).astype(self.dtype) * jnp.asarray(softmax.scale, self.dtype)
+        weights = weights.astype(self.dtype)
+        whole = jnp.sum(relevance, softmax.axes, keepdims=True)
+        # A masked element has weight 0 and a logit of minus infinity.
+        z = jnp.where(jnp.isfinite(z) & (weights > 0), z, 0)
+        redistributed = z * (relevance - weights * whole)
+        self.absorb(jnp.sum(relevance) - jnp.sum(redistributed))
+        return [Cotangent(softmax.logits, redistributed)]
 
     def _cast(self, visit: Visit) -> list[Cotangent] | None:
         return _pass_on(visit) if visit.step.name == "convert_element_type" else None
@@ -124,20 +139,6 @@ class Relevance(ScoreRules):
         return self._route(visit) if routes else None
 
     # Steps with one output.
-
-    def _softmax(self, visit: Visit) -> list[Cotangent] | None:
-        """Redistribute by the Taylor expansion of a softmax (Achtibat et al. 2024)."""
-        if visit.step not in visit.structure.softmaxes:
-            return None
-        logits, axes = visit.structure.softmaxes[visit.step]
-        relevance = visit.cotangent
-        z, weights = (visit.array(v).astype(self.dtype) for v in (logits, visit.output))
-        whole = jnp.sum(relevance, axes, keepdims=True)
-        # A masked element has weight 0 and a logit of minus infinity.
-        z = jnp.where(jnp.isfinite(z) & (weights > 0), z, 0)
-        redistributed = z * (relevance - weights * whole)
-        self.absorb(jnp.sum(relevance) - jnp.sum(redistributed))
-        return [Cotangent(logits, redistributed)]
 
     def _product(self, visit: Visit) -> list[Cotangent] | None:
         structure, step = visit.structure, visit.step

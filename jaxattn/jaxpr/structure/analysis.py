@@ -46,6 +46,9 @@ def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structur
 def _evaluate_step(structure: Structure, step: Step, operands: Sequence[Fact]) -> list[Fact]:
     """Compute the facts of the outputs of a step without control flow."""
     softmax = structure.softmaxes.get(step)
+    if softmax is not None and any(map(structure.is_active, softmax.constants)):
+        del structure.softmaxes[step]
+        softmax = None
     if softmax is not None and structure.is_active(softmax.logits):
         depth = max(fact.depth for fact in operands)
         return [Fact(True, True, Bounds(0.0, 1.0), gate=True, softmax=True, depth=depth)]

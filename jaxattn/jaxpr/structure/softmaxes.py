@@ -1,43 +1,96 @@
-"""Softmaxes, which have no primitive: a maximum, an exponential, a sum and a quotient."""
+"""Softmaxes, which have no primitive: exponentials divided by their sum, in any way of writing.
 
-from collections.abc import Mapping
-from typing import NamedTuple
+A softmax is a product of factors: exponentials, masks, and the inverse of a sum over the same
+factors. The factors are collected from the steps, through logarithms and reciprocals, each with the
+axes of the softmax that its own axes correspond to. Then the two lists are compared.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jax import Array
 
 from jaxattn.jaxpr.flat import Atom, Flat, Step, Var
 from jaxattn.jaxpr.structure.primitive_classes import LAYOUT
-from jaxattn.jaxpr.structure.producers import producer_behind
+from jaxattn.jaxpr.structure.producers import literal_scalar, producer_behind
 
 #: Primitives between a softmax's logits and the maximum that it subtracts from them.
-_TO_MAXIMUM = LAYOUT | {"stop_gradient", "max"}
+_TO_MAXIMUM = LAYOUT | {"clamp", "max", "min", "neg", "stop_gradient"}
+#: Primitives that a softmax can end in.
+_LAST = frozenset("div exp mul select_n".split())
+#: Primitives between the sum of exponentials and the denominator: what keeps it from being zero.
+_STABILISING = frozenset("abs add clamp max min select_n".split())
+#: Primitives that return the elements of their one operand, perhaps in more axes.
+_KEEPING = frozenset(
+    "broadcast_in_dim convert_element_type copy copy_p expand_dims name optimization_barrier "
+    "reduce_precision reshape sharding_constraint squeeze transpose".split()
+)
+#: Products of more factors, and longer chains of steps, are no softmaxes.
+_MOST_TERMS, _MOST_STEPS = 16, 64
+
+#: For each axis of a value, the axis of a softmax's output; -1 for an axis that the output lacks.
+_Axes: TypeAlias = tuple[int, ...]
+
+_Kind: TypeAlias = Literal["factor", "addend", "mask"]
 
 
 class Softmax(NamedTuple):
-    """A softmax.
+    """A softmax: exponentials of logits, perhaps masked, divided by their sum.
 
     Attributes:
-        logits: its operand.
-        axes: the axes that its exponentials are summed over.
+        logits: its operand, without what is subtracted for numerical reasons.
+        axes: the axes of the logits that the exponentials are summed over.
+        layout: for each axis of the logits, the axis of the softmax's output; -1 for an axis of
+            size 1 that the output lacks.
+        scale: what the logits are multiplied by.
+        masks: predicates that set elements to zero.
+        factors: other values that the exponentials are multiplied by before they are summed.
+        stabilisers: values that keep the sum from being zero, such as a small number added to it.
     """
 
     logits: Var
     axes: tuple[int, ...]
+    layout: tuple[int, ...]
+    scale: float = 1.0
+    masks: tuple[Atom, ...] = ()
+    factors: tuple[Atom, ...] = ()
+    stabilisers: tuple[Atom, ...] = ()
 
+    @property
+    def constants(self) -> tuple[Atom, ...]:
+        """The values that the output is not a softmax of."""
+        return self.factors + self.stabilisers
 
-class _Quotient(NamedTuple):
-    """An exponential and the sum that it is divided by."""
+    @property
+    def is_plain(self) -> bool:
+        """Return whether the output is `jax.nn.softmax(logits, axes)` wherever it is not masked."""
+        in_order = self.layout == tuple(range(len(self.layout)))
+        return in_order and self.scale == 1.0 and not (self.factors or self.stabilisers)
 
-    exponential: Step
-    total: Step
+    def of_output(self, value: Array) -> Array:
+        """Lay out an array of the output's shape like the logits."""
+        shape = self.logits.shape
+        if self.layout == tuple(range(value.ndim)):
+            return value
+        wide = [axis for axis, size in enumerate(value.shape) if size > 1]
+        order = [wide.index(axis) for axis, n in zip(self.layout, shape, strict=True) if n > 1]
+        return value.reshape([value.shape[axis] for axis in wide]).transpose(order).reshape(shape)
 
 
 def find_softmaxes(flat: Flat, producers: Mapping[Var, Step]) -> dict[Step, Softmax]:
     """Find the softmaxes of a function, by their last steps.
 
+    Factors and stabilisers may be functions of the input, which is not examined here. A step is a
+    softmax of its logits alone if none of them is.
+
     Args:
         flat: the function.
         producers: the step that computes each value.
     """
-    found = {step: _softmax_ending_in(step, producers) for step in flat.steps}
+    search = _Search(producers)
+    found = {step: search.ending_in(step) for step in flat.steps if step.name in _LAST}
     return {step: softmax for step, softmax in found.items() if softmax is not None}
 
 
@@ -46,41 +99,355 @@ def is_maximum(atom: Atom, producers: Mapping[Var, Step]) -> bool:
     return producer_behind(atom, producers, _TO_MAXIMUM, "reduce_max") is not None
 
 
-def _softmax_ending_in(step: Step, producers: Mapping[Var, Step]) -> Softmax | None:
-    quotient = _quotient(step, producers)
-    if quotient is None:
-        return None
-    exponential, total = quotient
-    if producer_behind(total.inputs[0], producers, LAYOUT, "exp") is not exponential:
-        return None
-    logits = exponential.inputs[0]
-    difference = producer_behind(logits, producers, LAYOUT, "sub")
-    if difference is not None and is_maximum(difference.inputs[1], producers):
-        logits = difference.inputs[0]
-    if not isinstance(logits, Var) or logits.shape != step.outputs[0].shape:
-        return None
-    return Softmax(logits, tuple(total.eqn.params["axes"]))
+class _Term(NamedTuple):
+    """A factor of a product, or an addend of an exponent.
+
+    Attributes:
+        kind: `"mask"` for a predicate that selects between the rest of the product and zero.
+        sign: -1 for a denominator and for what is subtracted; for a mask, which of its cases holds
+            the rest of the product.
+        atom: the value.
+        axes: what its axes correspond to.
+    """
+
+    kind: _Kind
+    sign: int
+    atom: Atom
+    axes: _Axes
+
+    @property
+    def wide_axes(self) -> list[int]:
+        """What the axes of more than one element correspond to."""
+        return [a for a, size in zip(self.axes, self.atom.aval.shape, strict=True) if size > 1]
+
+    @property
+    def is_predicate(self) -> bool:
+        """Return whether the value sets elements to zero."""
+        return self.kind == "mask" or (self.kind == "factor" and self.atom.aval.dtype == bool)
 
 
-def _quotient(step: Step, producers: Mapping[Var, Step]) -> _Quotient | None:
-    """Return the quotient that a step computes, or the exponential of its logarithm."""
-    if step.name == "div":
-        exponential = producer_behind(step.inputs[0], producers, LAYOUT, "exp")
-        total = producer_behind(step.inputs[1], producers, LAYOUT, "reduce_sum")
-        return None if exponential is None or total is None else _Quotient(exponential, total)
-    # The exponential of a log-softmax: z - log(sum(exp(z))).
-    if step.name != "exp":
+class _Place(NamedTuple):
+    """A value, and what its axes correspond to."""
+
+    atom: Atom
+    axes: _Axes
+
+
+class _Sum(NamedTuple):
+    """A sum over elements, what its axes correspond to, and what keeps it from being zero."""
+
+    step: Step
+    axes: _Axes
+    stabilisers: tuple[Atom, ...]
+
+
+class _Product:
+    """The terms of a product, and its exponentials' operands."""
+
+    def __init__(self) -> None:
+        self.terms: list[_Term] = []
+        self.exponents: list[_Place] = []
+
+
+@dataclass(eq=False)
+class _Search:
+    """The search for softmaxes among the steps of one function.
+
+    Attributes:
+        producers: the step that computes each value.
+        compared: pairs of values, and whether they are equal.
+    """
+
+    producers: Mapping[Var, Step]
+    compared: dict[tuple[Var, Var], bool] = field(default_factory=dict)
+
+    def ending_in(self, step: Step) -> Softmax | None:
+        """Return the softmax that a step completes, if there is one."""
+        (output,) = step.outputs
+        if not output.is_floating:
+            return None
+        product = self._product(output, tuple(range(len(output.shape))))
+        for i, term in enumerate(product.terms):
+            if term.kind == "factor" and term.sign < 0:
+                others = product.terms[:i] + product.terms[i + 1 :]
+                softmax = self._divided_by(term, others, output)
+                if softmax is not None:
+                    return softmax
         return None
-    difference = producer_behind(step.inputs[0], producers, LAYOUT, "sub")
-    if difference is None:
+
+    def _divided_by(self, divisor: _Term, others: list[_Term], output: Var) -> Softmax | None:
+        """Return the softmax of a product, if one of its divisors is the sum of the rest."""
+        total = self._sum_behind(divisor.atom, divisor.axes)
+        if total is None:
+            return None
+        summed = _summed_axes(total, output.shape)
+        if summed is None:
+            return None
+        kept = iter(total.axes)
+        operand = total.step.inputs[0]
+        axes = tuple(
+            summed[axis] if axis in summed else next(kept)
+            for axis in range(len(operand.aval.shape))
+        )
+        product = self._product(operand, axes)
+        if len(product.exponents) != 1 or not self._same_terms(product.terms, others):
+            return None
+        (exponent,) = product.exponents
+        along = set(summed.values())
+        softmax = self._of_exponent(exponent, output, along)
+        if softmax is None:
+            return None
+        # Factors that are constant along the axes of the sum are divided by themselves.
+        factors = [t for t in others if t.kind != "addend" and along.intersection(t.wide_axes)]
+        return softmax._replace(
+            masks=tuple(t.atom for t in factors if t.is_predicate),
+            factors=tuple(t.atom for t in factors if not t.is_predicate),
+            stabilisers=total.stabilisers,
+        )
+
+    def _of_exponent(self, exponent: _Place, output: Var, summed: set[int]) -> Softmax | None:
+        """Return the softmax of the logits in an exponent, without masks."""
+        logits, scale = self._without_shift(exponent, summed)
+        if not isinstance(logits.atom, Var):
+            return None
+        sizes = zip(logits.axes, logits.atom.shape, strict=True)
+        wide = {axis: size for axis, size in enumerate(output.shape) if size > 1}
+        if {axis: size for axis, size in sizes if size > 1} != wide:
+            return None
+        axes = tuple(i for i, axis in enumerate(logits.axes) if axis in summed)
+        return Softmax(logits.atom, axes, tuple(max(axis, -1) for axis in logits.axes), scale)
+
+    # The terms of a product.
+
+    def _product(self, atom: Atom, axes: _Axes) -> _Product:
+        product = _Product()
+        self._collect(product, _Term("factor", 1, atom, axes), 0)
+        return product
+
+    def _collect(self, product: _Product, term: _Term, depth: int) -> None:
+        """Add the terms that a value is a product of, or a sum of within an exponent."""
+        place = self._before_layout(term.atom, term.axes)
+        term = term._replace(atom=place.atom, axes=place.axes)
+        step = self.producers.get(term.atom) if isinstance(term.atom, Var) else None
+        parts = None
+        if step is not None and depth < _MOST_STEPS and len(product.terms) < _MOST_TERMS:
+            parts = self._parts(step, term)
+        if parts is None:
+            value = literal_scalar(term.atom, self.producers)
+            if value is None or value != (1 if term.kind == "factor" else 0):
+                product.terms.append(term)
+            return
+        if step is not None and step.name == "exp" and term.kind == "factor":
+            product.exponents.append(_Place(step.inputs[0], term.axes))
+        for part in parts:
+            if part.kind == "mask":
+                product.terms.append(part)
+            else:
+                self._collect(product, part, depth + 1)
+
+    def _parts(self, step: Step, term: _Term) -> list[_Term] | None:
+        """Return the terms that a step multiplies, or adds within an exponent; `None` for one."""
+
+        def part(position: int, sign: int = 1, kind: _Kind = term.kind) -> _Term:
+            operand = step.inputs[position]
+            return _Term(kind, sign * term.sign, operand, _of_operand(operand, term.axes))
+
+        in_exponent = term.kind == "addend"
+        if step.name == ("log" if in_exponent else "exp"):
+            return [part(0, kind="factor" if in_exponent else "addend")]
+        if step.name == ("add" if in_exponent else "mul"):
+            return [part(0), part(1)]
+        if step.name == ("sub" if in_exponent else "div"):
+            return [part(0), part(1, -1)]
+        if in_exponent:
+            return [part(0, -1)] if step.name == "neg" else None
+        if step.name == "integer_pow" and step.eqn.params["y"] == -1:
+            return [part(0, -1)]
+        if step.name == "select_n" and len(step.inputs) == 3 and term.sign > 0:
+            for case in (1, 2):
+                if literal_scalar(step.inputs[3 - case], self.producers) == 0:
+                    predicate = self._before_layout(*part(0)[2:])
+                    return [part(case), _Term("mask", case, *predicate)]
         return None
-    logarithm = producer_behind(difference.inputs[1], producers, LAYOUT, "log")
-    if logarithm is None:
+
+    def _before_layout(self, atom: Atom, axes: _Axes) -> _Place:
+        """Return the value of which another has the elements, in other axes or another dtype."""
+        while isinstance(atom, Var):
+            step = self.producers.get(atom)
+            if step is None or step.name not in _KEEPING or len(step.outputs) != 1:
+                break
+            before = _before(step, axes)
+            if before is None:
+                break
+            atom, axes = step.inputs[0], before
+        return _Place(atom, axes)
+
+    # The sum of the exponentials.
+
+    def _sum_behind(self, atom: Atom, axes: _Axes) -> _Sum | None:
+        """Return the sum that a denominator is, once it is kept from being zero."""
+        place = self._before_layout(atom, axes)
+        step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
+        if step is None:
+            return None
+        if step.name == "reduce_sum":
+            return _Sum(step, place.axes, ())
+        if step.name not in _STABILISING:
+            return None
+        operands = step.inputs[1:] if step.name == "select_n" else step.inputs
+        for i, operand in enumerate(operands):
+            total = self._sum_behind(operand, _of_operand(operand, place.axes))
+            if total is not None:
+                others = tuple(operands[:i]) + tuple(operands[i + 1 :])
+                return total._replace(stabilisers=total.stabilisers + others)
         return None
-    total = producer_behind(logarithm.inputs[0], producers, LAYOUT, "reduce_sum")
-    if total is None:
+
+    # The logits.
+
+    def _without_shift(self, exponent: _Place, summed: set[int]) -> tuple[_Place, float]:
+        """Return the logits, before a maximum is subtracted, and what they are multiplied by."""
+        logits, scale = exponent, 1.0
+        place, factor = exponent, 1.0
+        while True:
+            place = self._before_layout(*place)
+            step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
+            if step is None or step.name not in ("sub", "mul", "div"):
+                return logits, scale
+            number = literal_scalar(step.inputs[1], self.producers)
+            rest = step.inputs[0]
+            if step.name == "mul" and number is None:
+                number, rest = literal_scalar(rest, self.producers), step.inputs[1]
+            axes = _of_operand(rest, place.axes)
+            if step.name == "sub":
+                is_shift = self._is_shift(step.inputs[1], place.axes, summed)
+                if not is_shift and (number is None or logits is not exponent):
+                    return logits, scale
+                logits, scale = _Place(rest, axes), factor
+            elif not number:
+                return logits, scale
+            else:
+                factor *= float(number) if step.name == "mul" else 1 / float(number)
+            place = _Place(rest, axes)
+
+    def _is_shift(self, atom: Atom, axes: _Axes, summed: set[int]) -> bool:
+        """Return whether a value is subtracted from logits for numerical reasons only."""
+        axes = _of_operand(atom, axes)
+        return self._is_numerical(atom) and not self._varies(atom, axes, summed)
+
+    def _is_numerical(self, atom: Atom) -> bool:
+        """Return whether a value is a maximum, a constant for derivatives, or a log-sum-exp."""
+        if is_maximum(atom, self.producers):
+            return True
+        step = producer_behind(atom, self.producers, LAYOUT)
+        if step is None:
+            return False
+        sums = step.name == "add" and all(map(self._is_numerical, step.inputs))
+        return sums or step.name in ("log", "stop_gradient")
+
+    def _varies(self, atom: Atom, axes: _Axes, along: set[int]) -> bool:
+        """Return whether a value varies along axes that are summed over."""
+        place = self._before_layout(atom, axes)
+        if not along.intersection(_Term("factor", 1, *place).wide_axes):
+            return False
+        step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
+        if step is None or step.name not in _TO_MAXIMUM | {"add"} or step.name in _MOVING:
+            return True
+        return any(self._varies(a, _of_operand(a, place.axes), along) for a in step.inputs)
+
+    # Equality of values that are computed twice.
+
+    def _same_terms(self, first: list[_Term], second: list[_Term]) -> bool:
+        """Return whether two lists hold the same terms, in any order."""
+        if len(first) != len(second):
+            return False
+        rest = list(second)
+        for term in first:
+            match = next((t for t in rest if self._same_term(term, t)), None)
+            if match is None:
+                return False
+            rest.remove(match)
+        return True
+
+    def _same_term(self, a: _Term, b: _Term) -> bool:
+        return a[:2] == b[:2] and a.wide_axes == b.wide_axes and self._same(a.atom, b.atom)
+
+    def _same(self, a: Atom, b: Atom, depth: int = 0) -> bool:
+        """Return whether two values are equal because the same steps compute them."""
+        if a is b:
+            return True
+        if not isinstance(a, Var) or not isinstance(b, Var):
+            values = literal_scalar(a, self.producers), literal_scalar(b, self.producers)
+            return values[0] is not None and values[0] == values[1]
+        if (a, b) not in self.compared:
+            self.compared[a, b] = False  # of a chain that is too long
+            self.compared[a, b] = depth < _MOST_STEPS and self._same_steps(a, b, depth)
+        return self.compared[a, b]
+
+    def _same_steps(self, a: Var, b: Var, depth: int) -> bool:
+        first, second = self.producers.get(a), self.producers.get(b)
+        if first is None or second is None or first.name != second.name or a.aval != b.aval:
+            return False
+        if any(body.constants for step in (first, second) for body in step.bodies):
+            return False
+        if _parameters(first) != _parameters(second):
+            return False
+        if first.outputs.index(a) != second.outputs.index(b):
+            return False
+        pairs = zip(first.inputs, second.inputs, strict=True)
+        return all(self._same(x, y, depth + 1) for x, y in pairs)
+
+
+#: Primitives whose elements are in other places than those of their operand.
+_MOVING = LAYOUT - _KEEPING - {"select_n"}
+
+
+def _parameters(step: Step) -> str:
+    # The functions that derive a custom rule differ between two calls of one function.
+    return str(step.eqn.params.get("call_jaxpr", step.eqn.params))
+
+
+def _of_operand(operand: Atom, axes: _Axes) -> _Axes:
+    """Return the axes of an operand of an elementwise step; a scalar has none."""
+    return axes if operand.aval.shape else ()
+
+
+def _before(step: Step, axes: _Axes) -> _Axes | None:
+    """Return what the axes of a step's operand correspond to, given those of its output.
+
+    `None` is returned if the step changes elements, or divides or joins axes.
+    """
+    operand, output = step.inputs[0].aval, step.outputs[0].aval
+    if step.name == "broadcast_in_dim":
+        return tuple(axes[axis] for axis in step.eqn.params["broadcast_dimensions"])
+    if step.name == "transpose":
+        order = step.eqn.params["permutation"]
+        return tuple(axes[order.index(axis)] for axis in range(len(order)))
+    if step.name == "convert_element_type":
+        rounds = jnp.issubdtype(operand.dtype, jnp.floating) and not jnp.issubdtype(
+            output.dtype, jnp.floating
+        )
+        return None if rounds else axes
+    if operand.shape == output.shape:
+        return axes
+    wide = [axis for axis, size in zip(axes, output.shape, strict=True) if size > 1]
+    if [n for n in operand.shape if n > 1] != [n for n in output.shape if n > 1]:
         return None
-    exponential = producer_behind(total.inputs[0], producers, LAYOUT, "exp")
-    if exponential is None or exponential.inputs[0] is not difference.inputs[0]:
-        return None
-    return _Quotient(exponential, total)
+    remaining: Iterator[int] = iter(wide)
+    return tuple(next(remaining) if size > 1 else -1 for size in operand.shape)
+
+
+def _summed_axes(total: _Sum, shape: tuple[int, ...]) -> dict[int, int] | None:
+    """Return the axis of the output for each axis that is summed over.
+
+    Axes of size 1 that the output lacks get distinct numbers below -1.
+    """
+    sizes = total.step.inputs[0].aval.shape
+    free = [axis for axis in range(len(shape)) if axis not in total.axes]
+    found: dict[int, int] = {}
+    for axis in total.step.eqn.params["axes"]:
+        match = next((a for a in free if shape[a] == sizes[axis]), None)
+        if match is None and sizes[axis] > 1:
+            return None
+        found[axis] = -2 - axis if match is None else match
+        free = [a for a in free if a != match]
+    return found
