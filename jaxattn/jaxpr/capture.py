@@ -157,6 +157,25 @@ def intervened(
     return call
 
 
+def with_constants(fn: Callable[..., PyTree], names: Sequence[str]) -> Callable[..., PyTree]:
+    """Return the function with `stop_gradient` around named intermediates.
+
+    Args:
+        fn: the function.
+        names: the intermediates, as in `jaxattn.capture`.
+    """
+
+    def call(*inputs: PyTree) -> PyTree:
+        closed, treedef, found = _trace(fn, inputs)
+        selection = choose(names, found, "constants")
+        calls = [p.name for p in found if selection.get(p.name) is p.is_tag]
+        stops = {name: [Partial(jax.lax.stop_gradient)] * calls.count(name) for name in selection}
+        outputs, _ = _walk(closed, jax.tree.leaves(inputs), "", selection, stops)
+        return jax.tree.unflatten(treedef, outputs)
+
+    return call
+
+
 def split_at(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...], name: str) -> Split:
     """Cut a function at a named intermediate.
 

@@ -90,7 +90,8 @@ class Step:
     def __str__(self) -> str:
         shapes = " and ".join(str(tuple(v.aval.shape)) for v in self.inputs)
         place = ", ".join(filter(None, (self.path, self.line)))
-        return f"`{self.name}` of shapes {shapes}" + (f" ({place})" if place else "")
+        label = self.eqn.params.get("name") if has_custom_derivative(self) else None
+        return f"`{label or self.name}` of shapes {shapes}" + (f" ({place})" if place else "")
 
     @property
     def line(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core as jex
+import jax.extend.source_info_util as source_info
 from jaxtyping import PyTree
 
 #: The value of a variable: an array, a literal's scalar, a token or a mutable reference. These have
@@ -108,9 +109,11 @@ def evaluate(
                 continue
             for eqn in part:
                 inputs = [read(atom) for atom in eqn.invars]
-                outputs = rule(eqn, inputs)
-                if outputs is None:
-                    outputs = bind(eqn, inputs)
+                # What is emitted keeps the line of code, which error messages name.
+                with source_info.user_context(eqn.source_info.traceback):
+                    outputs = rule(eqn, inputs)
+                    if outputs is None:
+                        outputs = bind(eqn, inputs)
                 values.update(zip(eqn.outvars, outputs, strict=True))
 
     run(closed.jaxpr.eqns, ())

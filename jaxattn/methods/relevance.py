@@ -13,6 +13,7 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import scored
+from jaxattn.jaxpr.capture import with_constants
 from jaxattn.jaxpr.propagation.layer_rules import Kind, LRPRule
 from jaxattn.jaxpr.propagation.lrp import Options, Relevance
 from jaxattn.jaxpr.propagation.score import send_back
@@ -83,13 +84,14 @@ def lrp(
     gates: Gates = "all",
     attention: AttentionRule = "cp_lrp",
     products: Choice | Mapping[str, Choice] | None = None,
+    constants: str | Sequence[str] = (),
 ) -> Attribution:
     """Compute layer-wise relevance propagation (LRP).
 
     The relevance of the output is the target itself, so a logit is a better target than a
     probability (see `jaxattn.without_softmax`). It is redistributed from each layer to its inputs
     by a rule. A layer is a whole affine map, in however many equations it was written. Activations
-    pass relevance on. In a product of a gate and a signal the signal receives it; a gate is a
+    pass relevance on, also those that are products, such as SiLU. In a product of a gate and a signal the signal receives it; a gate is a
     factor that is bounded between 0 and 1 by the operation that computes it. Mean and variance of a
     normalisation are treated as constants; sums and average pools use the epsilon rule. Calls,
     branches and loops of known length (`scan`, `fori_loop` with constant bounds) are supported.
@@ -128,6 +130,12 @@ def lrp(
         products: the rule of a product of two signals, which is otherwise an error: `"first"`,
             `"second"`, `"half"` or `"proportional"`; or a dict of these by the name of the product:
             its tag, its layer's path, or its line of code, as given in the error.
+        constants: names of intermediates that receive no relevance: tags or layers, as in
+            `jaxattn.capture`. They keep their values and are treated as weights, biases or scales
+            that do not depend on `x`. `constants=("dt", "B", "C")` with `products="half"` and
+            `rule="z"` is MambaLRP, for a selective state-space model that tags its step sizes and
+            its input and output matrices; `constants=("q", "k")` makes retention and linear
+            attention linear in their values.
 
     Returns:
         values of the shape of `x`, signed, in units of the output. `info["absorbed"]` is the
@@ -145,7 +153,7 @@ def lrp(
         Bach et al. 2015, On pixel-wise explanations for non-linear classifier decisions; Arras et
         al. 2017, arXiv:1706.07206, and 2019, arXiv:1909.12114 (recurrent networks); Montavon et al.
         2019 (composites); Achtibat et al. 2024, AttnLRP, arXiv:2402.05602; Ali et al. 2022,
-        arXiv:2202.07304 (CP-LRP).
+        arXiv:2202.07304 (CP-LRP); Rezaei Jafari et al. 2024, arXiv:2406.07592 (MambaLRP).
 
     Examples:
         >>> import jax
@@ -158,6 +166,18 @@ def lrp(
         [6. 1.]
         >>> print(ja.lrp(fn, x, rule=(("input", "flat"), ("*", "z")), epsilon=0.0).values)
         [3.5 3.5]
+
+        A linear recurrence whose decay depends on the input:
+
+        >>> def recurrence(x):
+        ...     def step(h, row):
+        ...         decay = ja.tag(jnp.exp(-row[0]), "decay")
+        ...         return decay * h + row[1], None
+        ...     return jax.lax.scan(step, 0.0, x)[0]
+        >>> x = jnp.array([[0.0, 4.0], [0.0, 1.0]])
+        >>> print(ja.lrp(recurrence, x, constants="decay", rule="z").values)
+        [[0. 4.]
+         [0. 1.]]
     """
     floating, merge = floating_leaves(x, "relevance")
     check_bool("conserve_bias", conserve_bias)
@@ -165,6 +185,9 @@ def lrp(
         epsilon = 0.0  # in sums and products too
     rules = _rules(rule, LRPRule("epsilon", epsilon, gamma, alpha, low, high, ignore_bias))
     _check_choices(gates, attention, products)
+    names = _constant_names(constants)
+    if names:
+        fn = with_constants(fn, names)
     walks: list[Relevance] = []
 
     def score(*leaves: Array) -> tuple[Array, PyTree]:
@@ -298,6 +321,15 @@ def _check_choices(
         if value not in get_args(known):
             expected = ", ".join(map(repr, get_args(known)))
             raise ValueError(f"`{name}` must be one of {expected}, got {value!r}.")
+
+
+def _constant_names(constants: str | Sequence[str]) -> list[str]:
+    """Return the names of constants as a list."""
+    names = [constants] if isinstance(constants, str) else list(constants)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"`constants` must be a name or a sequence of names, got {name!r}.")
+    return names
 
 
 def _check_matched(argument: str, names: Sequence[Where], walk: Relevance) -> None:

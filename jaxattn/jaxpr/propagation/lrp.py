@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxattn.jaxpr.flat import Var
+from jaxattn.jaxpr.flat import Step, Var, is_elementwise
 from jaxattn.jaxpr.propagation.layer_rules import LRPRule, redistribute, redistribute_equally
 from jaxattn.jaxpr.propagation.modified_layer import Layer
 from jaxattn.jaxpr.propagation.products import (
@@ -23,6 +23,7 @@ from jaxattn.jaxpr.propagation.selection import Selected, Where, selects
 from jaxattn.jaxpr.propagation.walk import Cotangent, Runs, Visit, cotangents_of, unsupported
 from jaxattn.jaxpr.structure.activations import activation
 from jaxattn.jaxpr.structure.affine import Affine, affine_map
+from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.normalisations import is_mean, normalised_signal
 from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SELECTING
 
@@ -94,7 +95,13 @@ class Relevance(ScoreRules):
             relevance = rule(visit)
             if relevance is not None:
                 return relevance
-        raise ValueError(unsupported(visit.step, "relevance propagation"))
+        message = unsupported(visit.step, "relevance propagation")
+        if is_elementwise(visit.step) and len(visit.actives) > 1:
+            message += (
+                f", which combines {len(visit.actives)} signals. Name operands that are to receive "
+                "no relevance with `jaxattn.tag`, and pass their names as `constants`."
+            )
+        raise ValueError(message)
 
     # Steps with any number of outputs.
 
@@ -147,9 +154,8 @@ class Relevance(ScoreRules):
             return None
         division = self._products.by_caller(structure, step)
         if division is None:
-            gates = sum(structure.facts[var].is_gate for var in visit.actives)
-            source = None if gates == 1 else activation(structure, step)
-            if source is not None:  # x * f(x), without a gate
+            source = _source_of_product(structure, step)
+            if source is not None:  # x * f(x)
                 return [Cotangent(source, visit.cotangent)]
             division = self._products.choose(structure, step)
         options = self.options
@@ -183,8 +189,11 @@ class Relevance(ScoreRules):
         return self._affine(visit, affine_map(structure, visit.output), visit.cotangent, rule)
 
     def _activation(self, visit: Visit) -> list[Cotangent] | None:
-        """Pass relevance on through an elementwise function of one value."""
+        """Pass relevance on through an elementwise function of one value, perhaps with constants."""
         source = activation(visit.structure, visit.step)
+        computes = is_elementwise(visit.step) and visit.step.name != "select_n"
+        if source is None and computes and len(visit.actives) == 1:
+            (source,) = visit.actives  # the others are results of `stop_gradient`
         if source is None or source.shape != visit.output.shape:
             return None
         return [Cotangent(source, visit.cotangent)]
@@ -228,6 +237,17 @@ class Relevance(ScoreRules):
             total = _total([value for value in visit.cotangents if value is not None])
             self.absorb(total - _total([value for _, value in redistributed]))
         return redistributed
+
+
+def _source_of_product(structure: Structure, step: Step) -> Var | None:
+    """Return the operand of the activation that a product completes, such as SiLU or GELU.
+
+    The product of a gate and another function of its pre-activation is divided like other gated
+    products.
+    """
+    source = activation(structure, step)
+    gates = sum(structure.facts[var].is_gate for var in structure.actives(step))
+    return source if gates != 1 or source in step.inputs else None
 
 
 def _total(values: Sequence[Array]) -> Array:

@@ -102,7 +102,7 @@ class ProductRules:
             f"{step} combines two signals. Neither is a gate between 0 and 1, so the division of "
             "its relevance is not defined. Choose with "
             f'products={{{name!r}: "first" | "second" | "half" | "proportional"}}, '
-            'or products="half" for all products.'
+            'or products="half" for all products, or name one factor in `constants`.'
         )
 
     def _attention_or_gate(self, step: Step, facts: list[Fact]) -> Division | None:

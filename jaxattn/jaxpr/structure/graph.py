@@ -87,7 +87,7 @@ class Structure:
     def lays_out(self, step: Step) -> bool:
         """Return whether the step lays out active operands, by constant indices and predicates."""
         return step.name in LAYOUT and not any(
-            self.fact(atom).depends_on_input and not self.is_active(atom) for atom in step.inputs
+            v for v in step.variables if self.facts[v].depends_on_input and not v.is_floating
         )
 
     def contracts(self, step: Step) -> bool:
