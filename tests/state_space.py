@@ -1,15 +1,16 @@
 """Small state-space models and gated linear recurrences in plain JAX.
 
-Each model is a function `(x, stop, half)`. With `stop=name_it` (the default) it tags the values that
-receive no relevance, and is explained by `jaxattn.lrp`. With `stop=hold` these values and all other
-factors that receive no relevance are constants of the derivative, and with `half=divide` a product
-passes one half of its derivative to each factor. The gradient times the input of that model is
-its relevance by LRP-0: the reference, which shares no code with the library.
+Each model is a function `(x, stop, half)`. With `stop=name_it` (the default) it tags the values
+that receive no relevance, and is explained by `jaxattn.lrp`. With `stop=hold_it` these values, and
+all other factors that receive no relevance, are constants of the derivative, and with `half=divide`
+a product passes one half of its derivative to each factor. The gradient of that model times its
+input is the relevance by LRP-0: a reference that shares no code with the library.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from relevance_reference import compiled
 
 import jaxattn as ja
 
@@ -42,7 +43,7 @@ def divide(a, b):
 
 def reference(model, x):
     """Return the score and the gradient times the input of a model that holds its constants."""
-    score, slope = jax.value_and_grad(lambda x: model(x, hold_it, divide))(x)
+    score, slope = compiled(jax.value_and_grad(lambda x: model(x, hold_it, divide)))(x)
     return score, slope * x
 
 
@@ -95,3 +96,36 @@ def mamba(x, stop=name_it, half=multiply, bias=0.0):
     for seed in (10, 20):
         x = x + mamba_block(rms_norm(x, stop), stop, half, bias, seed)
     return readout(rms_norm(x, stop))
+
+
+def s5_parameters():
+    """Return the decay, the input and the output matrix of a discretised diagonal system."""
+    rate = -jnp.exp(draw(N, seed=1)) + 1j * draw(N, seed=2)
+    decay = jnp.exp(rate * jnp.exp(draw(N, seed=3)))
+    b = ((decay - 1) / rate)[:, None] * (draw(N, D, seed=4) + 1j * draw(N, D, seed=5))
+    return decay, b, draw(D, N, seed=6) + 1j * draw(D, N, seed=7)
+
+
+def s5(x, stop=name_it, half=multiply):
+    """A diagonal state-space model with complex states, of which it reads the real part."""
+    decay, b, c = s5_parameters()
+
+    def step(h, row):
+        h = decay * h + b @ row
+        return h, (c @ h).real
+
+    y = over_time(step, jnp.zeros(N, jnp.complex128), x) + draw(D, seed=8) * x
+    return readout(silu(y, stop) + x)
+
+
+def s5_in_real_parts(x):
+    """The same as `s5`, with two real states for each complex one."""
+    decay, b, c = s5_parameters()
+
+    def step(h, row):
+        real = (decay.real * h[0] - decay.imag * h[1]) + b.real @ row
+        imag = (decay.real * h[1] + decay.imag * h[0]) + b.imag @ row
+        return (real, imag), c.real @ real - c.imag @ imag
+
+    y = over_time(step, (jnp.zeros(N), jnp.zeros(N)), x) + draw(D, seed=8) * x
+    return readout(jax.nn.silu(y) + x)

@@ -15,7 +15,7 @@ ORDER = """
 _static _types
 
 jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.readout jaxpr.relu
-jaxpr.flops jaxpr.rows
+jaxpr.flops jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
 jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph

@@ -37,7 +37,13 @@ def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., I
     """
     leaves, treedef = jax.tree.flatten(x)
     floating = [leaf for leaf in leaves if is_floating(leaf)]
-    if not floating or any(jnp.iscomplexobj(leaf) for leaf in leaves):
+    if any(map(jnp.iscomplexobj, leaves)):
+        raise TypeError(
+            f"`x` must hold real numbers for {purpose}, got "
+            f"{', '.join(str(leaf.dtype) for leaf in leaves)}: pass real and imaginary parts, and "
+            "explain `lambda parts: fn(jax.lax.complex(*parts))`."
+        )
+    if not floating:
         raise TypeError(
             f"`x` must hold floating-point numbers for {purpose}, got "
             f"{', '.join(str(leaf.dtype) for leaf in leaves)}: convert an image with "

@@ -96,13 +96,18 @@ class Step:
     @property
     def line(self) -> str:
         """The file and line of the user's code that the step was traced from, if recorded."""
-        traceback = self.eqn.source_info.traceback
-        if traceback is None:
-            return ""
-        for frame in traceback.frames:
-            if not any(part in frame.file_name for part in ("site-packages", _PACKAGE, "<")):
-                return f"{Path(frame.file_name).name}, line {frame.line_num}"
+        return line_of(self.eqn)
+
+
+def line_of(eqn: jex.JaxprEqn) -> str:
+    """Return the file and line of the user's code that an equation was traced from, if recorded."""
+    traceback = eqn.source_info.traceback
+    if traceback is None:
         return ""
+    for frame in traceback.frames:
+        if not any(part in frame.file_name for part in ("site-packages", _PACKAGE, "<")):
+            return f"{Path(frame.file_name).name}, line {frame.line_num}"
+    return ""
 
 
 @dataclass(eq=False)

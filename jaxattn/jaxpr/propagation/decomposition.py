@@ -30,6 +30,7 @@ from jaxattn.jaxpr.propagation.decomposed_values import (
 )
 from jaxattn.jaxpr.propagation.score import side_effects
 from jaxattn.jaxpr.propagation.walk import unsupported
+from jaxattn.jaxpr.real_pairs import with_real_pairs
 from jaxattn.jaxpr.structure.activations import activation, function_between
 from jaxattn.jaxpr.structure.facts import Fact
 from jaxattn.jaxpr.structure.graph import Structure
@@ -49,7 +50,7 @@ def decompose(score: Callable[..., Any], x: Array, mask: Array) -> Split:
     Raises:
         ValueError: for side effects, or a branch or a `while` loop that depends on the input.
     """
-    closed = jax.make_jaxpr(lambda x: score(x))(x)
+    closed = with_real_pairs(jax.make_jaxpr(lambda x: score(x))(x))
     if closed.effects:
         raise ValueError(side_effects(closed.effects, "decomposed"))
     structure = analyse_whole(closed, [Fact(active=True, depends_on_input=True)])

@@ -189,7 +189,7 @@ class Relevance(ScoreRules):
         return self._affine(visit, affine_map(structure, visit.output), visit.cotangent, rule)
 
     def _activation(self, visit: Visit) -> list[Cotangent] | None:
-        """Pass relevance on through an elementwise function of one value, perhaps with constants."""
+        """Pass relevance on through an elementwise function of one active value."""
         source = activation(visit.structure, visit.step)
         computes = is_elementwise(visit.step) and visit.step.name != "select_n"
         if source is None and computes and len(visit.actives) == 1:

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from jaxattn.jaxpr.flat import Atom, Step
 from jaxattn.jaxpr.propagation.reverse import propagate
 from jaxattn.jaxpr.propagation.walk import Rules, Runs
+from jaxattn.jaxpr.real_pairs import with_real_pairs
 from jaxattn.jaxpr.structure.facts import Fact
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.hoisted import analyse_whole
@@ -100,6 +101,7 @@ def structure_of(
     closed, shape = fresh(*inputs)
     if closed.effects:
         raise ValueError(side_effects(closed.effects, "propagated back through"))
+    closed = with_real_pairs(closed)
     return Analysed(analyse_whole(closed, facts, exact), jax.tree.structure(shape))
 
 
