@@ -98,9 +98,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_addoption(parser):
+    """Add the number of random networks (`tests/fuzz`)."""
+    parser.addoption("--networks", type=int, default=24, help="number of random networks")
+
+
 # Workers start these files first, the slowest of both tiers. A long group at the end would leave
 # the other workers idle.
 LONGEST = (
+    "test_fuzz",
     "test_methods_common", "test_examples", "test_example_dates", "test_front", "test_jacobian",
     "test_engine_mesh", "test_relevance", "test_example_glimpses", "test_planted",
     "test_reuse_occlusion", "test_callable", "test_models_glimpses", "test_models_captioner",
