@@ -113,7 +113,7 @@ def _function_key(function: types.FunctionType) -> Hashable:
     other attributes are as constant as the function.
     """
     scope = function.__globals__
-    reached = {name: scope[name] for name in _names(function.__code__) if name in scope}
+    reached = {name: scope[name] for name in code_names(function.__code__) if name in scope}
     if _is_importable(function):
         data = {n: typed_key(v) for n, v in reached.items() if isinstance(v, _DATA)}
         return types.FunctionType, function, tuple(data.items())
@@ -133,11 +133,12 @@ def _function_key(function: types.FunctionType) -> Hashable:
     )
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def code_names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names of globals and attributes that code reads, also in functions inside of it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from code_names(constant)
 
 
 def _mapping_key(value: Mapping[Hashable, object]) -> Hashable:

@@ -132,8 +132,8 @@ def test_integer_image(dtype):
     call = lambda: ja.saliency(lambda x: fn(x.astype(jnp.float32)), image, 2)  # noqa: E731
     assert message(TypeError, call) == (
         f"`x` must hold floating-point numbers for a gradient, got {dtype}: convert an image with "
-        'x.astype(np.float32); for token ids explain an intermediate, such as at="embedding", or '
-        "use jaxattn.occlusion."
+        "x.astype(np.float32); for token ids explain a floating-point intermediate, such as "
+        'at="embedding", or use jaxattn.occlusion.'
     )
 
 

@@ -16,6 +16,8 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from jaxattn._static import UnkeyableError, is_array, typed_key
+from jaxattn.engine.closures import Closure
+from jaxattn.engine.nnx_modules import merged
 from jaxattn.jaxpr.program import Program, Signature, trace
 from jaxattn.jaxpr.readout import before_softmax
 
@@ -103,8 +105,15 @@ def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     try:
         arrays, recipe = split(fn)
     except UnkeyableError:
-        return fn
+        closure = Closure(fn)
+        return functools.partial(_call_closure, closure) if closure.modules else fn
     return rebuilding(recipe, arrays)
+
+
+def _call_closure(closure: Closure, *inputs: PyTree) -> PyTree:
+    """Call a function with modules of the present trace in its closure, in inference mode."""
+    graphdef, state = nnx.split(closure.modules)
+    return closure.replaced(merged(graphdef, nnx.as_pure(state)))(*inputs)
 
 
 def rebuilding(recipe: Recipe | Program, arrays: Sequence[Any]) -> Callable[..., Any]:
@@ -206,10 +215,7 @@ def _split_nnx(module: nnx.Module) -> tuple[Arrays, Recipe]:
     arrays, treedef = jax.tree.flatten(nnx.as_pure(state))
 
     def rebuild(arrays: Sequence[Any]) -> nnx.Module:
-        merged = nnx.merge(graphdef, jax.tree.unflatten(treedef, arrays))
-        return nnx.view(
-            merged, deterministic=True, use_running_average=True, raise_if_not_found=False
-        )
+        return merged(graphdef, jax.tree.unflatten(treedef, arrays))
 
     return arrays, Recipe((typed_key(graphdef), typed_key(treedef)), rebuild)
 

@@ -1,12 +1,9 @@
 """Why `fn` does not accept its input, and what to pass instead."""
 
-import os
 import sys
-import sysconfig
 import traceback
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,15 +13,10 @@ from jaxtyping import PyTree
 
 from jaxattn.engine.callable import as_function, is_keras
 from jaxattn.engine.checks import Request
+from jaxattn.engine.closures import is_library
 from jaxattn.engine.examples import example_structs
 from jaxattn.engine.inputs import NUMBERS
 from jaxattn.jaxpr.program import Signature
-
-#: Where the code of libraries lies: a user's own file is none of these.
-_LIBRARIES = (
-    str(Path(__file__).parents[1]),
-    *(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
-)
 
 
 def diagnose(request: Request, inputs: tuple[PyTree, ...], error: Exception) -> Exception | None:
@@ -37,8 +29,9 @@ def diagnose(request: Request, inputs: tuple[PyTree, ...], error: Exception) -> 
     """
     if isinstance(error, TraceContextError):
         return ValueError(
-            "`fn` closes over an nnx module that changes its own state as it runs, such as "
-            "nnx.RNN: pass the module, or one of its methods, as fn itself."
+            "`fn` uses an nnx module that changes its own state as it runs, such as nnx.RNN, and "
+            "does not hold it as a variable, a default or a global: pass the module, or one of its "
+            "methods, as fn itself."
         )
     fn, structs = as_function(request.fn), Signature.of(inputs).structs()
     failure = _failure(fn, structs)
@@ -199,5 +192,4 @@ def _place(function: object, failure: Exception | None) -> str:
 
 def _is_users(code: types.CodeType) -> bool:
     """Return whether code is the user's own, in a file."""
-    path = code.co_filename
-    return not os.path.realpath(path).startswith(_LIBRARIES) and path[:1] != "<"
+    return not is_library(code.co_filename) and code.co_filename[:1] != "<"

@@ -47,7 +47,7 @@ def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., I
         raise TypeError(
             f"`x` must hold floating-point numbers for {purpose}, got "
             f"{', '.join(str(leaf.dtype) for leaf in leaves)}: convert an image with "
-            "x.astype(np.float32); for token ids explain an intermediate, such as "
+            "x.astype(np.float32); for token ids explain a floating-point intermediate, such as "
             'at="embedding", or use jaxattn.occlusion.'
         )
 

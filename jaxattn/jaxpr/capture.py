@@ -28,9 +28,11 @@ from jaxattn.jaxpr.interpreter import (
 from jaxattn.jaxpr.names import (
     Place,
     choose,
+    is_glob,
     is_named,
     joined,
     layer_outputs,
+    listed,
     places,
     places_of,
     tag_of,
@@ -104,18 +106,13 @@ def tag(x: Shaped[Array | np.ndarray, "..."], name: str) -> Shaped[Array, "..."]
 
 
 def captured(
-    fn: Callable[..., PyTree], names: Sequence[str] | Selection
+    fn: Callable[..., PyTree], names: Sequence[str]
 ) -> Callable[..., tuple[PyTree, dict[str, PyTree]]]:
-    """Return the function that returns named intermediates as well; see `jaxattn.capture`.
-
-    Args:
-        fn: the function.
-        names: patterns, or full names.
-    """
+    """Return the function that returns named intermediates as well; see `jaxattn.capture`."""
 
     def call(*inputs: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
         traced = _trace(fn, inputs, names)
-        selection = names if isinstance(names, dict) else choose(names, traced.places, "capture")
+        selection = choose(names, traced.places, "capture")
         outputs, values = _walk(traced.closed, jax.tree.leaves(inputs), "", selection, {})
         single = {name: calls[0] if len(calls) == 1 else calls for name, calls in values.items()}
         return jax.tree.unflatten(traced.treedef, outputs), single
@@ -126,25 +123,20 @@ def captured(
 def intervened(
     fn: Callable[..., PyTree],
     replacements: dict[str, Replacement | list[Replacement]],
-    exact: Selection | None = None,
 ) -> Callable[..., PyTree]:
-    """Return the function with other intermediates; see `jaxattn.intervene`.
-
-    Args:
-        fn: the function.
-        replacements: by pattern.
-        exact: which of the patterns are full names.
-    """
+    """Return the function with other intermediates; see `jaxattn.intervene`."""
 
     def call(*inputs: PyTree) -> PyTree:
         traced = _trace(fn, inputs, list(replacements))
         selection: Selection = {}
         by_call: ByCall = {}
         for pattern, replacement in replacements.items():
-            if exact is not None and pattern in exact:
-                chosen = {pattern: exact[pattern]}
-            else:
-                chosen = choose([pattern], traced.places, "intervene")
+            chosen = choose([pattern], traced.places, "intervene")
+            if len(chosen) > 1 and not is_glob(pattern):
+                several = listed([p for p in traced.places if chosen.get(p.name) is p.is_tag])
+                raise ValueError(
+                    f"intervene: {pattern!r} must name one intermediate, got {several}"
+                )
             for name, is_tag in chosen.items():
                 if name in selection:
                     raise ValueError(f"intervene: {name!r} is replaced twice.")
@@ -166,12 +158,12 @@ def with_constants(fn: Callable[..., PyTree], names: Sequence[str]) -> Callable[
     """
 
     def call(*inputs: PyTree) -> PyTree:
-        closed, treedef, found = _trace(fn, inputs)
-        selection = choose(names, found, "constants")
-        calls = [p.name for p in found if selection.get(p.name) is p.is_tag]
+        traced = _trace(fn, inputs, names)
+        selection = choose(names, traced.places, "constants")
+        calls = [p.name for p in traced.places if selection.get(p.name) is p.is_tag]
         stops = {name: [Partial(jax.lax.stop_gradient)] * calls.count(name) for name in selection}
-        outputs, _ = _walk(closed, jax.tree.leaves(inputs), "", selection, stops)
-        return jax.tree.unflatten(treedef, outputs)
+        outputs, _ = _walk(traced.closed, jax.tree.leaves(inputs), "", selection, stops)
+        return jax.tree.unflatten(traced.treedef, outputs)
 
     return call
 
@@ -198,8 +190,7 @@ def split_at(fn: Callable[..., PyTree], inputs: tuple[PyTree, ...], name: str) -
     selection = choose([name], traced.places, "at")
     calls = [p for p in traced.places if selection.get(p.name) is p.is_tag]
     if len(calls) > 1 or len(calls[0].structs) > 1:
-        several = [f"{p.name} {[s.shape for s in p.structs]}" for p in calls]
-        raise ValueError(f"at={name!r} must name one array, got {'; '.join(several)}.")
+        raise ValueError(f"at={name!r} must name one array, got {listed(calls)}")
     (full_name,) = selection
     leaves = jax.tree.leaves(inputs)
 

@@ -9,7 +9,14 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.interpreter import JaxprAtom, Value, scan_counts, struct_of, sub_jaxprs
+from jaxattn.jaxpr.interpreter import (
+    JaxprAtom,
+    Value,
+    scan_counts,
+    scopes,
+    struct_of,
+    sub_jaxprs,
+)
 
 _PACKAGE = str(Path(__file__).parents[1])
 _CALLS = ("jit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
@@ -145,7 +152,7 @@ def flatten(closed: jex.ClosedJaxpr, path: str = "", opened: Sequence[str] | Non
 
 def path_of(prefix: str, eqn: jex.JaxprEqn) -> str:
     """Return the path of an equation's layer, below the path of the function it belongs to."""
-    return "/".join(filter(None, (prefix, str(eqn.source_info.name_stack))))
+    return "/".join(filter(None, (prefix, *(label for label, *_ in scopes(eqn)))))
 
 
 def primitives(flat: Flat) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core as jex
-import jax.extend.source_info_util as source_info
+from jax.extend.source_info_util import user_context
 from jaxtyping import PyTree
 
 #: The value of a variable: an array, a literal's scalar, a token or a mutable reference. These have
@@ -25,6 +25,7 @@ Body: TypeAlias = Callable[..., tuple[tuple[Value, ...], PyTree]]
 
 #: The equations whose inner jaxprs can be replaced.
 _REEMITTED = frozenset("jit scan while cond checkpoint remat2 remat closed_call core_call".split())
+_SCOPES_OF_JAX = ("rematted_computation", "checkpoint")
 
 
 def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
@@ -49,18 +50,22 @@ def scopes(eqn: jex.JaxprEqn) -> list[tuple[str, int, int]]:
     """Return the named scopes in which an equation was traced.
 
     Returns:
-        The label of each scope, the identity of the entry in the name stack and the label's
-        position in it. Each call of a layer has an entry of its own: two calls of one layer have
-        the same labels, not the same identity.
+        The label of each scope, the identity of the entry in the name stack and the number of
+        labels that follow in it. Each call of a layer has an entry of its own: two calls of one
+        layer have the same labels, not the same identity. The scopes that JAX itself opens, such
+        as the formula of an `einsum`, are left out.
     """
     found, wrap = [], ""
     for element in eqn.source_info.name_stack.stack:
         if type(element).__name__ == "Transform":  # a vmapped layer is still that layer
             wrap += "" if element.name == "vmap" else f"{element.name}("
             continue
+        if element.name in _SCOPES_OF_JAX or "->" in element.name or "," in element.name:
+            continue
         first, *rest = element.name.split("/")
         labels = [wrap + first + ")" * wrap.count("("), *rest]
-        found += [(label, id(element), i) for i, label in enumerate(labels)]
+        last = len(labels) - 1
+        found += [(label, id(element), last - i) for i, label in enumerate(labels)]
         wrap = ""
     return found
 
@@ -110,7 +115,7 @@ def evaluate(
             for eqn in part:
                 inputs = [read(atom) for atom in eqn.invars]
                 # What is emitted keeps the line of code, which error messages name.
-                with source_info.user_context(eqn.source_info.traceback):
+                with user_context(eqn.source_info.traceback):
                     outputs = rule(eqn, inputs)
                     if outputs is None:
                         outputs = bind(eqn, inputs)
@@ -129,7 +134,8 @@ def bind(eqn: jex.JaxprEqn, inputs: Sequence[Value], **changed: object) -> Seque
         **changed: parameters of the equation to replace.
     """
     params = eqn.primitive.get_bind_params(eqn.params | changed)
-    with eqn.ctx.manager:
+    # The line of the user's code that the equation comes from is part of error messages.
+    with eqn.ctx.manager, user_context(eqn.source_info.traceback):
         outputs = eqn.primitive.bind(*inputs, **params)
     return outputs if eqn.primitive.multiple_results else [outputs]
 

@@ -1,5 +1,6 @@
 """The named intermediates of a jaxpr: tags, and the outputs of layers by path."""
 
+import difflib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from jaxattn.jaxpr.interpreter import JaxprAtom, by_scope, scopes, struct_of, su
 
 #: Primitives with one inner jaxpr, which is evaluated once, in place.
 _CALLS = ("jit", "checkpoint", "remat", "remat2", "closed_call", "core_call")
+#: The names of either kind that an error message lists.
+_LISTED = 50
 
 
 class Place(NamedTuple):
@@ -52,18 +55,23 @@ def places(closed: jex.ClosedJaxpr, prefix: str = "") -> list[Place]:
     """
     outputs_of = layer_outputs(closed.jaxpr)
 
-    def visit(eqns: Sequence[jex.JaxprEqn], path: tuple[str, ...]) -> Iterator[Place]:
+    def visit(
+        eqns: Sequence[jex.JaxprEqn], path: tuple[str, ...], around: list[jex.Var]
+    ) -> Iterator[Place]:
         for name, part in by_scope(eqns, len(path)):
             if name is None:
                 for eqn in part:
                     yield from places_of(eqn, prefix)
                 continue
-            yield from visit(part, (*path, name))
             outputs = outputs_of(part)
-            if outputs:
+            yield from visit(part, (*path, name), outputs)
+            _, _, labels_left = scopes(part[0])[len(path)]
+            # linen enters the scope of a layer again where its call calls that of its base class.
+            is_repeated = path[-1:] == (name,) and outputs == around
+            if outputs and not labels_left and not is_repeated:
                 yield Place(joined(prefix, (*path, name)), False, tuple(map(struct_of, outputs)))
 
-    return list(visit(closed.jaxpr.eqns, ()))
+    return list(visit(closed.jaxpr.eqns, (), []))
 
 
 def places_of(eqn: jex.JaxprEqn, prefix: str) -> list[Place]:
@@ -113,9 +121,10 @@ def layer_outputs(jaxpr: jex.Jaxpr) -> Callable[[Sequence[jex.JaxprEqn]], list[j
 def choose(patterns: Sequence[str], found: Sequence[Place], what: str) -> dict[str, bool]:
     """Select named intermediates by patterns.
 
-    A pattern is a name; or the end of a path; or a glob of either; or a part of a tag, or of a
+    A pattern is a name or the end of a path; or a glob of either; or a part of a tag, or of a
     layer's path that reaches into its last component. The first of these interpretations that
-    matches anything is taken. A tag takes precedence over a layer of the same name.
+    matches anything is taken. A pattern that starts with a slash is a full name, or a glob of one.
+    A dot in a path equals a slash. A tag of exactly the name takes precedence over layers.
 
     Args:
         patterns: the patterns; all tags are selected if there are none.
@@ -129,15 +138,12 @@ def choose(patterns: Sequence[str], found: Sequence[Place], what: str) -> dict[s
         ValueError: if a pattern matches nothing, or an intermediate that has no value.
     """
     kinds = {place.name: False for place in found} | {p.name: True for p in found if p.is_tag}
-    tags = [name for name, is_tag in kinds.items() if is_tag]
-    chosen: set[str] = set() if patterns else set(tags)
+    chosen: set[str] = set() if patterns else {name for name, is_tag in kinds.items() if is_tag}
     for pattern in patterns:
         matching = _matching(pattern, kinds)
         if not matching:
-            layers = [name for name, is_tag in kinds.items() if not is_tag]
             raise ValueError(
-                f"{what}: `fn` has no intermediate {pattern!r}. It has the tags {tags} and the "
-                f"layers {layers}. Use `jaxattn.tag` to name others."
+                f"{what}: `fn` has no intermediate {pattern!r}. {_existing(pattern, kinds)}"
             )
         chosen |= set(matching)
     for place in found:
@@ -151,24 +157,65 @@ def is_named(pattern: str, found: Sequence[Place]) -> bool:
     return bool(_matching(pattern, {place.name: place.is_tag for place in found}))
 
 
+def is_glob(pattern: str) -> bool:
+    """Return whether a pattern is meant to match several names."""
+    return any(sign in pattern for sign in "*?[")
+
+
+def listed(calls: Sequence[Place]) -> str:
+    """Return the calls of intermediates with their shapes, and how to select one of them."""
+    shown = "; ".join(f"{place.name} {[s.shape for s in place.structs]}" for place in calls)
+    names = list(dict.fromkeys(place.name for place in calls))
+    if len(names) > 1:
+        return f"{shown}. A leading slash selects a full name, such as {'/' + names[0]!r}."
+    return f"{shown}. Use `jaxattn.tag` to name one of them."
+
+
 def _matching(pattern: str, kinds: dict[str, bool]) -> list[str]:
     """Return the names that a pattern matches."""
-    is_glob = any(sign in pattern for sign in "*?[")
+    full, wanted = pattern.startswith("/"), _path(pattern.removeprefix("/"))
 
     def is_part(name: str) -> bool:
         # The paths of a layer's parts contain its own path, but the pattern means the layer.
-        own = 0 if kinds[name] else name.rfind("/") + 1
-        return pattern in name and name.rfind(pattern) + len(pattern) > own
+        own = 0 if kinds[name] else _path(name).rfind("/") + 1
+        return wanted in _path(name) and _path(name).rfind(wanted) + len(wanted) > own
 
-    tests: tuple[Callable[[str], bool], ...] = (
-        lambda name: name == pattern,
-        lambda name: name.endswith("/" + pattern),
-        lambda name: is_glob and fnmatch.fnmatchcase(name, pattern),
-        lambda name: is_glob and fnmatch.fnmatchcase(name, "*/" + pattern),
-        lambda name: not is_glob and is_part(name),
+    def ends(name: str) -> bool:
+        return _path(name) == wanted or (not full and _path(name).endswith(f"/{wanted}"))
+
+    def fits(name: str) -> bool:
+        patterns = [wanted] if full else [wanted, f"*/{wanted}"]
+        return any(fnmatch.fnmatchcase(_path(name), each) for each in patterns)
+
+    exact = pattern.removeprefix("/" if full else "")
+    matching = [name for name in kinds if ends(name)]
+    if kinds.get(exact):
+        return [name for name in matching if kinds[name]]
+    if not matching and is_glob(pattern):
+        return [name for name in kinds if fits(name)]
+    return matching or [name for name in kinds if not full and is_part(name)]
+
+
+def _path(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _existing(pattern: str, kinds: dict[str, bool]) -> str:
+    """Return which intermediates there are, those with similar names first."""
+    by_end = {name: name for name in kinds} | {name.rpartition("/")[2]: name for name in kinds}
+    close = difflib.get_close_matches(_path(pattern).strip("/*"), list(by_end), 3)
+    similar = " or ".join(repr(name) for name in dict.fromkeys(by_end[end] for end in close))
+    hint = f"Is it {similar}? " if similar else ""
+    tags, layers = ([n for n, kind in kinds.items() if kind is is_tag] for is_tag in (True, False))
+    return (
+        f"{hint}It has the tags {_shortened(tags)} and the layers {_shortened(layers)}. Use "
+        "`jaxattn.tag` to name others."
     )
-    matches = ([name for name in kinds if test(name)] for test in tests)
-    return next(filter(None, matches), [])
+
+
+def _shortened(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return f"{names}" if more <= 0 else f"{names[:_LISTED]} and {more} more"
 
 
 def _stacked(place: Place, length: int) -> Place:

@@ -59,7 +59,7 @@ def locate(fn: Callable[..., Any], inputs: tuple[Any, ...], at: Names) -> Locate
     """
     traced, found = expose_attention(fn, inputs)
     names = select_attention(traced, found, None if at is None else names_of(at))
-    output, weights = captured(traced, names)(*inputs)
+    output, weights = captured(traced, [f"/{name}" for name in names])(*inputs)
     recognised = {each.name for each in found}
     errors = []
     for path, matched in weights.items():
@@ -198,7 +198,8 @@ def gradient_x_attention(
     located = locate(fn, inputs, at)
 
     def score(weights: NamedWeights) -> tuple[Scalar, PyTree]:
-        output = intervened(located.fn, weights, located.names)(*inputs)
+        named = {f"/{name}": array for name, array in weights.items()}
+        output = intervened(located.fn, named)(*inputs)
         return select(output, target), output
 
     slope, output = jax.grad(score, has_aux=True)(located.weights)
@@ -271,7 +272,7 @@ def value_zeroing(
             column = jax.lax.broadcasted_iota(jnp.int32, weights.shape, weights.ndim - 1)
             return jnp.where(column == position, 0, weights)
 
-        changed = intervened(located.fn, dict.fromkeys(located.names, zero), located.names)
+        changed = intervened(located.fn, {f"/{name}": zero for name in located.names})
         return (captured(changed, names) if names else changed)(*inputs)
 
     # Position -1 does not exist: the unperturbed run is a part of the same program.

@@ -157,8 +157,9 @@ def layer_conductance(
         intermediate.
 
     Raises:
-        TypeError: if no leaf of `x`, or of the intermediate, is floating, or a function with a
-            `jax.custom_vjp` lies before the intermediate.
+        TypeError: if no leaf of `x` is floating, as for token ids, which have no path between them
+            (`integrated_gradients` with the same `at` has one); if no leaf of the intermediate is,
+            or a function with a `jax.custom_vjp` lies before it.
         ValueError: if `at` is missing, the target does not fit the output, the baseline does not
             broadcast to `x`, or for fewer than one step or an unknown quadrature.
 
@@ -178,6 +179,13 @@ def layer_conductance(
     if at is None:
         raise ValueError("`at` is missing: layer_conductance needs the name of an intermediate.")
     name = at
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(x)]
+    if all(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
+        raise TypeError(
+            "`x` must hold floating-point numbers for a path from the baseline, got "
+            f"{', '.join(map(str, dtypes))}: for token ids use jaxattn.integrated_gradients with "
+            f"at={name!r}, whose path lies in the space of the intermediate."
+        )
     floating_leaves(x, "a path from the baseline")
     start = broadcast_baseline(baseline, x, keep_integers=True)
     point = straight_line(start, x)

@@ -46,6 +46,7 @@ def selects(where: Where, layer: Affine, num_layers: int) -> bool:
 
 def matches(pattern: str, name: str) -> bool:
     """Return whether a pattern equals a name, is a part of its path, or matches as a glob."""
+    pattern, name = pattern.replace(".", "/"), name.replace(".", "/")
     return f"/{pattern}/" in f"/{name}/" or fnmatch.fnmatchcase(name, pattern)
 
 
