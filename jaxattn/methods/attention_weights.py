@@ -77,7 +77,8 @@ def locate(fn: Callable[..., Any], inputs: tuple[Any, ...], at: Names) -> Locate
 
 def _row_error(weights: Float[Array, "... T"]) -> Float[Array, ""]:
     """Compute how far rows are from being non-negative with a sum of 1, or of 0."""
-    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    if jnp.finfo(weights.dtype).bits < 32:
+        weights = weights.astype(jnp.float32)
     total = weights.sum(-1)
     return jnp.maximum(jnp.minimum(abs(total - 1), abs(total)).max(), -weights.min())
 
