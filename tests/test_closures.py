@@ -157,20 +157,22 @@ def test_modules_in_a_closure_run_in_inference_mode(kind):
     same(FUNCTIONS[kind])
 
 
-def test_methods_batches_targets_and_captures_of_closures():
+def test_batches_and_intermediates_of_closures():
     xs = np.stack([X, 2 * X])
     got = ja.explain(ja.gradient, lambda x: RNN(x), xs, lambda hs: of_states(hs))
     np.testing.assert_allclose(got.values[0], EXPECTED, atol=1e-6)
-    # The target may close over a module as well: here the states of the states.
-    other = Drops()
-    twice = ja.gradient(lambda x: RNN(x), X, lambda hs: of_states(other(hs[:, :D])))
-    expected = jax.grad(lambda x: of_states(states(states(x)[:, :D], other)))(X)
-    np.testing.assert_allclose(twice.values, expected, atol=1e-6)
     output, values = ja.capture(lambda x: of_states(RNN(x)), "RNN/rnn")(X)
     np.testing.assert_allclose(output, of_states(states(X)), atol=1e-6)
     np.testing.assert_allclose(values["RNN/rnn"], states(X), atol=1e-6)
     zero = ja.intervene(closure(RNN), {"module/rnn": jnp.zeros((T, H))})
     assert zero(X) == 0
+
+
+def test_targets_may_close_over_a_module():
+    other = Drops()  # explained are the states of the states
+    twice = ja.gradient(lambda x: RNN(x), X, lambda hs: of_states(other(hs[:, :D])))
+    expected = jax.jit(jax.grad(lambda x: of_states(states(states(x)[:, :D], other))))(X)
+    np.testing.assert_allclose(twice.values, expected, atol=1e-6)
 
 
 def test_closures_under_transformations_of_the_user():
@@ -222,7 +224,7 @@ def test_weights_changed_in_place_take_effect_without_compilation():
     same(fn)
     bias = module.rnn.cell.dense_i.bias
     bias[...] = bias[...] + 1
-    expected = jax.grad(lambda x: of_states(states(x, module)))(X)
+    expected = jax.jit(jax.grad(lambda x: of_states(states(x, module))))(X)
     count = len(_compiled)
     got = ja.gradient(closure(module), X).values
     assert len(_compiled) == count

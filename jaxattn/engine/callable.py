@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from jaxattn._static import UnkeyableError, is_array, typed_key
 from jaxattn.engine.closures import Closure
+from jaxattn.engine.equinox_modules import inference, is_equinox, named
 from jaxattn.engine.nnx_modules import merged
 from jaxattn.jaxpr.program import Program, Signature, trace
 from jaxattn.jaxpr.readout import before_softmax
@@ -111,9 +112,13 @@ def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _call_closure(closure: Closure, *inputs: PyTree) -> PyTree:
-    """Call a function with modules of the present trace in its closure, in inference mode."""
-    graphdef, state = nnx.split(closure.modules)
-    return closure.replaced(merged(graphdef, nnx.as_pure(state)))(*inputs)
+    """Call a function with modules of the present trace in its closure.
+
+    Those of nnx run in inference mode, as their random numbers could not change between calls.
+    """
+    new = {name: named(part, name) for name, part in closure.modules.items() if is_equinox(part)}
+    graphdef, state = nnx.split({n: m for n, m in closure.modules.items() if n not in new})
+    return closure.replaced(new | merged(graphdef, nnx.as_pure(state)))(*inputs)
 
 
 def rebuilding(recipe: Recipe | Program, arrays: Sequence[Any]) -> Callable[..., Any]:
@@ -184,7 +189,7 @@ def _split_tree(value: PyTree) -> tuple[Arrays, Recipe]:
     arrays, parts = _split_all(leaves)
     return arrays, Recipe(
         (typed_key(treedef), parts.key),
-        lambda a: _inference(jax.tree.unflatten(treedef, parts.rebuild(a))),
+        lambda a: inference(jax.tree.unflatten(treedef, parts.rebuild(a))),
     )
 
 
@@ -218,14 +223,6 @@ def _split_nnx(module: nnx.Module) -> tuple[Arrays, Recipe]:
         return merged(graphdef, jax.tree.unflatten(treedef, arrays))
 
     return arrays, Recipe((typed_key(graphdef), typed_key(treedef)), rebuild)
-
-
-def _inference(module: PyTree) -> PyTree:
-    """Return an equinox module with dropout off; anything else as it is."""
-    equinox = sys.modules.get("equinox")
-    if equinox is None or not isinstance(module, equinox.Module):
-        return module
-    return equinox.nn.inference_mode(module)
 
 
 def is_keras(fn: object) -> bool:

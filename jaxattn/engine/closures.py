@@ -1,4 +1,4 @@
-"""What a function closes over, and the function with other nnx modules in its closure.
+"""What a function closes over, and the function with other modules in its closure.
 
 An nnx module may change its own state, such as a count of random numbers, only in the trace in
 which it was made. A function that closes over a module is therefore traced as a copy of itself that
@@ -18,6 +18,7 @@ import jax
 from flax import nnx
 
 from jaxattn._static import code_names
+from jaxattn.engine.equinox_modules import is_equinox
 
 #: Modules, and what else of nnx holds a state.
 _STATEFUL = nnx.Pytree, nnx.Variable
@@ -45,8 +46,8 @@ class Closure:
     tuples, dicts and other objects among these hold, and what functions among these reach.
 
     Attributes:
-        modules: the nnx modules that it reaches, and other stateful objects of nnx, by the name of
-            the variable, argument or attribute that holds them.
+        modules: the modules of nnx and equinox that it reaches, and other stateful objects of nnx,
+            by the name of the variable, argument or attribute that holds them.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -65,7 +66,7 @@ class Closure:
             self._holders.setdefault(id(part), set()).add(id(value))
             # A variable of a function has a name by itself.
             path = key or name if is_code or not name else f"{name}/{key}"
-            if isinstance(part, _STATEFUL):
+            if isinstance(part, _STATEFUL) or is_equinox(part):
                 if id(part) not in self._values:
                     self._values[id(part)] = part
                     self.modules[_unused(path, self.modules)] = part

@@ -44,8 +44,9 @@ def explain(
             for each; or a callable from the output to a scalar.
         args: further inputs of `fn`, each leaf with a leading axis of length B; not explained.
         at: the name of an intermediate that is explained instead of `xs`: a tag or the path of a
-            layer, found as by `jaxattn.capture`. The values have its shape, stacked over the steps
-            of a scan around it; the effect of a step through the values of other steps is cut.
+            layer, found as by `jaxattn.capture`; one that matches several is refused. The values
+            have its shape, stacked over the steps of a scan around it; the effect of a step through
+            the values of other steps is cut.
         key: a random key for methods that draw. Example i draws with `fold_in(key, i)`, whatever
             the chunks and devices.
         batch_size: the maximum number of evaluations of `fn` in flight on a device. `None` chooses

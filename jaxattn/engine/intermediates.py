@@ -59,15 +59,19 @@ def capture(fn: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dic
     """Make a function return named intermediates in addition to its output.
 
     A name is a tag, given by `jaxattn.tag` anywhere in the function, or the path of a layer, such
-    as `"M/RNN_0"`. Models of linen, Keras, haiku and equinox carry paths; those of nnx do not. The
-    value of a layer is what later layers read of it. A name that matches no tag and no layer may be
-    that of attention weights, as `jaxattn.attention` finds and names them.
+    as `"M/RNN_0"` in linen, and `"layers/0/attn"` for `model.layers[0].attn` in nnx and equinox.
+    Names of modules that a function closes over start with the name of the variable, as in
+    `"model/layers/0/attn"`. The value of a layer is what later layers read of it. A name that
+    matches no tag and no layer may be that of attention weights, as `jaxattn.attention` finds and
+    names them.
 
     Args:
         fn: the function or model, of any kind that can be explained; models run in inference mode.
-        *names: which intermediates. A name matches in the first of these ways that finds any: as an
-            exact name; as the end of a path; as a glob (`*`, `?`, `[...]`) of either; as a part of
-            a name. Without names, all tags.
+        *names: which intermediates. A name selects all that match in the first of these ways that
+            finds any: as a full name or the end of one; as a glob (`*`, `?`, `[...]`) of either; as
+            a part of a name. A leading slash, as in `"/head"`, selects the full name alone. A dot
+            equals a slash: `"layers.0.attn"`. A tag precedes layers of its name. Without names, all
+            tags.
 
     Returns:
         a callable `(x, *args) -> (out, {name: value})`, with full names. A value is an array; a
@@ -103,19 +107,20 @@ def intervene(fn: Callable[..., Any], replacements: dict[str, Any]) -> Callable[
 
     Args:
         fn: the function or model, of any kind that can be explained.
-        replacements: by name, as `jaxattn.capture` finds them: an array of the value's shape; or a
-            function from the value to one of equal shape and dtype; a tuple of arrays for a layer
-            with several outputs; or a list of these, one for each call. Anything but a list is used
-            for every call. Inside of a `scan` an array has the stacked shape, or that of one step,
-            and is then used for every step; a function receives the value of one step.
+        replacements: by name, as `jaxattn.capture` finds them, but only a glob may match several
+            full names: an array of the value's shape; or a function from the value to one of equal
+            shape and dtype; a tuple of arrays for a layer with several outputs; or a list of these,
+            one for each call. Anything but a list is used for every call. Inside of a `scan` an
+            array has the stacked shape, or that of one step, and is then used for every step; a
+            function receives the value of one step.
 
     Returns:
         a callable with the output of `fn`, which every method and `jaxattn.explain` take.
 
     Raises:
         TypeError: for an `fn` or replacement of a wrong kind.
-        ValueError: when called, for a name as in `jaxattn.capture`, for one that is replaced
-            twice, and for a shape that differs.
+        ValueError: when called, for a name as in `jaxattn.capture`, for one that matches several
+            full names or is replaced twice, and for a shape that differs.
 
     Examples:
         >>> import jax.numpy as jnp, jaxattn as ja

@@ -1,28 +1,24 @@
 """nnx modules as they are traced: in inference mode, and each under its path as a named scope.
 
-nnx gives no names to the operations of a module. A traced module has a subclass of its class whose
-call enters a named scope; the modules of the user are never changed.
+Only modules that were rebuilt for a trace are changed, never those of the user.
 """
 
 import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import PyTree
 
-#: The attribute that holds the paths of a module. nnx does not list names that start like this.
-_PATHS = "_pytree__jaxattn_paths"
+from jaxattn.engine.scopes import PATHS, scoped
+
+_NODES = nnx.Pytree, nnx.Variable
 _INFERENCE = {"deterministic": True, "use_running_average": True}
 #: The types of attributes that hold no module.
 _CLOSED = frozenset((types.NoneType, bool, int, float, str, types.FunctionType, nnx.Param))
-#: The path of the module that is being called.
-_caller: ContextVar[str] = ContextVar("caller", default="")
 
 
 def merged(graphdef: nnx.GraphDef[Any], state: PyTree) -> Any:
@@ -34,7 +30,9 @@ def merged(graphdef: nnx.GraphDef[Any], state: PyTree) -> Any:
     for node, paths in found.values():
         _set_inference_mode(node)
         if isinstance(node, nnx.Module) and callable(node):
-            _name(node, tuple(paths))
+            options: dict[str, Any] = {} if node._pytree__is_pytree else {"pytree": False}
+            object.__setattr__(node, "__class__", scoped(type(node), **options))
+            object.__setattr__(node, PATHS, tuple(paths))
     return tree
 
 
@@ -58,14 +56,10 @@ def _nodes(value: PyTree) -> Iterator[tuple[str, nnx.Pytree]]:
     if isinstance(value, nnx.Pytree):
         yield "", value
     elif not isinstance(value, nnx.Variable):
-        is_node = functools.partial(_is_instance, kinds=(nnx.Pytree, nnx.Variable))
-        for keys, leaf in jax.tree.leaves_with_path(value, is_leaf=is_node):
+        leaves = jax.tree.leaves_with_path(value, is_leaf=lambda node: isinstance(node, _NODES))
+        for keys, leaf in leaves:
             if isinstance(leaf, nnx.Pytree):
                 yield jax.tree_util.keystr(keys, simple=True, separator="/"), leaf
-
-
-def _is_instance(value: object, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds)
 
 
 def _set_inference_mode(node: nnx.Pytree) -> None:
@@ -82,45 +76,3 @@ def _accepted(set_view: Callable[..., Any]) -> frozenset[str]:
     parameters = inspect.signature(set_view).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return frozenset(name for name in _INFERENCE if takes_all or name in parameters)
-
-
-#: The class of the traced modules, by the class of the user's and by itself. JAX keeps all of them.
-_classes: dict[type, type] = {}
-
-
-def _name(module: nnx.Module, paths: tuple[str, ...]) -> None:
-    kind = type(module)
-    if kind not in _classes:
-        # Threads that make it at the same time use the first one.
-        scoped = _classes.setdefault(kind, _scoped(kind))
-        _classes[scoped] = scoped
-    object.__setattr__(module, "__class__", _classes[kind])
-    object.__setattr__(module, _PATHS, paths)
-
-
-def _scoped(kind: Any) -> type:
-    """Return the subclass of a class of modules that enters a named scope when it is called."""
-    call = kind.__call__
-
-    @functools.wraps(call)
-    def scoped_call(self: Any, *args: Any, **options: Any) -> Any:
-        path, *others = getattr(self, _PATHS, ("",))
-        caller = _caller.get()
-        inside = (
-            p.removeprefix(f"{caller}/") for p in (path, *others) if p.startswith(f"{caller}/")
-        )
-        label = next(inside, path) if caller else path
-        token = _caller.set(path)
-        try:
-            with jax.named_scope(label) if label else nullcontext():
-                return call(self, *args, **options)
-        finally:
-            _caller.reset(token)
-
-    names = ("__module__", "__qualname__", "__doc__")
-    namespace = {name: getattr(kind, name) for name in names} | {"__call__": scoped_call}
-    options = {} if kind._pytree__is_pytree else {"pytree": False}
-    try:
-        return type(kind)(kind.__name__, (kind,), namespace, **options)
-    except TypeError:  # a class whose subclasses need arguments: its modules have no names
-        return kind

@@ -1,6 +1,7 @@
 """Evaluation of a jaxpr as JAX code, with a rule that may replace each equation."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
@@ -25,7 +26,8 @@ Body: TypeAlias = Callable[..., tuple[tuple[Value, ...], PyTree]]
 
 #: The equations whose inner jaxprs can be replaced.
 _REEMITTED = frozenset("jit scan while cond checkpoint remat2 remat closed_call core_call".split())
-_SCOPES_OF_JAX = ("rematted_computation", "checkpoint")
+#: Formulas of einsum, what `jax.checkpoint` opens, and the classes of layers in equinox.
+_OF_LIBRARIES = re.compile(r"->|,|^rematted_computation$|^checkpoint$|^eqx\.nn\.\w+$")
 
 
 def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
@@ -52,15 +54,15 @@ def scopes(eqn: jex.JaxprEqn) -> list[tuple[str, int, int]]:
     Returns:
         The label of each scope, the identity of the entry in the name stack and the number of
         labels that follow in it. Each call of a layer has an entry of its own: two calls of one
-        layer have the same labels, not the same identity. The scopes that JAX itself opens, such
-        as the formula of an `einsum`, are left out.
+        layer have the same labels, not the same identity. The scopes that libraries open for what
+        is no layer of the user, such as the formula of an `einsum`, are left out.
     """
     found, wrap = [], ""
     for element in eqn.source_info.name_stack.stack:
         if type(element).__name__ == "Transform":  # a vmapped layer is still that layer
             wrap += "" if element.name == "vmap" else f"{element.name}("
             continue
-        if element.name in _SCOPES_OF_JAX or "->" in element.name or "," in element.name:
+        if _OF_LIBRARIES.search(element.name):
             continue
         first, *rest = element.name.split("/")
         labels = [wrap + first + ")" * wrap.count("("), *rest]

@@ -1,9 +1,10 @@
-"""Test the paths of nnx modules, which carry no names of their own."""
+"""Test the paths of modules of nnx and equinox, which carry no such names of their own."""
 
 import contextlib
 import pickle
 import threading
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -370,3 +371,62 @@ def test_lrp_selects_nnx_layers_by_path():
     np.testing.assert_allclose(flat, by_kind)
     with pytest.raises(ValueError, match="first"):
         ja.lrp(model, x, 0, rule=[("third", "flat"), ("*", "epsilon")])
+
+
+class Tripled(eqx.Module):
+    factor: jax.Array
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+class Equinox(eqx.Module):
+    """Parts in containers, a part of the library, stacked parts, and a method of another name."""
+
+    first: Tripled
+    parts: dict
+    linear: eqx.nn.Linear
+    stack: Tripled
+    activation: object = eqx.field(static=True)
+
+    def __init__(self):
+        self.first, self.parts = Tripled(jnp.float32(2)), {"a": [Tripled(jnp.float32(3))]}
+        self.linear = eqx.nn.Linear(D, 3, key=jax.random.key(0))
+        self.stack, self.activation = Tripled(jnp.arange(1.0, 4)), jnp.sin
+
+    def __call__(self, x):
+        x = self.parts["a"][0](self.activation(self.first(x)))
+        arrays, rest = eqx.partition(self.stack, eqx.is_array)
+
+        def step(x, arrays):
+            return eqx.combine(arrays, rest)(x), None
+
+        x, _ = jax.lax.scan(step, x, arrays)
+        return jax.vmap(self.linear)(x).sum(0)
+
+    def method(self, x):
+        return self(x)
+
+
+@pytest.mark.parametrize("kind", ["module", "method", "closure"])
+@pytest.mark.representatives("module", "closure")
+def test_equinox_modules_are_captured_by_path(kind):
+    model = Equinox()
+    fn = {"module": model, "method": model.method, "closure": lambda x: model(x)}[kind]
+    at = "model/" if kind == "closure" else ""
+    output, got = ja.capture(fn, "first", "parts.a.0", "stack", "linear")(X)
+    second = 3 * np.sin(2 * X)
+    stack = np.stack([second, 2 * second, 6 * second])
+    linear = 6 * second @ model.linear.weight.T + model.linear.bias
+    expected = {"first": 2 * X, "parts/a/0": second, "stack": stack, "linear": linear}
+    equal(got, {at + name: value for name, value in expected.items()})
+    np.testing.assert_allclose(output, model(jnp.asarray(X)), rtol=1e-5)
+    assert type(model.first) is Tripled and jax.tree.structure(model) == jax.tree.structure(
+        Equinox()
+    )
+
+
+def test_classes_of_equinox_are_no_names():
+    with pytest.raises(ValueError) as refusal:
+        values(Equinox(), "eqx.nn.Linear")
+    assert "'linear'" in str(refusal.value) and "eqx" not in str(refusal.value).split("layers")[1]
