@@ -5,7 +5,7 @@ written, and relevance is redistributed over the whole of it.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -125,36 +125,42 @@ def _after_contraction(structure: Structure, var: Var, step: Step) -> bool:
 
 def _before_contraction(structure: Structure, var: Var, step: Step) -> bool:
     """Include the scale and the shift of one value, as those of a normalisation."""
-    if structure.is_preactivation(var) or not structure.has_one_active(step):
-        return False
-    if structure.scales(step) and is_mean(structure, var):
-        return False
-    if structure.scales(step) or structure.shifts(step) or step.name == "pad":
-        return True  # elements that padding adds are no inputs
-    return structure.lays_out(step) and _includes_more(structure, step, _before_contraction)
+    for output, producer in _through_layout(structure, var, step):
+        if structure.is_preactivation(output) or not structure.has_one_active(producer):
+            return False
+        if structure.scales(producer):
+            return not is_mean(structure, output)
+        if structure.shifts(producer) or producer.name == "pad":
+            return True  # elements that padding adds are no inputs
+    return False
 
 
 def _within_sum(output: Var, structure: Structure, var: Var, step: Step) -> bool:
     """Include what is added up to `output`, but no layer and no normalisation."""
-    if var is not output and structure.is_preactivation(var):
-        return False
-    if normalised_signal(structure, step) is not None:
-        return False
-    if structure.scales(step) or structure.shifts(step) or step.name in SUMMING:
-        return True
-    if structure.adds(step):
-        return var is output or _is_read_once(structure, var)
-    return structure.lays_out(step) and _includes_more(
-        structure, step, functools.partial(_within_sum, output)
-    )
+    for value, producer in _through_layout(structure, var, step):
+        if value is not output and structure.is_preactivation(value):
+            return False
+        if normalised_signal(structure, producer) is not None:
+            return False
+        if structure.scales(producer) or structure.shifts(producer) or producer.name in SUMMING:
+            return True
+        if structure.adds(producer):
+            return value is output or _is_read_once(structure, value)
+    return False
 
 
 def _nothing(structure: Structure, var: Var, step: Step) -> bool:
     return False
 
 
-def _includes_more(structure: Structure, step: Step, includes: _Includes) -> bool:
-    """Return whether the step behind one that only lays out is included, too."""
-    operand, *others = structure.actives(step)
-    producer = structure.producers.get(operand)
-    return not others and producer is not None and includes(structure, operand, producer)
+def _through_layout(
+    structure: Structure, var: Var, step: Step | None
+) -> Iterator[tuple[Var, Step]]:
+    """Yield a value and its step, and as long as a step lays out one value, that value's, too."""
+    while step is not None:
+        yield var, step
+        actives = structure.actives(step)
+        if not structure.lays_out(step) or len(actives) != 1:
+            return
+        (var,) = actives
+        step = structure.producers.get(var)
