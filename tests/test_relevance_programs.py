@@ -1,5 +1,7 @@
 """LRP of programs as they are written: slices with strides, associative scans, routing, writes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ T, D, H = 6, 3, 4
 rng = np.random.default_rng(0)
 X, W, V = rng.normal(size=(T, D)), rng.normal(size=(D, H)), rng.normal(size=(D, H))
 DECAY = np.exp(-rng.random(H))
-ORDER = np.array([2, 0, 5])
+ORDER, LAST = np.array([2, 0, 5]), np.array([4, 5, 0])
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +138,86 @@ def test_size_of_an_associative_scan_grows_with_the_logarithm_of_the_steps():
         )
 
     assert size(64) < 2.5 * size(8)
+
+
+# Names of products.
+
+Q, K = rng.normal(size=(D, D)), rng.normal(size=(D, D))
+
+
+def attention_block(x):
+    """Attention weighs values, in a block that also multiplies two signals."""
+    with jax.named_scope("block"):
+        weights = jax.nn.softmax(((x @ Q) @ jnp.cos(x).T) * 0.5)
+        values = ja.tag(weights @ jnp.tanh(x @ K), "read")
+        return (values * jnp.sin(x @ Q)).sum()
+
+
+def normalised_block(x):
+    with jax.named_scope("block"):
+        h = jax.nn.sigmoid(x @ W) * (x @ V)
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + 1e-6)
+        h = jax.nn.silu(h)
+        return (h * jnp.sin(x @ W)).sum()
+
+
+@pytest.mark.parametrize("fn", [attention_block, normalised_block])
+@pytest.mark.parametrize("choice", ["first", "half"])
+@pytest.mark.representatives("first-attention_block")
+def test_name_of_a_block_leaves_gates_and_normalisations(fn, choice):
+    """All undecided products are divided alike, by default or by the name of their block."""
+    by_default = ja.lrp(fn, jnp.asarray(X), products=choice)
+    for key in ("block", "bl*"):
+        by_block = ja.lrp(fn, jnp.asarray(X), products={key: choice})
+        np.testing.assert_allclose(by_block.values, by_default.values, rtol=1e-12)
+
+
+def proposed(fn, **options):
+    """Return the name that the refusal of a product proposes."""
+    with pytest.raises(ValueError, match="combines two signals") as error:
+        ja.lrp(fn, jnp.asarray(X), **options)
+    return re.search(r"products={'(.*?)': ", str(error.value)).group(1)
+
+
+@pytest.mark.parametrize("fn", [attention_block, normalised_block])
+def test_refusal_proposes_a_name_that_is_the_product_s_alone(fn):
+    name = proposed(fn)
+    assert name.startswith("test_relevance_programs.py, line ")
+    by_name = ja.lrp(fn, jnp.asarray(X), products={name: "second"})
+    by_default = ja.lrp(fn, jnp.asarray(X), products="second")
+    np.testing.assert_allclose(by_name.values, by_default.values, rtol=1e-12)
+
+
+def test_products_of_one_line_are_numbered():
+    def fn(x):
+        return (jnp.sin(x) * jnp.cos(x @ Q) + (jax.nn.sigmoid(x @ K) * x) * jnp.sin(x @ K)).sum()
+
+    first = proposed(fn)
+    second = proposed(fn, products={first: "half"})
+    assert {first[-11:], second[-11:]} == {", product 1", ", product 3"}
+    by_name = ja.lrp(fn, jnp.asarray(X), products={first: "half", second: "half"})
+    by_default = ja.lrp(fn, jnp.asarray(X), products="half")
+    np.testing.assert_allclose(by_name.values, by_default.values, rtol=1e-12)
+
+
+def test_tag_of_a_product_overrides_a_gate():
+    """With all relevance on the weights none reaches the values, which are constants here."""
+
+    def fn(x):
+        return ja.tag(jax.nn.softmax(x @ W) * jnp.tanh(x @ V), "read").sum()
+
+    default = ja.lrp(fn, jnp.asarray(X)).values
+    overridden = ja.lrp(fn, jnp.asarray(X), products={"read": "first"}).values
+    second = ja.lrp(fn, jnp.asarray(X), products={"read": "second"}).values
+    np.testing.assert_allclose(second, default, rtol=1e-12)
+    assert abs(overridden - default).max() > 1e-2
+
+
+def test_name_of_decided_products_raises():
+    def fn(x):
+        with jax.named_scope("block"):
+            h = jax.nn.sigmoid(x @ W) * (x @ V)
+            return (jax.nn.sigmoid(h @ W.T) * x).sum()
+
+    with pytest.raises(ValueError, match="`products` names 'block', where no product needs a choi"):
+        ja.lrp(fn, jnp.asarray(X), products={"block": "half"})

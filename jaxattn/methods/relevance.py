@@ -131,6 +131,10 @@ def lrp(
             by its Taylor expansion.
         products: the rule of a product of two signals, which is otherwise an error: `"first"`,
             `"second"`, `"half"` or `"proportional"`; or a dict of these by the name of the product:
+            its tag, its layer's path, or its line of code. The error gives a name that is the
+            product's alone. A name of several products, such as the path of a block, decides only
+            those of them that need a choice: where a gate, attention weights or a normalisation
+            decides, only the tag of the product or a name that is its alone overrides it.
             its tag, its layer's path, or its line of code, as given in the error.
         constants: names of intermediates that receive no relevance: tags or layers, as in
             `jaxattn.capture`. They keep their values and are treated as weights, biases or scales
@@ -197,9 +201,8 @@ def lrp(
 
     def walk(structure: Structure) -> Relevance:
         fact = structure.fact(structure.flat.outputs[0])
-        dtype = structure.flat.outputs[0].aval.dtype
         options = Options(rules, epsilon, conserve_bias, gates, attention, products, fact.depth)
-        walks.append(Relevance(options, dtype))
+        walks.append(Relevance(options, structure))
         return walks[0]
 
     shares, absorbed, ((_, output),) = send_back(score, [floating], walk)
@@ -336,10 +339,18 @@ def _constant_names(constants: str | Sequence[str]) -> list[str]:
 
 def _check_matched(argument: str, names: Sequence[Where], walk: Relevance) -> None:
     """Raise an error for names that matched no layer or product."""
+    selected = walk.selected
     for where in names:
         is_sort = isinstance(where, str) and where in ("*", "input", "conv", "dense")
-        if not is_sort and where not in walk.matched:
+        if is_sort or where in selected.matched:
+            continue
+        if where in selected.decided:
             raise ValueError(
-                f"`{argument}` names {where!r}, which matches nothing on the path of relevance. "
-                f"Its names are {sorted(walk.names)}. Use `jaxattn.tag` to name others."
+                f"`{argument}` names {where!r}, where no product needs a choice: gates, attention "
+                "weights and normalisations decide. To override one of these, use the product's "
+                f"tag or a name that is its alone. The names are {sorted(selected.names)}."
             )
+        raise ValueError(
+            f"`{argument}` names {where!r}, which matches nothing on the path of relevance. "
+            f"Its names are {sorted(selected.names)}. Use `jaxattn.tag` to name others."
+        )

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -19,13 +18,19 @@ from jaxattn.jaxpr.propagation.products import (
     redistribute_product,
 )
 from jaxattn.jaxpr.propagation.score import ScoreRules
-from jaxattn.jaxpr.propagation.selection import Selected, Where, selects
+from jaxattn.jaxpr.propagation.selection import (
+    ProductNames,
+    Selected,
+    Where,
+    is_product,
+    selects,
+)
 from jaxattn.jaxpr.propagation.walk import Cotangent, Runs, Visit, cotangents_of, unsupported
 from jaxattn.jaxpr.structure.activations import activation
 from jaxattn.jaxpr.structure.affine import Affine, affine_map
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.normalisations import is_mean, normalised_signal
-from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SELECTING
+from jaxattn.jaxpr.structure.primitive_classes import SELECTING
 
 
 class Options(NamedTuple):
@@ -56,17 +61,25 @@ class Relevance(ScoreRules):
     Each method named after a kind of step returns the relevance of the operands of such a step, and
     `None` for any other step.
 
+    Args:
+        options: the options of the propagation.
+        structure: the function that returns the score.
+
     Attributes:
-        matched: the caller's selectors that matched a layer or a product.
-        names: the names of the layers and products that were visited.
+        selected: the caller's selectors that matched, and the names that exist.
     """
 
-    def __init__(self, options: Options, dtype: np.dtype) -> None:
-        super().__init__(dtype)
+    def __init__(self, options: Options, structure: Structure) -> None:
+        super().__init__(structure.flat.outputs[0].aval.dtype)
         self.options = options
-        selected = Selected()
-        self.matched, self.names = selected.matched, selected.names
-        self._products = ProductRules(options.gates, options.attention, options.products, selected)
+        self.selected = Selected()
+        self._products = ProductRules(
+            options.gates,
+            options.attention,
+            options.products,
+            self.selected,
+            ProductNames(structure),
+        )
         # In the order in which they are tried.
         self._any_outputs = (
             self._softmax,
@@ -149,12 +162,12 @@ class Relevance(ScoreRules):
 
     def _product(self, visit: Visit) -> list[Cotangent] | None:
         structure, step = visit.structure, visit.step
-        active = sum(structure.is_active(atom) for atom in step.inputs)
-        if active != 2 or step.name not in ("mul", "div", *CONTRACTING):
+        if not is_product(structure, step):
             return None
-        division = self._products.by_caller(structure, step)
+        source = _source_of_product(structure, step)
+        is_decided = source is not None or not self._products.needs_choice(structure, step)
+        division = self._products.by_caller(step, is_decided)
         if division is None:
-            source = _source_of_product(structure, step)
             if source is not None:  # x * f(x)
                 return [Cotangent(source, visit.cotangent)]
             division = self._products.choose(structure, step)
@@ -205,13 +218,13 @@ class Relevance(ScoreRules):
 
     def _rule(self, layer: Affine) -> LRPRule:
         """Return the first rule that selects a layer."""
-        self.names.update(layer.names)
+        self.selected.names.update(layer.names)
         rules = [
             (where, rule)
             for where, rule in self.options.rules
             if selects(where, layer, self.options.layers)
         ]
-        self.matched.update(where for where, _ in rules)
+        self.selected.matched.update(where for where, _ in rules)
         return rules[0][1] if rules else LRPRule("epsilon", self.options.epsilon)
 
     def _affine(

@@ -12,7 +12,7 @@ from jaxattn.jaxpr.flat import Step, Var
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.propagation.layer_rules import quotient, stabilised
 from jaxattn.jaxpr.propagation.modified_layer import transposed
-from jaxattn.jaxpr.propagation.selection import Selected, matches, product_names
+from jaxattn.jaxpr.propagation.selection import ProductNames, Selected
 from jaxattn.jaxpr.propagation.walk import Visit
 from jaxattn.jaxpr.structure.facts import Fact
 from jaxattn.jaxpr.structure.graph import Structure
@@ -49,6 +49,7 @@ class ProductRules:
         attention: how products in attention are divided.
         products: how products of two signals are divided, or any product by its name.
         selected: where the names of products are recorded.
+        names: the names of the function's products.
     """
 
     def __init__(
@@ -57,24 +58,37 @@ class ProductRules:
         attention: Attention,
         products: Division | Mapping[str, Division] | None,
         selected: Selected,
+        names: ProductNames,
     ) -> None:
         self.gates, self.attention = gates, attention
         self.default = products if isinstance(products, str) else None
         self.by_name = products if isinstance(products, Mapping) else None
-        self.selected = selected
+        self.selected, self.names = selected, names
         self._warned: set[Step] = set()
 
-    def by_caller(self, structure: Structure, step: Step) -> Division | None:
-        """Return what the caller chose for a product by its name."""
+    def by_caller(self, step: Step, is_decided: bool) -> Division | None:
+        """Return what the caller chose for a product by its name.
+
+        Args:
+            step: the product.
+            is_decided: whether its division needs no choice. Then only its tag, or a name that is
+                its alone, overrides the division; not one that it shares with other products.
+        """
         if self.by_name is None:
             return None
-        names = product_names(structure, step)
         for pattern, division in self.by_name.items():
-            if any(matches(pattern, name) for name in names):
+            if not self.names.match(pattern, step):
+                continue
+            if not is_decided or self.names.match_alone(pattern, step):
                 self.selected.matched.add(pattern)
                 return division
-        self.selected.names.update(names)
+            self.selected.decided.add(pattern)
+        self.selected.names.update(self.names.of(step))
         return None
+
+    def needs_choice(self, structure: Structure, step: Step) -> bool:
+        """Return whether no rule of gates, attention or normalisation divides a product."""
+        return self._by_rule(structure, step) is None
 
     def choose(self, structure: Structure, step: Step) -> Division:
         """Return how a product is divided that the caller has not named.
@@ -82,13 +96,11 @@ class ProductRules:
         Raises:
             ValueError: if both operands are signals and there is no default.
         """
-        facts = [structure.fact(atom) for atom in step.inputs]
-        division = _normalisation(structure, step, facts) or self._attention_or_gate(step, facts)
+        division = self._by_rule(structure, step) or self.default
         if division is not None:
             return division
-        if self.default is not None:
-            return self.default
-        name = product_names(structure, step)[0]
+        facts = [structure.fact(atom) for atom in step.inputs]
+        name = self.names.own(step)
         if step.name != "div" and all(fact.is_gate for fact in facts):
             if step not in self._warned:
                 self._warned.add(step)
@@ -104,6 +116,10 @@ class ProductRules:
             f'products={{{name!r}: "first" | "second" | "half" | "proportional"}}, '
             'or products="half" for all products, or name one factor in `constants`.'
         )
+
+    def _by_rule(self, structure: Structure, step: Step) -> Division | None:
+        facts = [structure.fact(atom) for atom in step.inputs]
+        return _normalisation(structure, step, facts) or self._attention_or_gate(step, facts)
 
     def _attention_or_gate(self, step: Step, facts: list[Fact]) -> Division | None:
         if step.name == "div":
