@@ -30,7 +30,8 @@ jaxpr.capture jaxpr.attention.weights_by_name
 jaxpr.propagation.walk jaxpr.propagation.loop_plans jaxpr.propagation.loops
 jaxpr.propagation.reverse jaxpr.propagation.windowed_layer jaxpr.propagation.modified_layer
 jaxpr.propagation.layer_rules jaxpr.propagation.selection jaxpr.propagation.products
-jaxpr.propagation.score jaxpr.propagation.lrp jaxpr.propagation.deep_lift
+jaxpr.propagation.score jaxpr.propagation.lrp jaxpr.propagation.secants
+jaxpr.propagation.deep_lift
 jaxpr.propagation.patterns jaxpr.propagation.decomposed_values jaxpr.propagation.decomposition
 
 jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse.loop_split

@@ -51,14 +51,15 @@ def deep_lift(
     Returns:
         values of the shape of `x`, signed, in units of the output. `info["delta"]` is the
         convergence delta: their sum minus the difference between the target at `x` and at the
-        baseline; 0 up to rounding, unless `jax.lax.stop_gradient` cuts a path.
+        baseline; 0 up to rounding, unless `jax.lax.stop_gradient` cuts a path or an index differs
+        between the input and the baseline.
 
     Raises:
         TypeError: if no leaf of `x` is floating.
         ValueError: if the target does not fit the output or the baseline does not broadcast to `x`;
             for an unknown multiplier; if `fn` contains a primitive without a rule, a loop whose
-            length or a branch whose choice depends on the data, or side effects; or if no
-            differentiable path leads from `x` to the target.
+            length depends on the data, or side effects; or if no differentiable path leads from `x`
+            to the target.
 
     Reference:
         Shrikumar et al. 2017, Learning important features through propagating activation

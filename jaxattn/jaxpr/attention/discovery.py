@@ -58,7 +58,8 @@ def find_attention(closed: jex.ClosedJaxpr) -> list[Weights]:
     structure = analyse(flat, [Fact(v.is_floating, depends_on_input=True) for v in flat.inputs])
     lifted = _adds_batch_axis(flat)
     found = [f for site in Site(structure).sites() for f in _found_in(site, lifted)]
-    once = {f.reading.weights: f for f in found}.values()
+    # A softmax and the same softmax with a mask after it are read by one contraction.
+    once = {f.reading.contraction: f for f in found}.values()
     return [
         Weights(name, f.step, f.layout) for name, f in zip(_names(list(once)), once, strict=True)
     ]
@@ -69,27 +70,33 @@ def _found_in(site: Site, lifted: bool) -> Iterator[_Found]:
     for step in site.structure.flat.steps:
         softmax = site.structure.softmaxes.get(step)
         if softmax is not None:
-            candidates = [(softmax.logits, tuple(int(axis) for axis in softmax.axes), True)]
-        elif step.name == "logistic" and isinstance(step.inputs[0], Var):
-            axes = range(len(step.outputs[0].shape))
-            candidates = [(step.inputs[0], (axis,), False) for axis in axes]
+            candidates = [tuple(softmax.layout[axis] for axis in softmax.axes)]
+        elif step.name == "logistic":
+            candidates = [(axis,) for axis in range(len(step.outputs[0].shape))]
         else:
             continue
-        for logits, keys, is_softmax in candidates:
-            if not _are_positions(site, logits, keys, is_softmax):
+        for keys in candidates:
+            if not _are_positions(site, step.outputs[0], keys, known=softmax is None):
                 continue
-            reading = next(readings(site, step.outputs[0], keys, is_softmax), None)
+            reading = next(readings(site, step.outputs[0], keys, softmax is not None), None)
             if reading is not None:
                 producer = reading.site.structure.producers[reading.weights]
                 yield _Found(reading, producer, _layout(reading, lifted))
                 break
 
 
-def _are_positions(site: Site, logits: Var, keys: tuple[int, ...], is_softmax: bool) -> bool:
-    """Return whether logits count positions along their keys, not features of a layer."""
-    origins = [origin(AxisOf(site, logits, key)) for key in keys]
-    known = is_softmax or all(origins)
-    return site.depends(logits) and known and not any(Origin.PARAMETER in o for o in origins)
+def _are_positions(site: Site, weights: Var, keys: tuple[int, ...], known: bool) -> bool:
+    """Return whether weights count positions along their keys, not features of a layer.
+
+    Args:
+        site: the site of the weights.
+        weights: the weights.
+        keys: their axes.
+        known: whether the origin of the axes must be known.
+    """
+    origins = [origin(AxisOf(site, weights, key)) for key in keys]
+    is_found = all(origins) or not known
+    return site.depends(weights) and is_found and not any(Origin.PARAMETER in o for o in origins)
 
 
 def _layout(reading: Reading, lifted: bool) -> Layout:

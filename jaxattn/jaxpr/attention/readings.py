@@ -30,6 +30,7 @@ class Reading(NamedTuple):
         shared: for each axis of the weights, whether the values have it, too; `None` for an axis
             that the contraction no longer has.
         tag: the tag of the weights, if they have one.
+        contraction: the step that contracts.
     """
 
     weights: Var
@@ -37,6 +38,7 @@ class Reading(NamedTuple):
     keys: tuple[int, ...]
     shared: tuple[bool | None, ...]
     tag: str | None
+    contraction: Step
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def readings(site: Site, output: Var, keys: tuple[int, ...], scaled: bool) -> It
         for step in path.site.structure.users.get(path.var, []):
             shared = _contraction(path, step)
             if shared is not None:
-                yield Reading(path.weights, path.weights_site, path.keys, shared, path.tag)
+                yield Reading(path.weights, path.weights_site, path.keys, shared, path.tag, step)
                 continue
             for following in _after(path, step, scaled):
                 if following.var not in visited:

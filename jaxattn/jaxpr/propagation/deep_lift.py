@@ -4,8 +4,7 @@ The function runs at the input and at the baseline. A step's multipliers times t
 its operands sum to the difference of its output, exactly, and multipliers chain like derivatives.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,18 @@ from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.propagation.layer_rules import quotient
 from jaxattn.jaxpr.propagation.modified_layer import Layer, Signed, transposed
 from jaxattn.jaxpr.propagation.score import ScoreRules
+from jaxattn.jaxpr.propagation.secants import (
+    Elementwise,
+    bounded,
+    log_softmax,
+    logarithmic_mean,
+    mean_slopes,
+    secant,
+    slope_at,
+)
 from jaxattn.jaxpr.propagation.walk import (
     Cotangent,
+    Read,
     Runs,
     Visit,
     cotangents_of,
@@ -29,13 +38,19 @@ from jaxattn.jaxpr.propagation.walk import (
 from jaxattn.jaxpr.structure.activations import activation, function_between
 from jaxattn.jaxpr.structure.affine import affine_map
 from jaxattn.jaxpr.structure.graph import Structure
-from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, SUMMING
+from jaxattn.jaxpr.structure.normalisations import is_root
+from jaxattn.jaxpr.structure.primitive_classes import (
+    CHOOSING,
+    CONTRACTING,
+    SELECTING,
+    SUMMING,
+)
+from jaxattn.jaxpr.structure.producers import producer_behind
 
-#: An elementwise function of one value.
-Elementwise: TypeAlias = Callable[[Array], Array]
-
-_MAXIMA = frozenset("cummax reduce_max reduce_window_max".split())
-_MINIMA = frozenset("cummin reduce_min reduce_window_min".split())
+#: Primitives that keep the order of elements.
+_RESHAPING = frozenset("broadcast_in_dim convert_element_type expand_dims reshape squeeze".split())
+_MAXIMA = frozenset("cummax reduce_max reduce_or reduce_window_max".split())
+_MINIMA = frozenset("cummin reduce_and reduce_min reduce_window_min".split())
 
 
 class DeepLift(ScoreRules):
@@ -54,9 +69,12 @@ class DeepLift(ScoreRules):
         self.reveal_cancel = reveal_cancel
         # In the order in which they are tried.
         self._one_output = (
+            self._log_sum_exp,
             self._extremum,
             self._contraction,
             self._activation,
+            self._normalisation,
+            self._choice,
             self._pair,
         )
 
@@ -69,61 +87,164 @@ class DeepLift(ScoreRules):
 
     def __call__(self, visit: Visit) -> list[Cotangent]:
         """Return the multipliers of a step's operands."""
-        if visit.step.name in ("convert_element_type", "stop_gradient"):
+        step = visit.step
+        if step.name in ("convert_element_type", "stop_gradient") and not _rounds(step):
             return [Cotangent(visit.actives[0], visit.cotangent)]
         multipliers = self._softmax(visit)
         if multipliers is not None:
             return multipliers
-        if _is_linear(visit.structure, visit.step):
-            return visit.transpose()
-        for rule in self._one_output if len(visit.cotangents) == 1 else ():
+        if _is_linear(visit.structure, step):
+            read, _ = self._reads(visit)
+            values = transpose_step(step, visit.actives, read, visit.cotangents)
+            return cotangents_of(visit.actives, values)
+        for rule in self._one_output if len(visit.cotangents) == 1 else (self._choice,):
             multipliers = rule(visit)
             if multipliers is not None:
                 return multipliers
+        if not any(var.is_floating for var in step.outputs):
+            return []  # counts of another kind than these are not propagated
         raise ValueError(unsupported(visit.step, "DeepLIFT"))
 
-    def _softmax(self, visit: Visit) -> list[Cotangent] | None:
-        """Take exponentials, divided by their sum, with one maximum subtracted in both runs."""
-        softmax = visit.structure.softmaxes.get(visit.step)
-        if softmax is None or not softmax.is_plain:
+    def _choice(self, visit: Visit) -> list[Cotangent] | None:
+        """Pass on the multipliers of the elements that a mask, indices or an order choose.
+
+        If the runs choose differently, take the mean over both choices. A mask gets the rest of the
+        change. That of indices and of an order is not propagated; there is none where the choice
+        of one run is right for the other too, as among equal elements of a baseline.
+        """
+        step, structure = visit.step, visit.structure
+        if not (step.name in CHOOSING or step.name in SELECTING):
             return None
-        logits, axes = softmax.logits, softmax.axes
-        z, z0 = visit.runs(logits)
+        actives, reads = visit.actives, self._reads(visit)
+        masked = step.name == "select_n" and structure.is_active(step.inputs[0])
+        weights = None if masked else self._agreement(visit, reads)
+        sums: list[Array] = []
+        for run, read in enumerate(reads):
+            parts = [
+                None if g is None else g * (w if run == 0 else 1 - w)
+                for g, w in zip(visit.cotangents, weights or [0.5] * len(step.outputs), strict=True)
+            ]
+            values = transpose_step(step, actives, read, parts)
+            sums = [a + b for a, b in zip(sums, values, strict=True)] if sums else values
+        multipliers = cotangents_of(actives, sums)
+        if masked:
+            multipliers.append(Cotangent(step.inputs[0], self._of_mask(visit)))
+        return multipliers
+
+    def _agreement(self, visit: Visit, reads: list[Read]) -> list[ArrayLike]:
+        """Return the weight of the choice of the first run, for each element of the outputs.
+
+        It is 1 where that choice is right for both runs, 0 where that of the other run is, and one
+        half elsewhere.
+        """
+        step, choices = visit.step, visit.structure.choices(visit.step)
+        quantities = [
+            atom
+            for atom in dict.fromkeys(step.inputs)
+            if atom not in choices and jnp.issubdtype(atom.aval.dtype, jnp.inexact)
+        ]
+
+        def chosen(by: Read, of: Read) -> list[Array]:
+            """Return what the choice of one run takes from the values of another."""
+
+            def run(*values: Array) -> list[Array]:
+                given = dict(zip(quantities, values, strict=True))
+                return list(
+                    bind(step.eqn, [given[a] if a in given else by(a) for a in step.inputs])
+                )
+
+            points, others = ([jnp.asarray(read(a)) for a in quantities] for read in (by, of))
+            return jax.jvp(run, points, others)[1]
+
+        first, second = reads
+        own, other = chosen(first, first), chosen(second, second)
+        by_first, by_second = chosen(first, second), chosen(second, first)
+        half = jnp.asarray(0.5, self.dtype)
+        return [
+            jnp.where(b == y0, 1, jnp.where(a == y, 0, half)) if var.is_floating else 0.5
+            for var, y, y0, b, a in zip(step.outputs, own, other, by_first, by_second, strict=True)
+        ]
+
+    def _of_mask(self, visit: Visit) -> Array:
+        """Return the multiplier of the mask of a `select_n`."""
+        (mask, mask0), *cases = (visit.memory[atom] for atom in visit.step.inputs)
+        changes = []
+        for run in (0, 1):
+            chosen, chosen0 = (
+                bounded(self._wide(jax.lax.select_n(m, *(case[run] for case in cases))))
+                for m in (mask, mask0)
+            )
+            changes.append(chosen - chosen0)
+        change = jnp.asarray(0.5, changes[0].dtype) * (changes[0] + changes[1])
+        m, m0 = (jnp.broadcast_to(self._wide(m), change.shape) for m in (mask, mask0))
+        return visit.cotangent * secant(change, m, m0, None).astype(self.dtype)
+
+    def _softmax(self, visit: Visit) -> list[Cotangent] | None:
+        """Apply the derivative of a softmax at the logarithmic means of the weights of both runs.
+
+        The logarithmic mean of two weights times the difference of their logarithms is their
+        difference, so that the multipliers sum to the difference. The means do not depend on what
+        is added to all logits.
+        """
+        found = visit.structure.softmaxes.get(visit.step)
+        if found is None or not found.is_plain:
+            return None
         s, s0 = visit.runs(visit.output)
-        top = jnp.max(jnp.maximum(z, z0), axes, keepdims=True)
-        # A masked element has no part in the sum, whatever its logit.
-        e, e0 = (jnp.where(w > 0, jnp.exp(x - top), 0) for x, w in ((z, s), (z0, s0)))
-        total, total0 = (jnp.sum(x, axes, keepdims=True) for x in (e, e0))
-        half = jnp.asarray(0.5, e.dtype)
-        multiplier = visit.cotangent.astype(e.dtype)
-        through_sum = jnp.sum(multiplier * half * (e + e0), axes, keepdims=True) / (total * total0)
-        of_exponentials = multiplier * half * (1 / total + 1 / total0) - through_sum
-        ratio = _ratio(e - e0, z, z0, half * (e + e0))
-        return [Cotangent(logits, jnp.where(jnp.isfinite(ratio), ratio, 0) * of_exponentials)]
+        # A masked element has no weight, whatever its logit.
+        means = self._mean_weights(visit, found.logits, found.axes, (s > 0) | (s0 > 0))
+        total = jnp.sum(means, found.axes, keepdims=True)
+        multiplier = visit.cotangent.astype(means.dtype)
+        mean = quotient(jnp.sum(means * multiplier, found.axes, keepdims=True), total)
+        return [Cotangent(found.logits, means * (multiplier - mean))]
+
+    def _log_sum_exp(self, visit: Visit) -> list[Cotangent] | None:
+        """Apply the derivative of a logarithm of summed exponentials; see `_softmax`."""
+        producers = visit.structure.producers
+        if visit.step.name != "log":
+            return None
+        total = producer_behind(visit.step.inputs[0], producers, _RESHAPING, "reduce_sum")
+        exponential = None if total is None else producer_behind(total.inputs[0], producers, set())
+        if total is None or exponential is None or exponential.name != "exp":
+            return None
+        if total.outputs[0].aval.size != visit.output.aval.size:  # it is repeated
+            return None
+        (logits,), axes = visit.structure.actives(exponential), tuple(total.eqn.params["axes"])
+        means = self._mean_weights(visit, logits, axes, jnp.ones(logits.shape, bool))
+        weights = means / jnp.sum(means, axes, keepdims=True)
+        multiplier = visit.cotangent.reshape(
+            [1 if i in axes else n for i, n in enumerate(logits.shape)]
+        )
+        return [Cotangent(logits, weights * multiplier.astype(weights.dtype))]
+
+    def _mean_weights(
+        self, visit: Visit, logits: Var, axes: tuple[int, ...], shown: Array
+    ) -> Array:
+        """Return the logarithmic means of the weights of a softmax in both runs."""
+        of_runs = [log_softmax(bounded(z), shown, axes) for z in self._wide_runs(visit, logits)]
+        return jnp.where(shown, logarithmic_mean(*of_runs), 0)
 
     def _extremum(self, visit: Visit) -> list[Cotangent] | None:
         """Attribute a change of a maximum to the element that holds the larger of the two.
 
-        A minimum is attributed in the same way.
+        A minimum is attributed in the same way. Truth values have a maximum and a minimum, too.
         """
         step = visit.step
         if step.name not in _MAXIMA | _MINIMA:
             return None
         (source,) = visit.actives
-        (x, x0), (y, y0) = visit.runs(source), visit.runs(visit.output)
+        (x, x0), (y, y0) = (self._wide_runs(visit, var) for var in (source, visit.output))
+        apply = None
+        if step.name in ("reduce_and", "reduce_or"):
+            reduce = jnp.min if step.name in _MINIMA else jnp.max
+            apply = lambda x: [reduce(x, step.eqn.params["axes"])]  # noqa: E731
         at_input = (y >= y0) if step.name in _MAXIMA else (y <= y0)
-        multiplier = visit.cotangent.astype(y.dtype)
         changes, slopes = [], []
-        for run, decides in enumerate((at_input, ~at_input)):
-
-            def read(atom: Atom, run: int = run) -> ArrayLike:
-                return visit.memory[atom][run]
-
-            part = jnp.where(decides, multiplier, 0)
-            changes += transpose_step(step, [source], read, [part * (y - y0)])
-            slopes += transpose_step(step, [source], read, [part])
+        for read, decides in zip(self._reads(visit), (at_input, ~at_input), strict=True):
+            part = jnp.where(decides, visit.cotangent.astype(y.dtype), 0)
+            changes += transpose_step(step, [source], read, [part * (y - y0)], apply)
+            slopes += transpose_step(step, [source], read, [part], apply)
         change, slope = changes[0] + changes[1], slopes[0] + slopes[1]
-        return [Cotangent(source, _ratio(change, x, x0, slope))]
+        return [Cotangent(source, secant(change, x, x0, slope))]
 
     def _contraction(self, visit: Visit) -> list[Cotangent] | None:
         """Weigh the change of each operand with the mean of the other."""
@@ -143,12 +264,17 @@ class DeepLift(ScoreRules):
         source = activation(visit.structure, visit.step)
         if source is None or source.shape != visit.output.shape:
             return None
+        (u, u0), (y, y0) = (
+            map(bounded, self._wide_runs(visit, var)) for var in (source, visit.output)
+        )
+        if not (source.is_floating and visit.output.is_floating):  # it jumps
+            return [Cotangent(source, visit.cotangent * secant(y - y0, u, u0, None))]
         apply = function_between(visit.structure, source, visit.output, visit.read)
         if self.reveal_cancel and _is_sum(visit.structure, source):
             return self._reveal_cancel(visit, source, apply)
-        (u, u0), (y, y0) = visit.runs(source), visit.runs(visit.output)
-        half = jnp.asarray(0.5, u.dtype)
-        ratio = _ratio(y - y0, u, u0, _slope(apply, half * (u + u0)))
+        v, v0 = visit.runs(source)
+        half = jnp.asarray(0.5, v.dtype)
+        ratio = secant(y - y0, u, u0, slope_at(apply, half * (v + v0)))
         return [Cotangent(source, visit.cotangent * ratio.astype(self.dtype))]
 
     def _reveal_cancel(self, visit: Visit, source: Var, apply: Elementwise) -> list[Cotangent]:
@@ -163,10 +289,10 @@ class DeepLift(ScoreRules):
         half = jnp.asarray(0.5, u.dtype)
         y_up = half * ((with_up - y0) + (y - with_down))
         y_down = half * ((with_down - y0) + (y - with_up))
-        slope = _slope(apply, half * (u + u0))
+        slope = slope_at(apply, half * (u + u0))
         zero = jnp.zeros_like(up)
         multiplier = visit.cotangent.astype(u.dtype)
-        ratios = Signed(_ratio(y_up, up, zero, slope), _ratio(y_down, down, zero, slope))
+        ratios = Signed(secant(y_up, up, zero, slope), secant(y_down, down, zero, slope))
         weighted = Signed(*(multiplier * ratio for ratio in ratios))
         slopes = transposed(by_sign, pairs, weighted)
         multipliers = [
@@ -175,27 +301,89 @@ class DeepLift(ScoreRules):
         ]
         return cotangents_of(affine.inputs, multipliers)
 
+    def _normalisation(self, visit: Visit) -> list[Cotangent] | None:
+        """Divide by the mean of the scales of both runs, not by each of them.
+
+        With y = a / b the difference of a is that of y times the mean of b, plus that of b times
+        the mean of y. So that of y is that of a divided by the mean of b, minus the other part. The
+        scale of a constant baseline is nearly zero, and its inverse is not a multiplier here.
+        """
+        step, structure = visit.step, visit.structure
+        if step.name not in ("mul", "div") or len(visit.actives) != 2:
+            return None
+        first, second = step.inputs
+        if step.name == "mul" and is_root(structure, first):
+            first, second = second, first
+        statistic = step.name == "div" and structure.fact(second).statistic
+        if not (statistic or is_root(structure, second)):
+            return None
+        (a, a0), (b, b0), (y, y0) = (
+            self._wide_runs(visit, atom) for atom in (first, second, visit.output)
+        )
+        same_sign = jnp.sign(b) * jnp.sign(b0) > 0
+        total = jnp.where(same_sign, b + b0, 1)
+        half = jnp.asarray(0.5, total.dtype)
+        if step.name == "mul":
+            weight = jnp.where(same_sign, b / total, half)
+            of_signal = (1 - weight) * b + weight * b0
+            of_scale = weight * a + (1 - weight) * a0
+        else:
+            of_signal = jnp.where(same_sign, 2 / total, half * (1 / b + 1 / b0))
+            other = half * (a + a0) / (b * b0)
+            of_scale = -jnp.where(same_sign, (y + y0) / total, other)
+        return [
+            Cotangent(first, visit.cotangent * of_signal.astype(self.dtype)),
+            Cotangent(second, visit.cotangent * of_scale.astype(self.dtype)),
+        ]
+
     def _pair(self, visit: Visit) -> list[Cotangent] | None:
         """Take the mean over the two orders in which two operands may change: Shapley values."""
         step = visit.step
         if not is_elementwise(step) or len(step.inputs) != 2:
             return None
-        runs = [visit.memory[atom] for atom in step.inputs]
+        (a, a0), (b, b0) = runs = [visit.memory[atom] for atom in step.inputs]
 
         def apply(a: ArrayLike, b: ArrayLike) -> Array:
             return bind(step.eqn, (a, b))[0]
 
-        (a, a0), (b, b0) = runs
-        both, neither, first, second = apply(a, b), apply(a0, b0), apply(a, b0), apply(a0, b)
+        both, neither, first, second = (
+            self._wide(y) for y in (apply(a, b), apply(a0, b0), apply(a, b0), apply(a0, b))
+        )
         half = jnp.asarray(0.5, both.dtype)
+        changes = [
+            half * ((both - second) + (first - neither)),
+            half * ((both - first) + (second - neither)),
+        ]
         ends = [[jnp.broadcast_to(x, both.shape) for x in pair] for pair in runs]
-        slopes = jax.vjp(apply, *(half * (x + x0) for x, x0 in ends))[1](jnp.ones_like(both))
-        changes = (both - second) + (first - neither), (both - first) + (second - neither)
+        smooth = all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in (a, b, apply(a, b)))
+        slopes = mean_slopes(apply, ends) if smooth else (None, None)
         ratios = [
-            _ratio(half * change, x, x0, slope)
+            secant(change, self._wide(x), self._wide(x0), slope)
             for change, (x, x0), slope in zip(changes, ends, slopes, strict=True)
         ]
         return _active(visit, [visit.cotangent * ratio.astype(self.dtype) for ratio in ratios])
+
+    def _wide(self, value: ArrayLike) -> Array:
+        """Return a value in at least the precision of the multipliers; a truth value as 0 or 1."""
+        value = jnp.asarray(value)
+        floating = jnp.issubdtype(value.dtype, jnp.inexact)
+        return value.astype(jnp.promote_types(value.dtype, self.dtype) if floating else self.dtype)
+
+    def _wide_runs(self, visit: Visit, atom: Atom) -> list[Array]:
+        """Return the value of an operand in both runs, as numbers; see `_wide`."""
+        return [self._wide(value) for value in visit.memory[atom]]
+
+    def _reads(self, visit: Visit) -> list[Read]:
+        """Return what reads the operands of a step in each run, truth values as numbers."""
+        choices = visit.structure.choices(visit.step)
+
+        def read(run: int, atom: Atom) -> ArrayLike:
+            value = visit.memory[atom][run]
+            if atom in choices or jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+                return value
+            return self._wide(value)
+
+        return [functools.partial(read, run) for run in (0, 1)]
 
 
 def _active(visit: Visit, multipliers: list[Array] | tuple[Array, ...]) -> list[Cotangent]:
@@ -211,9 +399,18 @@ def _is_sum(structure: Structure, var: Var) -> bool:
     return sums or structure.is_preactivation(var)
 
 
+def _rounds(step: Step) -> bool:
+    """Return whether a step converts floating-point numbers to others."""
+    (source, *_), (output, *_) = step.inputs, step.outputs
+    floating = jnp.issubdtype(source.aval.dtype, jnp.inexact)
+    return step.name == "convert_element_type" and floating and not output.is_floating
+
+
 def _is_linear(structure: Structure, step: Step) -> bool:
     """Return whether a step is linear in its active operands, and the same in both runs."""
     if any(structure.fact(a).depends_on_input and not structure.is_active(a) for a in step.inputs):
+        return False
+    if _rounds(step) or (step.name == "div" and not step.outputs[0].is_floating):
         return False
     return (
         structure.lays_out(step)
@@ -223,22 +420,3 @@ def _is_linear(structure: Structure, step: Step) -> bool:
         or structure.contracts(step)
         or step.name in SUMMING
     )
-
-
-def _slope(apply: Elementwise, x: Array) -> Array:
-    # For an elementwise function the transpose equals the derivative. It is defined for custom
-    # derivative rules of either kind.
-    y, transpose = jax.vjp(apply, x)
-    return transpose(jnp.ones_like(y))[0]
-
-
-def _ratio(change: Array, x: Array, x0: Array, slope: Array) -> Array:
-    """Return `change / (x - x0)`, or the slope in between where rounding would dominate."""
-    difference, limits = x - x0, jnp.finfo(x.dtype)
-    size = jnp.maximum(jnp.abs(x), jnp.abs(x0))
-    # Only a mask makes an infinite value.
-    size = jnp.where(jnp.isfinite(size), size, 0)
-    least = jnp.sqrt(limits.eps).astype(x.dtype) * size + jnp.asarray(limits.tiny, x.dtype)
-    # A root's slope at zero is infinite. Times a difference of zero it must give zero.
-    slope = jnp.where(jnp.isfinite(slope), slope, 0)
-    return jnp.where(jnp.abs(difference) > least, quotient(change, difference), slope)

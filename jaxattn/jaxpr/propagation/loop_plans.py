@@ -159,9 +159,8 @@ class Planner(Walk):
     def backward_cond(self, visit: Visit) -> list[Cotangent]:
         """Plan a branch, and return cotangents of the right shapes."""
         step = visit.step
+        index, *_ = step.inputs
         _, *operands = (visit.memory[atom] for atom in step.inputs)
-        if visit.memory.number > 1 and visit.structure.fact(step.inputs[0]).depends_on_input:
-            raise ValueError(f"{step} may take different branches for the baseline and the input.")
         of_branches = [
             self.inside(branch, self.forward(branch, operands), visit.cotangents)[0]
             for branch in visit.structure.inner[step]
@@ -171,7 +170,8 @@ class Planner(Walk):
             for same in zip(*of_branches, strict=True)
         ]
         self.plans.branches[step] = BranchPlan([cotangent is not None for cotangent in either])
-        return cotangents_of(step.inputs[1:], either)
+        of_index = [jnp.zeros((), self.rules.dtype)] if visit.structure.is_active(index) else [None]
+        return cotangents_of(step.inputs, [*of_index, *either])
 
 
 class _Reads(NamedTuple):

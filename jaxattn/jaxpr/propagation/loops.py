@@ -55,6 +55,20 @@ class _Xs(NamedTuple):
     xs: list[Runs]
 
 
+class _Branch(NamedTuple):
+    """The backward pass of one branch, and its outputs in all runs.
+
+    Attributes:
+        inputs: the cotangents of the operands that get one.
+        absorbed: what was absorbed inside of it.
+        outputs: its outputs.
+    """
+
+    inputs: list[Array]
+    absorbed: Array
+    outputs: list[list[Array]]
+
+
 class Runner(Walk):
     """The walk that computes, by the plans of a `Planner`."""
 
@@ -129,27 +143,50 @@ class Runner(Walk):
         return cotangents_of(operands, [*end.consts, *end.carry, *of_xs])
 
     def backward_cond(self, visit: Visit) -> list[Cotangent]:
-        """Run the backward pass of the branch that was taken."""
-        step, reached = visit.step, self.plans.branches[visit.step].reached
-        (index, *_), *operands = (visit.memory[atom] for atom in step.inputs)
+        """Run the backward pass of the branch that was taken.
 
-        def backward(
-            branch: Structure,
-        ) -> Callable[[list[Runs], list[Array | None]], tuple[list[Array], Array]]:
-            def run(
-                operands: list[Runs], cotangents: list[Array | None]
-            ) -> tuple[list[Array], Array]:
+        If the runs may take different branches, return the mean over the branches of both.
+        """
+        step, reached = visit.step, self.plans.branches[visit.step].reached
+        indices, *operands = (visit.memory[atom] for atom in step.inputs)
+
+        def backward(branch: Structure) -> Callable[..., _Branch]:
+            def run(operands: list[Runs], cotangents: list[Array | None]) -> _Branch:
                 memory = self.forward(branch, operands)
                 inputs, absorbed = self.inside(branch, memory, cotangents)
-                return self._filled(inputs, branch.flat.inputs, reached), absorbed
+                outputs = [
+                    [jnp.asarray(value, atom.aval.dtype) for value in memory[atom]]
+                    for atom in branch.flat.outputs
+                ]
+                filled = self._filled(inputs, branch.flat.inputs, reached)
+                return _Branch(filled, absorbed, outputs)
 
             return run
 
         branches = [backward(branch) for branch in visit.structure.inner[step]]
-        values, absorbed = jax.lax.switch(index, branches, operands, visit.cotangents)
-        self.rules.absorb(absorbed)
-        atoms = [atom for atom, flag in zip(step.inputs[1:], reached, strict=True) if flag]
-        return cotangents_of(atoms, values)
+        differ = len(indices) > 1 and visit.structure.fact(step.inputs[0]).depends_on_input
+        taken = [
+            jax.lax.switch(index, branches, operands, visit.cotangents)
+            for index in (indices if differ else indices[:1])
+        ]
+        means = jax.tree.map(lambda *values: sum(values) / len(values), *(t[:2] for t in taken))
+        self.rules.absorb(means[1])
+        reached_atoms = [atom for atom, flag in zip(step.inputs[1:], reached, strict=True) if flag]
+        found = cotangents_of(reached_atoms, means[0])
+        if visit.structure.is_active(step.inputs[0]):
+            found.append(Cotangent(step.inputs[0], self._of_index(visit, indices, taken)))
+        return found
+
+    def _of_index(self, visit: Visit, indices: Runs, taken: Sequence[_Branch]) -> Array:
+        """Return the cotangent of a branch's index: its effect alone, in the mean of both runs."""
+        total = jnp.zeros((), self.rules.dtype)
+        for cotangent, *ends in zip(visit.cotangents, *(t.outputs for t in taken), strict=True):
+            if cotangent is not None:
+                (a, a0), (b, b0) = ([y.astype(self.rules.dtype) for y in end] for end in ends)
+                total += jnp.sum(cotangent * ((a - b) + (a0 - b0))) / 2
+        first, second = (jnp.asarray(index, self.rules.dtype) for index in indices)
+        difference = first - second
+        return jnp.where(difference == 0, 0, total / jnp.where(difference == 0, 1, difference))
 
     def _filled(
         self, cotangents: Sequence[Array | None], variables: Sequence[Var], reached: Sequence[bool]

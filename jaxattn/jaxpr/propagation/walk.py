@@ -284,7 +284,11 @@ def cotangents_of(operands: Sequence[Atom], values: Sequence[Array | None]) -> l
 
 
 def transpose_step(
-    step: Step, actives: Sequence[Var], read: Read, cotangents: Sequence[Array | None]
+    step: Step,
+    actives: Sequence[Var],
+    read: Read,
+    cotangents: Sequence[Array | None],
+    apply: Callable[..., Sequence[Array]] | None = None,
 ) -> list[Array]:
     """Apply the transpose of a step's ordinary derivative.
 
@@ -293,6 +297,7 @@ def transpose_step(
         actives: the operands to differentiate with respect to.
         read: returns the value of an operand.
         cotangents: of the step's outputs.
+        apply: computes the outputs of the step from its operands, if not its primitive.
 
     Returns:
         the cotangents of `actives`.
@@ -301,12 +306,12 @@ def transpose_step(
     def run(*inputs: Array) -> list[Array]:
         values: dict[Atom, ArrayLike] = dict(zip(actives, inputs, strict=True))
         operands = [values[a] if a in values else read(a) for a in step.inputs]
-        outputs = bind(step.eqn, operands)
+        outputs = bind(step.eqn, operands) if apply is None else apply(*operands)
         return [o for o, given in zip(outputs, cotangents, strict=True) if given is not None]
 
-    _, transpose = jax.vjp(run, *(read(v) for v in actives))
-    of_outputs = zip(step.outputs, cotangents, strict=True)
-    return list(transpose([g.astype(v.aval.dtype) for v, g in of_outputs if g is not None]))
+    outputs, transpose = jax.vjp(run, *(read(v) for v in actives))
+    given = [cotangent for cotangent in cotangents if cotangent is not None]
+    return list(transpose([g.astype(y.dtype) for y, g in zip(outputs, given, strict=True)]))
 
 
 def unsupported(step: Step, method: str) -> str:

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from jaxattn.jaxpr.flat import Flat, Step, Var, has_custom_derivative
+from jaxattn.jaxpr.flat import ELEMENTWISE, Flat, Step, Var, has_custom_derivative
 from jaxattn.jaxpr.literals import check_literals
 from jaxattn.jaxpr.structure.affine import find_preactivations
 from jaxattn.jaxpr.structure.bounds import Bounds
 from jaxattn.jaxpr.structure.facts import Fact, join, transfer, widen_bounds
 from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.primitive_classes import CHOOSING, COUNTING, LAYOUT
 from jaxattn.jaxpr.structure.softmaxes import find_softmaxes, is_maximum
+
+#: Primitives whose results have differences even where they are integers or truth values.
+_COUNTING = COUNTING | ELEMENTWISE | LAYOUT
 
 #: Computes the facts of a step's outputs from those of its operands.
 _Evaluate: TypeAlias = Callable[[Structure, Step, Sequence[Fact]], list[Fact]]
@@ -21,9 +25,9 @@ def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structur
     Args:
         flat: the function.
         inputs: the facts of its inputs.
-        exact: whether the maximum that a softmax subtracts counts as a function of the input, as
-            for differences it must. A derivative does not depend on it: there is a `stop_gradient`
-            around the maximum.
+        exact: whether differences are propagated instead of derivatives. Then the maximum that a
+            softmax subtracts counts as a function of the input, although there is a `stop_gradient`
+            around it, and so do truth values and the integers that are computed from them.
     """
     check_literals()
     producers = {var: step for step in flat.steps for var in step.outputs}
@@ -38,7 +42,8 @@ def analyse(flat: Flat, inputs: Sequence[Fact], exact: bool = False) -> Structur
         operands = [structure.fact(atom) for atom in step.inputs]
         evaluate = _CONTROL_FLOW.get(step.name, _evaluate_step)
         for var, fact in zip(step.outputs, evaluate(structure, step, operands), strict=True):
-            facts[var] = fact._replace(active=fact.active and var.is_floating)
+            counts = exact and (step.name in _COUNTING or step.name in ("cond", "scan"))
+            facts[var] = fact._replace(active=fact.active and (var.is_floating or counts))
     structure.preactivations = find_preactivations(structure)
     return structure
 
@@ -58,10 +63,19 @@ def _evaluate_step(structure: Structure, step: Step, operands: Sequence[Fact]) -
     differs = step.name == "stop_gradient" and structure.exact
     if differs and is_maximum(step.inputs[0], structure.producers):
         return list(operands)
-    fact = transfer(step, operands)
+    fact = transfer(step, _without_indices(step, operands))
     if step.name == "reduce_sum" and structure.contracts(step):
         fact = fact._replace(depth=fact.depth + 1)
     return [fact] * len(step.outputs)
+
+
+def _without_indices(step: Step, operands: Sequence[Fact]) -> list[Fact]:
+    """Return the facts of a step's operands, with indices as inactive: they are no quantities."""
+    operands = list(operands)
+    if step.name in CHOOSING and step.name != "select_n":
+        where = CHOOSING[step.name]
+        operands[where] = [fact._replace(active=False) for fact in operands[where]]
+    return operands
 
 
 def _evaluate_scan(structure: Structure, step: Step, operands: Sequence[Fact]) -> list[Fact]:
@@ -102,7 +116,8 @@ def _evaluate_cond(structure: Structure, step: Step, operands: Sequence[Fact]) -
     for atoms in zip(*(branch.flat.outputs for branch in branches), strict=True):
         fact = join(branch.fact(atom) for branch, atom in zip(branches, atoms, strict=True))
         depends = fact.depends_on_input or index.depends_on_input
-        outputs.append(fact._replace(depends_on_input=depends))
+        active = fact.active or index.active
+        outputs.append(fact._replace(active=active, depends_on_input=depends))
     return outputs
 
 

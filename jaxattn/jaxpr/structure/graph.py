@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxattn.jaxpr.flat import Atom, Flat, Step, Var
 from jaxattn.jaxpr.structure.facts import Fact, literal_fact
-from jaxattn.jaxpr.structure.primitive_classes import ADDING, CONTRACTING, LAYOUT
+from jaxattn.jaxpr.structure.primitive_classes import ADDING, CHOOSING, CONTRACTING, LAYOUT
 from jaxattn.jaxpr.structure.producers import literal_scalar, producer_behind
 from jaxattn.jaxpr.structure.softmaxes import Softmax
 
@@ -24,7 +24,7 @@ class Structure:
         producers: the step that computes each value.
         users: the steps that read each value.
         softmaxes: the softmaxes, by their last steps.
-        exact: whether the maximum that a softmax subtracts counts as a function of the input.
+        exact: whether differences are propagated instead of derivatives; see `analyse`.
         inner: the structures of the bodies of loops and branches.
         preactivations: the values that are computed by layers; see `find_preactivations`.
         order: the position of each step.
@@ -52,8 +52,14 @@ class Structure:
         return isinstance(atom, Var) and self.facts[atom].active
 
     def actives(self, step: Step) -> list[Var]:
-        """Return the active operands of a step, each once."""
-        return list(dict.fromkeys(v for v in step.variables if self.facts[v].active))
+        """Return the active operands of a step, each once, without indices and predicates."""
+        choices = self.choices(step)
+        active = (v for v in step.variables if self.facts[v].active and v not in choices)
+        return list(dict.fromkeys(active))
+
+    def choices(self, step: Step) -> list[Atom]:
+        """Return the operands of a step that select elements: indices and predicates."""
+        return step.inputs[CHOOSING[step.name]] if step.name in CHOOSING else []
 
     def is_preactivation(self, atom: Atom) -> bool:
         """Return whether a value is computed by a layer."""
@@ -86,6 +92,8 @@ class Structure:
 
     def lays_out(self, step: Step) -> bool:
         """Return whether the step lays out active operands, by constant indices and predicates."""
+        if any(self.fact(atom).depends_on_input for atom in self.choices(step)):
+            return False
         return step.name in LAYOUT and not any(
             v for v in step.variables if self.facts[v].depends_on_input and not v.is_floating
         )

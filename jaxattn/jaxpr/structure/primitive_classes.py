@@ -20,3 +20,16 @@ POOLING = frozenset("reduce_max reduce_min reduce_sum".split())
 CONTRACTING = frozenset("conv_general_dilated dot_general".split())
 #: Primitives that add or subtract two operands.
 ADDING = frozenset("add add_any sub".split())
+#: Primitives of numbers that may be integers or truth values, as far as differences of these are
+#: propagated.
+COUNTING = SUMMING | frozenset("cummax cummin reduce_and reduce_max reduce_min reduce_or".split())
+#: The positions of the operands that select elements: indices and predicates.
+CHOOSING = {
+    "dynamic_slice": slice(1, None),
+    "dynamic_update_slice": slice(2, None),
+    "gather": slice(1, 2),
+    "scatter": slice(1, 2),
+    "scatter-add": slice(1, 2),
+    "scatter_add": slice(1, 2),
+    "select_n": slice(0, 1),
+}
