@@ -9,7 +9,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 from jaxattn import metrics as metrics, models as models, nn as nn
-from jaxattn._types import Attribution as Attribution
+from jaxattn._types import (
+    Attribution as Attribution,
+    AttributionWarning as AttributionWarning,
+    ConvergenceWarning as ConvergenceWarning,
+)
 from jaxattn.engine.benchmark import Benchmark as Benchmark, benchmark as benchmark
 from jaxattn.engine.callable import unbatched as unbatched, without_softmax as without_softmax
 from jaxattn.engine.explain import explain as explain
@@ -61,7 +65,9 @@ __version__ = "0.1.0"
 __all__ = [
     "LRP_PRESETS",
     "Attribution",
+    "AttributionWarning",
     "Benchmark",
+    "ConvergenceWarning",
     "LRPRule",
     "attention",
     "attention_flow",

@@ -19,6 +19,14 @@ RandomKey: TypeAlias = Key[Array, ""] | Shaped[Array, "2"]
 Scalar: TypeAlias = Float[Array, ""]
 
 
+class AttributionWarning(UserWarning):
+    """A result, or a call, is likely not what was meant; the parent of such warnings."""
+
+
+class ConvergenceWarning(AttributionWarning):
+    """The values of an attribution do not sum to the difference that they explain."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class Attribution:

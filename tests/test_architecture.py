@@ -42,7 +42,8 @@ engine.batch engine.perturb engine.inputs engine.scopes engine.nnx_modules
 engine.equinox_modules engine.closures engine.callable engine.target engine.options
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory
 engine.examples engine.window_groups engine.checks engine.diagnosis engine.lengths engine.memo
-engine.binding engine.launch engine.plan engine.parts engine.call engine.method engine.explain
+engine.binding engine.launch engine.plan engine.convergence engine.result_checks engine.parts
+engine.call engine.method engine.explain
 engine.benchmark
 
 methods metrics nn models introspect plot

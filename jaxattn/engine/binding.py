@@ -15,6 +15,7 @@ from jaxattn.engine.options import split_options, static_method
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
 from jaxattn.jaxpr.rows import Rows, worthwhile_rows
+from jaxattn.jaxpr.structure.softmaxes import returns_probabilities
 
 
 class Bound(NamedTuple):
@@ -94,6 +95,14 @@ class Binding:
         if key not in MEMOS.rows:
             _trace(self.fn, self.signature)
         return MEMOS.rows[key]
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether the function ends in a softmax or a sigmoid."""
+        key = self.fn.program, self.signature
+        if key not in MEMOS.probabilities:
+            _trace(self.fn, self.signature)
+        return MEMOS.probabilities[key]
 
     def arrays_on(self, mesh: Mesh | None) -> PyTree:
         """Return the traced half of a call beside the examples, on each device of the mesh."""
@@ -175,4 +184,5 @@ def _trace(bound: Bound, signature: Signature) -> None:
         closed, output = trace(bound.arrays, signature.structs())
         jaxpr = closed.jaxpr
     MEMOS.outputs[program, signature] = output
+    MEMOS.probabilities[program, signature] = returns_probabilities(jaxpr)
     MEMOS.rows[program, signature] = worthwhile_rows(jaxpr)

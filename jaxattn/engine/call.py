@@ -11,6 +11,7 @@ from jaxattn.engine.inputs import check_baseline_option, check_finite_numbers
 from jaxattn.engine.options import count, traits_of, with_baseline_array
 from jaxattn.engine.parts import Examples, Work
 from jaxattn.engine.plan import Workload, make_plans
+from jaxattn.engine.result_checks import check_target
 from jaxattn.engine.target import target_indices
 
 
@@ -35,6 +36,7 @@ def prepare_request(request: Request) -> Work:
         if clearer is None:
             raise
         raise clearer from error
+    check_target(binding)
     number = None if batch is None or request.key is None else np.arange(batch, dtype=np.int32)
     index = target_indices(request.target, binding.output, batch)
     examples = Examples(request.x, index, request.args, number, of_examples)

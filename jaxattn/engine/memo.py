@@ -33,6 +33,8 @@ class Memos:
         signatures: the signatures beside the plain one with which a method calls a function.
         outputs: the abstract outputs of bound callables.
         rows: how many evaluations of a bound callable use a device well.
+        probabilities: whether a bound callable ends in a softmax or a sigmoid.
+        warned: the callables of which a call has warned.
         limits: the largest number of evaluations in flight that a device was seen to hold.
         suitable: the evaluations in flight with which a program suits its device.
         lengths: the lengths of batches with which a call was made.
@@ -43,6 +45,8 @@ class Memos:
     signatures: Memo[list[Signature]] = dataclasses.field(default_factory=Memo)
     outputs: Memo[PyTree] = dataclasses.field(default_factory=Memo)
     rows: Memo[Rows] = dataclasses.field(default_factory=Memo)
+    probabilities: Memo[bool] = dataclasses.field(default_factory=Memo)
+    warned: Memo[bool] = dataclasses.field(default_factory=Memo)
     limits: Memo[int] = dataclasses.field(default_factory=Memo)
     suitable: Memo[int] = dataclasses.field(default_factory=Memo)
     lengths: Memo[Lengths] = dataclasses.field(default_factory=Memo)

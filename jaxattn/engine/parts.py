@@ -21,6 +21,7 @@ from jaxattn.engine.compiled import Plan
 from jaxattn.engine.memo import MEMOS
 from jaxattn.engine.placement import device_of
 from jaxattn.engine.plan import Workload, equal_parts, shrink
+from jaxattn.engine.result_checks import check_result
 from jaxattn.engine.threads import side_by_side
 
 #: Parts that are joined at once: the time to compile a join grows faster than their number.
@@ -100,7 +101,13 @@ class Work(NamedTuple):
 
 
 def compute(work: Work, progress: bool = False) -> Attribution:
-    """Run a planned call: all of its parts, joined."""
+    """Run a planned call: all of its parts, joined and checked."""
+    result = _computed(work, progress)
+    check_result(work.binding, result)
+    return result
+
+
+def _computed(work: Work, progress: bool) -> Attribution:
     parts = list(_results(work, progress))
     if len(parts) == 1 and (
         work.load.batch is None or jax.tree.leaves(parts[0])[0].shape[0] == work.batch

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
+from jaxattn.engine.convergence import convergence
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
@@ -35,8 +36,16 @@ def deep_lift(
 
     The difference of the target from its value at the baseline is propagated back through the
     traced program: through an activation by the slope of its secant, through a product of two
-    values by the mean of each. Calls, branches with a known choice, and loops of known length
-    (`scan`, `fori_loop` with constant bounds) are supported, and so are recurrent networks.
+    values by the mean of each, through a softmax by its derivative at the logarithmic means of both
+    runs' weights. A normalisation divides by the mean of both runs' scales, so a baseline of zeros
+    makes no large numbers. Calls, branches, and loops of known length (`scan`, `fori_loop` with
+    constant bounds) are supported, and so are recurrent networks.
+
+    Masks and branches may be computed from the input. Where the input and the baseline take the
+    same case, it is propagated alone. Where they differ, each case counts one half (the Shapley
+    value), and the effect of the mask itself belongs to the values that it compares. Indices and
+    orders (`argmax`, `sort`, `top_k`) are constants; where they differ, their effect is missing in
+    the sum.
 
     Cost: two evaluations of `fn`, at the input and at the baseline, and one backward pass per
     example. Deterministic.
@@ -53,6 +62,8 @@ def deep_lift(
         convergence delta: their sum minus the difference between the target at `x` and at the
         baseline; 0 up to rounding, unless `jax.lax.stop_gradient` cuts a path or an index differs
         between the input and the baseline.
+        `info["relative_delta"]` is its magnitude relative to that difference; above 0.01 a
+        `jaxattn.ConvergenceWarning` is shown, outside of `jit`.
 
     Raises:
         TypeError: if no leaf of `x` is floating.
@@ -92,4 +103,4 @@ def deep_lift(
     values = [m * (a - b) for m, a, b in zip(multipliers, floating, start_leaves, strict=True)]
     total = sum(leaf.sum().astype(at_x.dtype) for leaf in values)
     merged = merge(values, lambda leaf: jnp.zeros(leaf.shape, at_x.dtype))
-    return Attribution(merged, output, {"delta": total - (at_x - at_start)})
+    return Attribution(merged, output, convergence(total, at_x, at_start))

@@ -1,5 +1,6 @@
 """Integrated gradients, and integrals along a straight line from a baseline."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -7,16 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
-from jaxattn.engine.batch import chunked_sum, chunked_total, wide
+from jaxattn.engine.batch import chunked_sum, chunked_total, varying_as, wide
+from jaxattn.engine.convergence import TOLERANCE, convergence
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
 
 QuadratureRule: TypeAlias = Literal["midpoint", "gauss_legendre"]
+
+#: The points of `num_steps="auto"` that are added at a time, and the most in total.
+_CHUNK = 32
+_MOST = {"midpoint": 2592, "gauss_legendre": 1024}
 
 
 class Quadrature(NamedTuple):
@@ -32,16 +38,17 @@ class Quadrature(NamedTuple):
         Raises:
             ValueError: for fewer than one step or an unknown rule.
         """
-        check_count("num_steps", num_steps)
-        if rule == "midpoint":
-            nodes = (np.arange(num_steps) + 0.5) / num_steps
-            weights = np.full(num_steps, 1 / num_steps)
-        elif rule == "gauss_legendre":
-            points, masses = np.polynomial.legendre.leggauss(num_steps)
-            nodes, weights = (points + 1) / 2, masses / 2
-        else:
-            raise ValueError(f'`quadrature` must be "midpoint" or "gauss_legendre", got {rule!r}.')
-        return cls(jnp.asarray(nodes), jnp.asarray(weights))
+        return cls(*map(jnp.asarray, _points(rule, check_count("num_steps", num_steps))))
+
+
+def _points(rule: QuadratureRule, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nodes and weights of a quadrature rule."""
+    if rule == "midpoint":
+        return (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
+    if rule == "gauss_legendre":
+        points, masses = np.polynomial.legendre.leggauss(num_steps)
+        return (points + 1) / 2, masses / 2
+    raise ValueError(f'`quadrature` must be "midpoint" or "gauss_legendre", got {rule!r}.')
 
 
 def path_integral(
@@ -76,32 +83,144 @@ def straight_line(start: Inputs, x: Inputs) -> Callable[[Scalar], Inputs]:
     return point
 
 
-def _mean_gradient(
-    score: Callable[..., Scalar],
-    start: list[Array],
-    distance: list[Array],
-    quadrature: Quadrature,
-    batch_size: int | None,
-) -> list[Array]:
-    """Average the gradient of a score of some arrays along a straight line.
+def evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
+    """Return the number of points on the path, of the first chunk for `num_steps="auto"`."""
+    num_steps = options.get("num_steps", 64)
+    if isinstance(num_steps, str):
+        return _CHUNK
+    return check_count("num_steps", num_steps)
+
+
+class _Refinement(NamedTuple):
+    """The points of a quadrature with more and more of them, in chunks of one size.
+
+    Attributes:
+        points: the nodes and weights of each chunk.
+        keep: the factor of the sum so far; 0 where points are not reused.
+        steps: the number of points that the sum stands for after a chunk; 0 if it is incomplete.
+    """
+
+    points: Quadrature
+    keep: Float[Array, " chunks"]
+    steps: Int[Array, " chunks"]
+
+    @classmethod
+    def of(cls, rule: QuadratureRule) -> "_Refinement":
+        """Return the points of a rule: the midpoint rule contains that of a third of its points."""
+        nodes: list[np.ndarray] = []
+        weights: list[np.ndarray] = []
+        keep: list[float] = []
+        steps: list[int] = []
+        nested = rule == "midpoint"
+        number = _CHUNK
+        while number <= _MOST[rule]:
+            of_nodes, of_weights = _points(rule, number)
+            new = np.arange(number) % 3 != 1 if nested and keep else np.ones(number, bool)
+            chunks = int(new.sum()) // _CHUNK
+            nodes.append(of_nodes[new].reshape(chunks, _CHUNK))
+            weights.append(of_weights[new].reshape(chunks, _CHUNK))
+            keep += [1 / 3 if nested and keep else 0.0, *[1.0] * (chunks - 1)]
+            steps += [*[0] * (chunks - 1), number]
+            number *= 3 if nested else 2
+        points = Quadrature(*(jnp.asarray(np.concatenate(each)) for each in (nodes, weights)))
+        return cls(points, jnp.asarray(keep), jnp.asarray(steps, jnp.int32))
+
+
+class _Refined(NamedTuple):
+    """The state of a refinement: the next chunk, the sum so far, its points, whether it is done."""
+
+    chunk: Array
+    total: PyTree
+    steps: Array
+    done: Array
+
+
+def integral(
+    integrate: Callable[[Quadrature], PyTree],
+    converged: Callable[[PyTree], dict[str, Array]],
+    rule: QuadratureRule,
+    num_steps: int | Literal["auto"],
+    tolerance: ArrayLike,
+) -> tuple[PyTree, Array]:
+    """Integrate with a number of points, or with as many as an error requires.
 
     Args:
-        score: a function of the arrays.
-        start: where the line starts.
-        distance: from there to the end of the line.
-        quadrature: the nodes and weights of the average.
-        batch_size: how many nodes are in flight.
+        integrate: returns the weighted sum over some points.
+        converged: returns the `relative_delta` of such a sum.
+        rule: the quadrature.
+        num_steps: the number of points, or `"auto"`.
+        tolerance: the largest error for `"auto"`.
+
+    Returns:
+        the integral, and the number of points.
+
+    Raises:
+        ValueError: for another `num_steps`, an unknown rule, or a tolerance that is not positive.
     """
-    prefix = AffinePrefix.of(score, distance)  # from the baseline on nothing may vary over devices
-    if prefix is not None:
-        return _mean_gradient_behind(prefix, start, distance, quadrature, batch_size)
+    if not isinstance(num_steps, str):
+        nodes = Quadrature.of(rule, num_steps)
+        return integrate(nodes), jnp.asarray(num_steps, jnp.int32)
+    if num_steps != "auto":
+        raise ValueError(f'`num_steps` must be an int or "auto", got {num_steps!r}.')
+    if isinstance(tolerance, int | float) and not tolerance > 0:
+        raise ValueError(f"`tolerance` must be positive, got {tolerance}.")
+    _points(rule, 1)  # checks its name
+    refinement = _Refinement.of(rule)
 
-    def gradient(alpha: Scalar) -> list[Array]:
-        point = [f + alpha.astype(d.dtype) * d for f, d in zip(start, distance, strict=True)]
-        return jax.grad(lambda leaves: score(*leaves))(point)
+    def points(chunk: Array) -> Quadrature:
+        return Quadrature(refinement.points.nodes[chunk], refinement.points.weights[chunk])
 
-    means: list[Array] = path_integral(gradient, quadrature, batch_size)
-    return means
+    def advance(state: _Refined) -> _Refined:
+        factor, steps = refinement.keep[state.chunk], refinement.steps[state.chunk]
+        part = integrate(points(state.chunk))
+        total = jax.tree.map(lambda a, b: factor.astype(a.dtype) * a + b, state.total, part)
+        error = converged(total)["relative_delta"]
+        done = (steps > 0) & (error <= jnp.asarray(tolerance, error.dtype))
+        return _Refined(state.chunk + 1, total, jnp.maximum(steps, state.steps), done)
+
+    def goes_on(state: _Refined) -> Array:
+        return ~state.done & (state.chunk < len(refinement.keep))
+
+    shapes = jax.eval_shape(integrate, points(jnp.asarray(0)))
+    total = jax.tree.map(lambda s: varying_as(s, jnp.zeros(s.shape, s.dtype)), shapes)
+    like = jax.tree.leaves(shapes)[0]
+    zero, no = (varying_as(like, jnp.asarray(value)) for value in (jnp.int32(0), False))
+    end = jax.lax.while_loop(goes_on, advance, _Refined(zero, total, zero, no))
+    return end.total, end.steps
+
+
+class _Line(NamedTuple):
+    """The gradient of a score along a straight line, in the space where it is integrated.
+
+    Attributes:
+        along: the direction of the line in that space.
+        integrate: returns the weighted sum of gradients at some points, at most a number at a time.
+        to_input: maps such a sum to the gradient by the input.
+    """
+
+    along: list[Array]
+    integrate: Callable[[Quadrature, int | None], list[Array]]
+    to_input: Callable[[list[Array]], list[Array]]
+
+    @classmethod
+    def of(cls, score: Callable[..., Scalar], start: list[Array], distance: list[Array]) -> "_Line":
+        """Return the line of a score of some arrays.
+
+        Args:
+            score: a function of the arrays.
+            start: where the line starts.
+            distance: from there to the end of the line.
+        """
+        # From the baseline on nothing may vary over devices.
+        prefix = AffinePrefix.of(score, distance)
+        if prefix is not None:
+            return _line_behind(prefix, start, distance)
+
+        def gradient(alpha: Scalar) -> list[Array]:
+            point = [f + alpha.astype(d.dtype) * d for f, d in zip(start, distance, strict=True)]
+            return jax.grad(lambda leaves: score(*leaves))(point)
+
+        return cls(distance, functools.partial(path_integral, gradient), lambda means: means)
 
 
 class _Segment(NamedTuple):
@@ -112,14 +231,8 @@ class _Segment(NamedTuple):
     offset: Array
 
 
-def _mean_gradient_behind(
-    prefix: AffinePrefix,
-    start: list[Array],
-    distance: list[Array],
-    quadrature: Quadrature,
-    batch_size: int | None,
-) -> list[Array]:
-    """Average the gradient along a straight line, for a function with an affine prefix.
+def _line_behind(prefix: AffinePrefix, start: list[Array], distance: list[Array]) -> _Line:
+    """Return the line of a function with an affine prefix.
 
     The prefix maps the line to a straight line, and its transpose maps the mean gradient behind it
     back to the input: neither is computed at each node.
@@ -147,12 +260,14 @@ def _mean_gradient_behind(
             [jnp.zeros(leaf.shape, wide(leaf.dtype)) for leaf in first]
         )
 
-    means = chunked_total(total, quadrature, batch_size)
-    means = [mean.astype(leaf.dtype) for mean, leaf in zip(means, first, strict=True)]
-    return list(jax.linear_transpose(push, *start)(means))
+    def to_input(means: list[Array]) -> list[Array]:
+        means = [mean.astype(leaf.dtype) for mean, leaf in zip(means, first, strict=True)]
+        return list(jax.linear_transpose(push, *start)(means))
+
+    return _Line(list(along), functools.partial(chunked_total, total), to_input)
 
 
-@method(evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 64)))
+@method(evaluations=evaluations)
 def integrated_gradients(
     fn: Callable[..., Any],
     x: Inputs,
@@ -164,8 +279,9 @@ def integrated_gradients(
     batch_size: int | None = None,
     check_finite: bool = True,
     baseline: PyTree[ArrayLike] = 0.0,
-    num_steps: int = 64,
+    num_steps: int | Literal["auto"] = 64,
     quadrature: QuadratureRule = "midpoint",
+    tolerance: ArrayLike = TOLERANCE,
 ) -> Attribution:
     """Compute integrated gradients (IG).
 
@@ -179,13 +295,20 @@ def integrated_gradients(
     Args:
         baseline: where the path starts: a number or an array that broadcasts to `x`, or a pytree of
             these with the structure of `x`. Integer leaves keep their values.
-        num_steps: the number of points on the path.
+        num_steps: the number of points on the path. With `"auto"` it grows from 32 until
+            `info["relative_delta"]` is at most `tolerance`, for each example: threefold up to 2592
+            points for `"midpoint"`, which reuses earlier points, and twofold up to 1024 for
+            `"gauss_legendre"`. The result equals that of the final number. Such a call has no
+            reverse-mode derivative.
         quadrature: where the points lie and how they are weighted.
+        tolerance: the largest relative delta for `num_steps="auto"`.
 
     Returns:
         values of the shape of `x`, signed, in units of the output. `info["delta"]` is the
         convergence delta: their sum minus the difference between the target at `x` and at the
-        baseline; 0 for an exact integral.
+        baseline; 0 for an exact integral. `info["relative_delta"]` is its magnitude relative to
+        that difference; above 0.01 a `jaxattn.ConvergenceWarning` is shown, outside of `jit`.
+        `info["num_steps"]` is the number of points.
 
     Raises:
         TypeError: if no leaf of `x` is floating.
@@ -213,11 +336,23 @@ def integrated_gradients(
     def score_at(*leaves: Array) -> Scalar:
         return score_of(merge(list(leaves)))[0]
 
-    nodes = Quadrature.of(quadrature, num_steps)
-    means = _mean_gradient(score_at, starts, distances, nodes, batch_size)
-    products = [d.astype(g.dtype) * g for d, g in zip(distances, means, strict=True)]
+    line = _Line.of(score_at, starts, distances)
     score, output = score_of(x)
-    values = merge(products, lambda leaf: jnp.zeros(leaf.shape, score.dtype))
     score_start, _ = score_of(start)
-    total = sum(leaf.sum(dtype=score.dtype) for leaf in products)
-    return Attribution(values, output, {"delta": total - (score - score_start)})
+
+    def converged(means: list[Array]) -> dict[str, Array]:
+        parts = [(d.astype(g.dtype) * g) for d, g in zip(line.along, means, strict=True)]
+        zero = jnp.zeros((), score.dtype)
+        total = sum((part.sum().astype(score.dtype) for part in parts), start=zero)
+        return convergence(total, score, score_start)
+
+    def integrate(nodes: Quadrature) -> list[Array]:
+        return line.integrate(nodes, batch_size)
+
+    means, steps = integral(integrate, converged, quadrature, num_steps, tolerance)
+    slopes = line.to_input(means)
+    products = [d.astype(g.dtype) * g for d, g in zip(distances, slopes, strict=True)]
+    values = merge(products, lambda leaf: jnp.zeros(leaf.shape, score.dtype))
+    total = jnp.stack([leaf.sum(dtype=score.dtype) for leaf in products]).sum()
+    info = convergence(total, score, score_start)
+    return Attribution(values, output, {**info, "num_steps": steps})

@@ -89,11 +89,11 @@ def lrp(
     """Compute layer-wise relevance propagation (LRP).
 
     The relevance of the output is the target itself, so a logit is a better target than a
-    probability (see `jaxattn.without_softmax`). It is redistributed from each layer to its inputs
-    by a rule. A layer is a whole affine map, in however many equations it was written. Activations
-    pass relevance on, also those that are products, such as SiLU. In a product of a gate and a
-    signal the signal receives it; a gate is a factor that is bounded between 0 and 1 by the
-    operation that computes it. Mean and variance of a normalisation are treated as constants; sums
+    probability (see `jaxattn.without_softmax`), and a warning is shown for the latter. It is
+    redistributed from each layer to its inputs by a rule. A layer is a whole affine map, in however
+    many equations it was written. Activations pass relevance on, also those that are products, such
+    as SiLU. In a product of a gate and a signal the signal receives it; a gate is a factor that is
+    bounded between 0 and 1 by the operation that computes it. Mean and variance of a normalisation are treated as constants; sums
     and average pools use the epsilon rule. A complex value is a pair of two real signals, and a
     Fourier transform is a dense layer. Calls, branches and loops of known length (`scan`,
     `fori_loop` with constant bounds) are supported.
@@ -124,7 +124,10 @@ def lrp(
             equally over the inputs of each pre-activation.
         gates: the rule of gated products: `"all"` (LRP-all), the signal receives all relevance;
             `"half"` (LRP-half), gate and signal one half each; `"proportional"` (LRP-prop), each in
-            proportion to its value.
+            proportion to its value. Both also propagate through the pre-activations of gates, and
+            divide by them: over 20 steps of an LSTM, values may reach 1e8 (half) and 1e35
+            (proportional) times the target. A `jaxattn.AttributionWarning` is shown from 1e4 times
+            the output on; a larger `epsilon` lessens it.
         attention: the rule of attention: `"cp_lrp"` (CP-LRP) treats the weights of a softmax as
             constants, that is, as gates; `"attnlrp"` (AttnLRP) gives one half to each factor of
             products with these weights and of queries and keys, and propagates through the softmax
@@ -135,7 +138,6 @@ def lrp(
             product's alone. A name of several products, such as the path of a block, decides only
             those of them that need a choice: where a gate, attention weights or a normalisation
             decides, only the tag of the product or a name that is its alone overrides it.
-            its tag, its layer's path, or its line of code, as given in the error.
         constants: names of intermediates that receive no relevance: tags or layers, as in
             `jaxattn.capture`. They keep their values and are treated as weights, biases or scales
             that do not depend on `x`. `constants=("dt", "B", "C")` with `products="half"` and

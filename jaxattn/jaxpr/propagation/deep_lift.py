@@ -149,9 +149,8 @@ class DeepLift(ScoreRules):
 
             def run(*values: Array) -> list[Array]:
                 given = dict(zip(quantities, values, strict=True))
-                return list(
-                    bind(step.eqn, [given[a] if a in given else by(a) for a in step.inputs])
-                )
+                operands = [given[a] if a in given else by(a) for a in step.inputs]
+                return list(bind(step.eqn, operands))
 
             points, others = ([jnp.asarray(read(a)) for a in quantities] for read in (by, of))
             return jax.jvp(run, points, others)[1]

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import Array
 
-from jaxattn.jaxpr.flat import Atom, Flat, Step, Var
+from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
 from jaxattn.jaxpr.structure.primitive_classes import LAYOUT
 from jaxattn.jaxpr.structure.producers import literal_scalar, producer_behind
 
@@ -92,6 +93,19 @@ def find_softmaxes(flat: Flat, producers: Mapping[Var, Step]) -> dict[Step, Soft
     search = _Search(producers)
     found = {step: search.ending_in(step) for step in flat.steps if step.name in _LAST}
     return {step: softmax for step, softmax in found.items() if softmax is not None}
+
+
+def returns_probabilities(jaxpr: jex.Jaxpr) -> bool:
+    """Return whether an output of a function is the result of a softmax or a sigmoid."""
+    closed = jex.ClosedJaxpr(jaxpr, [None] * len(jaxpr.constvars))
+    flat = flatten(closed)
+    producers = {var: step for step in flat.steps for var in step.outputs}
+    last = [producer_behind(atom, producers, LAYOUT) for atom in flat.outputs]
+    return any(
+        step is not None
+        and (step.name == "logistic" or _softmax_ending_in(step, producers) is not None)
+        for step in last
+    )
 
 
 def is_maximum(atom: Atom, producers: Mapping[Var, Step]) -> bool:
