@@ -55,20 +55,40 @@ def test_attention_equals_the_captured_weights(x, layers):
     np.testing.assert_allclose(batch.values[1][0], layers[1], atol=1e-6)
 
 
-def test_several_names_return_a_dict(x):
-    values = ja.attention(transformer, x, at=("layer_0", "layer_1")).values
-    assert list(values) == ["layer_0", "layer_1"]
-    values = ja.attention(transformer, x, at="layer_?").values
-    assert list(values) == ["layer_0", "layer_1"]
+def two_names(x):
+    """Return the values of two layers, whose weights have different tags."""
+    for name in ("first", "second"):
+        x = ja.tag(jax.nn.softmax(x @ x.T), name) @ x
+    return x.mean(0) @ HEAD
+
+
+@pytest.mark.parametrize("at", [("first", "second"), ("second", "first"), "*", None])
+def test_several_names_return_a_dict(at, x):
+    values = ja.attention(two_names, x, at=at).values
+    assert list(values) == ["first", "second"]
+    np.testing.assert_allclose(values["first"], jax.nn.softmax(x @ x.T), atol=1e-6)
 
 
 def test_at_selects_weights_in_a_batch(x, layers):
-    names = ("layer_0", "layer_1")
-    batch = ja.explain(ja.attention, transformer, x[None], at=names)
+    names = ("first", "second")
+    batch = ja.explain(ja.attention, two_names, x[None], at=names)
     assert list(batch.values) == list(names)
     for at in (None, "attention"):
         got = ja.explain(ja.attention, transformer, x[None], at=at)
         np.testing.assert_allclose(np.concatenate(got.values), layers, atol=1e-6)
+
+
+@pytest.mark.parametrize("at", ["layer_0", "layer_?", "half"])
+@pytest.mark.parametrize("method", [ja.attention, ja.value_zeroing, ja.gradient_x_attention])
+def test_intermediates_that_hold_no_weights_raise(method, at, x):
+    """Features are negative, and rows of half the weights sum to 1/2."""
+
+    def network(x):
+        half = ja.tag(jax.nn.softmax(x @ x.T) / 2, "half")
+        return transformer(x + half @ x)
+
+    with pytest.raises(ValueError, match=r"must name attention weights.*has the attention weights"):
+        method(network, x, 1, at=at)
 
 
 @jax.numpy_rank_promotion("allow")  # required by Keras layers

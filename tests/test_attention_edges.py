@@ -125,14 +125,16 @@ def test_invalid_residual_raises(method, residual, error, match, x):
 
 
 @pytest.mark.parametrize("weight", [-5.0, np.nan])
-def test_negative_or_nan_weights_give_nan_flow(weight, x):
+def test_negative_or_nan_weights_raise_and_give_nan_flow_in_jit(weight, x):
     def network(x):
         return ja.tag(x.at[0, 0].set(weight), "attention").sum()
 
-    square = jnp.ones((D, D), jnp.float32)
-    assert np.isnan(ja.attention_flow(network, square).values).all()
-    slope = jax.grad(lambda x: ja.attention_flow(network, x).values.sum())(square)
-    assert np.isnan(slope).any()
+    square = jnp.full((D, D), 0.5, jnp.float32)
+    with pytest.raises(ValueError, match=r"must name attention weights.*got 'attention'"):
+        ja.attention_flow(network, square)
+    flow = jax.jit(lambda x: ja.attention_flow(network, x).values)
+    assert np.isnan(flow(square)).all()
+    assert np.isnan(jax.grad(lambda x: flow(x).sum())(square)).any()
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, T, T)])

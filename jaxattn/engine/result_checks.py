@@ -73,10 +73,11 @@ def _check_weights(binding: Binding, row_error: jax.Array | None) -> None:
         found.extend(each.name for each in weights)
 
     jax.eval_shape(search, arrays, *binding.signature.structs())
+    named = binding.options.rebuild(binding.option_arrays).get("at", "attention")
     raise ValueError(
         "`at` must name attention weights, which are not negative and sum to 1 over T_in, got "
-        f"{binding.options.rebuild(binding.option_arrays)['at']!r}, whose rows deviate by "
-        f"{float(row_error.max()):.3g}. `fn` has the attention weights {found}."
+        f"{named!r}, whose rows deviate by {float(row_error.max()):.3g}. `fn` has the attention "
+        f"weights {found}."
     )
 
 

@@ -52,6 +52,7 @@ class _Path:
         weights_site: their site.
         axes: the axis of the value that each axis of the weights is, or is a part of, or `ABSENT`.
         keys: the axes of the weights that are summed over.
+        scaled: whether the weights were multiplied by constants or masks, and may not sum to 1.
         varying: if the weights were multiplied by values, the axes along which these vary.
         tag: the tag of the weights.
     """
@@ -62,6 +63,7 @@ class _Path:
     weights_site: Site
     axes: tuple[int, ...]
     keys: tuple[int, ...]
+    scaled: bool = False
     varying: frozenset[int] | None = None
     tag: str | None = None
 
@@ -75,8 +77,9 @@ class _Path:
         axes = tuple(range(len(self.var.shape)))
         keys = tuple(sorted(self.key_axes))
         return replace(
-            self, weights=self.var, weights_site=self.site, axes=axes, keys=keys, tag=tag
-        )
+            self, weights=self.var, weights_site=self.site, axes=axes, keys=keys, tag=tag,
+            scaled=False,
+        )  # fmt: skip
 
 
 def readings(site: Site, output: Var, keys: tuple[int, ...], scaled: bool) -> Iterator[Reading]:
@@ -136,7 +139,7 @@ def _after(path: _Path, step: Step, scaled: bool) -> Iterator[_Path]:
     if len(step.outputs) != 1 or not step.outputs[0].is_floating:
         return
     following = replace(path, var=step.outputs[0])
-    if step.name == "name" and path.varying is None:
+    if step.name == "name" and path.varying is None and not path.scaled:
         yield following.as_weights(str(step.eqn.params["name"]))
     elif step.name == "dot_general":
         yield from _mixed_heads(following, path.var, step)
@@ -158,7 +161,7 @@ def _scaled(path: _Path, source: Var, step: Step, scaled: bool) -> Iterator[_Pat
     others = [a for a in step.variables if a is not source and path.site.depends(a)]
     others = [a for a in others if not _is_mask(path.site, a)]
     if not others:
-        yield path
+        yield replace(path, scaled=path.scaled or step.name in ("mul", "div"))
     elif len(others) > 1 or path.varying is not None:
         return
     elif step.name == "div" and _is_sum_of(path.site, others[0], source):

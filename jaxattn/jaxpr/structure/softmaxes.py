@@ -100,11 +100,12 @@ def returns_probabilities(jaxpr: jex.Jaxpr) -> bool:
     closed = jex.ClosedJaxpr(jaxpr, [None] * len(jaxpr.constvars))
     flat = flatten(closed)
     producers = {var: step for step in flat.steps for var in step.outputs}
+    search = _Search(producers)
     last = [producer_behind(atom, producers, LAYOUT) for atom in flat.outputs]
     return any(
-        step is not None
-        and (step.name == "logistic" or _softmax_ending_in(step, producers) is not None)
+        step.name == "logistic" or (step.name in _LAST and search.ending_in(step) is not None)
         for step in last
+        if step is not None
     )
 
 
