@@ -55,14 +55,6 @@ def rms_norm(x, stop):
     return x * stop(jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6))
 
 
-def group_norm(x, stop):
-    """Normalise each of two groups of channels, with no mean subtracted from the derivative."""
-    groups = x.reshape(*x.shape[:-1], 2, -1)
-    centred = groups - groups.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
-    return (centred * stop(scale)).reshape(x.shape)
-
-
 def over_time(step, state, rows):
     return jax.lax.scan(step, state, rows)[1]
 
@@ -129,3 +121,144 @@ def s5_in_real_parts(x):
 
     y = over_time(step, (jnp.zeros(N), jnp.zeros(N)), x) + draw(D, seed=8) * x
     return readout(jax.nn.silu(y) + x)
+
+
+def passed_on(function, z, stop):
+    """Apply an activation or a normalisation that passes relevance on, as a factor of its input."""
+    return function(z) if stop is name_it else z * hold(function(z) / z)
+
+
+def normalised(z):
+    """Normalise each of two groups of channels by its mean and its variance."""
+    groups = z.reshape(*z.shape[:-1], 2, -1)
+    centred = groups - groups.mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)).reshape(
+        z.shape
+    )
+
+
+def slstm(x, stop=name_it, half=multiply):
+    """The scalar LSTM of xLSTM: exponential gates, a normaliser and a running maximum."""
+    kernel, recurrent = draw(D, 4 * E, seed=1), draw(E, 4 * E, seed=2)
+
+    def step(state, row):
+        h, c, n, largest = state
+        z, i, f, o = jnp.split(row @ kernel + h @ recurrent, 4)
+        f = jax.nn.log_sigmoid(f) + largest
+        largest = jnp.maximum(f, i)
+        i, f = stop(jnp.exp(i - largest), "i"), stop(jnp.exp(f - largest), "f")
+        c, n = f * c + i * passed_on(jnp.tanh, z, stop), f * n + i
+        h = stop(jax.nn.sigmoid(o)) * (c / n)
+        return (h, c, n, largest), h
+
+    zeros = jnp.zeros(E)
+    return readout(over_time(step, (zeros, zeros, zeros, zeros - 9.0), x))
+
+
+def mlstm(x, stop=name_it, half=multiply):
+    """The matrix LSTM of xLSTM: a memory of values by keys, read by queries."""
+    q, k, v, o = jnp.split(x @ draw(D, 4 * E, seed=1), 4, axis=-1)
+    gates = x @ draw(D, 2, seed=2)
+    q, k, o = stop(q, "q"), stop(k, "k"), stop(jax.nn.sigmoid(o))
+    i, f = stop(jnp.exp(gates[:, 0]), "i"), stop(jax.nn.sigmoid(gates[:, 1]), "f")
+
+    def step(state, row):
+        (memory, n), (q, k, v, o, i, f) = state, row
+        memory, n = f * memory + i * (v[:, None] * k), f * n + i * k
+        return (memory, n), o * (memory @ q / jnp.maximum(abs(n @ q), 1.0))
+
+    return readout(over_time(step, (jnp.zeros((E, E)), jnp.zeros(E)), (q, k, v, o, i, f)))
+
+
+def shifted(x, seed):
+    """Mix each time step with the one before."""
+    mix = jax.nn.sigmoid(draw(x.shape[-1], seed=seed))
+    return mix * x + (1 - mix) * jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
+
+
+def rwkv(x, stop=name_it, half=multiply):
+    """RWKV-4: time mixing with exponential weights and a running maximum, and channel mixing."""
+    decay, bonus = -jnp.exp(draw(E, seed=1)), draw(E, seed=2)
+    z = rms_norm(x, stop)
+    k = stop(shifted(z, 3) @ draw(D, E, seed=3), "k")
+    v = shifted(z, 4) @ draw(D, E, seed=4)
+    r = stop(jax.nn.sigmoid(shifted(z, 5) @ draw(D, E, seed=5)))
+
+    def step(state, row):
+        (a, b, p), (k, v) = state, row
+        q = jnp.maximum(p, bonus + k)
+        old, new = jnp.exp(p - q), jnp.exp(bonus + k - q)
+        y = (old * a + new * v) / (old * b + new)
+        q = jnp.maximum(p + decay, k)
+        old, new = jnp.exp(p + decay - q), jnp.exp(k - q)
+        return (old * a + new * v, old * b + new, q), y
+
+    x = x + (r * over_time(step, (jnp.zeros(E), jnp.zeros(E), jnp.zeros(E) - 9.0), (k, v))) @ draw(
+        E, D, seed=6
+    )
+    z = rms_norm(x, stop)
+    r = stop(jax.nn.sigmoid(shifted(z, 7) @ draw(D, D, seed=7)))
+    k = passed_on(lambda z: jnp.square(jax.nn.relu(z)), shifted(z, 8) @ draw(D, E, seed=8), stop)
+    return readout(x + r * (k @ draw(E, D, seed=9)))
+
+
+def retnet(x, stop=name_it, half=multiply):
+    """Retention as a recurrence, a group norm and a swish gate."""
+    q, k, v, g = jnp.split(x @ draw(D, 4 * E, seed=1), 4, axis=-1)
+    q, k = stop(q, "q"), stop(k, "k")
+
+    def step(memory, row):
+        q, k, v = row
+        memory = 0.9 * memory + k[:, None] * v
+        return memory, q @ memory
+
+    y = passed_on(normalised, over_time(step, jnp.zeros((E, E)), (q, k, v)), stop)
+    return readout(x + half(silu(g, stop), y) @ draw(E, D, seed=2))
+
+
+def positive(z):
+    """A positive activation, whose logarithm is `log_positive`."""
+    return jnp.where(z >= 0, z + 0.5, jax.nn.sigmoid(z))
+
+
+def log_positive(z):
+    return jnp.where(z >= 0, jnp.log(jax.nn.relu(z) + 0.5), -jax.nn.softplus(-z))
+
+
+def projections(x):
+    return x @ draw(D, E, seed=1), x @ draw(D, E, seed=2)
+
+
+def min_gru(x, stop=name_it, half=multiply):
+    """A minimal GRU, whose gate does not depend on its state."""
+    z, v = projections(x)
+    rows = stop(jax.nn.sigmoid(-z)), stop(jax.nn.sigmoid(z)), passed_on(positive, v, stop)
+
+    def step(h, row):
+        f, i, v = row
+        h = f * h + i * v
+        return h, h
+
+    return readout(over_time(step, jnp.full(E, 0.5), rows))
+
+
+def min_gru_in_logarithms(x):
+    """The same with a recurrence of logarithms."""
+    z, v = projections(x)
+
+    def step(h, row):
+        log_f, log_v = row
+        h = jnp.logaddexp(log_f + h, log_v)
+        return h, h
+
+    rows = -jax.nn.softplus(z), -jax.nn.softplus(-z) + log_positive(v)
+    return readout(jnp.exp(over_time(step, jnp.log(jnp.full(E, 0.5)), rows)))
+
+
+def min_gru_in_parallel(x, cumulative=jax.lax.cumlogsumexp):
+    """The same by Heinsen's scan: cumulative sums of logarithms."""
+    z, v = projections(x)
+    decays = jnp.pad(jnp.cumsum(-jax.nn.softplus(z), 0), ((1, 0), (0, 0)))
+    written = jax.nn.log_sigmoid(z) + log_positive(v)
+    written = jnp.concatenate([jnp.log(jnp.full((1, E), 0.5)), written])
+    return readout(jnp.exp(decays + cumulative(written - decays)))

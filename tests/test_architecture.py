@@ -19,8 +19,8 @@ jaxpr.flops jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
 jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph
-jaxpr.structure.normalisations jaxpr.structure.affine jaxpr.structure.analysis
-jaxpr.structure.hoisted jaxpr.structure.activations
+jaxpr.structure.logarithms jaxpr.structure.normalisations jaxpr.structure.affine
+jaxpr.structure.analysis jaxpr.structure.hoisted jaxpr.structure.activations
 
 jaxpr.attention.sites jaxpr.attention.axes jaxpr.attention.origins jaxpr.attention.readings
 jaxpr.attention.discovery jaxpr.attention.exposed

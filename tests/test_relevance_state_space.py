@@ -71,6 +71,94 @@ def test_two_signals_name_the_way_out():
         relevance(models.mamba, constants=(3,))
 
 
+OPTIONS = {
+    "slstm": {"constants": ("i", "f")},
+    "mlstm": {"constants": ("i", "f", "q", "k")},
+    "rwkv": {"constants": "k"},
+    "retnet": {"constants": ("q", "k"), "products": "half"},
+    "min_gru": {},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gated_linear_recurrences_equal_their_references(name):
+    model = getattr(models, name)
+    found = relevance(model, **OPTIONS[name])
+    score, want = models.reference(model, inputs())
+    np.testing.assert_allclose(found.output, score, rtol=1e-12)
+    np.testing.assert_allclose(found.values, want, rtol=1e-8, atol=1e-11)
+    assert abs(want).max() > 1e-2
+    if OPTIONS[name]:
+        with pytest.raises(ValueError, match=r"state_space.py, line \d+.*two signals.*constants"):
+            relevance(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["slstm", "mlstm", "rwkv", "retnet"])
+def test_products_of_signals_conserve_relevance(name):
+    for products in ("half", "proportional"):
+        found = relevance(getattr(models, name), products=products)
+        assert abs(found.values).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["slstm", "mlstm", "min_gru", "min_gru_in_logarithms"])
+def test_deep_lift_sums_to_the_difference(name):
+    model, baseline = getattr(models, name), inputs(5)
+    found = compiled(lambda x: ja.deep_lift(model, x, baseline=baseline))(inputs())
+    difference = found.output - compiled(model)(baseline)
+    np.testing.assert_allclose(found.values.sum(), difference, rtol=1e-8)
+
+
+@pytest.mark.parametrize("gates", ["all", "half", "proportional"])
+def test_a_recurrence_of_logarithms_equals_the_recurrence(gates):
+    """Relevance of a logarithm is that of its exponential, divided as in a sum of exponentials."""
+    want = relevance(models.min_gru, gates=gates)
+    found = relevance(models.min_gru_in_logarithms, gates=gates)
+    np.testing.assert_allclose(found.values, want.values, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found.info["absorbed"], want.info["absorbed"], rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "cumulative",
+    [
+        jax.lax.cumlogsumexp,
+        functools.partial(jax.lax.associative_scan, jnp.logaddexp),
+    ],
+    ids=["cumlogsumexp", "associative scan"],
+)
+def test_a_parallel_scan_of_logarithms_equals_the_recurrence(cumulative):
+    want = relevance(models.min_gru)
+    found = relevance(lambda x: models.min_gru_in_parallel(x, cumulative))
+    np.testing.assert_allclose(found.values, want.values, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(found.info["absorbed"], want.info["absorbed"], rtol=1e-8)
+
+
+def test_an_associative_scan_equals_the_recurrence():
+    def combine(a, b):
+        return a[0] * b[0], b[0] * a[1] + b[1]
+
+    def rows(x):
+        z, v = models.projections(x)
+        return ja.tag(jax.nn.sigmoid(-z), "f"), jax.nn.sigmoid(z) * jnp.tanh(v)
+
+    def in_order(x):
+        step = lambda h, row: (row[0] * h + row[1],) * 2  # noqa: E731
+        return models.readout(models.over_time(step, jnp.zeros(models.E), rows(x)))
+
+    def in_parallel(x):
+        return models.readout(jax.lax.associative_scan(combine, rows(x))[1])
+
+    want = relevance(in_order, constants="f").values
+    np.testing.assert_allclose(relevance(in_parallel, constants="f").values, want, rtol=1e-8)
+
+
+def test_sums_of_logarithms_that_are_read_as_such_are_sums():
+    p, q = (lambda x: jax.nn.softplus(x[0])), (lambda x: jnp.exp(jnp.tanh(x[1])))
+    found = relevance(lambda x: (jnp.log(p(x)) + jnp.log(q(x))).sum())
+    np.testing.assert_allclose(found.values[0], jnp.log(p(inputs())), rtol=1e-10)
+    np.testing.assert_allclose(found.values[1], jnp.log(q(inputs())), rtol=1e-10)
+
+
 W = np.random.default_rng(0).normal(size=(2, 3, 3))
 
 

@@ -97,8 +97,15 @@ class Step:
     def __str__(self) -> str:
         shapes = " and ".join(str(tuple(v.aval.shape)) for v in self.inputs)
         place = ", ".join(filter(None, (self.path, self.line)))
-        label = self.eqn.params.get("name") if has_custom_derivative(self) else None
-        return f"`{label or self.name}` of shapes {shapes}" + (f" ({place})" if place else "")
+        return f"`{self._label}` of shapes {shapes}" + (f" ({place})" if place else "")
+
+    @property
+    def _label(self) -> str:
+        """The name of the primitive, or of the function that has a custom derivative rule."""
+        if not has_custom_derivative(self):
+            return self.name
+        debug_info = getattr(sub_jaxprs(self.eqn)[0].jaxpr, "debug_info", None)
+        return str(getattr(debug_info, "func_name", None) or self.name)
 
     @property
     def line(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -29,6 +30,7 @@ from jaxattn.jaxpr.propagation.walk import Cotangent, Runs, Visit, cotangents_of
 from jaxattn.jaxpr.structure.activations import activation
 from jaxattn.jaxpr.structure.affine import Affine, affine_map
 from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.logarithms import adds_exponentials, multiplies_exponentials
 from jaxattn.jaxpr.structure.normalisations import is_mean, normalised_signal
 from jaxattn.jaxpr.structure.primitive_classes import SELECTING
 
@@ -84,12 +86,14 @@ class Relevance(ScoreRules):
         self._any_outputs = (
             self._softmax,
             self._cast,
+            self._logarithm_of_product,
             self._layers,
             self._zero_shift,
             self._normalisation,
             self._layout,
         )
         self._one_output = (
+            self._logarithm_of_sum,
             self._product,
             self._scale,
             self._sum,
@@ -159,6 +163,28 @@ class Relevance(ScoreRules):
         return self._route(visit) if routes else None
 
     # Steps with one output.
+
+    def _logarithm_of_sum(self, visit: Visit) -> list[Cotangent] | None:
+        """Redistribute among logarithms what their exponentials would get."""
+        every = len(visit.actives) == len(visit.step.inputs)
+        # The derivative by a is exp(a) / (exp(a) + exp(b)).
+        return visit.transpose() if every and adds_exponentials(visit.step) else None
+
+    def _logarithm_of_product(self, visit: Visit) -> list[Cotangent] | None:
+        """Redistribute among logarithms as among the factors of the product."""
+        structure, step = visit.structure, visit.step
+        if not multiplies_exponentials(structure, step):
+            return None
+        if len(visit.actives) == 1:
+            return _pass_on(visit)
+        products, relevance = self._products, visit.cotangent
+        division = products.by_caller(step, not products.needs_choice(structure, step))
+        division = division or products.choose(structure, step)
+        if division == "proportional":
+            a, b = (visit.array(v).astype(self.dtype) for v in visit.actives)
+            first = relevance * jax.nn.sigmoid(a - b)
+            return cotangents_of(step.inputs, (first, relevance - first))
+        return cotangents_of(step.inputs, redistribute_product(visit, division, 0.0, False)[:2])
 
     def _product(self, visit: Visit) -> list[Cotangent] | None:
         structure, step = visit.structure, visit.step

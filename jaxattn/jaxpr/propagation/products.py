@@ -16,6 +16,7 @@ from jaxattn.jaxpr.propagation.selection import ProductNames, Selected
 from jaxattn.jaxpr.propagation.walk import Visit
 from jaxattn.jaxpr.structure.facts import Fact
 from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.logarithms import multiplies_exponentials
 from jaxattn.jaxpr.structure.normalisations import is_normalised_by
 from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING
 
@@ -99,9 +100,9 @@ class ProductRules:
         division = self._by_rule(structure, step) or self.default
         if division is not None:
             return division
-        facts = [structure.fact(atom) for atom in step.inputs]
+        facts = _factors(structure, step)
         name = self.names.own(step)
-        if step.name != "div" and all(fact.is_gate for fact in facts):
+        if step.name not in ("div", "sub") and all(fact.is_gate for fact in facts):
             if step not in self._warned:
                 self._warned.add(step)
                 warnings.warn(
@@ -118,13 +119,15 @@ class ProductRules:
         )
 
     def _by_rule(self, structure: Structure, step: Step) -> Division | None:
-        facts = [structure.fact(atom) for atom in step.inputs]
+        facts = _factors(structure, step)
         return _normalisation(structure, step, facts) or self._attention_or_gate(step, facts)
 
     def _attention_or_gate(self, step: Step, facts: list[Fact]) -> Division | None:
+        first, second = facts
+        if step.name == "sub":  # of logarithms
+            return "first" if second.is_gate and not first.is_gate else None
         if step.name == "div":
             return None
-        first, second = facts
         attnlrp, contracts = self.attention == "attnlrp", step.name in CONTRACTING
         if attnlrp and (first.softmax or second.softmax):
             return "half"
@@ -133,6 +136,14 @@ class ProductRules:
                 return "second" if first.is_gate else "first"
             return "half" if contracts else self.gates
         return "half" if attnlrp and contracts else None
+
+
+def _factors(structure: Structure, step: Step) -> list[Fact]:
+    """Return the facts of a product's factors, which may be given by their logarithms."""
+    facts = [structure.fact(atom) for atom in step.inputs]
+    if multiplies_exponentials(structure, step):
+        return [fact.of_exponential for fact in facts]
+    return facts
 
 
 def _normalisation(structure: Structure, step: Step, facts: list[Fact]) -> Division | None:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from jaxattn.jaxpr.flat import Step
 from jaxattn.jaxpr.structure.affine import Affine
 from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.logarithms import multiplies_exponentials
 from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING
 
 #: Where a rule holds: a depth, a kind of layer, or a name.
@@ -112,9 +113,10 @@ def _products(structure: Structure) -> Iterator[tuple[Structure, Step]]:
 
 
 def is_product(structure: Structure, step: Step) -> bool:
-    """Return whether a step multiplies or divides two active values."""
+    """Return whether a step multiplies or divides two active values, or adds their logarithms."""
     active = sum(structure.is_active(atom) for atom in step.inputs)
-    return active == 2 and step.name in ("mul", "div", *CONTRACTING)
+    multiplies = step.name in ("mul", "div", *CONTRACTING)
+    return active == 2 and (multiplies or multiplies_exponentials(structure, step))
 
 
 def _tags(structure: Structure, step: Step) -> list[str]:

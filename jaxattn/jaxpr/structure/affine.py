@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from jaxattn.jaxpr.flat import Step, Var
 from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.logarithms import multiplies_exponentials
 from jaxattn.jaxpr.structure.normalisations import is_mean, normalised_signal
 from jaxattn.jaxpr.structure.primitive_classes import SUMMING
 
@@ -141,6 +142,8 @@ def _within_sum(output: Var, structure: Structure, var: Var, step: Step) -> bool
         if value is not output and structure.is_preactivation(value):
             return False
         if normalised_signal(structure, producer) is not None:
+            return False
+        if value is not output and multiplies_exponentials(structure, producer):
             return False
         if structure.scales(producer) or structure.shifts(producer) or producer.name in SUMMING:
             return True

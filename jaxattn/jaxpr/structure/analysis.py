@@ -9,6 +9,7 @@ from jaxattn.jaxpr.structure.affine import find_preactivations
 from jaxattn.jaxpr.structure.bounds import Bounds
 from jaxattn.jaxpr.structure.facts import Fact, join, transfer, widen_bounds
 from jaxattn.jaxpr.structure.graph import Structure
+from jaxattn.jaxpr.structure.logarithms import adds_exponentials
 from jaxattn.jaxpr.structure.primitive_classes import CHOOSING, COUNTING, LAYOUT
 from jaxattn.jaxpr.structure.softmaxes import find_softmaxes, is_maximum
 
@@ -59,7 +60,8 @@ def _evaluate_step(structure: Structure, step: Step, operands: Sequence[Fact]) -
         return [Fact(True, True, Bounds(0.0, 1.0), gate=True, softmax=True, depth=depth)]
     if has_custom_derivative(step):
         body = analyse(step.bodies[0], operands, structure.exact)
-        return [body.fact(atom) for atom in body.flat.outputs]
+        outputs = [body.fact(atom) for atom in body.flat.outputs]
+        return [_log_of_sum(outputs[0], operands)] if adds_exponentials(step) else outputs
     differs = step.name == "stop_gradient" and structure.exact
     if differs and is_maximum(step.inputs[0], structure.producers):
         return list(operands)
@@ -67,6 +69,12 @@ def _evaluate_step(structure: Structure, step: Step, operands: Sequence[Fact]) -
     if step.name == "reduce_sum" and structure.contracts(step):
         fact = fact._replace(depth=fact.depth + 1)
     return [fact] * len(step.outputs)
+
+
+def _log_of_sum(output: Fact, operands: Sequence[Fact]) -> Fact:
+    """Return the fact of log(exp(a) + exp(b)), which is above both."""
+    bounds = Bounds(max(fact.bounds.low for fact in operands), output.bounds.high)
+    return output._replace(bounds=bounds, logarithm=output.depends_on_input)
 
 
 def _without_indices(step: Step, operands: Sequence[Fact]) -> list[Fact]:

@@ -85,6 +85,12 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else INF
 
 
+def _log(x: float) -> float:
+    if x <= 0:
+        return -INF
+    return INF if x == INF else math.log(x)
+
+
 def _log1p(x: float) -> float:
     if x <= -1:
         return -INF
@@ -158,7 +164,8 @@ def _clamp(step: Step, operands: Sequence[Bounds]) -> Bounds:
 
 
 def _sum(step: Step, operands: Sequence[Bounds]) -> Bounds:
-    return Bounds(0.0, INF) if operands[0].low >= 0 else UNBOUNDED
+    low, high = operands[0]
+    return Bounds(0.0 if low >= 0 else -INF, 0.0 if high <= 0 else INF)
 
 
 def _integer_pow(step: Step, operands: Sequence[Bounds]) -> Bounds:
@@ -202,6 +209,7 @@ _TRANSFER_FUNCTIONS: dict[str, TransferFunction] = {
     "exp": _monotone(_exp),
     "expm1": _monotone(lambda x: _exp(x) - 1),
     "integer_pow": _integer_pow,
+    "log": _monotone(_log),
     "log1p": _monotone(_log1p),
     "logistic": _monotone(lambda x: 0.0 if x == -INF else 1 / (1 + _exp(-x))),
     "max": _max,

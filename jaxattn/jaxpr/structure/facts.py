@@ -19,7 +19,13 @@ from jaxattn.jaxpr.structure.bounds import (
     union,
     widen,
 )
-from jaxattn.jaxpr.structure.primitive_classes import CONTRACTING, LAYOUT, POOLING
+from jaxattn.jaxpr.structure.primitive_classes import (
+    ADDING,
+    CONTRACTING,
+    LAYOUT,
+    POOLING,
+    SUMMING,
+)
 
 
 class Fact(NamedTuple):
@@ -36,6 +42,8 @@ class Fact(NamedTuple):
         norm: whether the value is the root of a statistic, or its inverse: the scale of a
             normalisation.
         statistic: whether the value is a function of sums or extremes over elements.
+        logarithm: whether the value is a logarithm, perhaps added to others: its exponential is a
+            value of which relevance is redistributed.
         depth: the number of layers between the input and the value.
     """
 
@@ -47,12 +55,19 @@ class Fact(NamedTuple):
     softmax: bool = False
     norm: bool = False
     statistic: bool = False
+    logarithm: bool = False
     depth: int = 0
 
     @property
     def is_gate(self) -> bool:
         """Return whether the value is a gate: a product with it weights the other factor."""
         return self.active and (self.gate or (self.saturated and self.bounds.within_unit))
+
+    @property
+    def of_exponential(self) -> "Fact":
+        """Return the fact of the exponential of a logarithm: a gate if it is at most 1."""
+        gate = self.active and self.logarithm and self.bounds.high <= 0
+        return Fact(self.active, self.depends_on_input, gate=gate)
 
 
 def literal_fact(literal: Number) -> Fact:
@@ -78,6 +93,7 @@ def join(facts: Iterable[Fact]) -> Fact:
         softmax=every(lambda fact: fact.softmax),
         norm=every(lambda fact: fact.norm),
         statistic=every(lambda fact: fact.statistic),
+        logarithm=every(lambda fact: fact.logarithm),
         depth=max(fact.depth for fact in facts),
     )
 
@@ -109,6 +125,7 @@ def transfer(step: Step, operands: Sequence[Fact]) -> Fact:
         softmax=bool(active) and flow.passes() and all(fact.softmax for fact in active),
         norm=flow.is_norm(),
         statistic=flow.is_statistic(),
+        logarithm=flow.is_logarithm(),
         depth=max(fact.depth for fact in dependent) + flow.is_layer(),
     )
 
@@ -185,3 +202,10 @@ class _Flow:
             return True
         elementwise = self.step.name in LAYOUT or self.step.name in ELEMENTWISE
         return elementwise and all(fact.statistic for fact in self.dependent)
+
+    def is_logarithm(self) -> bool:
+        """Return whether the step takes a logarithm, or adds, scales, sums or selects some."""
+        if self.step.name in ("log", "log1p", "cumlogsumexp"):
+            return True
+        keeps = self.step.name in ADDING or self.step.name in SUMMING or self.passes()
+        return keeps and all(fact.logarithm for fact in self.active)
