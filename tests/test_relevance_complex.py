@@ -148,6 +148,26 @@ def test_deep_lift_through_complex_numbers_sums_to_the_difference():
         np.testing.assert_allclose(found.values.sum(), high - low, rtol=1e-9)
 
 
+def test_contextual_decomposition_of_complex_states():
+    x, phrase = models.draw(models.T, models.D, seed=3), jnp.arange(models.T) < 3
+    got, want = (
+        compiled(lambda x, f=f: ja.contextual_decomposition(f, x, phrase=phrase).values)(x)
+        for f in (models.s5, models.s5_in_real_parts)
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_parts_of_a_complex_input_and_a_complex_output():
+    """Relevance of a linear map to one coefficient, of the parts of the signal."""
+    matrix = np.exp(-2j * np.pi / T * np.outer(np.arange(T), np.arange(T)))
+    parts = jnp.stack([K.real[:, 0], K.imag[:, 0]])
+    fn = lambda parts: jnp.fft.fft(jax.lax.complex(*parts))  # noqa: E731
+    found = ja.lrp(fn, parts, lambda y: y[1].real, rule="z")
+    assert jnp.iscomplexobj(found.output)
+    np.testing.assert_allclose(found.values[0], matrix[1].real * parts[0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.values[1], -matrix[1].imag * parts[1], rtol=1e-9, atol=1e-12)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"`sqrt` of complex numbers .*complex.py, line \d+"):
         ja.lrp(lambda x: jnp.sqrt(x * K).real.sum(), X)

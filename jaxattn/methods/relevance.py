@@ -152,7 +152,7 @@ def lrp(
         states. Values and absorbed relevance sum to the target.
 
     Raises:
-        TypeError: if no leaf of `x` is floating, or a rule has a wrong type.
+        TypeError: if no leaf of `x` is floating, a leaf is complex, or a rule has a wrong type.
         ValueError: for an unknown rule or option, an `alpha` below 1, a name that matches nothing,
             a product of two signals without a choice, a primitive without a rule, a loop whose
             length depends on the data, side effects, or no differentiable path from `x` to the
