@@ -116,6 +116,19 @@ def test_s5_equals_the_model_in_real_parts_and_its_reference():
     np.testing.assert_allclose(got, parts, rtol=1e-8)
 
 
+def test_s5_by_an_associative_scan_equals_its_reference():
+    def model(x):
+        decay, b, c = models.s5_parameters()
+        rows = x @ b.T
+        h = jax.lax.associative_scan(associative, (jnp.broadcast_to(decay, rows.shape), rows))[1]
+        y = (h @ c.T).real + models.draw(models.D, seed=8) * x
+        return models.readout(jax.nn.silu(y) + x)
+
+    x = models.draw(models.T, models.D, seed=3)
+    want = models.reference(models.s5, x)[1]
+    np.testing.assert_allclose(relevance(model, x), want, rtol=1e-8)
+
+
 def test_fourier_layers_are_linear():
     def spectral(x):
         """A global filter in the frequency domain, a readout of a real signal."""
