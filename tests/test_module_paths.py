@@ -408,11 +408,17 @@ class Equinox(eqx.Module):
         return self(x)
 
 
-@pytest.mark.parametrize("kind", ["module", "method", "closure"])
+@pytest.mark.parametrize("kind", ["module", "method", "closure", "partial", "remat"])
 @pytest.mark.representatives("module", "closure")
 def test_equinox_modules_are_captured_by_path(kind):
     model = Equinox()
-    fn = {"module": model, "method": model.method, "closure": lambda x: model(x)}[kind]
+    fn = {
+        "module": model,
+        "method": model.method,
+        "closure": lambda x: model(x),
+        "partial": eqx.Partial(model),
+        "remat": eqx.filter_checkpoint(model),
+    }[kind]
     at = "model/" if kind == "closure" else ""
     output, got = ja.capture(fn, "first", "parts.a.0", "stack", "linear")(X)
     second = 3 * np.sin(2 * X)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
 from jaxattn._static import code_names
@@ -26,9 +25,8 @@ _LIBRARIES = (
     str(Path(__file__).parents[1]),
     *(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")),
 )
-_JITTED = type(jax.jit(lambda: 0))
 #: What holds code. Other objects are opened only where code reads them itself.
-_CODE = types.FunctionType, types.MethodType, functools.partial, _JITTED
+_CODE = types.FunctionType, types.MethodType, functools.partial
 _ATOMS = frozenset((types.NoneType, bool, int, float, complex, str, bytes))
 _CLOSED = type, types.ModuleType
 
@@ -43,7 +41,8 @@ class Closure:
     """A function and what it reaches.
 
     It reaches its variables, defaults and bound arguments, the globals that it names, what lists,
-    tuples, dicts and other objects among these hold, and what functions among these reach.
+    tuples, dicts and other objects among these hold, and what functions among these reach. A jitted
+    function is not opened, as it has its own cache of traces.
 
     Attributes:
         modules: the modules of nnx and equinox that it reaches, and other stateful objects of nnx,
@@ -106,10 +105,6 @@ class _Copier:
                 return type(value)(self.of(value.func), *map(self.of, value.args), **keywords)
             case tuple():
                 return getattr(type(value), "_make", type(value))(map(self.of, value))
-            case _ if isinstance(value, _JITTED):
-                return self.of(
-                    getattr(value, "__wrapped__", None)
-                )  # the cache of a jitted function holds its trace
         made = self._new[identity] = copy.copy(value)  # before its parts, which may hold it
         if isinstance(value, list):
             made[:] = map(self.of, value)
@@ -164,12 +159,10 @@ def _parts(value: Any) -> Iterator[tuple[str, object]]:
             yield from ((_parameter(value.func, i), part) for i, part in enumerate(value.args))
             yield from value.keywords.items()
         case list() | tuple() | dict():
-            items = value.items() if isinstance(value, dict) else enumerate(value)
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
             yield from ((str(key), part) for key, part in items if type(part) not in _ATOMS)
-        case _ if isinstance(value, _JITTED):
-            yield "", getattr(value, "__wrapped__", None)
         case _ if _is_opened(value):
-            yield from vars(value).items()
+            yield from list(vars(value).items())  # another thread may add attributes
 
 
 def _is_opened(value: object) -> bool:

@@ -30,8 +30,8 @@ def diagnose(request: Request, inputs: tuple[PyTree, ...], error: Exception) -> 
     if isinstance(error, TraceContextError):
         return ValueError(
             "`fn` uses an nnx module that changes its own state as it runs, such as nnx.RNN, and "
-            "does not hold it as a variable, a default or a global: pass the module, or one of its "
-            "methods, as fn itself."
+            "does not hold it in a variable but, say, in a jitted function or a class: pass the "
+            "module, or one of its methods, as fn itself."
         )
     fn, structs = as_function(request.fn), Signature.of(inputs).structs()
     failure = _failure(fn, structs)

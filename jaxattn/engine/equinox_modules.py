@@ -35,7 +35,9 @@ def named(module: Any, path: str = "") -> Any:
         return jax.tree.map_with_path(of_leaf, value, is_leaf=is_equinox)
 
     kind = type(module)
-    if callable(module):
+    # Methods, partial functions and what the transformations of equinox return are no layers.
+    is_wrapper = kind.__module__.startswith("equinox._")
+    if callable(module) and not is_wrapper:
         # Operations such as a scan over stacked layers rebuild a module from its fields.
         attributes = {PATHS: equinox.field(static=True, default=("",))}
         kind = scoped(kind, attributes={"__annotations__": {PATHS: tuple}} | attributes)
@@ -43,8 +45,7 @@ def named(module: Any, path: str = "") -> Any:
     for field in dataclasses.fields(module):
         if hasattr(module, field.name):
             value = getattr(module, field.name)
-            # The method of a module is a module of its own, with fields of such names.
-            part = "" if field.name.startswith("__") else field.name
+            part = "" if is_wrapper else field.name
             if not field.metadata.get("static"):
                 value = of_part(value, "/".join(filter(None, (path, part))))
             object.__setattr__(made, field.name, value)
