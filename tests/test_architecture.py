@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = """
 _static _types
 
-jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.readout jaxpr.relu
-jaxpr.flops jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
+jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.relu jaxpr.flops
+jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
 jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph
@@ -26,6 +26,8 @@ jaxpr.attention.sites jaxpr.attention.axes jaxpr.attention.origins jaxpr.attenti
 jaxpr.attention.discovery jaxpr.attention.exposed
 
 jaxpr.capture jaxpr.attention.weights_by_name
+
+jaxpr.readout
 
 jaxpr.propagation.walk jaxpr.propagation.loop_plans jaxpr.propagation.loops
 jaxpr.propagation.reverse jaxpr.propagation.windowed_layer jaxpr.propagation.modified_layer

@@ -221,3 +221,168 @@ def test_name_of_decided_products_raises():
 
     with pytest.raises(ValueError, match="`products` names 'block', where no product needs a choi"):
         ja.lrp(fn, jnp.asarray(X), products={"block": "half"})
+
+
+# Choices, indices and masks that are computed from the input: constants for relevance.
+
+EXPERTS, TOKENS, OUT = (rng.normal(size=s) for s in [(H, D, 2), (5, D), (H, 5)])
+FIRST = int(np.argmax(X[:, 0]))
+BY_FIRST_FEATURE = np.argsort(X[:, 0])
+BEST_TWO = np.argsort(-(X @ W), 1)[:, :2]
+
+
+def experts(x):
+    return jnp.stack([jnp.tanh(x @ expert) for expert in EXPERTS], 1)
+
+
+def routed(x):
+    """Each row is sent to two of four experts."""
+    scores, chosen = jax.lax.top_k(x @ W, 2)
+    outputs = jnp.take_along_axis(experts(x), chosen[..., None], 1)
+    return (outputs * jax.nn.softmax(scores)[..., None]).sum()
+
+
+def routed_by_constants(x):
+    scores = jnp.take_along_axis(x @ W, BEST_TWO, 1)
+    outputs = jnp.take_along_axis(experts(x), BEST_TWO[..., None], 1)
+    return (outputs * jax.nn.softmax(scores)[..., None]).sum()
+
+
+def renormalised_routing(x, chosen=None):
+    """The weights of the best experts are divided by their sum."""
+    weights = jax.nn.softmax(x @ W)
+    if chosen is None:
+        weights, chosen = jax.lax.top_k(weights, 2)
+    else:
+        weights = jnp.take_along_axis(weights, chosen, 1)
+    weights = weights / weights.sum(-1, keepdims=True)
+    return (jnp.take_along_axis(experts(x), chosen[..., None], 1) * weights[..., None]).sum()
+
+
+def decoded(x, tokens=None):
+    """The token with the largest logit is written into a buffer, and read at the next step."""
+    embeddings = jnp.asarray(TOKENS)
+
+    def advance(carry, step):
+        h, buffer, token = carry
+        h = jnp.tanh(embeddings[token] @ W + h)
+        token = jnp.argmax(h @ OUT) if tokens is None else tokens[step]
+        buffer = buffer.at[step].set(embeddings[token])
+        return (h, buffer, token), (h @ OUT, token)
+
+    start = jnp.tanh(x.sum(0) @ W), jnp.zeros((3, D)), 0
+    (_, buffer, _), (logits, chosen) = jax.lax.scan(advance, start, jnp.arange(3))
+    return logits.max(-1).sum() + jnp.tanh(buffer @ W).sum(), chosen
+
+
+def index(x):
+    return jnp.argmax(x[:, 0])
+
+
+def layers_of(rows):
+    return lambda x: jnp.tanh(rows(x) @ W).sum()
+
+
+CHOICES = {
+    "top_k": (routed, routed_by_constants),
+    "top_k, weights renormalised": (
+        renormalised_routing,
+        lambda x: renormalised_routing(x, BEST_TWO),
+    ),
+    "argsort": (
+        layers_of(lambda x: x[jnp.argsort(x[:, 0])][:3]),
+        layers_of(lambda x: x[BY_FIRST_FEATURE[:3]]),
+    ),
+    "sort with values": (
+        lambda x: jax.lax.sort_key_val(x[:, 0], jnp.tanh(x @ W)[:, 1])[1][:2].sum(),
+        lambda x: jnp.tanh(x @ W)[BY_FIRST_FEATURE[:2], 1].sum(),
+    ),
+    "row of a layer": (
+        lambda x: jnp.tanh((x @ W)[index(x)]).sum(),
+        lambda x: jnp.tanh((x @ W)[FIRST]).sum(),
+    ),
+    "dynamic_slice": (
+        layers_of(lambda x: jax.lax.dynamic_slice(x, (index(x), 1), (2, D))),
+        layers_of(lambda x: jax.lax.slice(x, (min(FIRST, T - 2), 0), (min(FIRST, T - 2) + 2, D))),
+    ),
+    "dynamic_update_slice": (
+        layers_of(lambda x: jax.lax.dynamic_update_slice(x, jnp.cos(x[:1]), (index(x), 0))),
+        layers_of(lambda x: jnp.concatenate([x[:FIRST], jnp.cos(x[:1]), x[FIRST + 1 :]])),
+    ),
+    "scatter": (
+        layers_of(lambda x: jnp.zeros((T, D)).at[index(x)].set(jnp.cos(x[0]))),
+        layers_of(lambda x: jnp.zeros((T, D)).at[FIRST].set(jnp.cos(x[0]))),
+    ),
+    "scatter of a constant row": (
+        layers_of(lambda x: x.at[index(x)].set(1.0)),
+        layers_of(lambda x: jnp.where(jnp.arange(T)[:, None] == FIRST, 1.0, x)),
+    ),
+    "scatter-add": (
+        layers_of(lambda x: jnp.zeros((T, D)).at[jnp.argsort(x[:, 0])].add(x)),
+        layers_of(lambda x: x[np.argsort(BY_FIRST_FEATURE)]),
+    ),
+    "greedy decoding": (
+        lambda x: decoded(x)[0],
+        lambda x: decoded(x, decoded(jnp.asarray(X))[1])[0],
+    ),
+    "predicate": (
+        lambda x: jnp.where(x[:, :1] > 0, jnp.tanh(x @ W), x @ V).sum(),
+        lambda x: jnp.where(X[:, :1] > 0, jnp.tanh(x @ W), x @ V).sum(),
+    ),
+    "clamp between values": (
+        lambda x: jax.lax.clamp(jnp.sin(x @ V) - 2, x @ W, jnp.full((T, H), 1.0)).sum(),
+        lambda x: jnp.where(
+            np.sin(X @ V) - 2 > X @ W,
+            jnp.sin(x @ V) - 2,
+            jnp.where(X @ W > 1, 1.0, x @ W),
+        ).sum(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.representatives("top_k", "row of a layer", "greedy decoding")
+def test_choices_are_constants(name):
+    """The relevance is that of the function with the same choices written as constants."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        compare(*CHOICES[name], rule="z", rtol=1e-8)
+
+
+def test_cond_is_decomposed_by_the_branch_that_is_taken():
+    def branches(x):
+        return [lambda x: jnp.tanh(x @ W + 1).sum(), lambda x: (x @ V).sum(), lambda x: 1.0]
+
+    for taken in (0, 1):
+        where = np.roll(np.arange(2), taken)
+
+        def fn(x, where=where):
+            chosen = jnp.asarray(where)[(x[0, 0] > X[0, 0] + 1).astype(int)]
+            return jax.lax.switch(chosen, branches(x), x)
+
+        got = ja.contextual_decomposition(fn, jnp.asarray(X))
+        want = ja.contextual_decomposition(branches(X)[taken], jnp.asarray(X))
+        for a, b in [(got.values, want.values), *((got.info[k], want.info[k]) for k in got.info)]:
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_cond_in_a_loop_is_decomposed():
+    def fn(x, branch=jax.lax.cond):
+        def advance(h, row):
+            update = branch(
+                row[0] > 0,
+                lambda: jnp.tanh(row @ W + h),
+                lambda: jnp.ones(H),
+            )
+            return update + 0.5 * h, None
+
+        return jax.lax.scan(advance, jnp.zeros(H), x)[0].sum()
+
+    found = ja.contextual_decomposition(fn, jnp.asarray(X))
+    parts = found.values + found.info["irrelevant"] + found.info["bias"]
+    np.testing.assert_allclose(parts, np.full(T, found.output), rtol=1e-10)
+    assert np.ptp(found.values) > 1e-2
+
+
+def test_refusal_of_a_primitive_says_what_to_do():
+    with pytest.raises(ValueError, match=r"no rule for `atan2`.*stop_gradient.*occlusion"):
+        ja.lrp(lambda x: jnp.arctan2(x[:, 0], x[:, 1]).sum(), jnp.asarray(X))

@@ -228,3 +228,16 @@ def test_parts_of_a_masked_softmax_sum_to_the_score(form):
         found = ja.contextual_decomposition(attend(MASKED[form]), jnp.asarray(X), phrase=(0, 2))
     parts = found.values + found.info["irrelevant"] + found.info["bias"]
     np.testing.assert_allclose(parts, found.output, atol=1e-9)
+
+
+def test_logits_of_every_form():
+    """The softmax of the logits is the output, where it is not masked."""
+    z = jnp.asarray(rng.normal(size=(2, T)))
+    for name, form in (PLAIN | SCALED | MASKED).items():
+        if name == "transposed":
+            continue  # refused: the quotient has the axes of the logits in another order
+        kept = MASK if name in MASKED else np.ones(T, bool)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            logits, output = ja.without_softmax(form)(z), form(z)
+        got = jax.nn.softmax(logits, where=kept[None])
+        np.testing.assert_allclose(got[:, kept], output[:, kept], atol=1e-9, err_msg=name)

@@ -1,18 +1,26 @@
 """The logits of a function that ends in a softmax or a sigmoid."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxattn.jaxpr.interpreter import JaxprAtom, Value, evaluate, sub_jaxprs
+from jaxattn.jaxpr.flat import flatten
+from jaxattn.jaxpr.interpreter import JaxprAtom, Value, evaluate, struct_of, sub_jaxprs
+from jaxattn.jaxpr.structure.softmaxes import softmax_ending_in
 
 #: Primitives that only lay out the elements of their operand.
 _LAYOUT = {"reshape", "squeeze", "convert_element_type", "broadcast_in_dim", "transpose", "copy"}
-#: Primitives between a softmax's logits and the maximum that it subtracts from them.
-_TO_MAXIMUM = _LAYOUT | {"stop_gradient", "max"}
+
+
+class _Logits(NamedTuple):
+    """The logits of a softmax, and what it multiplies them by."""
+
+    variable: JaxprAtom
+    scale: float
 
 
 def before_softmax(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -29,8 +37,8 @@ def before_softmax(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
                 f"got an output of {len(flat.jaxpr.outvars)} arrays."
             )
         producers = {var: eqn for eqn in flat.jaxpr.eqns for var in eqn.outvars}
-        last = _producer_behind(flat.jaxpr.outvars[0], producers, _LAYOUT)
-        source = _logits_of(last, producers)
+        last = _producer_behind(flat.jaxpr.outvars[0], producers)
+        source = _logits_of(flat, last)
         if last is None or source is None:
             end = "its input" if last is None else f"`{last.primitive.name}`"
             raise ValueError(
@@ -41,8 +49,13 @@ def before_softmax(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
         def skip(eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
             """Return the logits for the last equation; the layout after it stays as it is."""
-            operands.update((a, v) for a, v in zip(eqn.invars, inputs, strict=True) if a is source)
-            return [operands[source]] if eqn is last else None
+            found = zip(eqn.invars, inputs, strict=True)
+            operands.update((a, v) for a, v in found if a is source.variable)
+            if eqn is not last:
+                return None
+            z = jnp.asarray(operands[source.variable])
+            scaled = z if source.scale == 1.0 else z * jnp.asarray(source.scale, z.dtype)
+            return [scaled.reshape(struct_of(eqn.outvars[0]).shape)]
 
         (z,) = evaluate(flat, leaves, skip)
         if last.primitive.name == "logistic" and z.shape[-1:] in ((), (1,)):
@@ -58,8 +71,8 @@ def ends_in_softmax(fn: Callable[..., PyTree], *inputs: PyTree) -> bool:
     closed = jax.make_jaxpr(lambda *args: fn(*args))(*inputs)
     flat = jax.make_jaxpr(lambda *args: evaluate(closed, args, _inline))(*jax.tree.leaves(inputs))
     producers = {var: eqn for eqn in flat.jaxpr.eqns for var in eqn.outvars}
-    last = [_producer_behind(var, producers, _LAYOUT) for var in flat.jaxpr.outvars]
-    return any(_logits_of(eqn, producers) is not None for eqn in last)
+    last = [_producer_behind(var, producers) for var in flat.jaxpr.outvars]
+    return any(_logits_of(flat, eqn) is not None for eqn in last)
 
 
 def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | None:
@@ -71,49 +84,37 @@ def _inline(eqn: jex.JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value] | Non
 
 
 def _producer_behind(
-    atom: JaxprAtom,
-    producers: Mapping[jex.Var, jex.JaxprEqn],
-    through: Set[str],
-    name: str | None = None,
+    atom: JaxprAtom, producers: Mapping[jex.Var, jex.JaxprEqn]
 ) -> jex.JaxprEqn | None:
-    """Return the equation that computed the elements of `atom`, past some primitives.
-
-    Args:
-        atom: the value.
-        producers: the equation that computes each value.
-        through: the primitives to look through.
-        name: the primitive that the equation must be of; `None` for any.
-    """
+    """Return the equation that computed the elements of `atom`, past changes of layout."""
     while not isinstance(atom, jex.Literal):
         eqn = producers.get(atom)
-        if eqn is None or eqn.primitive.name not in through:
-            matches = eqn is not None and name in (None, eqn.primitive.name)
-            return eqn if matches else None
+        if eqn is None or eqn.primitive.name not in _LAYOUT:
+            return eqn
         atom = next((a for a in eqn.invars if not isinstance(a, jex.Literal)), eqn.invars[0])
     return None
 
 
-def _logits_of(
-    eqn: jex.JaxprEqn | None, producers: Mapping[jex.Var, jex.JaxprEqn]
-) -> JaxprAtom | None:
-    """Return the operand of the logistic or of the softmax that ends in `eqn`, if there is one."""
+def _logits_of(closed: jex.ClosedJaxpr, eqn: jex.JaxprEqn | None) -> _Logits | None:
+    """Return the logits of the logistic or of the softmax that ends in `eqn`, if there is one."""
     if eqn is None:
         return None
     if eqn.primitive.name == "logistic":
-        return eqn.invars[0]
-    if eqn.primitive.name != "div":
+        return _Logits(eqn.invars[0], 1.0)
+    flat = flatten(closed)
+    last = next((step for step in flat.steps if step.eqn is eqn), None)
+    producers = {var: step for step in flat.steps for var in step.outputs}
+    softmax = None if last is None else softmax_ending_in(last, producers)
+    if softmax is None or softmax.factors or not _in_order(softmax.layout):
         return None
-    exponential = _producer_behind(eqn.invars[0], producers, _LAYOUT, "exp")
-    total = _producer_behind(eqn.invars[1], producers, _LAYOUT, "reduce_sum")
-    if exponential is None or total is None:
-        return None
-    summed = _producer_behind(total.invars[0], producers, _LAYOUT, "exp")
-    if summed is None or summed.invars[0] is not exponential.invars[0]:
-        return None
-    shifted = _producer_behind(exponential.invars[0], producers, _LAYOUT, "sub")
-    if shifted is not None:
-        z, shift = shifted.invars
-        maximum = _producer_behind(shift, producers, _TO_MAXIMUM, "reduce_max")
-        if maximum is not None and maximum.invars[0] is z:
-            return z
-    return exponential.invars[0]
+    variables = dict(zip(flat.inputs, closed.jaxpr.invars, strict=True))
+    for step in flat.steps:
+        variables |= zip(step.outputs, step.eqn.outvars, strict=True)
+    variable = variables.get(softmax.logits)
+    return None if variable is None else _Logits(variable, softmax.scale)
+
+
+def _in_order(layout: Sequence[int]) -> bool:
+    """Return whether the logits have the elements of the output in the same order."""
+    axes = [axis for axis in layout if axis >= 0]
+    return axes == sorted(axes)

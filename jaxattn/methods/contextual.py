@@ -62,8 +62,8 @@ def contextual_decomposition(
     Raises:
         TypeError: if no leaf of `x` is floating, or `phrase` is not an array of numbers.
         ValueError: if the target does not fit the output; if `x` is not one array with a time axis;
-            if the phrase is empty or lies outside `x`; if `fn` has side effects, or a branch whose
-            choice or a loop whose length depends on the data.
+            if the phrase is empty or lies outside `x`; if `fn` has side effects, or a loop whose
+            length depends on the data.
 
     Reference:
         Murdoch et al. 2018, Beyond word importance: contextual decomposition to extract

@@ -94,10 +94,11 @@ def lrp(
     many equations it was written. Activations pass relevance on, also those that are products, such
     as SiLU. In a product of a gate and a signal the signal receives it; a gate is a factor that is
     bounded between 0 and 1 by the operation that computes it. Mean and variance of a normalisation
-    are treated as constants; sums and average pools use the epsilon rule. A complex value is a pair
-    of two real signals, and a Fourier transform is a dense layer. Logarithms that are added and
-    exponentiated (`logaddexp`, `cumlogsumexp`) receive the relevance of their exponentials. Calls,
-    branches and loops of known length (`scan`, `fori_loop` with constant bounds) are supported.
+    are treated as constants, and so are indices, masks and choices (`top_k`, `sort`, `argmax`);
+    sums and average pools use the epsilon rule. A complex value is a pair of two real signals, and
+    a Fourier transform is a dense layer. Logarithms that are added and exponentiated (`logaddexp`,
+    `cumlogsumexp`) receive the relevance of their exponentials. Calls, branches and loops of known
+    length (`scan`, `fori_loop` with constant bounds) are supported.
 
     Cost: one evaluation of `fn` and one backward pass per example; rules other than epsilon apply
     each layer up to four times. Deterministic.

@@ -48,7 +48,7 @@ def decompose(score: Callable[..., Any], x: Array, mask: Array) -> Split:
         mask: which features of the input are in the phrase.
 
     Raises:
-        ValueError: for side effects, or a branch or a `while` loop that depends on the input.
+        ValueError: for side effects, or a `while` loop that depends on the input.
     """
     closed = with_real_pairs(jax.make_jaxpr(lambda x: score(x))(x))
     if closed.effects:
@@ -157,10 +157,12 @@ class _Decomposer:
         """Compute the outputs of a step."""
         if step.name == "scan" and any(isinstance(value, Parts) for value in values):
             return self._scan(step, values)
+        if step.name == "cond" and any(map(self.structure.is_active, step.outputs)):
+            return self._cond(step, values)
         totals = [self._total(atom) for atom in step.inputs]
         if not any(map(self.structure.is_active, step.outputs)):
             return bind(step.eqn, totals)
-        if step.name in ("while", "cond"):
+        if step.name == "while":
             raise ValueError(unsupported(step, "contextual decomposition"))
         operands = _Operands(step, values, totals, self._in_phrase(step, values))
         splits = self._split(operands)
@@ -310,7 +312,35 @@ class _Decomposer:
         anywhere = _largest([jnp.max(mask) for mask in masks]) > 0
         return jnp.broadcast_to(anywhere, out.shape).astype(out.aval.dtype)
 
-    # Loops.
+    # Branches and loops.
+
+    def _cond(self, step: Step, values: list[Value]) -> list[Value]:
+        """Decompose the branch that is taken; what is constant there is a bias."""
+        in_phrase = self._in_phrase(step, values)
+
+        def branch(body: Structure) -> Callable[[list[Value]], list[Value]]:
+            def run(operands: list[Value]) -> list[Value]:
+                outputs = _Decomposer(body, self.step_in_phrase).run(operands)
+                return [
+                    self._as_output(value, var, in_phrase)
+                    for value, var in zip(outputs, step.outputs, strict=True)
+                ]
+
+            return run
+
+        branches = [branch(body) for body in self.structure.inner[step]]
+        taken: list[Value] = jax.lax.switch(self._total(step.inputs[0]), branches, values[1:])
+        return taken
+
+    def _as_output(self, value: Value, var: Var, in_phrase: Array | None) -> Value:
+        """Return a value in parts if the output of some branch is."""
+        if not self.structure.is_active(var):
+            return jnp.asarray(value.total if isinstance(value, Parts) else value)
+        mask = None if in_phrase is None else jnp.broadcast_to(jnp.max(in_phrase), var.shape)
+        if isinstance(value, Parts):
+            return value if value.in_phrase is not None else value._replace(in_phrase=mask)
+        zero = jnp.zeros(var.shape, var.aval.dtype)
+        return Parts(zero, zero, zero + value, None if mask is None else zero)
 
     def _scan(self, step: Step, values: list[Value]) -> list[Value]:
         """Run a loop whose operands are in parts."""

@@ -32,7 +32,7 @@ from jaxattn.jaxpr.structure.affine import Affine, affine_map
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.logarithms import adds_exponentials, multiplies_exponentials
 from jaxattn.jaxpr.structure.normalisations import is_mean, normalised_signal
-from jaxattn.jaxpr.structure.primitive_classes import SELECTING
+from jaxattn.jaxpr.structure.primitive_classes import INDEXING, SELECTING
 
 
 class Options(NamedTuple):
@@ -159,7 +159,8 @@ class Relevance(ScoreRules):
         return None if signal is None else [Cotangent(signal, visit.cotangent)]
 
     def _layout(self, visit: Visit) -> list[Cotangent] | None:
-        routes = visit.structure.lays_out(visit.step) or visit.step.name in SELECTING
+        """Pass relevance on to the elements that were moved; their indices receive none."""
+        routes = visit.structure.lays_out(visit.step) or visit.step.name in SELECTING | INDEXING
         return self._route(visit) if routes else None
 
     # Steps with one output.
@@ -238,7 +239,8 @@ class Relevance(ScoreRules):
         return [Cotangent(source, visit.cotangent)]
 
     def _maximum(self, visit: Visit) -> list[Cotangent] | None:
-        return self._route(visit) if visit.step.name in ("max", "min", "select_n") else None
+        chooses = visit.step.name in ("clamp", "max", "min", "select_n")
+        return self._route(visit) if chooses else None
 
     # What these have in common.
 

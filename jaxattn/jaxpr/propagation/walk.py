@@ -322,7 +322,11 @@ def unsupported(step: Step, method: str) -> str:
             "propagated back through it: use a fixed number (jax.lax.scan, or jax.lax.fori_loop "
             "with static bounds), or a method that only evaluates fn, such as occlusion"
         )
-    return f"{method} has no rule for {step}"
+    return (
+        f"{method} has no rule for {step}: make the value a constant for relevance "
+        "(jax.lax.stop_gradient), or use a method that only evaluates or differentiates fn, such "
+        "as occlusion or integrated_gradients"
+    )
 
 
 def _summed_to(value: Array, shape: tuple[int, ...]) -> Array:

@@ -10,6 +10,7 @@ from jaxattn.jaxpr.structure.bounds import Bounds
 from jaxattn.jaxpr.structure.facts import Fact, join, transfer, widen_bounds
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.logarithms import adds_exponentials
+from jaxattn.jaxpr.structure.normalisations import is_normalised_by
 from jaxattn.jaxpr.structure.primitive_classes import CHOOSING, COUNTING, LAYOUT
 from jaxattn.jaxpr.structure.softmaxes import find_softmaxes, is_maximum
 
@@ -66,6 +67,8 @@ def _evaluate_step(structure: Structure, step: Step, operands: Sequence[Fact]) -
     if differs and is_maximum(step.inputs[0], structure.producers):
         return list(operands)
     fact = transfer(step, _without_indices(step, operands))
+    if step.name == "div" and operands[0].is_gate and _is_normalised(structure, step):
+        fact = fact._replace(gate=True)
     if step.name == "reduce_sum" and structure.contracts(step):
         fact = fact._replace(depth=fact.depth + 1)
     return [fact] * len(step.outputs)
@@ -84,6 +87,13 @@ def _without_indices(step: Step, operands: Sequence[Fact]) -> list[Fact]:
         where = CHOOSING[step.name]
         operands[where] = [fact._replace(active=False) for fact in operands[where]]
     return operands
+
+
+def _is_normalised(structure: Structure, step: Step) -> bool:
+    """Return whether a quotient is that of gates and a statistic of them, such as their sum."""
+    gates, scale = step.inputs
+    both = structure.is_active(gates) and structure.is_active(scale)
+    return both and is_normalised_by(structure, gates, scale)  # type: ignore[arg-type]
 
 
 def _evaluate_scan(structure: Structure, step: Step, operands: Sequence[Fact]) -> list[Fact]:

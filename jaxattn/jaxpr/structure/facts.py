@@ -27,6 +27,9 @@ from jaxattn.jaxpr.structure.primitive_classes import (
     SUMMING,
 )
 
+#: Primitives that return the same elements in another order, or some of them.
+_ORDERING = frozenset("sort top_k".split())
+
 
 class Fact(NamedTuple):
     """Properties of a value that hold for every input.
@@ -152,7 +155,7 @@ class _Flow:
         """Return whether the step lays out its operands, or scales the one active operand."""
         name = self.step.name
         scales = name in ("mul", "neg") or (name == "div" and self.operands[0].active)
-        return name in LAYOUT or (scales and len(self.active) == 1)
+        return name in LAYOUT or name in _ORDERING or (scales and len(self.active) == 1)
 
     def shifts(self) -> bool:
         """Return whether the step adds a constant to the active operand or bounds it below."""

@@ -12,6 +12,8 @@ SELECTING = frozenset(
     "argsort cummax cummin reduce_max reduce_min reduce_window_max reduce_window_min sort "
     "top_k".split()
 )
+#: Layout primitives that read or write elements at indices, which may be computed.
+INDEXING = frozenset("dynamic_slice dynamic_update_slice gather scatter".split())
 #: Primitives that sum elements.
 SUMMING = frozenset("cumsum reduce_sum reduce_window_sum scatter-add scatter_add".split())
 #: Reductions whose result is a statistic of the operand's elements.

@@ -100,13 +100,17 @@ def returns_probabilities(jaxpr: jex.Jaxpr) -> bool:
     closed = jex.ClosedJaxpr(jaxpr, [None] * len(jaxpr.constvars))
     flat = flatten(closed)
     producers = {var: step for step in flat.steps for var in step.outputs}
-    search = _Search(producers)
     last = [producer_behind(atom, producers, LAYOUT) for atom in flat.outputs]
     return any(
-        step.name == "logistic" or (step.name in _LAST and search.ending_in(step) is not None)
+        step.name == "logistic" or softmax_ending_in(step, producers) is not None
         for step in last
         if step is not None
     )
+
+
+def softmax_ending_in(step: Step, producers: Mapping[Var, Step]) -> Softmax | None:
+    """Return the softmax that a step completes, if there is one; see `find_softmaxes`."""
+    return _Search(producers).ending_in(step) if step.name in _LAST else None
 
 
 def is_maximum(atom: Atom, producers: Mapping[Var, Step]) -> bool:
