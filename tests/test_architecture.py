@@ -18,11 +18,11 @@ jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.relu
 jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
-jaxpr.structure.producers jaxpr.structure.softmaxes jaxpr.structure.graph
+jaxpr.structure.producers jaxpr.structure.axes jaxpr.structure.softmaxes jaxpr.structure.graph
 jaxpr.structure.logarithms jaxpr.structure.normalisations jaxpr.structure.affine
 jaxpr.structure.analysis jaxpr.structure.hoisted jaxpr.structure.activations
 
-jaxpr.attention.sites jaxpr.attention.axes jaxpr.attention.origins jaxpr.attention.readings
+jaxpr.attention.sites jaxpr.attention.axis_sources jaxpr.attention.origins jaxpr.attention.readings
 jaxpr.attention.discovery jaxpr.attention.exposed
 
 jaxpr.capture jaxpr.attention.weights_by_name

@@ -2,7 +2,7 @@
 
 import enum
 
-from jaxattn.jaxpr.attention.axes import source_axes
+from jaxattn.jaxpr.attention.axis_sources import source_axes
 from jaxattn.jaxpr.attention.sites import AxisOf, Site
 from jaxattn.jaxpr.flat import Step, Var, is_elementwise
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxattn.jaxpr.attention.axes import source_axes, target_axis
+from jaxattn.jaxpr.attention.axis_sources import source_axes, target_axis
 from jaxattn.jaxpr.attention.origins import free_axes
 from jaxattn.jaxpr.attention.sites import ABSENT, Site
 from jaxattn.jaxpr.flat import Atom, Step, Var, is_elementwise

@@ -5,15 +5,15 @@ factors. The factors are collected from the steps, through logarithms and recipr
 axes of the softmax that its own axes correspond to. Then the two lists are compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax.extend.core as jex
-import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
+from jaxattn.jaxpr.structure.axes import KEEPING, Axes, axes_before, axes_of_operand
 from jaxattn.jaxpr.structure.primitive_classes import LAYOUT
 from jaxattn.jaxpr.structure.producers import literal_scalar, producer_behind
 
@@ -23,16 +23,8 @@ _TO_MAXIMUM = LAYOUT | {"clamp", "max", "min", "neg", "stop_gradient"}
 _LAST = frozenset("div exp mul select_n".split())
 #: Primitives between the sum of exponentials and the denominator: what keeps it from being zero.
 _STABILISING = frozenset("abs add clamp max min select_n".split())
-#: Primitives that return the elements of their one operand, perhaps in more axes.
-_KEEPING = frozenset(
-    "broadcast_in_dim convert_element_type copy copy_p expand_dims name optimization_barrier "
-    "reduce_precision reshape sharding_constraint squeeze transpose".split()
-)
 #: Products of more factors, and longer chains of steps, are no softmaxes.
 _MOST_TERMS, _MOST_STEPS = 16, 64
-
-#: For each axis of a value, the axis of a softmax's output; -1 for an axis that the output lacks.
-_Axes: TypeAlias = tuple[int, ...]
 
 _Kind: TypeAlias = Literal["factor", "addend", "mask"]
 
@@ -132,7 +124,7 @@ class _Term(NamedTuple):
     kind: _Kind
     sign: int
     atom: Atom
-    axes: _Axes
+    axes: Axes
 
     @property
     def wide_axes(self) -> list[int]:
@@ -149,14 +141,14 @@ class _Place(NamedTuple):
     """A value, and what its axes correspond to."""
 
     atom: Atom
-    axes: _Axes
+    axes: Axes
 
 
 class _Sum(NamedTuple):
     """A sum over elements, what its axes correspond to, and what keeps it from being zero."""
 
     step: Step
-    axes: _Axes
+    axes: Axes
     stabilisers: tuple[Atom, ...]
 
 
@@ -238,7 +230,7 @@ class _Search:
 
     # The terms of a product.
 
-    def _product(self, atom: Atom, axes: _Axes) -> _Product:
+    def _product(self, atom: Atom, axes: Axes) -> _Product:
         product = _Product()
         self._collect(product, _Term("factor", 1, atom, axes), 0)
         return product
@@ -269,7 +261,7 @@ class _Search:
 
         def part(position: int, sign: int = 1, kind: _Kind = term.kind) -> _Term:
             operand = step.inputs[position]
-            return _Term(kind, sign * term.sign, operand, _of_operand(operand, term.axes))
+            return _Term(kind, sign * term.sign, operand, axes_of_operand(operand, term.axes))
 
         in_exponent = term.kind == "addend"
         if step.name == ("log" if in_exponent else "exp"):
@@ -289,13 +281,13 @@ class _Search:
                     return [part(case), _Term("mask", case, *predicate)]
         return None
 
-    def _before_layout(self, atom: Atom, axes: _Axes) -> _Place:
+    def _before_layout(self, atom: Atom, axes: Axes) -> _Place:
         """Return the value of which another has the elements, in other axes or another dtype."""
         while isinstance(atom, Var):
             step = self.producers.get(atom)
-            if step is None or step.name not in _KEEPING or len(step.outputs) != 1:
+            if step is None or step.name not in KEEPING or len(step.outputs) != 1:
                 break
-            before = _before(step, axes)
+            before = axes_before(step, axes)
             if before is None:
                 break
             atom, axes = step.inputs[0], before
@@ -303,7 +295,7 @@ class _Search:
 
     # The sum of the exponentials.
 
-    def _sum_behind(self, atom: Atom, axes: _Axes) -> _Sum | None:
+    def _sum_behind(self, atom: Atom, axes: Axes) -> _Sum | None:
         """Return the sum that a denominator is, once it is kept from being zero."""
         place = self._before_layout(atom, axes)
         step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
@@ -315,7 +307,7 @@ class _Search:
             return None
         operands = step.inputs[1:] if step.name == "select_n" else step.inputs
         for i, operand in enumerate(operands):
-            total = self._sum_behind(operand, _of_operand(operand, place.axes))
+            total = self._sum_behind(operand, axes_of_operand(operand, place.axes))
             if total is not None:
                 others = tuple(operands[:i]) + tuple(operands[i + 1 :])
                 return total._replace(stabilisers=total.stabilisers + others)
@@ -336,7 +328,7 @@ class _Search:
             rest = step.inputs[0]
             if step.name == "mul" and number is None:
                 number, rest = literal_scalar(rest, self.producers), step.inputs[1]
-            axes = _of_operand(rest, place.axes)
+            axes = axes_of_operand(rest, place.axes)
             if step.name == "sub":
                 is_shift = self._is_shift(step.inputs[1], place.axes, summed)
                 if not is_shift and (number is None or logits is not exponent):
@@ -348,9 +340,9 @@ class _Search:
                 factor *= float(number) if step.name == "mul" else 1 / float(number)
             place = _Place(rest, axes)
 
-    def _is_shift(self, atom: Atom, axes: _Axes, summed: set[int]) -> bool:
+    def _is_shift(self, atom: Atom, axes: Axes, summed: set[int]) -> bool:
         """Return whether a value is subtracted from logits for numerical reasons only."""
-        axes = _of_operand(atom, axes)
+        axes = axes_of_operand(atom, axes)
         return self._is_numerical(atom) and not self._varies(atom, axes, summed)
 
     def _is_numerical(self, atom: Atom) -> bool:
@@ -363,7 +355,7 @@ class _Search:
         sums = step.name == "add" and all(map(self._is_numerical, step.inputs))
         return sums or step.name in ("log", "stop_gradient")
 
-    def _varies(self, atom: Atom, axes: _Axes, along: set[int]) -> bool:
+    def _varies(self, atom: Atom, axes: Axes, along: set[int]) -> bool:
         """Return whether a value varies along axes that are summed over."""
         place = self._before_layout(atom, axes)
         if not along.intersection(_Term("factor", 1, *place).wide_axes):
@@ -371,7 +363,7 @@ class _Search:
         step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
         if step is None or step.name not in _TO_MAXIMUM | {"add"} or step.name in _MOVING:
             return True
-        return any(self._varies(a, _of_operand(a, place.axes), along) for a in step.inputs)
+        return any(self._varies(a, axes_of_operand(a, place.axes), along) for a in step.inputs)
 
     # Equality of values that are computed twice.
 
@@ -417,42 +409,12 @@ class _Search:
 
 
 #: Primitives whose elements are in other places than those of their operand.
-_MOVING = LAYOUT - _KEEPING - {"select_n"}
+_MOVING = LAYOUT - KEEPING - {"select_n"}
 
 
 def _parameters(step: Step) -> str:
     # The functions that derive a custom rule differ between two calls of one function.
     return str(step.eqn.params.get("call_jaxpr", step.eqn.params))
-
-
-def _of_operand(operand: Atom, axes: _Axes) -> _Axes:
-    """Return the axes of an operand of an elementwise step; a scalar has none."""
-    return axes if operand.aval.shape else ()
-
-
-def _before(step: Step, axes: _Axes) -> _Axes | None:
-    """Return what the axes of a step's operand correspond to, given those of its output.
-
-    `None` is returned if the step changes elements, or divides or joins axes.
-    """
-    operand, output = step.inputs[0].aval, step.outputs[0].aval
-    if step.name == "broadcast_in_dim":
-        return tuple(axes[axis] for axis in step.eqn.params["broadcast_dimensions"])
-    if step.name == "transpose":
-        order = step.eqn.params["permutation"]
-        return tuple(axes[order.index(axis)] for axis in range(len(order)))
-    if step.name == "convert_element_type":
-        rounds = jnp.issubdtype(operand.dtype, jnp.floating) and not jnp.issubdtype(
-            output.dtype, jnp.floating
-        )
-        return None if rounds else axes
-    if operand.shape == output.shape:
-        return axes
-    wide = [axis for axis, size in zip(axes, output.shape, strict=True) if size > 1]
-    if [n for n in operand.shape if n > 1] != [n for n in output.shape if n > 1]:
-        return None
-    remaining: Iterator[int] = iter(wide)
-    return tuple(next(remaining) if size > 1 else -1 for size in operand.shape)
 
 
 def _summed_axes(total: _Sum, shape: tuple[int, ...]) -> dict[int, int] | None:
