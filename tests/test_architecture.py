@@ -45,8 +45,7 @@ engine.equinox_modules engine.closures engine.callable engine.target engine.opti
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory
 engine.examples engine.window_groups engine.checks engine.diagnosis engine.lengths engine.memo
 engine.binding engine.launch engine.plan engine.convergence engine.result_checks engine.parts
-engine.call engine.method engine.explain
-engine.benchmark
+engine.call engine.method engine.explain engine.benchmark
 
 methods metrics nn models introspect plot
 """.split()

@@ -342,8 +342,7 @@ def integrated_gradients(
 
     def converged(means: list[Array]) -> dict[str, Array]:
         parts = [(d.astype(g.dtype) * g) for d, g in zip(line.along, means, strict=True)]
-        zero = jnp.zeros((), score.dtype)
-        total = sum((part.sum().astype(score.dtype) for part in parts), start=zero)
+        total = jnp.stack([part.sum().astype(score.dtype) for part in parts]).sum()
         return convergence(total, score, score_start)
 
     def integrate(nodes: Quadrature) -> list[Array]:
