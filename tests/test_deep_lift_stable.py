@@ -263,6 +263,6 @@ def test_keras(layer):
         model = keras_model(keras, layer)
     baseline = 0.0 if layer in ("attention", "norms") else padded(5, 2)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        # A constant row has no direction, so that a unit norm behind a layer norm is not continuous.
+        # At a constant row, a unit norm behind a layer norm is not continuous.
         x = draw(4, 3) if layer == "norms" else padded(4, 2)
         check_sum(lambda x: model(x[None])[0, 0], x, baseline)
