@@ -226,3 +226,47 @@ def test_norms_propagate_nan(x):
 def test_norms_of_zero_steps():
     none = jnp.zeros((0, D))
     assert ja.jacobian(lambda x: x, none, reduction="norm").values.shape == (0, 0)
+
+
+def _until_small(x):
+    """More features than outputs, where rows would be fewer."""
+    h = jax.lax.while_loop(lambda h: jnp.abs(h).max() > 0.3, lambda h: jnp.tanh(0.9 * h), x)
+    return h.sum(1)[:2]
+
+
+def _as_often_as_given(x):
+    times = jnp.where(x[0, 0] > 9, 4, 3)
+    return jax.lax.fori_loop(0, times, lambda _, h: jnp.sin(h) + 0.1 * h.sum(), x).sum(0)
+
+
+def _inside_of_a_scan(x):
+    def step(h, row):
+        times = jnp.where(row[0] > 0, 2, 1)
+        return jax.lax.fori_loop(0, times, lambda _, h: jnp.tanh(h + row.sum()), h), h
+
+    return jax.lax.scan(step, jnp.zeros(()), x)[0]
+
+
+@pytest.mark.parametrize("fn", [_until_small, _as_often_as_given, _inside_of_a_scan])
+def test_auto_chooses_forward_mode_where_there_is_no_other(fn, x):
+    got = ja.jacobian(fn, x)
+    close(got.values, jax.jacfwd(fn)(x))
+    close(got.output, fn(x))
+    with pytest.raises(ValueError, match=r'`mode` must be "forward" or "auto" .* `while` loop'):
+        ja.jacobian(fn, x, mode="reverse")
+
+
+def test_norms_of_steps_through_a_while_loop(x):
+    whole = jax.jacfwd(_until_small)(x)
+    got = ja.jacobian(_until_small, x, reduction="norm").values
+    close(got, np.linalg.norm(whole, axis=-1))
+
+
+def test_while_loop_that_no_derivative_enters_keeps_reverse_mode(x):
+    def fn(x):
+        number = jax.lax.while_loop(lambda n: n < x[0, 0], lambda n: n + 1, 0.0)
+        return jnp.sin(x.sum(1)) * jax.lax.stop_gradient(number + 1)
+
+    want = jax.jacrev(fn)(x)
+    for mode in MODES:
+        close(ja.jacobian(fn, x, mode=mode).values, want)

@@ -66,7 +66,8 @@ def jacobian(
     Args:
         mode: `"reverse"` computes rows, one per entry of the output; `"forward"` computes columns,
             one per feature. `"auto"` chooses whichever are fewer or, where zeros can be left out,
-            whichever cost fewer operations.
+            whichever cost fewer operations. Through a `while` loop, which has no reverse mode, it
+            chooses `"forward"`.
         reduction: `None` for the whole Jacobian. `"norm"` for its Frobenius norm over all axes but
             the first of the output and the first of the input: one number for each pair of time
             steps, of which the unreduced entries are held only for a chunk.
@@ -81,7 +82,8 @@ def jacobian(
     Raises:
         TypeError: if no leaf of `x` is floating, or a part of the output is not.
         ValueError: if the target does not fit the output; for an unknown mode or reduction; or for
-            a reduction where the output or `x` is not one array with an axis of time steps.
+            a reduction where the output or `x` is not one array with an axis of time steps; or if
+            `mode` is `"reverse"` and a `while` loop depends on `x`.
 
     Reference:
         Griewank and Walther 2008, Evaluating derivatives.
@@ -109,6 +111,9 @@ def jacobian(
     check_bool("reuse", reuse)
     if reduction not in (None, "norm"):
         raise ValueError(f'`reduction` must be "norm" or None, got {reduction!r}.')
+    by_columns = _is_forward(mode, x, explained)
+    if not _has_reverse_mode(function, inputs, mode):
+        mode, by_columns = "forward", True
     has_steps = _has_steps(x) and _has_steps(explained)
     if reduction is not None:
         if not has_steps:
@@ -123,9 +128,31 @@ def jacobian(
         if causal is not None:
             values = jax.tree.unflatten(jax.tree.structure(explained), [merge([causal.entries])])
             return Attribution(values, causal.output)
-    by_columns = _is_forward(mode, x, explained)
     rows, output = _whole(function, inputs, by_columns, batch_size)
     return Attribution(_blocks(rows, explained, merge), output)
+
+
+def _has_reverse_mode(function: Function, inputs: list[Array], mode: Mode) -> bool:
+    """Return whether a function can be differentiated in reverse mode.
+
+    Raises:
+        ValueError: if it cannot although the mode is `"reverse"`.
+    """
+
+    def explained(leaves: list[Array]) -> PyTree:
+        return function(leaves)[0]
+
+    if mode == "forward" or "while" not in primitives(Traced.of(explained, inputs).flat):
+        return True
+    _, pushforward = jax.linearize(explained, inputs)  # without the loops that no derivative enters
+    if "while" not in primitives(Traced.of(pushforward, inputs).flat):
+        return True
+    if mode == "reverse":
+        raise ValueError(
+            '`mode` must be "forward" or "auto" for an fn with a `while` loop or a `fori_loop` of '
+            'unknown length that depends on x: these have no reverse mode, got "reverse".'
+        )
+    return False
 
 
 def _checked(explained: PyTree) -> PyTree:
@@ -176,16 +203,11 @@ def _linear_maps(
     if mode == "forward" or (mode == "auto" and leaf.size < size):
         _, pushforward, output = jax.linearize(series, leaf, has_aux=True)
         maps["forward"] = _LinearMap("forward", pushforward, leaf)
-    if mode == "reverse" or (mode == "auto" and not (maps and _has_while(maps["forward"]))):
+    if mode != "forward":
         value, pullback, output = jax.vjp(series, leaf, has_aux=True)
         reverse = _LinearMap("reverse", lambda cotangent: pullback(cotangent)[0], value)
         maps = {"reverse": reverse, **maps}
     return maps, output
-
-
-def _has_while(linear: _LinearMap) -> bool:
-    """Return whether a linear map contains a `while` loop, which has no transpose."""
-    return "while" in primitives(Traced.of(linear.apply, linear.operand).flat)
 
 
 def _cheapest(
