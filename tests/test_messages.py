@@ -56,7 +56,8 @@ def test_missing_batch_axis():
     found = message(ValueError, lambda: ja.explain(ja.saliency, fn, X[0], 2))
     assert found == (
         "`xs` of shape (6, 6) was read as 6 examples of shape (6,), which fn does not accept; "
-        "for one example pass xs[None] or call the method itself." + located(fn)
+        "for one example pass xs[None], that is X[:1] instead of X[0], or call the method itself."
+        + located(fn)
     )
 
 
@@ -64,7 +65,37 @@ def test_missing_batch_axis_of_a_keras_model(model):
     found = message(ValueError, lambda: ja.explain(ja.saliency, model, X[0], 2))
     assert found == (
         "`xs` of shape (6, 6) was read as 6 examples of shape (6,), which fn does not accept; "
-        "for one example pass xs[None] or call the method itself."
+        "for one example pass xs[None], that is X[:1] instead of X[0], or call the method itself."
+    )
+
+
+def test_missing_batch_axis_of_a_recurrent_keras_model():
+    with jax.numpy_rank_promotion("allow"):
+        recurrent = keras.Sequential([keras.Input((H, W)), keras.layers.SimpleRNN(K)])
+        found = message(ValueError, lambda: ja.explain(ja.saliency, recurrent, X[0], 2))
+    assert "unbatched" not in found and "X[:1]" in found
+
+
+def test_missing_batch_axis_of_a_function_that_accepts_rows():
+    found = message(ValueError, lambda: ja.explain(ja.saliency, lambda x: x.sum(0), X[0], 2))
+    assert found == (
+        "`targets` must be None or () if the output of fn is a single number for one example, "
+        "got 2; if xs is one example, pass xs[None], that is X[:1] instead of X[0]."
+    )
+
+
+def test_examples_and_targets_swapped():
+    found = message(TypeError, lambda: ja.explain(ja.saliency, fn, np.array([0, 1, 2, 0]), X))
+    assert "the order is explain(method, fn, xs, targets)" in found
+    found = message(TypeError, lambda: ja.saliency(fn, np.int64(2), X[0]))
+    assert "the order is method(fn, x, target)" in found
+
+
+def test_class_labels_as_floats():
+    labels = np.array([0.0, 1.0, 2.0, 0.0], np.float32)
+    assert message(TypeError, lambda: ja.explain(ja.saliency, fn, X, labels)) == (
+        "`target` must hold integers, got float32 of shape (4,); convert class labels with "
+        "target.astype(int)."
     )
 
 
@@ -75,8 +106,8 @@ def test_function_of_batches():
     found = message(ValueError, lambda: ja.explain(ja.saliency, batched, X, 2))
     assert found.startswith(
         "`xs` of shape (4, 6, 6) was read as 4 examples of shape (6, 6), which fn does not accept; "
-        "for one example pass xs[None] or call the method itself. If fn takes only batches, wrap "
-        "it in jaxattn.unbatched."
+        "for one example pass xs[None], that is X[:1] instead of X[0], or call the method itself. "
+        "If fn takes only batches, wrap it in jaxattn.unbatched."
     )
     found = message(ValueError, lambda: ja.saliency(batched, X[0], 2))
     assert found == (

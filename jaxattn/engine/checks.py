@@ -5,9 +5,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from jaxattn._static import is_array
 from jaxattn._types import Method, RandomKey, Target, check_bool
 from jaxattn.engine.compiled import in_engine
 from jaxattn.engine.examples import check_sharding
@@ -89,11 +92,10 @@ def check_request(request: Request) -> Request:
 def _check_order(request: Request) -> None:
     """Raise an error for `fn`, `x`, the target and the method in another order than documented."""
     order = "explain(method, fn, xs, targets)" if request.batched else "method(fn, x, target)"
-    dtype = getattr(request.target, "dtype", None)
-    if isinstance(request.x, int) and dtype is not None and dtype.kind == "f":
+    if _is_index(request.x, request.target):
         raise TypeError(
-            f"`{request.name}` must hold arrays, got {request.x!r}, and `target` must be an index, "
-            f"got an array of {dtype}: the order is {order}."
+            f"`{request.name}` must hold arrays, got {request.x!r}, and `target` must be an "
+            f"index, got an array of {request.target.dtype}: the order is {order}."
         )
     if callable(request.x) and not callable(request.fn):
         raise TypeError(
@@ -107,6 +109,18 @@ def _check_order(request: Request) -> None:
             f"`fn` must be the function that is explained, got the method {request.fn.__name__}: "
             "the order is explain(method, fn, xs, targets)."
         )
+
+
+def _is_index(x: Any, target: Any) -> bool:
+    """Return whether an input can only be a target: integers, with floats of more axes as target.
+
+    Token ids with one-hot targets have as many axes as these.
+    """
+    if not is_array(target) or not jnp.issubdtype(target.dtype, jnp.floating):
+        return False
+    if isinstance(x, int | np.integer):
+        return True
+    return is_array(x) and bool(jnp.issubdtype(x.dtype, jnp.integer)) and x.ndim < target.ndim
 
 
 def _checked_mesh(mesh: object) -> Mesh | None:

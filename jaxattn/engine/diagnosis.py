@@ -75,10 +75,12 @@ def _several_examples(request: Request, structs: PyTree) -> str | None:
     unbatched = _accepts(request, *_leading_one(structs))
     if _accepts(request, xs, *args):
         count = jnp.shape(jax.tree.leaves(xs)[0])[0]
-        hint = " If fn takes only batches, wrap it in jaxattn.unbatched." if unbatched else ""
+        takes_batches = unbatched and not is_keras(request.fn)  # whose batch axis is added
+        hint = " If fn takes only batches, wrap it in jaxattn.unbatched." if takes_batches else ""
         return (
             f"`xs` of shape {shape} was read as {count} examples of shape {one}, which fn does not "
-            f"accept; for one example pass xs[None] or call the method itself.{hint}"
+            "accept; for one example pass xs[None], that is X[:1] instead of X[0], or call the "
+            f"method itself.{hint}"
         )
     return _batches_only("xs", one) if unbatched else None
 

@@ -168,6 +168,7 @@ def batch_indices(
     if target.size == 0:  # numpy makes floats of ()
         target = target.astype(np.int32)
     if not jnp.issubdtype(target.dtype, jnp.integer):
+        hint = hint or "; convert class labels with target.astype(int)"
         raise TypeError(
             f"`target` must hold integers, got {target.dtype} of shape {target.shape}{hint}."
         )
@@ -228,6 +229,11 @@ def target_indices(target: Target, output: PyTree, batch: int | None) -> Array |
         ) from error
     if batch is None:
         return batch_indices(indices, shape, None)
+    if shape == () and indices.size:
+        raise ValueError(
+            "`targets` must be None or () if the output of fn is a single number for one example, "
+            f"got {indices}; if xs is one example, pass xs[None], that is X[:1] instead of X[0]."
+        )
     if indices.ndim and not isinstance(target, tuple):
         return batch_indices(indices, shape, batch)
     return batch_indices(indices, shape, None)[None].repeat(batch, 0)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core as jex
@@ -29,7 +29,7 @@ from jaxattn.jaxpr.reuse.step_values import AnyArray
 
 @dataclass(frozen=True)
 class Traced:
-    """A function of one array as the program to which it traces.
+    """A function of one array, or a pytree of arrays, as the program to which it traces.
 
     Attributes:
         flat: the program as a list of steps.
@@ -42,8 +42,8 @@ class Traced:
     treedef: jax.tree_util.PyTreeDef
 
     @classmethod
-    def of(cls, fn: Callable[[jax.Array], PyTree], x: AnyArray | jax.ShapeDtypeStruct) -> "Traced":
-        """Trace `fn` at an array, abstract or not."""
+    def of(cls, fn: Callable[[Any], PyTree], x: PyTree) -> "Traced":
+        """Trace `fn` at arrays, abstract or not."""
         # JAX caches the trace of a function by its identity; this one may have changed since.
         fresh = jax.make_jaxpr(lambda x: fn(x), return_shape=True)
         closed, output = fresh(x)
