@@ -60,11 +60,12 @@ captions: $(VENV)/.demo
 glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
 
-test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series
+# Slow tests also need pretrained networks.
+test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series $(if $(filter not,$(TIER)),,$(VENV)/.pretrained)
 	@CHECK_TYPES=$(CHECK_TYPES) $(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
 
 test-all: TIER :=
-test-all: test
+test-all: $(VENV)/.pretrained test
 
 lint: $(VENV)/.lint
 	@$(python) -m ruff check
@@ -105,4 +106,10 @@ $(VENV)/.beats: $(VENV)/pyvenv.cfg
 $(VENV)/.series: $(VENV)/pyvenv.cfg
 	@echo "fetching the multivariate series (10 MB)"
 	@$(pip) --no-deps aeon  # only its data is used, so its dependencies are not needed
+	@touch $@
+
+$(VENV)/.pretrained: $(VENV)/.test
+	@echo "fetching pretrained networks (13 MB)"
+	@$(pip) sleepecg
+	@$(pip) --no-deps silero-vad  # only its weights are used, so torch is not needed
 	@touch $@
