@@ -83,11 +83,6 @@ def check_convergence(method: str, result: Attribution) -> None:
         _pending.append(check)
 
 
-def _is_ready(array: Any) -> bool:
-    ready: bool = array.is_ready()
-    return ready
-
-
 @atexit.register
 def _finish() -> None:
     while _pending:
