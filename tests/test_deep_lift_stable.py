@@ -234,6 +234,23 @@ def test_choice_among_equal_elements_of_the_baseline(choice):
     check_sum(CHOICES[choice], np.array([0.3, -2.0, 1.5], np.float32))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("penalty", [1e4, 1e9])
+def test_mask_that_covers_all_keys_of_the_baseline(penalty, rows):
+    """A large number is subtracted from all logits of the baseline, in float32."""
+    x = draw(5, 3).astype(np.float32)
+    x[rows:] = 0
+    head = draw(15).astype(np.float32)
+
+    def attend(x):
+        shown = jnp.any(x != 0, -1)
+        logits = x @ x.T - penalty * (1 - shown.astype(x.dtype))
+        return (jax.nn.softmax(logits) @ x).ravel() @ head
+
+    found = ja.deep_lift(attend, x)
+    np.testing.assert_allclose(found.values.sum(), attend(x) - attend(0 * x), rtol=1e-4)
+
+
 def test_logaddexp():
     check_sum(lambda x: jax.nn.softplus(jnp.logaddexp(x[0], x[1])), [1.0, -2.0], [0.5, 3.0])
 
@@ -243,6 +260,9 @@ def keras_model(keras, layer):
     inputs, layers = keras.Input((4, 3)), keras.layers
     if layer == "attention":
         h = layers.Attention()([6.0 * inputs, 6.0 * inputs])
+    elif layer == "masked at the baseline":
+        h = layers.Masking(0.0)(inputs)
+        h = layers.Attention()([h, h])
     elif layer == "masked":
         shown = keras.ops.any(keras.ops.not_equal(inputs, -1.0), -1)
         h = layers.Attention()([3.0 * inputs, inputs], mask=[shown, shown])
@@ -255,14 +275,15 @@ def keras_model(keras, layer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["attention", "masked", "norms", "rnn"])
+@pytest.mark.parametrize("layer", ["attention", "masked", "masked at the baseline", "norms", "rnn"])
 def test_keras(layer):
     keras = pytest.importorskip("keras")
     keras.utils.set_random_seed(0)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         model = keras_model(keras, layer)
-    baseline = 0.0 if layer in ("attention", "norms") else padded(5, 2)
+    shared = layer in ("masked", "rnn")
+    baseline = padded(5, 2) if shared else 0.0
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         # At a constant row, a unit norm behind a layer norm is not continuous.
-        x = draw(4, 3) if layer == "norms" else padded(4, 2)
+        x = padded(4, 2) if shared else draw(4, 3)
         check_sum(lambda x: model(x[None])[0, 0], x, baseline)

@@ -313,7 +313,7 @@ def test_unknown_option_raises(name):
             ["quadrature", "simpson", "midpoint"],
         ),
         (ja.integrated_gradients, {"num_steps": None}, TypeError, ["`num_steps` must be", "None"]),
-        (ja.integrated_gradients, {"num_steps": "8"}, TypeError, ["`num_steps` must be", "'8'"]),
+        (ja.integrated_gradients, {"num_steps": "8"}, ValueError, ["`num_steps` must be", "'8'"]),
         (ja.smooth_grad, {"num_samples": None}, TypeError, ["`num_samples` must be", "None"]),
         (ja.learned_mask, {"num_steps": None}, TypeError, ["`num_steps` must be", "None"]),
         (ja.jacobian, {"mode": "both"}, ValueError, ["mode", "both", "reverse"]),

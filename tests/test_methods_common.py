@@ -133,7 +133,7 @@ def test_signature(name):
     parameters = inspect.signature(METHODS[name]).parameters
     assert list(parameters)[:3] == ["fn", "x", "target"]
     defaults = {"target": None, "args": (), "at": None, "key": None, "batch_size": None}
-    defaults |= {"check_finite": True} | ({"at": "attention"} if name in WEIGHT_METHODS else {})
+    defaults["check_finite"] = True
     assert {n: parameters[n].default for n in defaults} == defaults
     for parameter in list(parameters.values())[3:]:
         assert parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD)

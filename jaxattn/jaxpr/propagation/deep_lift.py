@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 
 from jaxattn.jaxpr.flat import Atom, Step, Var, is_elementwise
 from jaxattn.jaxpr.interpreter import bind
-from jaxattn.jaxpr.propagation.layer_rules import quotient
 from jaxattn.jaxpr.propagation.modified_layer import Layer, Signed, transposed
 from jaxattn.jaxpr.propagation.score import ScoreRules
 from jaxattn.jaxpr.propagation.secants import (
@@ -25,6 +24,7 @@ from jaxattn.jaxpr.propagation.secants import (
     mean_slopes,
     secant,
     slope_at,
+    softmax_multipliers,
 )
 from jaxattn.jaxpr.propagation.walk import (
     Cotangent,
@@ -190,11 +190,12 @@ class DeepLift(ScoreRules):
             return None
         s, s0 = visit.runs(visit.output)
         # A masked element has no weight, whatever its logit.
-        means = self._mean_weights(visit, found.logits, found.axes, (s > 0) | (s0 > 0))
-        total = jnp.sum(means, found.axes, keepdims=True)
+        shown = (s > 0) | (s0 > 0)
+        means = self._mean_weights(visit, found.logits, found.axes, shown)
+        z, z0 = map(bounded, self._wide_runs(visit, found.logits))
         multiplier = visit.cotangent.astype(means.dtype)
-        mean = quotient(jnp.sum(means * multiplier, found.axes, keepdims=True), total)
-        return [Cotangent(found.logits, means * (multiplier - mean))]
+        multipliers = softmax_multipliers(multiplier, means, z, z0, shown, found.axes)
+        return [Cotangent(found.logits, multipliers)]
 
     def _log_sum_exp(self, visit: Visit) -> list[Cotangent] | None:
         """Apply the derivative of a logarithm of summed exponentials; see `_softmax`."""

@@ -14,6 +14,8 @@ Elementwise: TypeAlias = Callable[[Array], Array]
 
 #: What stands for infinity where a difference is taken.
 INFINITE = 1e18
+#: Logits that change by more are masked in one of the runs.
+_MASKED = 1e4
 
 
 def mean_slopes(apply: Callable[..., Array], ends: list[list[Array]]) -> tuple[Array, Array]:
@@ -43,10 +45,52 @@ def logarithmic_mean(log: Array, log0: Array) -> Array:
     return jnp.exp(jnp.maximum(log, log0)) * jnp.where(distance == 0, 1, ratio)
 
 
+def softmax_multipliers(
+    multiplier: Array, means: Array, z: Array, z0: Array, shown: Array, axes: tuple[int, ...]
+) -> Array:
+    """Return the multipliers of logits: the derivative of a softmax at mean weights.
+
+    Where a mask moves all logits of one run by a large number, their differences have lost the
+    digits that count. There the multipliers of the moved logits are those of differences without
+    the common part, and they take the share of the logits that did not move.
+
+    Args:
+        multiplier: those of the outputs.
+        means: the logarithmic means of the weights of both runs, zero where nothing is shown.
+        z: the logits.
+        z0: the logits at the baseline.
+        shown: which logits have a weight in either run.
+        axes: the axes of the sum.
+    """
+
+    def total(x: Array) -> Array:
+        return jnp.sum(x, axes, keepdims=True)
+
+    def top(x: Array) -> Array:
+        least = jnp.finfo(x.dtype).min
+        return jnp.max(x, axes, keepdims=True, where=shown, initial=least)
+
+    # Relative to the element of the largest weight, which may have nearly all of it.
+    largest = means == jnp.max(means, axes, keepdims=True)
+    reference = quotient(total(jnp.where(largest, multiplier, 0)), total(largest.astype(z.dtype)))
+    relative = multiplier - reference
+    multipliers = means * (relative - quotient(total(means * relative), total(means)))
+    change, common = z - z0, top(z) - top(z0)
+    moved = shown & (jnp.abs(change) > _MASKED) & (jnp.abs(common) > _MASKED)
+    share = quotient(means, total(jnp.where(moved, means, 0)))
+    rest = -total(jnp.where(moved, 0, multipliers))
+    apart = (z - top(z)) - (z0 - top(z0))
+    of_moved = quotient(multipliers * apart + share * common * rest, change)
+    return jnp.where(moved, of_moved, multipliers)
+
+
 def bounded(x: Array) -> Array:
-    """Return a value with the infinities of masks as large numbers, which have differences."""
+    """Return a value with the infinities of masks as large numbers, which have differences.
+
+    So have the largest numbers of a dtype, which are used in masks like infinity.
+    """
     large = min(INFINITE, float(jnp.finfo(x.dtype).max) / 4)
-    return jnp.where(jnp.isinf(x), jnp.copysign(jnp.asarray(large, x.dtype), x), x)
+    return jnp.clip(x, -jnp.asarray(large, x.dtype), jnp.asarray(large, x.dtype))
 
 
 def slope_at(apply: Elementwise, x: Array) -> Array:

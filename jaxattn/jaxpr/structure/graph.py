@@ -94,9 +94,9 @@ class Structure:
         """Return whether the step lays out active operands, by constant indices and predicates."""
         if any(self.fact(atom).depends_on_input for atom in self.choices(step)):
             return False
-        return step.name in LAYOUT and not any(
-            v for v in step.variables if self.facts[v].depends_on_input and not v.is_floating
-        )
+        facts = [self.facts[v] for v in step.variables if not v.is_floating]
+        computed = any(fact.depends_on_input and not fact.active for fact in facts)
+        return step.name in LAYOUT and not computed
 
     def contracts(self, step: Step) -> bool:
         """Return whether the step multiplies one active operand by weights and sums."""
