@@ -122,6 +122,31 @@ WRITTEN = {
         lambda x: jax.lax.map(lambda row: jax.nn.softmax(x @ row), x) @ x,
         lambda x: jax.nn.softmax(x @ x.T),
     ),
+    "scores of relative positions": (
+        lambda x: jax.nn.softmax(scores(x) + jnp.einsum("qd,qkd->qk", x, draw(5, T, T, D))) @ x,
+        lambda x: jax.nn.softmax(scores(x) + jnp.einsum("qd,qkd->qk", x, draw(5, T, T, D))),
+    ),
+    "a cache of keys in a scan": (
+        lambda x: cached(x), lambda x: jax.nn.softmax(x @ x.T, where=CAUSAL),
+    ),
+    "windows": (
+        lambda x: jnp.einsum("tw,twd->td", jax.nn.softmax(windows(x)), x[WINDOWS]),
+        lambda x: jax.nn.softmax(windows(x)),
+    ),
+    "weights plus the identity": (lambda x: (weights(x) + jnp.eye(T)) @ x, weights),
+    "learned queries that attend to each other": (
+        lambda x: (lambda z: jax.nn.softmax(z @ z.T) @ z)(latents(x)),
+        lambda x: {
+            "attention_weights_0": jax.nn.softmax(draw(6, 3, D) @ x.T),
+            "attention_weights_1": jax.nn.softmax(latents(x) @ latents(x).T),
+        },
+    ),
+    "a difference of weights": (
+        lambda x: (weights(x) - 0.3 * jax.nn.softmax(x @ x.T)) @ x,
+        lambda x: {
+            "attention_weights_0": weights(x), "attention_weights_1": jax.nn.softmax(x @ x.T),
+        },
+    ),
     "a custom derivative rule": (lambda x: ruled(x), weights),
     "rematerialised": (jax.checkpoint(lambda x: weights(x) @ x), weights),
     "along the first axis": (
@@ -137,6 +162,31 @@ WRITTEN = {
         lambda x: jax.nn.softmax(x @ x.T),
     ),
 }  # fmt: skip
+
+
+WINDOWS = np.minimum(np.arange(T)[:, None] + np.arange(2), T - 1)
+
+
+def windows(x):
+    """Return the scores of each step with itself and the next step."""
+    return jnp.einsum("td,twd->tw", x, (x @ KEY)[WINDOWS])
+
+
+def latents(x):
+    """Return learned queries after they have attended to the input."""
+    return draw(6, 3, D) + jax.nn.softmax(draw(6, 3, D) @ x.T) @ x
+
+
+def cached(x):
+    """Decode step by step, with the keys of earlier steps in a buffer."""
+
+    def step(buffer, inputs):
+        i, row = inputs
+        buffer = buffer.at[i].set(row)
+        attention = jax.nn.softmax(jnp.where(jnp.arange(T) <= i, buffer @ row, -1e9))
+        return buffer, attention @ buffer
+
+    return jax.lax.scan(step, jnp.zeros((T, D)), (jnp.arange(T), x))[1]
 
 
 def experts(x):
@@ -194,7 +244,7 @@ def decoder(x):
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_weights_of_plain_functions(kind, x):
     network, expected = WRITTEN[kind]
-    close(ja.attention(network, x).values, expected(x))
+    jax.tree.map(close, ja.attention(network, x).values, expected(x))
 
 
 #: Softmaxes that are not attention.

@@ -86,7 +86,7 @@ def _row_error(weights: Float[Array, "... T"]) -> Float[Array, ""]:
 def names_of(at: str | Sequence[str]) -> tuple[str, ...]:
     """Return one name, or several, as a tuple."""
     names = tuple(at) if isinstance(at, list | tuple) else (at,)
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) and name for name in names):
         raise TypeError(f"`at` must be the name of attention weights, or several, got {at!r}.")
     return names
 

@@ -42,6 +42,7 @@ class Weights(NamedTuple):
 
 
 class _Found(NamedTuple):
+    output: Var
     reading: Reading
     step: Step
     layout: Layout
@@ -58,11 +59,10 @@ def find_attention(closed: jex.ClosedJaxpr) -> list[Weights]:
     structure = analyse(flat, [Fact(v.is_floating, depends_on_input=True) for v in flat.inputs])
     lifted = _adds_batch_axis(flat)
     found = [f for site in Site(structure).sites() for f in _found_in(site, lifted)]
-    # A softmax and the same softmax with a mask after it are read by one contraction.
-    once = {f.reading.contraction: f for f in found}.values()
-    return [
-        Weights(name, f.step, f.layout) for name, f in zip(_names(list(once)), once, strict=True)
-    ]
+    # A softmax without and with a mask after it are one: the last counts.
+    last = [f for f in found if not any(g.output in f.reading.passed - {f.output} for g in found)]
+    once = list({f.reading.weights: f for f in last}.values())
+    return [Weights(name, f.step, f.layout) for name, f in zip(_names(once), once, strict=True)]
 
 
 def _found_in(site: Site, lifted: bool) -> Iterator[_Found]:
@@ -81,7 +81,7 @@ def _found_in(site: Site, lifted: bool) -> Iterator[_Found]:
             reading = next(readings(site, step.outputs[0], keys, softmax is not None), None)
             if reading is not None:
                 producer = reading.site.structure.producers[reading.weights]
-                yield _Found(reading, producer, _layout(reading, lifted))
+                yield _Found(step.outputs[0], reading, producer, _layout(reading, lifted))
                 break
 
 
@@ -94,9 +94,11 @@ def _are_positions(site: Site, weights: Var, keys: tuple[int, ...], known: bool)
         keys: their axes.
         known: whether the origin of the axes must be known.
     """
-    origins = [origin(AxisOf(site, weights, key)) for key in keys]
-    is_found = all(origins) or not known
-    return site.depends(weights) and is_found and not any(Origin.PARAMETER in o for o in origins)
+    if not site.depends(weights):
+        return False
+    origins = [origin(AxisOf(site, weights, key), deep=False) for key in keys]
+    # Features of a dense layer may be added to scores of positions, as for relative positions.
+    return all(Origin.INPUT in o or not (o or known) for o in origins)
 
 
 def _layout(reading: Reading, lifted: bool) -> Layout:
@@ -111,7 +113,7 @@ def _layout(reading: Reading, lifted: bool) -> Layout:
     dropped = [axis for axis in others if reading.shared[axis] is None and shape[axis] == 1]
     free = [axis for axis in others if reading.shared[axis] is False]
     # The queries are positions too; heads that share their values come from parameters.
-    origins = {axis: origin(AxisOf(reading.site, reading.weights, axis)) for axis in free}
+    origins = {axis: origin(AxisOf(reading.site, reading.weights, axis), True) for axis in free}
     positions = [axis for axis in free if origins[axis] is Origin.INPUT]
     unknown = [axis for axis in free if Origin.PARAMETER not in origins[axis]]
     queries = (positions or unknown or free)[-1:]

@@ -18,11 +18,17 @@ class Origin(enum.Flag):
     PARAMETER = enum.auto()
 
 
-def origin(of: AxisOf, visited: set[tuple[Var, int]] | None = None) -> Origin:
+def origin(of: AxisOf, deep: bool, visited: set[tuple[Var, int]] | None = None) -> Origin:
     """Return the origin of an axis of a value that depends on the input.
 
     Values that do not depend on the input, such as biases and masks, are left out where they are
     added to, or multiplied by, values that do.
+
+    Args:
+        of: the axis.
+        deep: whether an axis of a product is followed into the operand. Otherwise it is that of
+            positions if the operand depends on the input.
+        visited: what has been visited.
     """
     visited = set() if visited is None else visited
     site, var, axis = of
@@ -34,10 +40,15 @@ def origin(of: AxisOf, visited: set[tuple[Var, int]] | None = None) -> Origin:
     step = site.structure.producers.get(var)
     if step is None:
         operand = site.operand_of(var, axis)
-        return Origin.INPUT if operand is None else origin(operand, visited)
+        return Origin.INPUT if operand is None else origin(operand, deep, visited)
     found = Origin.UNKNOWN
     for source in _sources(site, step, var, axis):
-        found |= source if isinstance(source, Origin) else origin(source, visited)
+        if isinstance(source, Origin):
+            found |= source
+        elif step.name == "dot_general" and not deep:
+            found |= Origin.INPUT if site.depends(source.atom) else Origin.PARAMETER
+        else:
+            found |= origin(source, deep, visited)
     return found
 
 
@@ -72,6 +83,8 @@ def _sources(site: Site, step: Step, var: Var, axis: int) -> list[AxisOf | Origi
 def _sources_of_product(site: Site, step: Step, axis: int) -> list[AxisOf | Origin]:
     _, batch = step.eqn.params["dimension_numbers"]
     if axis < len(batch[0]):
+        if not all(map(site.depends, step.inputs)):  # each position has parameters of its own
+            return [Origin.PARAMETER]
         return [
             AxisOf(site, atom, int(axes[axis]))
             for atom, axes in zip(step.inputs, batch, strict=True)

@@ -15,8 +15,10 @@ from jaxattn.jaxpr.structure.producers import producer_behind
 
 #: Elementwise steps that scale, mask or cast weights.
 _SCALING = frozenset(
-    "convert_element_type copy div max mul reduce_precision select_n stop_gradient".split()
+    "add convert_element_type copy div max mul reduce_precision select_n stop_gradient sub".split()
 )
+#: Those of them after which rows may not sum to 1.
+_CHANGING = frozenset("add div mul sub".split())
 
 
 class Reading(NamedTuple):
@@ -30,7 +32,7 @@ class Reading(NamedTuple):
         shared: for each axis of the weights, whether the values have it, too; `None` for an axis
             that the contraction no longer has.
         tag: the tag of the weights, if they have one.
-        contraction: the step that contracts.
+        passed: the values on the way from the softmax to the contraction.
     """
 
     weights: Var
@@ -38,7 +40,7 @@ class Reading(NamedTuple):
     keys: tuple[int, ...]
     shared: tuple[bool | None, ...]
     tag: str | None
-    contraction: Step
+    passed: frozenset[Var]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class _Path:
         scaled: whether the weights were multiplied by constants or masks, and may not sum to 1.
         varying: if the weights were multiplied by values, the axes along which these vary.
         tag: the tag of the weights.
+        before: the values that were passed before.
     """
 
     site: Site
@@ -66,6 +69,12 @@ class _Path:
     scaled: bool = False
     varying: frozenset[int] | None = None
     tag: str | None = None
+    before: frozenset[Var] = frozenset()
+
+    @property
+    def passed(self) -> frozenset[Var]:
+        """The values on the path, with this one."""
+        return self.before | {self.var}
 
     @property
     def key_axes(self) -> set[int]:
@@ -98,14 +107,16 @@ def readings(site: Site, output: Var, keys: tuple[int, ...], scaled: bool) -> It
         for step in path.site.structure.users.get(path.var, []):
             shared = _contraction(path, step)
             if shared is not None:
-                yield Reading(path.weights, path.weights_site, path.keys, shared, path.tag, step)
+                yield Reading(
+                    path.weights, path.weights_site, path.keys, shared, path.tag, path.passed
+                )
                 continue
             for following in _after(path, step, scaled):
                 if following.var not in visited:
                     visited.add(following.var)
                     queue.append(following)
         queue += [
-            replace(path, site=around, var=var, axes=_moved(path.axes, by))
+            replace(path, site=around, var=var, axes=_moved(path.axes, by), before=path.passed)
             for around, var, by in path.site.results_of(path.var)
             if var not in visited
         ]
@@ -134,11 +145,11 @@ def _after(path: _Path, step: Step, scaled: bool) -> Iterator[_Path]:
         for inner, var, by in path.site.uses_inside(step, path.var):
             axes = _moved(path.axes, by)
             if all(axes[key] != ABSENT for key in path.keys):
-                yield replace(path, site=inner, var=var, axes=axes)
+                yield replace(path, site=inner, var=var, axes=axes, before=path.passed)
         return
     if len(step.outputs) != 1 or not step.outputs[0].is_floating:
         return
-    following = replace(path, var=step.outputs[0])
+    following = replace(path, var=step.outputs[0], before=path.passed)
     if step.name == "name" and path.varying is None and not path.scaled:
         yield following.as_weights(str(step.eqn.params["name"]))
     elif step.name == "dot_general":
@@ -161,9 +172,11 @@ def _scaled(path: _Path, source: Var, step: Step, scaled: bool) -> Iterator[_Pat
     others = [a for a in step.variables if a is not source and path.site.depends(a)]
     others = [a for a in others if not _is_mask(path.site, a)]
     if not others:
-        yield replace(path, scaled=path.scaled or step.name in ("mul", "div"))
+        yield replace(path, scaled=path.scaled or step.name in _CHANGING)
     elif len(others) > 1 or path.varying is not None:
         return
+    elif step.name in ("add", "sub"):  # such as the difference of two attention matrices
+        yield replace(path, scaled=True)
     elif step.name == "div" and _is_sum_of(path.site, others[0], source):
         yield path.as_weights(path.tag)
     elif step.name == "mul" and scaled:

@@ -51,7 +51,8 @@ def _matching(pattern: str, names: Sequence[str], traced: Traced) -> Selection:
     found = [p for p in traced.places if p.is_tag and p.name in names]
     if is_named(pattern, found):
         return choose([pattern], found, "at")
-    layers = (pattern, f"*/{pattern}")
+    path = pattern.replace(".", "/")
+    layers = (path[1:],) if path.startswith("/") else (path, f"*/{path}")
     return {
         name: True
         for name in names
@@ -68,7 +69,8 @@ def _nothing_found(traced: Traced) -> str:
     ]
     message = (
         "`fn` has no attention weights: no softmax or sigmoid of it is contracted with values over "
-        "the positions that it runs over, and nothing is tagged 'attention'."
+        "the positions that it runs over, and nothing is tagged 'attention'. Values that do not "
+        "depend on `x` or `args`, such as a memory that `fn` closes over, do not count."
     )
     if fused:
         return (
