@@ -19,7 +19,8 @@ UNDOCUMENTED = {"END", "LRP_PRESETS", "Padding"}
 # Results, states and base classes; the functions that return them have examples.
 WITHOUT_EXAMPLE = set(
     """
-    jaxattn.AttributionWarning jaxattn.Benchmark jaxattn.ConvergenceWarning jaxattn.metrics.Curve jaxattn.models.Caption jaxattn.models.CaptionLoss
+    jaxattn.AttributionWarning jaxattn.Benchmark jaxattn.ConvergenceWarning
+    jaxattn.metrics.Curve jaxattn.models.Caption jaxattn.models.CaptionLoss
     jaxattn.models.GlimpseLoss jaxattn.models.Glimpses jaxattn.models.Reading jaxattn.nn.Attended
     jaxattn.nn.Decoded jaxattn.nn.DecoderState jaxattn.nn.DecoderWeights jaxattn.nn.Fixation
     jaxattn.nn.GRUWeights jaxattn.nn.LSTMState jaxattn.nn.LSTMWeights jaxattn.nn.Located
