@@ -8,8 +8,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from jaxattn._static import HashedKey
 from jaxattn._types import Method, RandomKey, Target
-from jaxattn.engine.callable import Arrays, HashedKey, Recipe, as_function, bind, known
+from jaxattn.engine.callable import Arrays, Recipe, as_function, bind, known
 from jaxattn.engine.memo import MEMOS
 from jaxattn.engine.options import split_options, static_method
 from jaxattn.jaxpr.capture import split_at

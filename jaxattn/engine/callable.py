@@ -15,28 +15,15 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
-from jaxattn._static import UnkeyableError, is_array, typed_key
+from jaxattn._static import HashedKey, UnkeyableError, is_array, typed_key
 from jaxattn.engine.closures import Closure
 from jaxattn.engine.equinox_modules import inference, is_equinox, named
-from jaxattn.engine.nnx_modules import merged
+from jaxattn.engine.nnx_modules import merged, split_module
 from jaxattn.jaxpr.program import Program, Signature, trace
 from jaxattn.jaxpr.readout import before_softmax
 
 Arrays = list[Any]
 Entry = TypeVar("Entry")
-
-
-class HashedKey:
-    """A key that hashes once; equal keys are one object while it is cached."""
-
-    def __init__(self, key: Hashable) -> None:
-        self._key, self._hash = key, hash(key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, HashedKey) and self._key == other._key)
 
 
 class Recipe:
@@ -216,13 +203,12 @@ def _joined(splits: Sequence[tuple[Arrays, Recipe]]) -> tuple[Arrays, Recipe]:
 
 
 def _split_nnx(module: nnx.Module) -> tuple[Arrays, Recipe]:
-    graphdef, state = nnx.split(module)
-    arrays, treedef = jax.tree.flatten(nnx.as_pure(state))
+    arrays, (key, graphdef, treedef) = split_module(module)
 
     def rebuild(arrays: Sequence[Any]) -> nnx.Module:
         return merged(graphdef, jax.tree.unflatten(treedef, arrays))
 
-    return arrays, Recipe((typed_key(graphdef), typed_key(treedef)), rebuild)
+    return arrays, Recipe(key, rebuild)
 
 
 def is_keras(fn: object) -> bool:
