@@ -20,7 +20,6 @@ from typing import Any, TypeAlias, cast
 import jax
 import numpy as np
 
-
 #: Packages whose functions and globals do not change.
 TRUSTED = frozenset(
     "chex einops equinox flax haiku jax jaxattn jaxlib jaxtyping ml_dtypes numpy optax".split()
@@ -104,7 +103,7 @@ def _object_key(value: object) -> Hashable:
         if isinstance(value, kinds):
             return key(value)
     kind = type(value)
-    if _is_importable(value):
+    if is_importable(value):
         return kind, value
     for kinds, key in _COMPOSITE:
         if isinstance(value, kinds):
@@ -137,7 +136,7 @@ def _field_names(kind: Hashable) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cast(Any, kind)))
 
 
-def _is_importable(value: object) -> bool:
+def is_importable(value: object) -> bool:
     """Return whether a value is its module's attribute of its name, and thus a constant."""
     found: object = sys.modules.get(getattr(value, "__module__", None) or "")
     path = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
@@ -156,12 +155,12 @@ def _function_key(function: types.FunctionType) -> Hashable:
     """
     if function in _CONSTANT_FUNCTIONS:
         return types.FunctionType, function
-    if is_trusted(function.__code__.co_filename) and _is_importable(function):
+    if is_trusted(function.__code__.co_filename) and is_importable(function):
         _CONSTANT_FUNCTIONS.add(function)
         return types.FunctionType, function
     scope = function.__globals__
     reached = {name: scope[name] for name in code_names(function.__code__) if name in scope}
-    if _is_importable(function):
+    if is_importable(function):
         data = {n: typed_key(v) for n, v in reached.items() if isinstance(v, _DATA)}
         return types.FunctionType, function, tuple(data.items())
     try:

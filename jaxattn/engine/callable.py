@@ -17,7 +17,9 @@ from jaxtyping import PyTree
 
 from jaxattn._static import HashedKey, UnkeyableError, is_array, typed_key
 from jaxattn.engine.closures import Closure
+from jaxattn.engine.environment import Environment, Settings
 from jaxattn.engine.equinox_modules import inference, is_equinox, named
+from jaxattn.engine.memo import MEMOS, KnownTrace
 from jaxattn.engine.nnx_modules import merged, split_module
 from jaxattn.jaxpr.program import Program, Signature, trace
 from jaxattn.jaxpr.readout import before_softmax
@@ -71,11 +73,32 @@ def bind(
     try:
         arrays, recipe = split(fn)
     except UnkeyableError:
-        constants, program = trace(as_function(fn), signatures, lift)
-        return constants, known(program)
+        return _traced(fn, signatures, lift)
     # The output of a callable depends on the shapes of its arrays too.
     shapes = tuple((array.shape, array.dtype) for array in arrays)
     return arrays, known(Recipe((recipe.key, shapes), recipe.rebuild))
+
+
+def _traced(
+    fn: Callable[..., Any], signatures: Sequence[Signature], lift: bool
+) -> tuple[Arrays, Program]:
+    """Trace a function, unless all that it reads is as it was at an earlier trace."""
+    try:
+        environment = Environment(fn)
+    except UnkeyableError:
+        constants, program = trace(as_function(fn), signatures, lift)
+        return constants, known(program)
+    key = environment.key, Settings(), tuple(signatures), lift
+    found = MEMOS.traces.get(key)
+    arrays = found and found.arrays(environment)
+    if found and arrays is not None:
+        return arrays, found.program
+    constants, program = trace(as_function(fn), signatures, lift)
+    program = known(program)
+    kept = KnownTrace.of(program, constants, environment)
+    if kept:
+        MEMOS.traces[key] = kept
+    return constants, program
 
 
 def as_function(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ def split_module(module: nnx.Module) -> tuple[list[Any], Graph]:
     parts: list[Hashable] = []
     arrays: list[Any] = []
     try:
-        _list_node(module, parts, arrays, {})
+        list_node(module, parts, arrays, {})
     except UnkeyableError:  # such as a pytree of modules
         return _split_by_nnx(module)
     key = HashedKey(tuple(parts))
@@ -77,8 +77,12 @@ def _split_by_nnx(module: nnx.Module) -> tuple[list[Any], Graph]:
     return arrays, Graph((typed_key(graphdef), typed_key(treedef)), graphdef, treedef)
 
 
-def _list_node(
-    node: nnx.Pytree, parts: list[Hashable], arrays: list[Any], numbers: dict[int, int]
+def list_node(
+    node: nnx.Pytree,
+    parts: list[Hashable],
+    arrays: list[Any],
+    numbers: dict[int, int],
+    key: Callable[[Any], Hashable] = typed_key,
 ) -> None:
     """List all of a node that makes up its graph, and the arrays of its variables.
 
@@ -93,7 +97,7 @@ def _list_node(
     attributes = vars(node)
     parts.append(len(attributes))
     for name, value in attributes.items():
-        kind: Hashable = type(value)
+        kind: Any = type(value)
         parts.append(name)
         if kind in ATOMS:
             parts.extend((kind, value))
@@ -102,11 +106,11 @@ def _list_node(
         elif name != "_pytree__state":  # whether the node is being initialized
             role = _ROLES.get(type(value)) or _role(value)
             if role == "other":
-                parts.append(typed_key(value))
+                parts.append(key(value))
             elif role == "node":
-                _list_node(value, parts, arrays, numbers)
+                list_node(value, parts, arrays, numbers, key)
             else:
-                _list_variable(value, parts, arrays, numbers)
+                list_variable(value, parts, arrays, numbers, key)
 
 
 #: What the attributes of a type are: the tests of nnx take long.
@@ -124,12 +128,14 @@ def _role(value: object) -> str:
     return _ROLES.setdefault(type(value), role)
 
 
-def _list_variable(
+def list_variable(
     variable: nnx.Variable[Any],
     parts: list[Hashable],
     arrays: list[Any],
     numbers: dict[int, int],
+    key: Callable[[Any], Hashable] = typed_key,
 ) -> None:
+    """List the type and metadata of a variable, and its array."""
     number = numbers.get(id(variable))
     parts += type(variable), number
     if number is not None:  # listed already
@@ -142,7 +148,7 @@ def _list_variable(
     metadata = variable.get_metadata()
     parts.append(len(metadata))
     for name, entry in metadata.items():
-        parts += name, (type(entry), entry) if type(entry) in ATOMS else typed_key(entry)
+        parts += name, (type(entry), entry) if type(entry) in ATOMS else key(entry)
 
 
 def merged(graphdef: nnx.GraphDef[Any], state: PyTree) -> Any:
