@@ -115,10 +115,6 @@ def of_weights(weights, x):
     return (weights * x).sum()
 
 
-def nnx_weights(model):
-    model.w[...] = jnp.full(D, 3.0)
-
-
 def global_scale():
     global SCALE
     SCALE = 3.0
@@ -129,62 +125,75 @@ def global_array():
     ARRAY = jnp.full(D, 3.0)
 
 
-def with_a_change(kind):
-    """Return a function with slope 2, and what changes the slope to 3."""
-    numpy, box, held = np.full(D, 2, np.float32), [jnp.full(D, 2.0)], Scaled(2.0)
-    model, other, space = Linear(2.0), Linear(1.0, 2), types.SimpleNamespace(scale=2.0)
-    match kind:
-        case "cell":
-            return in_closure()
-        case "numpy array":
-            return closure(numpy), lambda: numpy.fill(3)
-        case "list of arrays":
-            return lambda x: (box[0] * x).sum(), lambda: box.__setitem__(0, jnp.full(D, 3.0))
-        case "weights of a module":
-            return lambda x: model(x), lambda: nnx_weights(model)
-        case "attribute of a module":
-            return lambda x: other(x), lambda: setattr(other, "power", 3)
-        case "attribute of an object":
-            return held, lambda: setattr(held, "scale", 3.0)
-        case "attribute of a class":
-            return lambda x: held(x), lambda: setattr(Scaled, "bias", 1.0)
-        case "method of a class":
-            return held.__call__, lambda: setattr(Scaled, "factor", lambda self: 3.0)
-        case "namespace":
-            return lambda x: (space.scale * x).sum(), lambda: setattr(space, "scale", 3.0)
-        case "global":
-            return reads_globals, global_scale
-        case "global of a function":
-            return lambda x: calls_a_function_of_globals(x), global_scale
-        case "global of a class":
-            apply, params = Dense().apply, {"params": {"kernel": jnp.ones(D)}}
-            return Partial(lambda params, x: apply(params, x), params), global_scale
-        case "global container":
-            return reads_a_container, lambda: SCALES["all"].__setitem__(0, 3.0)
-        case "global array":
-            return reads_an_array, global_array
-        case "default":
-            fn = types.FunctionType(reads_globals.__code__, {"SCALE": 2.0})
-            return fn, lambda: fn.__globals__.update(SCALE=3.0)
+def numpy_array():
+    array = np.full(D, 2, np.float32)
+    return closure(array), lambda: array.fill(3)
 
 
-KINDS = [
-    "cell",
-    "numpy array",
-    "list of arrays",
-    "weights of a module",
-    "attribute of a module",
-    "attribute of an object",
-    "attribute of a class",
-    "method of a class",
-    "namespace",
-    "global",
-    "global of a function",
-    "global of a class",
-    "global container",
-    "global array",
-    "default",
-]
+def list_of_arrays():
+    box = [jnp.full(D, 2.0)]
+    return lambda x: (box[0] * x).sum(), lambda: box.__setitem__(0, jnp.full(D, 3.0))
+
+
+def weights_of_a_module():
+    model = Linear(2.0)
+    return lambda x: model(x), lambda: model.w.set_value(jnp.full(D, 3.0))
+
+
+def attribute_of_a_module():
+    model = Linear(1.0, 2)
+    return lambda x: model(x), lambda: setattr(model, "power", 3)
+
+
+def attribute_of_an_object():
+    held = Scaled(2.0)
+    return held, lambda: setattr(held, "scale", 3.0)
+
+
+def attribute_of_a_class():
+    held = Scaled(2.0)
+    return lambda x: held(x), lambda: setattr(Scaled, "bias", 1.0)
+
+
+def method_of_a_class():
+    return Scaled(2.0).__call__, lambda: setattr(Scaled, "factor", lambda self: 3.0)
+
+
+def namespace():
+    space = types.SimpleNamespace(scale=2.0)
+    return lambda x: (space.scale * x).sum(), lambda: setattr(space, "scale", 3.0)
+
+
+def global_of_a_class():
+    apply, params = Dense().apply, {"params": {"kernel": jnp.ones(D)}}
+    return Partial(lambda params, x: apply(params, x), params), global_scale
+
+
+def default_argument():
+    def fn(x, scale=2.0):
+        return (scale * x).sum()
+
+    return fn, lambda: setattr(fn, "__defaults__", (3.0,))
+
+
+#: Functions with slope 2, and what changes the slope to 3.
+CHANGES = {
+    "cell": in_closure,
+    "numpy array": numpy_array,
+    "list of arrays": list_of_arrays,
+    "weights of a module": weights_of_a_module,
+    "attribute of a module": attribute_of_a_module,
+    "attribute of an object": attribute_of_an_object,
+    "attribute of a class": attribute_of_a_class,
+    "method of a class": method_of_a_class,
+    "namespace": namespace,
+    "global": lambda: (reads_globals, global_scale),
+    "global of a function": lambda: (lambda x: calls_a_function_of_globals(x), global_scale),
+    "global of a class": global_of_a_class,
+    "global container": lambda: (reads_a_container, lambda: SCALES["all"].__setitem__(0, 3.0)),
+    "global array": lambda: (reads_an_array, global_array),
+    "default": default_argument,
+}
 
 
 @pytest.fixture
@@ -197,9 +206,9 @@ def unchanged(monkeypatch):
     monkeypatch.setattr(Scaled, "factor", Scaled.factor)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHANGES)
 def test_function_is_traced_again_only_after_a_change(kind, traces, unchanged):
-    fn, change = with_a_change(kind)
+    fn, change = CHANGES[kind]()
     assert [slope(fn) for _ in range(4)] == [2] * 4
     assert len(traces) == 1
     change()

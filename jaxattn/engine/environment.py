@@ -82,6 +82,9 @@ class Environment:
         if kind in ATOMS:
             self._parts.extend((kind, value))
             return
+        if kind in (float, complex):
+            self._parts.append(typed_key(value))
+            return
         if id(value) in self._numbers:
             self._parts.append(self._numbers[id(value)])
             return
@@ -98,7 +101,7 @@ class Environment:
             self._parts.append(value)
         elif kind is np.ndarray and value.nbytes > _SMALL:
             raise UnkeyableError("a large array that may change")
-        elif kind in (float, complex, np.ndarray) or isinstance(value, np.generic | np.dtype):
+        elif kind is np.ndarray or isinstance(value, np.generic | np.dtype):
             self._parts.append(typed_key(value))
         elif isinstance(value, type):
             self._class(value)
