@@ -88,7 +88,7 @@ class Environment:
         if id(value) in self._numbers:
             self._parts.append(self._numbers[id(value)])
             return
-        if isinstance(value, nnx.Pytree | nnx.Variable):
+        if _is_stateful(cast(Hashable, kind)):
             self._module(value)
             return
         self._numbers[id(value)] = len(self._numbers)
@@ -227,6 +227,11 @@ def _names(code: types.CodeType) -> frozenset[str]:
         if isinstance(constant, types.CodeType):
             names |= _names(constant)
     return frozenset(names)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_stateful(kind: Any) -> bool:
+    return issubclass(kind, (nnx.Pytree, nnx.Variable))
 
 
 @functools.lru_cache(maxsize=1024)
