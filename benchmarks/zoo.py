@@ -276,9 +276,7 @@ def haiku_attention() -> Model:
         return layer(x, x, x)
 
     def weights(params, x):
-        query, key = (
-            params[f"body/multi_head_attention/{name}"]["w"] for name in ("query", "key")
-        )
+        query, key = (params[f"body/multi_head_attention/{name}"]["w"] for name in ("query", "key"))
         return [softmax_of((x @ query).reshape(T, HEADS, 3), (x @ key).reshape(T, HEADS, 3))]
 
     return haiku_model(run, weights)
@@ -442,10 +440,14 @@ def keras_hub_model(net: Any, batch: Callable[..., Any], output: str, weights: A
     )
 
 
-HUB = dict(
-    vocabulary_size=20, num_layers=2, num_heads=HEADS, hidden_dim=8, intermediate_dim=8,
-    max_sequence_length=8,
-)  # fmt: skip
+HUB = {
+    "vocabulary_size": 20,
+    "num_layers": 2,
+    "num_heads": HEADS,
+    "hidden_dim": 8,
+    "intermediate_dim": 8,
+    "max_sequence_length": 8,
+}
 
 
 @model("KerasHub BERT, 2 layers")
@@ -465,9 +467,7 @@ def bert() -> Model:
             h = layer(h)
         return found
 
-    return keras_hub_model(
-        keras_hub.models.BertBackbone(**HUB), batch, "pooled_output", weights
-    )
+    return keras_hub_model(keras_hub.models.BertBackbone(**HUB), batch, "pooled_output", weights)
 
 
 @model("KerasHub GPT-2, 2 layers")
@@ -483,7 +483,7 @@ def gpt2() -> Model:
         h, causal = hidden(inputs), np.tril(np.ones((1, T, T), bool))
         for layer in net.transformer_layers:
             normal = layer._self_attention_layer_norm(h)
-            options = dict(attention_mask=causal, return_attention_scores=True)
+            options = {"attention_mask": causal, "return_attention_scores": True}
             found.append(layer._self_attention_layer(normal, normal, **options)[1][0])
             h = layer(h)
         return found
@@ -534,7 +534,7 @@ def gemma() -> Model:
     return Model(
         lambda ids: network(ids),
         xs,
-        "embedder",
+        "embedder.encode",
         lambda ids: table[ids] * math.sqrt(8),
         lambda rows, ids: network(ids, table.at[ids].set(rows / math.sqrt(8))),
         weights,
