@@ -236,7 +236,7 @@ COLUMNS = (
     Column("CD", contextual_decomposition, "the target: the three parts sum to it"),
     Column("att", attention, "the weights that the model returns or sows", attends=True),
     Column("roll", attention_rollout, "the product of these weights", attends=True),
-    Column("g×a", gradient_x_attention, "a finite difference", attends=True),
+    Column("g×a", gradient_x_attention, "a finite difference, to 1 %", attends=True),
     Column("VZ", value_zeroing, "a loop of interventions", attends=True),
     Column("cap", capture, "the layer, called by itself", call="capture(fn, layer)"),
     Column("at", at, "`jax.grad` of the part behind the layer", call="gradient(at=layer)"),
@@ -378,12 +378,12 @@ INTRODUCTION = """\
 
 `python -m benchmarks.models` writes this page. It runs each method on a small untrained network
 of each library, and compares the result with a value that is computed without jaxattn (last
-table), to 0.1 % where nothing else is said. A value that differs stops the script.
+table), to 0.1 % where nothing else is said. If a value differs, the page is not written.
 
 Versions: {versions}.
 
 * ✓: works without an option.
-* ✓ + n: works with the option of note n, which the error or the warning of the first call names.
+* ✓ + n: works with what note n says; without it the call raises an error or warns.
 * refused n: an error; note n says what to do instead, which was compared as well.
 * –: the network has no attention.
 """
@@ -402,6 +402,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only values are compared: compiling would take most of the time.
     jax.config.update("jax_disable_most_optimizations", True)
     names = [name for name in zoo.MODELS if (arguments.only or "") in name]
+    if not names:
+        parser.error(f"--only: no network has {arguments.only!r} in its name")
     rows, wrong = {}, 0
     for number, name in enumerate(names, 1):
         start = perf_counter()
