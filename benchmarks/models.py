@@ -377,7 +377,7 @@ INTRODUCTION = """\
 # Methods on networks of other libraries
 
 `python -m benchmarks.models` writes this page. It runs each method on a small untrained network
-of each library, and compares the result with a value that is computed without jaxattn (last
+of each library, and compares the result with a value that is computed in another way (last
 table), to 0.1 % where nothing else is said. If a value differs, the page is not written.
 
 Versions: {versions}.

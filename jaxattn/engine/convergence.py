@@ -19,7 +19,10 @@ TOLERANCE = 0.01
 #: Differences of this many units of rounding of the score count as zero.
 _ROUNDING = 1e4
 
-_MORE_STEPS = 'Increase `num_steps`, or pass num_steps="auto".'
+_MORE_STEPS = (
+    'Increase `num_steps`, or pass num_steps="auto". Where neither helps, the target jumps on the '
+    "way from the baseline: choose another `baseline`, or use deep_lift."
+)
 _REMEDIES = {
     "integrated_gradients": _MORE_STEPS,
     "layer_conductance": f"{_MORE_STEPS} It also misses what does not pass through the layer.",

@@ -334,11 +334,10 @@ def _check_choices(
 
 def _constant_names(constants: str | Sequence[str]) -> list[str]:
     """Return the names of constants as a list."""
-    names = [constants] if isinstance(constants, str) else list(constants)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"`constants` must be a name or a sequence of names, got {name!r}.")
-    return names
+    names = [constants] if isinstance(constants, str) else constants
+    if not (isinstance(names, Sequence) and all(isinstance(name, str) for name in names)):
+        raise TypeError(f"`constants` must be a name or a sequence of names, got {constants!r}.")
+    return list(names)
 
 
 def _check_matched(argument: str, names: Sequence[Where], walk: Relevance) -> None:

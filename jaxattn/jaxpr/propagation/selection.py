@@ -52,8 +52,13 @@ def selects(where: Where, layer: Affine, num_layers: int) -> bool:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Return whether a pattern equals a name, is a part of its path, or matches as a glob."""
+    """Return whether a pattern equals a name, is a part of its path, or matches as a glob.
+
+    A pattern that starts with a slash is a full name, or a glob of one.
+    """
     pattern, name = pattern.replace(".", "/"), name.replace(".", "/")
+    if pattern.startswith("/"):
+        return fnmatch.fnmatchcase(name, pattern[1:])
     return f"/{pattern}/" in f"/{name}/" or fnmatch.fnmatchcase(name, pattern)
 
 
