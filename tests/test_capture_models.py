@@ -1,7 +1,5 @@
 """Test capture and replacement of layers and tags in models of every library."""
 
-import contextlib
-
 import equinox as eqx
 import flax.linen as linen
 import jax
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from compilation import compiles
 from flax import nnx
 from jax.tree_util import Partial
 
@@ -199,24 +198,6 @@ def test_tags_of_nnx_and_equinox():
     equal(values["state"][0], eqx.filter_jit(other.cell)(X[0], jnp.zeros(3)))
 
 
-_compiled: list[str] = []
-
-
-def _listen(event: str, duration: float, **rest: object) -> None:
-    if event.endswith("backend_compile_duration"):
-        _compiled.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_listen)
-
-
-@contextlib.contextmanager
-def compiles_nothing():
-    before = len(_compiled)
-    yield
-    assert len(_compiled) == before
-
-
 def changed_array(model, value):
     return ja.intervene(model, {"states": jnp.full((T, 3), value)})
 
@@ -236,7 +217,7 @@ def test_intervened_module_compiles_once_and_is_not_stale(change):
     first = change(model, values[0])
     np.testing.assert_allclose(first(X), np.full(3, 2 * T))
     ja.explain(ja.saliency, first, xs, 0)
-    with compiles_nothing():
+    with compiles(0):
         np.testing.assert_allclose(change(model, values[1])(X), np.full(3, 3 * T))
         got = ja.explain(ja.saliency, change(model, values[1]), xs, 0)
     np.testing.assert_allclose(got.output, np.full((2, 3), 3 * T))
@@ -247,6 +228,6 @@ def test_weights_changed_in_place_take_effect():
     read, change = ja.capture(model, "states"), scaled(model, jnp.float32(3))
     before = read(X)[1]["states"], ja.explain(ja.gradient, change, X[None], 0).values
     model.scale[...] = jnp.float32(2)
-    with compiles_nothing():
+    with compiles(0):
         after = read(X)[1]["states"], ja.explain(ja.gradient, change, X[None], 0).values
     equal(after, tuple(2 * part for part in before), 1e-5)

@@ -1,6 +1,5 @@
 """Test the paths of modules of nnx and equinox, which carry no such names of their own."""
 
-import contextlib
 import pickle
 import threading
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import compiles
 from flax import nnx
 
 import jaxattn as ja
@@ -296,27 +296,9 @@ def test_classes_of_unusual_modules():
     np.testing.assert_allclose(got["no_pytree"], 6 * X)
 
 
-_compiled: list[str] = []
-
-
-def _listen(event: str, duration: float, **rest: object) -> None:
-    if event.endswith("backend_compile_duration"):
-        _compiled.append(event)
-
-
-jax.monitoring.register_event_duration_secs_listener(_listen)
-
-
-@contextlib.contextmanager
-def compiles_nothing():
-    before = len(_compiled)
-    yield
-    assert len(_compiled) == before
-
-
 def test_names_add_no_compilation():
     ja.saliency(Model(), X, 0)
-    with compiles_nothing():
+    with compiles(0):
         ja.saliency(Model(), X, 0)
 
     class Jitted(nnx.Module):
