@@ -244,7 +244,7 @@ def test_mask_that_covers_all_keys_of_the_baseline(penalty, rows):
 
     def attend(x):
         shown = jnp.any(x != 0, -1)
-        logits = x @ x.T - penalty * (1 - shown.astype(x.dtype))
+        logits = x @ x.T - penalty * (1 - shown.astype(x.dtype))[None]
         return (jax.nn.softmax(logits) @ x).ravel() @ head
 
     found = ja.deep_lift(attend, x)

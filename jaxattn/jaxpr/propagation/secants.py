@@ -15,7 +15,7 @@ Elementwise: TypeAlias = Callable[[Array], Array]
 #: What stands for infinity where a difference is taken.
 INFINITE = 1e18
 #: Logits that change by more are masked in one of the runs.
-_MASKED = 1e4
+_MASKED = 1e3
 
 
 def mean_slopes(apply: Callable[..., Array], ends: list[list[Array]]) -> tuple[Array, Array]:
