@@ -1,5 +1,6 @@
 """Test warnings of values that do not converge or overflow, and refined integrals."""
 
+import os
 import warnings
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 
 import jaxattn as ja
 from jaxattn.engine.memo import MEMOS
+
+CHECKED = os.environ.get("CHECK_TYPES") == "all"
 
 X = jnp.asarray([1.0, 2.0, -1.0])
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
@@ -44,7 +47,8 @@ def test_values_that_do_not_sum_to_the_difference_warn(name):
     with pytest.warns(ja.ConvergenceWarning, match=f"{name}: .* 1 of 1 .*{remedy}") as record:
         got = getattr(ja, name)(fn, X, **options)
     assert len(record) == 1
-    assert record[0].filename == __file__
+    if not CHECKED:  # run-time checks of types add frames
+        assert record[0].filename == __file__
     difference = fn(X) - fn(0 * X)
     np.testing.assert_allclose(
         got.info["relative_delta"], abs(got.info["delta"] / difference), rtol=1e-4
@@ -160,7 +164,8 @@ def test_method_for_logits_warns_once_of_a_probability(method, fn, target):
     with pytest.warns(ja.AttributionWarning, match="without_softmax") as record:
         method(fn, X, target)
     assert len(record) == 1
-    assert record[0].filename == __file__
+    if not CHECKED:  # run-time checks of types add frames
+        assert record[0].filename == __file__
     method(fn, X, target)
 
 

@@ -168,7 +168,7 @@ def test_axes_and_logits_are_those_before_layout():
     assert softmax.layout == (2, 1)
     assert not softmax.is_plain
     value = np.arange(T * T).reshape(1, T, T)
-    np.testing.assert_array_equal(softmax.of_output(value), value[0].T)
+    np.testing.assert_array_equal(softmax.of_output(jnp.asarray(value)), value[0].T)
 
 
 def test_lengths_from_the_input_are_masks():

@@ -114,9 +114,10 @@ def _computed(work: Work, progress: bool) -> Attribution:
     ):
         return parts[0]
     if work.load.in_few_sizes:
-        parts = [jax.tree.map(_on_host, part) for part in parts]
-        if all(map(_is_host, jax.tree.leaves(parts))):  # nothing is compiled for this length
-            return jax.tree.map(lambda *rows: _concatenated(rows, work.batch), *parts)
+        rows = [list(map(_on_host, jax.tree.leaves(part))) for part in parts]
+        if all(map(_is_host, itertools.chain(*rows))):  # nothing is compiled for this length
+            leaves = [_concatenated(each, work.batch) for each in zip(*rows, strict=True)]
+            return jax.tree.unflatten(jax.tree.structure(parts[0]), leaves)
     while len(parts) > _JOINED_AT_ONCE:
         starts = range(0, len(parts), _JOINED_AT_ONCE)
         parts = [_joined(parts[i : i + _JOINED_AT_ONCE], None) for i in starts]

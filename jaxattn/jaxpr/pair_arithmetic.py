@@ -8,7 +8,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 
 from jaxattn.jaxpr.interpreter import Value, bind, struct_of
 
@@ -34,7 +34,7 @@ def real_dtype(dtype: np.dtype) -> np.dtype:
     return np.finfo(dtype).dtype
 
 
-def split(value: Array) -> Pair:
+def split(value: Value) -> Pair:
     """Return a complex array as a pair."""
     return Pair(lax.real(value), lax.imag(value))
 
@@ -153,7 +153,8 @@ def _contraction(eqn: jex.JaxprEqn, operands: Sequence[Value | Pair]) -> Sequenc
             return None
         return bind(eqn, (a, b), preferred_element_type=dtype)[0]
 
-    a, b = operands
+    # One of the operands may be real.
+    a, b = (each if isinstance(each, Pair) else Pair(each, None) for each in operands)
     return [_multiply(a, b, mul)]
 
 

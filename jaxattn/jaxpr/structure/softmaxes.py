@@ -425,7 +425,7 @@ def _summed_axes(total: _Sum, shape: tuple[int, ...]) -> dict[int, int] | None:
     sizes = total.step.inputs[0].aval.shape
     free = [axis for axis in range(len(shape)) if axis not in total.axes]
     found: dict[int, int] = {}
-    for axis in total.step.eqn.params["axes"]:
+    for axis in map(int, total.step.eqn.params["axes"]):
         match = next((a for a in free if shape[a] == sizes[axis]), None)
         if match is None and sizes[axis] > 1:
             return None
