@@ -1,6 +1,6 @@
 """Axes of arrays, followed through the steps that lay arrays out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxattn.jaxpr.flat import Step
 
@@ -32,9 +32,9 @@ def source_axes(step: Step, axis: int) -> tuple[int, ...] | None:
         same = axis in kept and shape[kept.index(axis)] == step.outputs[0].shape[axis]
         return (kept.index(axis),) if same else ()
     if step.name == "squeeze":
-        return (_without(params["dimensions"], len(shape))[axis],)
+        return (_without(map(int, params["dimensions"]), len(shape))[axis],)
     if step.name.startswith(("reduce_", "argm")) and "axes" in params:
-        return (_without(params["axes"], len(shape))[axis],)
+        return (_without(map(int, params["axes"]), len(shape))[axis],)
     if step.name == "reshape":
         return _overlapping(step.outputs[0].shape, shape, axis)
     return None
@@ -55,9 +55,10 @@ def target_axis(step: Step, axis: int) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _without(removed: Sequence[int], rank: int) -> list[int]:
+def _without(removed: Iterable[int], rank: int) -> list[int]:
     """Return the axes of an operand that are left."""
-    return [axis for axis in range(rank) if axis not in {int(i) % rank for i in removed}]
+    gone = {axis % rank for axis in removed}
+    return [axis for axis in range(rank) if axis not in gone]
 
 
 def _overlapping(shape: Sequence[int], other: Sequence[int], axis: int) -> tuple[int, ...]:
