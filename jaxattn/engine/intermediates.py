@@ -63,7 +63,7 @@ def capture(fn: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dic
     Names of modules that a function closes over start with the name of the variable, as in
     `"model/layers/0/attn"`. The value of a layer is what later layers read of it. A name that
     matches no tag and no layer may be that of attention weights, as `jaxattn.attention` finds and
-    names them.
+    names them, laid out as (heads, queries, keys).
 
     Args:
         fn: the function or model, of any kind that can be explained; models run in inference mode.

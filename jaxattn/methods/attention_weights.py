@@ -128,7 +128,8 @@ def attention(
         values (heads, T_out, T_in) for a layer with heads, (T_out, T_in) or (T_in,) for others;
         in a scan stacked over its steps; a list of arrays if a name occurs several times; a dict
         by full names if several names are matched. A name is the path of the layer and the tag of
-        the weights, or "attention_weights" without a tag, numbered if several would be equal.
+        the weights, or "attention_weights" without a tag; numbered if several would be equal, such
+        as "attention_weights_0".
         For weights that were named, but not found, `info["row_error"]` is the largest distance of a
         sum over T_in from 1 (from 0 if all are masked) or of a weight below 0.
 
