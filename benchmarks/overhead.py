@@ -111,11 +111,12 @@ def row(network: Network, calls: int) -> list[str]:
 
         return jnp.abs(jax.grad(score)(x))
 
-    params = network.linen.init(jax.random.key(0), x)
+    module, layers = network.module, network.linen
+    params = layers.init(jax.random.key(0), x)
     forms = (
-        network.module,
-        lambda x: network.module(x),
-        Partial(lambda params, x: network.linen.apply(params, x), params),
+        module,
+        lambda x: module(x),
+        Partial(lambda params, x: layers.apply(params, x), params),
     )
     cells = [f"{milliseconds(lambda: by_hand(state, x), calls):.2f}"]
     for fn in forms:
