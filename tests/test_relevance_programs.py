@@ -386,3 +386,36 @@ def test_cond_in_a_loop_is_decomposed():
 def test_refusal_of_a_primitive_says_what_to_do():
     with pytest.raises(ValueError, match=r"no rule for `atan2`.*stop_gradient.*occlusion"):
         ja.lrp(lambda x: jnp.arctan2(x[:, 0], x[:, 1]).sum(), jnp.asarray(X))
+
+
+def mean_square(h):
+    return (h**2).mean(-1, keepdims=True) + 1e-6
+
+
+#: Forms of one normalisation.
+NORMS = {
+    "reciprocal": lambda h: h * jnp.reciprocal(jnp.sqrt(mean_square(h))),
+    "inverse": lambda h: h * (1 / jnp.sqrt(mean_square(h))),
+    "power": lambda h: h * mean_square(h) ** -0.5,
+    "quotient": lambda h: h / jnp.sqrt(mean_square(h)),
+    "quotient of a power": lambda h: h / mean_square(h) ** 0.5,
+}
+
+
+@pytest.mark.parametrize("form", NORMS)
+def test_forms_of_a_norm_have_the_relevance_of_rsqrt(form):
+    rng = np.random.default_rng(0)
+    first, second, x = (rng.normal(size=shape) for shape in ((4, 6), (6, 2), (3, 4)))
+
+    def network(norm):
+        return lambda x: (norm(x @ jnp.asarray(first, x.dtype)) @ jnp.asarray(second, x.dtype)).sum(
+            0
+        )
+
+    with jax.enable_x64(True):
+        x = jnp.asarray(x)
+        expected = ja.lrp(network(lambda h: h * jax.lax.rsqrt(mean_square(h))), x, 1)
+        found = ja.lrp(network(NORMS[form]), x, 1)
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-10)
+        total = found.values.sum() + found.info["absorbed"]
+        np.testing.assert_allclose(total, found.output[1], rtol=1e-10)

@@ -133,6 +133,14 @@ def transfer(step: Step, operands: Sequence[Fact]) -> Fact:
     )
 
 
+def takes_root(step: Step) -> bool:
+    """Return whether a step computes a square root, or the inverse of one."""
+    if step.name != "pow":
+        return step.name in ("sqrt", "rsqrt")
+    exponent = step.inputs[1]
+    return isinstance(exponent, Number) and abs(float(exponent.val)) == 0.5
+
+
 @dataclass(frozen=True)
 class _Flow:
     """A step and the facts around it; its methods compute the flags of the output.
@@ -194,10 +202,17 @@ class _Flow:
         return self.shifts() and self.bounds.within_unit and all(f.gate for f in self.active)
 
     def is_norm(self) -> bool:
-        """Return whether the step takes the root of statistics, or scales or shifts such a root."""
-        if self.step.name in ("rsqrt", "sqrt") and all(f.statistic for f in self.dependent):
+        """Return whether the step takes the root of statistics, or scales, shifts or inverts it."""
+        if takes_root(self.step) and all(f.statistic for f in self.dependent):
             return True
-        return (self.passes() or self.shifts()) and all(fact.norm for fact in self.dependent)
+        keeps = self.passes() or self.shifts() or self._inverts()
+        return keeps and all(fact.norm for fact in self.dependent)
+
+    def _inverts(self) -> bool:
+        """Return whether the step divides a constant by its operand."""
+        if self.step.name == "integer_pow":
+            return bool(self.step.eqn.params["y"] == -1)
+        return self.step.name == "div" and not self.operands[0].depends_on_input
 
     def is_statistic(self) -> bool:
         """Return whether the step reduces over elements, or is a function of such reductions."""

@@ -6,7 +6,8 @@ products with the inverse root of a variance, in different orders.
 
 from typing import NamedTuple
 
-from jaxattn.jaxpr.flat import Atom, Number, Step, Var, is_elementwise
+from jaxattn.jaxpr.flat import Atom, Step, Var, is_elementwise
+from jaxattn.jaxpr.structure.facts import takes_root
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.primitive_classes import LAYOUT, POOLING, SUMMING
 
@@ -70,8 +71,8 @@ def is_root(structure: Structure, atom: Atom) -> bool:
     """Return whether a value is a square root or the inverse of one, perhaps scaled or shifted."""
     while isinstance(atom, Var) and structure.is_active(atom):
         step = structure.producers.get(atom)
-        if step is None or step.name in ("sqrt", "rsqrt", "pow"):
-            return step is not None and (step.name != "pow" or _halves(step))
+        if step is None or takes_root(step):
+            return step is not None
         inverts = step.name == "div" or (step.name == "integer_pow" and step.eqn.params["y"] == -1)
         passes = structure.scales(step) or structure.shifts(step) or structure.lays_out(step)
         if not (inverts or passes or step.name in ("max", "min")) or not structure.has_one_active(
@@ -80,12 +81,6 @@ def is_root(structure: Structure, atom: Atom) -> bool:
             return False
         (atom,) = structure.actives(step)
     return False
-
-
-def _halves(step: Step) -> bool:
-    """Return whether a power has an exponent of one half or minus one half."""
-    exponent = step.inputs[1]
-    return isinstance(exponent, Number) and abs(float(exponent.val)) == 0.5
 
 
 def _pooled_values(structure: Structure, var: Var) -> set[Var]:
