@@ -245,7 +245,7 @@ COLUMNS = (
 
 
 class Way(NamedTuple):
-    """What to do where a method raises an error or warns.
+    """A way out where a method raises an error or warns.
 
     Attributes:
         message: a regular expression that the message contains.

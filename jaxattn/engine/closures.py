@@ -1,4 +1,4 @@
-"""What a function closes over, and the function with other modules in its closure.
+"""Modules in the closure of a function, and the function with other modules in it.
 
 An nnx module may change its own state, such as a count of random numbers, only in the trace in
 which it was made. A function that closes over a module is therefore traced as a copy of itself that

@@ -50,7 +50,7 @@ _OF_LINEN = frozenset(("_id", "_state"))
 
 
 class Environment:
-    """What a function reads.
+    """Everything that a function reads when it is traced.
 
     Attributes:
         key: equal for two functions only if both read the same.
@@ -252,7 +252,7 @@ _probe = jax.jit(lambda: None)
 
 
 class Settings:
-    """What else a trace depends on: the settings of JAX in the present context.
+    """Return the settings of JAX in the present context, on which a trace depends too.
 
     JAX traces a function anew if one of them changes, and else returns the same trace.
     """

@@ -17,7 +17,7 @@ fixed = jax.lax.stop_gradient
 
 
 class Forms(NamedTuple):
-    """How the operations that LRP treats in a way of their own are computed.
+    """The form of each operation that LRP treats in a way of its own.
 
     Attributes:
         activation: applies an elementwise function to a value.

@@ -158,7 +158,7 @@ def checked(network, level=0):
 
 
 class Tally(NamedTuple):
-    """What was checked so far: the seeds, and the refusals of each check."""
+    """The seeds that were checked so far, and the refusals of each check."""
 
     seeds: list[int]
     refusals: Counter

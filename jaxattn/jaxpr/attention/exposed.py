@@ -16,7 +16,7 @@ from jaxattn.jaxpr.names import tag_of
 
 
 class _Tagging(NamedTuple):
-    """What to tag.
+    """The weights to tag, by their equations.
 
     Attributes:
         weights: the weights by their equation and its path; several for calls of equal paths.

@@ -1,4 +1,4 @@
-"""What is done with the output of a softmax: attention contracts it with values."""
+"""Contractions of the output of a softmax with values, which make it attention weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

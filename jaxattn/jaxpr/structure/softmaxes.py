@@ -128,7 +128,7 @@ class _Term(NamedTuple):
 
     @property
     def wide_axes(self) -> list[int]:
-        """What the axes of more than one element correspond to."""
+        """The axes of the output that the axes of more than one element correspond to."""
         return [a for a, size in zip(self.axes, self.atom.aval.shape, strict=True) if size > 1]
 
     @property
