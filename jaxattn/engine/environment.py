@@ -252,7 +252,7 @@ _probe = jax.jit(lambda: None)
 
 
 class Settings:
-    """Return the settings of JAX in the present context, on which a trace depends too.
+    """The settings of JAX in the present context, on which a trace depends too.
 
     JAX traces a function anew if one of them changes, and else returns the same trace.
     """
