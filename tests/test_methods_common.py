@@ -53,6 +53,8 @@ SHAPES = {
     "gradient_x_attention": (T, T),
     "value_zeroing": (T,),
 }
+#: Methods that vary attention weights.
+VARIES_WEIGHTS = {"gradient_x_attention", "value_zeroing"}
 WEIGHT_METHODS = {n for n in METHODS if "attention" in n} | {"value_zeroing"}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -78,26 +80,31 @@ feature_methods = pytest.mark.parametrize(
 def network(weights, x, scale=None):
     """Return a tanh network's logits; of a pytree only the leaf `"series"` is used.
 
-    The rows of the series are tagged `"rows"`. Only methods that explain attention weights use the
-    weights tagged `"mixing"`.
+    The rows of the series are tagged `"rows"`, and attention weights `"mixing"`. The logits depend
+    on the latter if there are weights for what they mix.
     """
     rows = ja.tag(x if hasattr(x, "ndim") else x["series"], "rows")
-    ja.tag(jax.nn.softmax(rows @ rows.T), "mixing")
+    mixing = ja.tag(jax.nn.softmax(rows @ rows.T), "mixing")
 
     def advance(h, row):
         return jnp.tanh(row @ weights["input"] + h @ weights["recurrent"]), None
 
     h, _ = jax.lax.scan(advance, jnp.zeros(H, rows.dtype), rows)
     logits = (h + jax.nn.relu(h)) @ weights["readout"]
+    if "mixed" in weights:
+        logits += (mixing @ rows)[-1] @ weights["mixed"]
     return logits if scale is None else scale * logits
 
 
-def make(dtype=np.float32):
+def make(dtype=np.float32, name=None):
+    """Return the network that a method explains, and its inputs."""
     rng = np.random.default_rng(0)
     shapes = {"input": (D, H), "recurrent": (H, H), "readout": (H, K)}
     weights = {name: rng.normal(size=shape) / 2 for name, shape in shapes.items()}
-    weights = {name: jnp.asarray(w, dtype) for name, w in weights.items()}
-    return Partial(network, weights), jnp.asarray(rng.normal(size=(B, T, D)), dtype)
+    xs = jnp.asarray(rng.normal(size=(B, T, D)), dtype)
+    if name in VARIES_WEIGHTS:
+        weights["mixed"] = rng.normal(size=(D, K))
+    return Partial(network, {key: jnp.asarray(w, dtype) for key, w in weights.items()}), xs
 
 
 def zero(tree):
@@ -112,12 +119,12 @@ def explain(name, model, xs, targets=1, **options):
 def explained(name):
     """Return a method's attribution of the whole batch."""
     with jax.enable_x64(False):
-        return explain(name, *make())
+        return explain(name, *make(name=name))
 
 
 @pytest.fixture
-def model():
-    return make()[0]
+def model(request):
+    return make(name=request.node.callspec.params.get("name"))[0]
 
 
 @pytest.fixture
@@ -158,9 +165,7 @@ def test_batch_equals_single_examples(name, model, xs):
     got = explained(name)
     assert got.values.shape == (B, *SHAPES.get(name, (T, D)))
     assert got.output.shape == (B, K)
-    # The output does not depend on the weights tagged "mixing"; test_attention has other networks.
-    is_zero = name in ("gradient_x_attention", "value_zeroing")
-    assert (np.ptp(got.values, axis=0).max() > 1e-3) is not is_zero
+    assert np.ptp(got.values, axis=0).max() > 1e-3
     for i in (0, B - 1):
         key = jax.random.fold_in(KEY, i)
         one = METHODS[name](model, xs[i], 1, key=key, **OPTIONS[name])
@@ -232,7 +237,8 @@ def test_values_are_independent_of_devices(name, batch, shape, model, xs):
 def test_args_per_example(name, model, xs):
     got = explain(name, model, xs, args=(jnp.arange(1.0, B + 1),))
     weights = model.args[0]
-    three = explain(name, Partial(network, {**weights, "readout": 3 * weights["readout"]}), xs)
+    tripled = {key: 3 * weights[key] for key in ("readout", "mixed") if key in weights}
+    three = explain(name, Partial(network, weights | tripled), xs)
     close(got.values[2], three.values[2])
     close(got.output[2], three.output[2])
 
@@ -240,7 +246,7 @@ def test_args_per_example(name, model, xs):
 @representatives
 @every_method
 def test_dtype_is_that_of_the_input(name):
-    got = explain(name, *make("bfloat16"))
+    got = explain(name, *make("bfloat16", name))
     assert got.values.dtype == got.output.dtype == jnp.bfloat16
     values = got.values.astype(np.float32)
     assert np.isfinite(values).all()
@@ -251,7 +257,7 @@ def test_dtype_is_that_of_the_input(name):
 @representatives
 @every_method
 def test_gradients_of_a_method_equal_central_differences(name, x64):
-    model, xs = make(np.float64)
+    model, xs = make(np.float64, name)
     method, weights = METHODS[name], model.args[0]
 
     @jax.jit
