@@ -18,7 +18,8 @@ jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.relu
 jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
-jaxpr.structure.producers jaxpr.structure.axes jaxpr.structure.softmaxes jaxpr.structure.graph
+jaxpr.structure.producers jaxpr.structure.axes jaxpr.structure.equality
+jaxpr.structure.factors jaxpr.structure.softmaxes jaxpr.structure.graph
 jaxpr.structure.logarithms jaxpr.structure.normalisations jaxpr.structure.affine
 jaxpr.structure.analysis jaxpr.structure.hoisted jaxpr.structure.activations
 
@@ -33,7 +34,7 @@ jaxpr.propagation.walk jaxpr.propagation.loop_plans jaxpr.propagation.loops
 jaxpr.propagation.reverse jaxpr.propagation.windowed_layer jaxpr.propagation.modified_layer
 jaxpr.propagation.layer_rules jaxpr.propagation.selection jaxpr.propagation.products
 jaxpr.propagation.score jaxpr.propagation.lrp jaxpr.propagation.secants
-jaxpr.propagation.deep_lift
+jaxpr.propagation.two_runs jaxpr.propagation.deep_lift
 jaxpr.propagation.patterns jaxpr.propagation.decomposed_values jaxpr.propagation.decomposition
 
 jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse.loop_split

@@ -48,6 +48,10 @@ PLAIN = {
     "constant shift": lambda s: divided(jnp.exp(s - 2.0)),
     "stopped shift": lambda s: divided(jnp.exp(s - jax.lax.stop_gradient(s[:, :1]))),
     "reciprocal": lambda s: jnp.exp(s) * (1 / total(jnp.exp(s))),
+    "powers of 2": lambda s: jnp.exp2(s / np.log(2)) / total(jnp.exp2(s / np.log(2))),
+    "powers of e": lambda s: (
+        jnp.power(jnp.asarray(np.e, s.dtype), s) / total(jnp.power(jnp.asarray(np.e, s.dtype), s))
+    ),
     "power of -1": lambda s: jnp.exp(s) * total(jnp.exp(s)) ** -1,
     "bounded sum": lambda s: jnp.exp(s) / jnp.maximum(total(jnp.exp(s)), EPS),
     "clipped sum": lambda s: jnp.exp(s) / jnp.clip(total(jnp.exp(s)), EPS, 1e30),
@@ -144,6 +148,7 @@ def test_every_form_is_found(form):
 NOT_SOFTMAXES = {
     "sum over another axis": lambda s: jnp.exp(s) / jnp.exp(s).sum(0)[:, None],
     "exponentials of another value": lambda s: jnp.exp(s) / total(jnp.exp(2 * s)),
+    "powers of two bases": lambda s: jnp.exp(s) / total(jnp.exp2(s)),
     "reversed": lambda s: jnp.exp(s)[::-1] / total(jnp.exp(s)),
     "transposed": lambda s: jnp.exp(s).T / total(jnp.exp(s)),
     "masked in the sum only": lambda s: jnp.exp(s) / total(jnp.exp(s) * MASK),

@@ -4,18 +4,15 @@ The function runs at the input and at the baseline. A step's multipliers times t
 its operands sum to the difference of its output, exactly, and multipliers chain like derivatives.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxattn.jaxpr.flat import Atom, Step, Var, is_elementwise
+from jaxattn.jaxpr.flat import Step, Var, is_elementwise
 from jaxattn.jaxpr.interpreter import bind
 from jaxattn.jaxpr.propagation.modified_layer import Layer, Signed, transposed
-from jaxattn.jaxpr.propagation.score import ScoreRules
 from jaxattn.jaxpr.propagation.secants import (
     Elementwise,
     bounded,
@@ -26,9 +23,9 @@ from jaxattn.jaxpr.propagation.secants import (
     slope_at,
     softmax_multipliers,
 )
+from jaxattn.jaxpr.propagation.two_runs import TwoRuns
 from jaxattn.jaxpr.propagation.walk import (
     Cotangent,
-    Read,
     Runs,
     Visit,
     cotangents_of,
@@ -40,9 +37,7 @@ from jaxattn.jaxpr.structure.affine import affine_map
 from jaxattn.jaxpr.structure.graph import Structure
 from jaxattn.jaxpr.structure.normalisations import is_root
 from jaxattn.jaxpr.structure.primitive_classes import (
-    CHOOSING,
     CONTRACTING,
-    SELECTING,
     SUMMING,
 )
 from jaxattn.jaxpr.structure.producers import producer_behind
@@ -53,7 +48,7 @@ _MAXIMA = frozenset("cummax reduce_max reduce_or reduce_window_max".split())
 _MINIMA = frozenset("cummin reduce_and reduce_min reduce_window_min".split())
 
 
-class DeepLift(ScoreRules):
+class DeepLift(TwoRuns):
     """The rules of DeepLIFT.
 
     Each method named after a kind of step returns the multipliers of the operands of such a step,
@@ -74,7 +69,7 @@ class DeepLift(ScoreRules):
             self._contraction,
             self._activation,
             self._normalisation,
-            self._choice,
+            self.choice,
             self._pair,
         )
 
@@ -94,89 +89,16 @@ class DeepLift(ScoreRules):
         if multipliers is not None:
             return multipliers
         if _is_linear(visit.structure, step):
-            read, _ = self._reads(visit)
+            read, _ = self.reads(visit)
             values = transpose_step(step, visit.actives, read, visit.cotangents)
             return cotangents_of(visit.actives, values)
-        for rule in self._one_output if len(visit.cotangents) == 1 else (self._choice,):
+        for rule in self._one_output if len(visit.cotangents) == 1 else (self.choice,):
             multipliers = rule(visit)
             if multipliers is not None:
                 return multipliers
         if not any(var.is_floating for var in step.outputs):
             return []  # counts of another kind than these are not propagated
         raise ValueError(unsupported(visit.step, "DeepLIFT"))
-
-    def _choice(self, visit: Visit) -> list[Cotangent] | None:
-        """Pass on the multipliers of the elements that a mask, indices or an order choose.
-
-        If the runs choose differently, take the mean over both choices. A mask gets the rest of the
-        change. That of indices and of an order is not propagated; there is none where the choice
-        of one run is right for the other too, as among equal elements of a baseline.
-        """
-        step, structure = visit.step, visit.structure
-        if not (step.name in CHOOSING or step.name in SELECTING):
-            return None
-        actives, reads = visit.actives, self._reads(visit)
-        masked = step.name == "select_n" and structure.is_active(step.inputs[0])
-        weights = None if masked else self._agreement(visit, reads)
-        sums: list[Array] = []
-        for run, read in enumerate(reads):
-            parts = [
-                None if g is None else g * (w if run == 0 else 1 - w)
-                for g, w in zip(visit.cotangents, weights or [0.5] * len(step.outputs), strict=True)
-            ]
-            values = transpose_step(step, actives, read, parts)
-            sums = [a + b for a, b in zip(sums, values, strict=True)] if sums else values
-        multipliers = cotangents_of(actives, sums)
-        if masked:
-            multipliers.append(Cotangent(step.inputs[0], self._of_mask(visit)))
-        return multipliers
-
-    def _agreement(self, visit: Visit, reads: list[Read]) -> list[ArrayLike]:
-        """Return the weight of the choice of the first run, for each element of the outputs.
-
-        It is 1 where that choice is right for both runs, 0 where that of the other run is, and one
-        half elsewhere.
-        """
-        step, choices = visit.step, visit.structure.choices(visit.step)
-        quantities = [
-            atom
-            for atom in dict.fromkeys(step.inputs)
-            if atom not in choices and jnp.issubdtype(atom.aval.dtype, jnp.inexact)
-        ]
-
-        def chosen(by: Read, of: Read) -> list[Array]:
-            """Return what the choice of one run takes from the values of another."""
-
-            def run(*values: Array) -> list[Array]:
-                given = dict(zip(quantities, values, strict=True))
-                operands = [given[a] if a in given else by(a) for a in step.inputs]
-                return list(bind(step.eqn, operands))
-
-            points, others = ([jnp.asarray(read(a)) for a in quantities] for read in (by, of))
-            return jax.jvp(run, points, others)[1]
-
-        first, second = reads
-        own, other = chosen(first, first), chosen(second, second)
-        by_first, by_second = chosen(first, second), chosen(second, first)
-        half = jnp.asarray(0.5, self.dtype)
-        return [
-            jnp.where(b == y0, 1, jnp.where(a == y, 0, half)) if var.is_floating else 0.5
-            for var, y, y0, b, a in zip(step.outputs, own, other, by_first, by_second, strict=True)
-        ]
-
-    def _of_mask(self, visit: Visit) -> Array:
-        """Return the multiplier of the mask of a `select_n`."""
-        (mask, mask0), *cases = (visit.memory[atom] for atom in visit.step.inputs)
-        changes = []
-        for run in (0, 1):
-            chosen, chosen0 = (
-                bounded(self._wide(jax.lax.select_n(m, *(case[run] for case in cases))))
-                for m in (mask, mask0)
-            )
-            changes.append(chosen - chosen0)
-        change = jnp.asarray(0.5, changes[0].dtype) * (changes[0] + changes[1])
-        m, m0 = (jnp.broadcast_to(self._wide(m), change.shape) for m in (mask, mask0))
-        return visit.cotangent * secant(change, m, m0, None).astype(self.dtype)
 
     def _softmax(self, visit: Visit) -> list[Cotangent] | None:
         """Apply the derivative of a softmax at the logarithmic means of the weights of both runs.
@@ -192,7 +114,7 @@ class DeepLift(ScoreRules):
         # A masked element has no weight, whatever its logit.
         shown = (s > 0) | (s0 > 0)
         means = self._mean_weights(visit, found.logits, found.axes, shown)
-        z, z0 = map(bounded, self._wide_runs(visit, found.logits))
+        z, z0 = map(bounded, self.wide_runs(visit, found.logits))
         multiplier = visit.cotangent.astype(means.dtype)
         multipliers = softmax_multipliers(multiplier, means, z, z0, shown, found.axes)
         return [Cotangent(found.logits, multipliers)]
@@ -220,7 +142,7 @@ class DeepLift(ScoreRules):
         self, visit: Visit, logits: Var, axes: tuple[int, ...], shown: Array
     ) -> Array:
         """Return the logarithmic means of the weights of a softmax in both runs."""
-        of_runs = [log_softmax(bounded(z), shown, axes) for z in self._wide_runs(visit, logits)]
+        of_runs = [log_softmax(bounded(z), shown, axes) for z in self.wide_runs(visit, logits)]
         return jnp.where(shown, logarithmic_mean(*of_runs), 0)
 
     def _extremum(self, visit: Visit) -> list[Cotangent] | None:
@@ -232,14 +154,14 @@ class DeepLift(ScoreRules):
         if step.name not in _MAXIMA | _MINIMA:
             return None
         (source,) = visit.actives
-        (x, x0), (y, y0) = (self._wide_runs(visit, var) for var in (source, visit.output))
+        (x, x0), (y, y0) = (self.wide_runs(visit, var) for var in (source, visit.output))
         apply = None
         if step.name in ("reduce_and", "reduce_or"):
             reduce = jnp.min if step.name in _MINIMA else jnp.max
             apply = lambda x: [reduce(x, step.eqn.params["axes"])]  # noqa: E731
         at_input = (y >= y0) if step.name in _MAXIMA else (y <= y0)
         changes, slopes = [], []
-        for read, decides in zip(self._reads(visit), (at_input, ~at_input), strict=True):
+        for read, decides in zip(self.reads(visit), (at_input, ~at_input), strict=True):
             part = jnp.where(decides, visit.cotangent.astype(y.dtype), 0)
             changes += transpose_step(step, [source], read, [part * (y - y0)], apply)
             slopes += transpose_step(step, [source], read, [part], apply)
@@ -265,7 +187,7 @@ class DeepLift(ScoreRules):
         if source is None or source.shape != visit.output.shape:
             return None
         (u, u0), (y, y0) = (
-            map(bounded, self._wide_runs(visit, var)) for var in (source, visit.output)
+            map(bounded, self.wide_runs(visit, var)) for var in (source, visit.output)
         )
         if not (source.is_floating and visit.output.is_floating):  # it jumps
             return [Cotangent(source, visit.cotangent * secant(y - y0, u, u0, None))]
@@ -318,7 +240,7 @@ class DeepLift(ScoreRules):
         if not (statistic or is_root(structure, second)):
             return None
         (a, a0), (b, b0), (y, y0) = (
-            self._wide_runs(visit, atom) for atom in (first, second, visit.output)
+            self.wide_runs(visit, atom) for atom in (first, second, visit.output)
         )
         same_sign = jnp.sign(b) * jnp.sign(b0) > 0
         total = jnp.where(same_sign, b + b0, 1)
@@ -347,7 +269,7 @@ class DeepLift(ScoreRules):
             return bind(step.eqn, (a, b))[0]
 
         both, neither, first, second = (
-            self._wide(y) for y in (apply(a, b), apply(a0, b0), apply(a, b0), apply(a0, b))
+            self.wide(y) for y in (apply(a, b), apply(a0, b0), apply(a, b0), apply(a0, b))
         )
         half = jnp.asarray(0.5, both.dtype)
         changes = [
@@ -358,32 +280,10 @@ class DeepLift(ScoreRules):
         smooth = all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in (a, b, apply(a, b)))
         slopes = mean_slopes(apply, ends) if smooth else (None, None)
         ratios = [
-            secant(change, self._wide(x), self._wide(x0), slope)
+            secant(change, self.wide(x), self.wide(x0), slope)
             for change, (x, x0), slope in zip(changes, ends, slopes, strict=True)
         ]
         return _active(visit, [visit.cotangent * ratio.astype(self.dtype) for ratio in ratios])
-
-    def _wide(self, value: ArrayLike) -> Array:
-        """Return a value in at least the precision of the multipliers; a truth value as 0 or 1."""
-        value = jnp.asarray(value)
-        floating = jnp.issubdtype(value.dtype, jnp.inexact)
-        return value.astype(jnp.promote_types(value.dtype, self.dtype) if floating else self.dtype)
-
-    def _wide_runs(self, visit: Visit, atom: Atom) -> list[Array]:
-        """Return the value of an operand in both runs, as numbers; see `_wide`."""
-        return [self._wide(value) for value in visit.memory[atom]]
-
-    def _reads(self, visit: Visit) -> list[Read]:
-        """Return what reads the operands of a step in each run, truth values as numbers."""
-        choices = visit.structure.choices(visit.step)
-
-        def read(run: int, atom: Atom) -> ArrayLike:
-            value = visit.memory[atom][run]
-            if atom in choices or jnp.issubdtype(jnp.result_type(value), jnp.inexact):
-                return value
-            return self._wide(value)
-
-        return [functools.partial(read, run) for run in (0, 1)]
 
 
 def _active(visit: Visit, multipliers: list[Array] | tuple[Array, ...]) -> list[Cotangent]:

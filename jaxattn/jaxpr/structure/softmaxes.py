@@ -7,13 +7,15 @@ axes of the softmax that its own axes correspond to. Then the two lists are comp
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax.extend.core as jex
 from jax import Array
 
 from jaxattn.jaxpr.flat import Atom, Flat, Step, Var, flatten
-from jaxattn.jaxpr.structure.axes import KEEPING, Axes, axes_before, axes_of_operand
+from jaxattn.jaxpr.structure.axes import KEEPING, Axes, axes_of_operand
+from jaxattn.jaxpr.structure.equality import Equality
+from jaxattn.jaxpr.structure.factors import Exponent, Factors, Place, Term
 from jaxattn.jaxpr.structure.primitive_classes import LAYOUT
 from jaxattn.jaxpr.structure.producers import literal_scalar, producer_behind
 
@@ -23,10 +25,6 @@ _TO_MAXIMUM = LAYOUT | {"clamp", "max", "min", "neg", "stop_gradient"}
 _LAST = frozenset("div exp mul select_n".split())
 #: Primitives between the sum of exponentials and the denominator: what keeps it from being zero.
 _STABILISING = frozenset("abs add clamp max min select_n".split())
-#: Products of more factors, and longer chains of steps, are no softmaxes.
-_MOST_TERMS, _MOST_STEPS = 16, 64
-
-_Kind: TypeAlias = Literal["factor", "addend", "mask"]
 
 
 class Softmax(NamedTuple):
@@ -110,40 +108,6 @@ def is_maximum(atom: Atom, producers: Mapping[Var, Step]) -> bool:
     return producer_behind(atom, producers, _TO_MAXIMUM, "reduce_max") is not None
 
 
-class _Term(NamedTuple):
-    """A factor of a product, or an addend of an exponent.
-
-    Attributes:
-        kind: `"mask"` for a predicate that selects between the rest of the product and zero.
-        sign: -1 for a denominator and for what is subtracted; for a mask, which of its cases holds
-            the rest of the product.
-        atom: the value.
-        axes: what its axes correspond to.
-    """
-
-    kind: _Kind
-    sign: int
-    atom: Atom
-    axes: Axes
-
-    @property
-    def wide_axes(self) -> list[int]:
-        """The axes of the output that the axes of more than one element correspond to."""
-        return [a for a, size in zip(self.axes, self.atom.aval.shape, strict=True) if size > 1]
-
-    @property
-    def is_predicate(self) -> bool:
-        """Return whether the value sets elements to zero."""
-        return self.kind == "mask" or (self.kind == "factor" and self.atom.aval.dtype == bool)
-
-
-class _Place(NamedTuple):
-    """A value, and what its axes correspond to."""
-
-    atom: Atom
-    axes: Axes
-
-
 class _Sum(NamedTuple):
     """A sum over elements, what its axes correspond to, and what keeps it from being zero."""
 
@@ -152,41 +116,40 @@ class _Sum(NamedTuple):
     stabilisers: tuple[Atom, ...]
 
 
-class _Product:
-    """The terms of a product, and its exponentials' operands."""
-
-    def __init__(self) -> None:
-        self.terms: list[_Term] = []
-        self.exponents: list[_Place] = []
-
-
 @dataclass(eq=False)
 class _Search:
     """The search for softmaxes among the steps of one function.
 
     Attributes:
         producers: the step that computes each value.
-        compared: pairs of values, and whether they are equal.
+        equality: whether two values are equal.
+        factors: the factors of a value.
     """
 
     producers: Mapping[Var, Step]
-    compared: dict[tuple[Var, Var], bool] = field(default_factory=dict)
+    equality: Equality = field(init=False)
+    factors: Factors = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.equality, self.factors = Equality(self.producers), Factors(self.producers)
 
     def ending_in(self, step: Step) -> Softmax | None:
         """Return the softmax that a step completes, if there is one."""
         (output,) = step.outputs
         if not output.is_floating:
             return None
-        product = self._product(output, tuple(range(len(output.shape))))
+        product = self.factors.product(output, tuple(range(len(output.shape))))
         for i, term in enumerate(product.terms):
             if term.kind == "factor" and term.sign < 0:
                 others = product.terms[:i] + product.terms[i + 1 :]
-                softmax = self._divided_by(term, others, output)
+                softmax = self._divided_by(term, others, product.scales, output)
                 if softmax is not None:
                     return softmax
         return None
 
-    def _divided_by(self, divisor: _Term, others: list[_Term], output: Var) -> Softmax | None:
+    def _divided_by(
+        self, divisor: Term, others: list[Term], scales: list[float], output: Var
+    ) -> Softmax | None:
         """Return the softmax of a product, if one of its divisors is the sum of the rest."""
         total = self._sum_behind(divisor.atom, divisor.axes)
         if total is None:
@@ -200,8 +163,10 @@ class _Search:
             summed[axis] if axis in summed else next(kept)
             for axis in range(len(operand.aval.shape))
         )
-        product = self._product(operand, axes)
-        if len(product.exponents) != 1 or not self._same_terms(product.terms, others):
+        product = self.factors.product(operand, axes)
+        if len(product.exponents) != 1 or product.scales != scales:
+            return None
+        if not self._same_terms(product.terms, others):
             return None
         (exponent,) = product.exponents
         along = set(summed.values())
@@ -216,9 +181,9 @@ class _Search:
             stabilisers=total.stabilisers,
         )
 
-    def _of_exponent(self, exponent: _Place, output: Var, summed: set[int]) -> Softmax | None:
+    def _of_exponent(self, exponent: Exponent, output: Var, summed: set[int]) -> Softmax | None:
         """Return the softmax of the logits in an exponent, without masks."""
-        logits, scale = self._without_shift(exponent, summed)
+        logits, scale = self._without_shift(exponent.place, summed)
         if not isinstance(logits.atom, Var):
             return None
         sizes = zip(logits.axes, logits.atom.shape, strict=True)
@@ -226,78 +191,14 @@ class _Search:
         if {axis: size for axis, size in sizes if size > 1} != wide:
             return None
         axes = tuple(i for i, axis in enumerate(logits.axes) if axis in summed)
-        return Softmax(logits.atom, axes, tuple(max(axis, -1) for axis in logits.axes), scale)
-
-    # The terms of a product.
-
-    def _product(self, atom: Atom, axes: Axes) -> _Product:
-        product = _Product()
-        self._collect(product, _Term("factor", 1, atom, axes), 0)
-        return product
-
-    def _collect(self, product: _Product, term: _Term, depth: int) -> None:
-        """Add the terms that a value is a product of, or a sum of within an exponent."""
-        place = self._before_layout(term.atom, term.axes)
-        term = term._replace(atom=place.atom, axes=place.axes)
-        step = self.producers.get(term.atom) if isinstance(term.atom, Var) else None
-        parts = None
-        if step is not None and depth < _MOST_STEPS and len(product.terms) < _MOST_TERMS:
-            parts = self._parts(step, term)
-        if parts is None:
-            value = literal_scalar(term.atom, self.producers)
-            if value is None or value != (1 if term.kind == "factor" else 0):
-                product.terms.append(term)
-            return
-        if step is not None and step.name == "exp" and term.kind == "factor":
-            product.exponents.append(_Place(step.inputs[0], term.axes))
-        for part in parts:
-            if part.kind == "mask":
-                product.terms.append(part)
-            else:
-                self._collect(product, part, depth + 1)
-
-    def _parts(self, step: Step, term: _Term) -> list[_Term] | None:
-        """Return the terms that a step multiplies, or adds within an exponent; `None` for one."""
-
-        def part(position: int, sign: int = 1, kind: _Kind = term.kind) -> _Term:
-            operand = step.inputs[position]
-            return _Term(kind, sign * term.sign, operand, axes_of_operand(operand, term.axes))
-
-        in_exponent = term.kind == "addend"
-        if step.name == ("log" if in_exponent else "exp"):
-            return [part(0, kind="factor" if in_exponent else "addend")]
-        if step.name == ("add" if in_exponent else "mul"):
-            return [part(0), part(1)]
-        if step.name == ("sub" if in_exponent else "div"):
-            return [part(0), part(1, -1)]
-        if in_exponent:
-            return [part(0, -1)] if step.name == "neg" else None
-        if step.name == "integer_pow" and step.eqn.params["y"] == -1:
-            return [part(0, -1)]
-        if step.name == "select_n" and len(step.inputs) == 3 and term.sign > 0:
-            for case in (1, 2):
-                if literal_scalar(step.inputs[3 - case], self.producers) == 0:
-                    predicate = self._before_layout(*part(0)[2:])
-                    return [part(case), _Term("mask", case, *predicate)]
-        return None
-
-    def _before_layout(self, atom: Atom, axes: Axes) -> _Place:
-        """Return the value of which another has the elements, in other axes or another dtype."""
-        while isinstance(atom, Var):
-            step = self.producers.get(atom)
-            if step is None or step.name not in KEEPING or len(step.outputs) != 1:
-                break
-            before = axes_before(step, axes)
-            if before is None:
-                break
-            atom, axes = step.inputs[0], before
-        return _Place(atom, axes)
+        layout = tuple(max(axis, -1) for axis in logits.axes)
+        return Softmax(logits.atom, axes, layout, scale * exponent.scale)
 
     # The sum of the exponentials.
 
     def _sum_behind(self, atom: Atom, axes: Axes) -> _Sum | None:
         """Return the sum that a denominator is, once it is kept from being zero."""
-        place = self._before_layout(atom, axes)
+        place = self.factors.before_layout(atom, axes)
         step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
         if step is None:
             return None
@@ -315,12 +216,12 @@ class _Search:
 
     # The logits.
 
-    def _without_shift(self, exponent: _Place, summed: set[int]) -> tuple[_Place, float]:
+    def _without_shift(self, exponent: Place, summed: set[int]) -> tuple[Place, float]:
         """Return the logits, before a maximum is subtracted, and what they are multiplied by."""
         logits, scale = exponent, 1.0
         place, factor = exponent, 1.0
         while True:
-            place = self._before_layout(*place)
+            place = self.factors.before_layout(*place)
             step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
             if step is None or step.name not in ("sub", "mul", "div"):
                 return logits, scale
@@ -333,12 +234,12 @@ class _Search:
                 is_shift = self._is_shift(step.inputs[1], place.axes, summed)
                 if not is_shift and (number is None or logits is not exponent):
                     return logits, scale
-                logits, scale = _Place(rest, axes), factor
+                logits, scale = Place(rest, axes), factor
             elif not number:
                 return logits, scale
             else:
                 factor *= float(number) if step.name == "mul" else 1 / float(number)
-            place = _Place(rest, axes)
+            place = Place(rest, axes)
 
     def _is_shift(self, atom: Atom, axes: Axes, summed: set[int]) -> bool:
         """Return whether a value is subtracted from logits for numerical reasons only."""
@@ -357,17 +258,15 @@ class _Search:
 
     def _varies(self, atom: Atom, axes: Axes, along: set[int]) -> bool:
         """Return whether a value varies along axes that are summed over."""
-        place = self._before_layout(atom, axes)
-        if not along.intersection(_Term("factor", 1, *place).wide_axes):
+        place = self.factors.before_layout(atom, axes)
+        if not along.intersection(Term("factor", 1, *place).wide_axes):
             return False
         step = self.producers.get(place.atom) if isinstance(place.atom, Var) else None
         if step is None or step.name not in _TO_MAXIMUM | {"add"} or step.name in _MOVING:
             return True
         return any(self._varies(a, axes_of_operand(a, place.axes), along) for a in step.inputs)
 
-    # Equality of values that are computed twice.
-
-    def _same_terms(self, first: list[_Term], second: list[_Term]) -> bool:
+    def _same_terms(self, first: list[Term], second: list[Term]) -> bool:
         """Return whether two lists hold the same terms, in any order."""
         if len(first) != len(second):
             return False
@@ -379,42 +278,12 @@ class _Search:
             rest.remove(match)
         return True
 
-    def _same_term(self, a: _Term, b: _Term) -> bool:
-        return a[:2] == b[:2] and a.wide_axes == b.wide_axes and self._same(a.atom, b.atom)
-
-    def _same(self, a: Atom, b: Atom, depth: int = 0) -> bool:
-        """Return whether two values are equal because the same steps compute them."""
-        if a is b:
-            return True
-        if not isinstance(a, Var) or not isinstance(b, Var):
-            values = literal_scalar(a, self.producers), literal_scalar(b, self.producers)
-            return values[0] is not None and values[0] == values[1]
-        if (a, b) not in self.compared:
-            self.compared[a, b] = False  # of a chain that is too long
-            self.compared[a, b] = depth < _MOST_STEPS and self._same_steps(a, b, depth)
-        return self.compared[a, b]
-
-    def _same_steps(self, a: Var, b: Var, depth: int) -> bool:
-        first, second = self.producers.get(a), self.producers.get(b)
-        if first is None or second is None or first.name != second.name or a.aval != b.aval:
-            return False
-        if any(body.constants for step in (first, second) for body in step.bodies):
-            return False
-        if _parameters(first) != _parameters(second):
-            return False
-        if first.outputs.index(a) != second.outputs.index(b):
-            return False
-        pairs = zip(first.inputs, second.inputs, strict=True)
-        return all(self._same(x, y, depth + 1) for x, y in pairs)
+    def _same_term(self, a: Term, b: Term) -> bool:
+        return a[:2] == b[:2] and a.wide_axes == b.wide_axes and self.equality(a.atom, b.atom)
 
 
 #: Primitives whose elements are in other places than those of their operand.
 _MOVING = LAYOUT - KEEPING - {"select_n"}
-
-
-def _parameters(step: Step) -> str:
-    # The functions that derive a custom rule differ between two calls of one function.
-    return str(step.eqn.params.get("call_jaxpr", step.eqn.params))
 
 
 def _summed_axes(total: _Sum, shape: tuple[int, ...]) -> dict[int, int] | None:
