@@ -559,57 +559,36 @@ def test_dot_product_attention_with_grouped_queries(groups):
 
 
 @pytest.mark.slow
-def test_keras_hub_bert():
-    keras_hub = pytest.importorskip("keras_hub")
-    model = keras_hub.models.BertBackbone(
-        vocabulary_size=20, num_layers=2, num_heads=HEADS, hidden_dim=8, intermediate_dim=8,
-        max_sequence_length=8,
-    )  # fmt: skip
-    ids, segments, mask = np.array([3, 5, 7, 2, 0]), np.zeros(5, int), jnp.array([1, 1, 1, 1, 0])
-    inputs = {"token_ids": ids, "segment_ids": segments, "padding_mask": mask}
-    batch = {name: jnp.asarray(value)[None] for name, value in inputs.items()}
-
-    def network(ids):
-        return model({**batch, "token_ids": ids[None]})["pooled_output"][0]
-
-    values = ja.attention(network, ids).values
-    assert len(values) == 2
-    hidden = keras.Model(model.input, model.get_layer("embeddings_dropout").output)(batch)
-    allowed = jnp.asarray(mask, bool)[None, None]
-    for layer, value in zip(model.transformer_layers, values.values(), strict=True):
-        attention = layer._self_attention_layer
-        _, expected = attention(
-            hidden, hidden, attention_mask=allowed, return_attention_scores=True
-        )
-        close(value, expected[0])
-        hidden = layer(hidden, padding_mask=mask[None])
-
-
-@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Bert", "GPT2"])
 @jax.numpy_dtype_promotion("standard")
-def test_keras_hub_gpt2():
+def test_keras_hub(name):
     keras_hub = pytest.importorskip("keras_hub")
-    model = keras_hub.models.GPT2Backbone(
+    model = getattr(keras_hub.models, f"{name}Backbone")(
         vocabulary_size=20, num_layers=2, num_heads=HEADS, hidden_dim=8, intermediate_dim=8,
         max_sequence_length=8,
     )  # fmt: skip
-    ids = np.array([3, 5, 7, 2, 1])
-    batch = {"token_ids": jnp.asarray(ids)[None], "padding_mask": jnp.ones((1, 5), int)}
+    is_bert = name == "Bert"
+    batch = {"token_ids": jnp.array([[3, 5, 7, 2, 0]]), "padding_mask": jnp.ones((1, T), int)}
+    if is_bert:
+        batch["padding_mask"] = batch["padding_mask"].at[0, -1].set(0)
+        batch["segment_ids"] = jnp.zeros((1, T), int)
+    mask = batch["padding_mask"].astype(bool)
 
     def network(ids):
-        return model({**batch, "token_ids": ids[None]})[0]
+        output = model({**batch, "token_ids": ids[None]})
+        return output["pooled_output"][0] if is_bert else output[0]
 
-    values = ja.attention(network, ids).values
+    values = ja.attention(network, batch["token_ids"][0]).values
     assert len(values) == 2
     hidden = keras.Model(model.input, model.get_layer("embeddings_dropout").output)(batch)
     for layer, value in zip(model.transformer_layers, values.values(), strict=True):
-        normal = layer._self_attention_layer_norm(hidden)
-        attention = layer._self_attention_layer
-        _, expected = attention(
-            normal, normal, attention_mask=CAUSAL[None], return_attention_scores=True
-        )
+        attended = hidden if is_bert else layer._self_attention_layer_norm(hidden)
+        _, expected = layer._self_attention_layer(
+            attended, attended, attention_mask=mask[:, None] if is_bert else CAUSAL[None],
+            return_attention_scores=True,
+        )  # fmt: skip
         close(value, expected[0])
-        hidden = layer(hidden)
+        hidden = layer(hidden, padding_mask=batch["padding_mask"]) if is_bert else layer(hidden)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import functools
 import gc
 import types
 import weakref
+from typing import NamedTuple
 
 import flax.linen as linen
 import jax
@@ -70,6 +71,19 @@ class Settings:
     scale: float
 
 
+@dataclasses.dataclass
+class Held:
+    module: object
+    scale: float = 1.0
+
+    def score(self, x):
+        return self.scale * self.module(x)
+
+
+class Named(NamedTuple):
+    module: object
+
+
 class Dense(linen.Module):
     @linen.compact
     def __call__(self, x):
@@ -123,6 +137,16 @@ def global_scale():
 def global_array():
     global ARRAY
     ARRAY = jnp.full(D, 3.0)
+
+
+def attribute_of_a_dataclass():
+    held = Held(closure(2.0))
+    return lambda x: held.score(x), lambda: setattr(held, "module", closure(3.0))
+
+
+def attribute_of_a_named_tuple():
+    named = Named(Linear(2.0))
+    return lambda x: named.module(x), lambda: named.module.w.set_value(jnp.full(D, 3.0))
 
 
 def numpy_array():
@@ -185,6 +209,8 @@ CHANGES = {
     "attribute of a module": attribute_of_a_module,
     "attribute of an object": attribute_of_an_object,
     "attribute of a class": attribute_of_a_class,
+    "attribute of a dataclass": attribute_of_a_dataclass,
+    "attribute of a named tuple": attribute_of_a_named_tuple,
     "method of a class": method_of_a_class,
     "namespace": namespace,
     "global": lambda: (reads_globals, global_scale),

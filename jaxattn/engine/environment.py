@@ -7,9 +7,11 @@ change are not opened. A function that reads something else has no key.
 """
 
 import collections
+import dataclasses
 import dis
 import enum
 import functools
+import reprlib
 import types
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, cast
@@ -39,6 +41,8 @@ _PURE = frozenset(
 _HIDDEN = frozenset(
     "__import__ breakpoint compile eval exec globals id input locals open vars".split()
 )
+#: Files of the guards of a dataclass's representation, which use `id`.
+_GUARDS = (dataclasses.__file__, reprlib.__file__)
 #: Bytes of a numpy array up to which it is compared faster than a function is traced.
 _SMALL = 2**20
 _JITTED = type(jax.jit(lambda: None))
@@ -122,6 +126,8 @@ class Environment:
             self._all(*value)
         elif kind is dict or (isinstance(value, Mapping) and _is_constant(kind)):
             self._all(*value.keys(), *value.values())
+        elif kind in (set, frozenset) and all(type(element) in ATOMS for element in value):
+            self._parts.append(frozenset((type(element), element) for element in value))
         elif kind in (staticmethod, classmethod):
             self._visit(value.__func__)
         elif kind is property:
@@ -136,6 +142,9 @@ class Environment:
 
     def _function(self, function: types.FunctionType) -> None:
         code, scope = function.__code__, function.__globals__
+        if code.co_filename in _GUARDS and hasattr(function, "__wrapped__"):
+            self._visit(function.__wrapped__)
+            return
         self._parts.append(code)
         self._all(*(cell.cell_contents for cell in function.__closure__ or ()))
         self._all(function.__defaults__, function.__kwdefaults__)
@@ -199,6 +208,8 @@ def _is_constant(value: Any) -> bool:
         if root not in TRUSTED | _PURE or value.__name__.startswith("numpy.random"):
             raise UnkeyableError(f"the module {value.__name__} may change")
         return True
+    if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, type):
+        return _is_constant(value.__self__)  # such as `tuple.__new__` in a named tuple
     module = getattr(value, "__module__", None)
     if not isinstance(module, str) or module.partition(".")[0] not in TRUSTED | _PURE:
         return False

@@ -12,7 +12,13 @@ ABSENT = -1
 
 
 class AxisOf(NamedTuple):
-    """An axis of a value."""
+    """An axis of a value.
+
+    Attributes:
+        site: the function or body that the value belongs to.
+        atom: the value.
+        axis: the position of the axis.
+    """
 
     site: "Site"
     atom: Atom
