@@ -1,7 +1,6 @@
 """The cost of a method on a device: time, memory and arithmetic."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target
 from jaxattn.engine.explain import explain, prepare
 from jaxattn.engine.launch import trace_part
+from jaxattn.engine.options import name_of
 from jaxattn.jaxpr.flops import count_flops
 
 
@@ -169,7 +169,7 @@ def benchmark(
     calls = sum(plan.examples for plan in work.plans) / work.plan.examples
     devices = list(mesh.devices.flat if mesh else jax.tree.leaves(attribution)[0].devices())
     return Benchmark(
-        method=_name(method_),
+        method=name_of(method_),
         platform=devices[0].platform,
         device=devices[0].device_kind,
         device_count=len(devices),
@@ -184,12 +184,6 @@ def benchmark(
         flops=round(calls * flops.total),
         flops_exact=not flops.unbounded,
     )
-
-
-def _name(method: Method) -> str:
-    while isinstance(method, functools.partial):
-        method = method.func
-    return getattr(method, "__name__", type(method).__name__)
 
 
 def _peak_bytes(compiled: jax.stages.Compiled) -> int | None:

@@ -19,19 +19,6 @@ TOLERANCE = 0.01
 #: Differences of this many units of rounding of the score count as zero.
 _ROUNDING = 1e4
 
-_MORE_STEPS = (
-    'Increase `num_steps`, or pass num_steps="auto". Where neither helps, the target jumps on the '
-    "way from the baseline: choose another `baseline`, or use deep_lift."
-)
-_REMEDIES = {
-    "integrated_gradients": _MORE_STEPS,
-    "layer_conductance": f"{_MORE_STEPS} It also misses what does not pass through the layer.",
-    "deep_lift": (
-        "An index, an order or a stop_gradient may differ between the input and the `baseline`: "
-        "choose a baseline that shares them, or compute in float64."
-    ),
-}
-
 
 def convergence(total: Scalar, score: Scalar, score_start: Scalar) -> dict[str, Array]:
     """Return the convergence delta, and its magnitude relative to the difference of the score.
@@ -54,6 +41,7 @@ class _Check(NamedTuple):
     """The result of a call that is to be checked."""
 
     method: str
+    remedy: str
     delta: jax.Array
     relative: jax.Array
 
@@ -67,8 +55,13 @@ def _is_ready(array: Any) -> bool:
     return bool(array.is_ready())
 
 
-def check_convergence(method: str, result: Attribution) -> None:
+def check_convergence(method: str, remedy: str, result: Attribution) -> None:
     """Warn if the values of examples do not sum to the difference of the score.
+
+    Args:
+        method: the name of the method.
+        remedy: advice, part of the warning.
+        result: the result; without `info["relative_delta"]` it is not checked.
 
     A result on an accelerator is not waited for: it is checked by the next call that finds it
     complete, or at exit.
@@ -76,9 +69,9 @@ def check_convergence(method: str, result: Attribution) -> None:
     while _pending and _is_ready(_pending[0].relative):
         _warn(_pending.popleft())
     relative = result.info.get("relative_delta")
-    if method not in _REMEDIES or relative is None or not is_concrete(relative):
+    if relative is None or not is_concrete(relative):
         return
-    check = _Check(method, result.info["delta"], relative)
+    check = _Check(method, remedy, result.info["delta"], relative)
     on_cpu = all(device.platform == "cpu" for device in relative.devices())
     if on_cpu or _is_ready(relative):
         _warn(check)
@@ -103,7 +96,7 @@ def _warn(check: _Check) -> None:
         f"{check.method}: the values of {missed.sum()} of {missed.size} examples do not sum to the "
         f"difference between the target at the input and at the baseline. The largest delta is "
         f"{delta[worst]:.3g}, {relative[worst]:.3g} of the difference; see info['relative_delta']. "
-        f"{_REMEDIES[check.method]}",
+        f"{check.remedy}",
         ConvergenceWarning,
         stacklevel=6,
     )

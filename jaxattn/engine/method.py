@@ -32,6 +32,8 @@ def method(
     needs_at: bool = False,
     keeps_input: bool = False,
     draws: bool = False,
+    for_logits: bool = False,
+    remedy: str = "",
 ) -> Callable[[Callable[P, Attribution]], Callable[P, Attribution]]: ...
 
 
@@ -47,6 +49,8 @@ def method(
     needs_at: bool = False,
     keeps_input: bool = False,
     draws: bool = False,
+    for_logits: bool = False,
+    remedy: str = "",
 ) -> Callable[..., Any]:
     """Make a method of a pure function of one example.
 
@@ -68,6 +72,8 @@ def method(
         keeps_input: whether the function receives `x` as it is, and `at` if it is given: a name or
             a sequence of names. Otherwise it receives the intermediate as `x`.
         draws: whether the function draws random numbers with `key`.
+        for_logits: whether a warning is shown for an `fn` that ends in a softmax or a sigmoid.
+        remedy: the advice in the warning that is shown if `info["relative_delta"]` exceeds 1 %.
 
     Returns:
         the method. Its docstring documents the arguments that all methods share.
@@ -90,6 +96,8 @@ def method(
         needs_at=needs_at,
         keeps_input=keeps_input,
         draws=draws,
+        for_logits=for_logits,
+        remedy=remedy,
     )
     if core is None:
         return lambda core: _method(core, traits)

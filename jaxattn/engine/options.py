@@ -35,6 +35,8 @@ class Traits:
     needs_at: bool = False
     keeps_input: bool = False
     draws: bool = False
+    for_logits: bool = False
+    remedy: str = ""
 
 
 _UNDECLARED = Traits()
@@ -44,6 +46,19 @@ def traits_of(method: object) -> Traits:
     """Return the traits of a method; a function without the decorator has the defaults."""
     traits = getattr(method, "traits", None)
     return traits if isinstance(traits, Traits) else _UNDECLARED
+
+
+def without_partial(method: object) -> object:
+    """Return the method that a `functools.partial` binds options of."""
+    while isinstance(method, functools.partial):
+        method = method.func
+    return method
+
+
+def name_of(method: object) -> str:
+    """Return the name of a method."""
+    method = without_partial(method)
+    return str(getattr(method, "__name__", type(method).__name__))
 
 
 def is_method(function: object) -> bool:

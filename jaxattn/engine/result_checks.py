@@ -12,6 +12,7 @@ from jaxattn.engine.binding import Binding
 from jaxattn.engine.callable import rebuilding
 from jaxattn.engine.convergence import check_convergence
 from jaxattn.engine.memo import MEMOS
+from jaxattn.engine.options import name_of, traits_of, without_partial
 from jaxattn.jaxpr.capture import expose_attention
 
 #: The ratio of relevance to score above which relevance is numerically useless.
@@ -19,28 +20,23 @@ _GROWTH = 1e4
 #: The distance of a sum of attention weights from 1 that rounding explains in half precision.
 _ROUNDING = 0.01
 
-#: Methods whose values are nearly zero, or arbitrary, where a probability saturates.
-_FOR_LOGITS = frozenset(
-    "deconvnet deep_taylor gradient guided_backprop input_x_gradient integrated_gradients lrp "
-    "saliency smooth_grad".split()
-)
-
 
 def check_target(binding: Binding) -> None:
     """Warn once for each function of a probability that is explained by a method for logits.
 
     A target that is a callable was chosen on purpose.
     """
-    method = getattr(binding.method.rebuild(()), "__name__", "")
-    if method not in _FOR_LOGITS or binding.target is not None or not binding.is_probability:
+    method = without_partial(binding.method.rebuild(()))
+    expects_logits = traits_of(method).for_logits and binding.target is None
+    if not expects_logits or not binding.is_probability:
         return
     if MEMOS.warned.get(binding.fn.program):
         return
     MEMOS.warned[binding.fn.program] = True
     warnings.warn(
-        f"{method}: `fn` ends in a softmax or a sigmoid, which saturates. Explain its logits with "
-        "jaxattn.without_softmax(fn); to explain the probability itself without this warning, pass "
-        "a callable `target`, such as lambda output: output[0].",
+        f"{name_of(method)}: `fn` ends in a softmax or a sigmoid, which saturates. Explain its "
+        "logits with jaxattn.without_softmax(fn); to explain the probability itself without this "
+        "warning, pass a callable `target`, such as lambda output: output[0].",
         AttributionWarning,
         stacklevel=4,
     )
@@ -52,10 +48,10 @@ def check_result(binding: Binding, result: Attribution) -> None:
     Raises:
         ValueError: if what was named as attention weights does not hold any.
     """
-    method = getattr(binding.method.rebuild(()), "__name__", "")
-    check_convergence(method, result)
+    method = without_partial(binding.method.rebuild(()))
+    check_convergence(name_of(method), traits_of(method).remedy, result)
     _check_weights(binding, result.info.get("row_error"))
-    if method == "lrp" and all(map(is_concrete, jax.tree.leaves(result))):
+    if "absorbed" in result.info and all(map(is_concrete, jax.tree.leaves(result))):
         gates = binding.options.rebuild(binding.option_arrays).get("gates", "all")
         if gates in ("half", "proportional"):
             _check_growth(result, gates)

@@ -9,7 +9,7 @@ from jaxattn.jaxpr.relu import rectified
 from jaxattn.methods.gradients import value_and_gradient
 
 
-@method
+@method(for_logits=True)
 def guided_backprop(
     fn: Callable[..., Any],
     x: Inputs,
@@ -57,7 +57,7 @@ def guided_backprop(
     return Attribution(result.gradient, result.output)
 
 
-@method
+@method(for_logits=True)
 def deconvnet(
     fn: Callable[..., Any],
     x: Inputs,

@@ -18,7 +18,12 @@ from jaxattn.jaxpr.propagation.score import send_back
 Multiplier: TypeAlias = Literal["rescale", "reveal_cancel"]
 
 
-@method
+@method(
+    remedy=(
+        "An index, an order or a stop_gradient may differ between the input and the `baseline`: "
+        "choose a baseline that shares them, or compute in float64."
+    )
+)
 def deep_lift(
     fn: Callable[..., Any],
     x: Inputs,

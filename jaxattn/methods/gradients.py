@@ -56,7 +56,7 @@ def value_and_gradient(
     return Gradient(value, output, gradient)
 
 
-@method
+@method(for_logits=True)
 def gradient(
     fn: Callable[..., Any],
     x: Inputs,
@@ -97,7 +97,7 @@ def gradient(
     return Attribution(result.gradient, result.output)
 
 
-@method
+@method(for_logits=True)
 def saliency(
     fn: Callable[..., Any],
     x: Inputs,
@@ -138,7 +138,7 @@ def saliency(
     return Attribution(jax.tree.map(jnp.abs, result.gradient), result.output)
 
 
-@method
+@method(for_logits=True)
 def input_x_gradient(
     fn: Callable[..., Any],
     x: Inputs,
@@ -193,6 +193,7 @@ def _samples_times(what: str, x: PyTree, output: PyTree, options: dict[str, Any]
 
 @method(
     draws=True,
+    for_logits=True,
     evaluations=functools.partial(_samples_times, "evaluations"),
     in_flight=functools.partial(_samples_times, "in_flight"),
 )

@@ -20,6 +20,11 @@ from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
 
 QuadratureRule: TypeAlias = Literal["midpoint", "gauss_legendre"]
 
+#: What to do about integrals along a path that do not converge.
+MORE_STEPS = (
+    'Increase `num_steps`, or pass num_steps="auto". Where neither helps, the target jumps on the '
+    "way from the baseline: choose another `baseline`, or use deep_lift."
+)
 #: The points of `num_steps="auto"` that are added at a time, and the most in total.
 _CHUNK = 32
 _MOST = {"midpoint": 2592, "gauss_legendre": 1024}
@@ -267,7 +272,7 @@ def _line_behind(prefix: AffinePrefix, start: list[Array], distance: list[Array]
     return _Line(list(along), functools.partial(chunked_total, total), to_input)
 
 
-@method(evaluations=evaluations)
+@method(evaluations=evaluations, for_logits=True, remedy=MORE_STEPS)
 def integrated_gradients(
     fn: Callable[..., Any],
     x: Inputs,

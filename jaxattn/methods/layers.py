@@ -26,6 +26,7 @@ from jaxattn.engine.target import scored
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.methods.gradients import value_and_gradient
 from jaxattn.methods.integrated import (
+    MORE_STEPS,
     Quadrature,
     QuadratureRule,
     evaluations,
@@ -129,6 +130,7 @@ def _resized(values: Array, shape: int | Sequence[int]) -> Array:
     evaluations=evaluations,
     needs_at=True,
     keeps_input=True,
+    remedy=f"{MORE_STEPS} It also misses what does not pass through the layer.",
 )
 def layer_conductance(
     fn: Callable[..., Any],

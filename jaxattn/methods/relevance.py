@@ -62,7 +62,7 @@ LRP_PRESETS: Mapping[str, Composite] = types.MappingProxyType(
 )
 
 
-@method(per_example=("low", "high"))
+@method(per_example=("low", "high"), for_logits=True)
 def lrp(
     fn: Callable[..., Any],
     x: Inputs,
@@ -219,7 +219,7 @@ def lrp(
     return Attribution(values, output, {"absorbed": absorbed})
 
 
-@method(per_example=("low", "high"))
+@method(per_example=("low", "high"), for_logits=True)
 def deep_taylor(
     fn: Callable[..., Any],
     x: Inputs,
