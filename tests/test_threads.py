@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -405,10 +406,8 @@ def test_cases_without_threads(monkeypatch):
     jax.make_jaxpr(lambda xs: traced.append(workers(xs=xs, check_finite=False)))(X)
     assert traced == [1]
 
-    class Accelerator:
-        platform = "gpu"
-
-    monkeypatch.setattr(planning, "device_of", lambda leaves: Accelerator())
+    accelerator = Mock(spec=jax.Device, platform="gpu")
+    monkeypatch.setattr(planning, "device_of", lambda leaves: accelerator)
     assert workers(batch_size=100) == 1
 
 

@@ -26,7 +26,7 @@ class Equality:
             return True
         if not isinstance(a, Var) or not isinstance(b, Var):
             values = literal_scalar(a, self._producers), literal_scalar(b, self._producers)
-            return values[0] is not None and values[0] == values[1]
+            return values[0] is not None and bool(values[0] == values[1])
         if (a, b) not in self._compared:
             self._compared[a, b] = False  # of a chain that is too long
             self._compared[a, b] = depth < _MOST_STEPS and self._equal_steps(a, b, depth)
