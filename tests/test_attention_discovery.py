@@ -335,6 +335,7 @@ def test_layers_are_named_by_path_and_by_order(x):
         close(ja.attention(network, x, at=at).values, expected[2])
 
 
+@pytest.mark.slow
 def test_all_methods_take_the_same_names(x):
     """Methods on the weights that were found equal those on tagged weights."""
 

@@ -149,6 +149,7 @@ def test_mesh_changes_device_count_but_not_flops():
     assert (sharded.device_count, sharded.flops) == (2, unsharded.flops)
 
 
+@pytest.mark.slow
 def test_random_and_partial_methods():
     method = functools.partial(ja.smooth_grad, num_samples=3)
     key = jax.random.key(0)

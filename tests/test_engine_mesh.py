@@ -149,6 +149,7 @@ def test_examples_on_automatic_axes_require_no_mesh():
     close(ja.explain(ja.saliency, fn, xs, 1), ja.explain(ja.saliency, fn, np.asarray(xs), 1))
 
 
+@pytest.mark.slow
 def test_gradients_through_a_mesh():
     def loss(xs, **options):
         values = ja.explain(ja.occlusion, fn, xs, 1, window=3, **options).values

@@ -206,6 +206,7 @@ def test_texts_are_right_aligned():
     ]
 
 
+@pytest.mark.slow
 def test_deletion_order_excludes_padding():
     model = ja.models.CharacterClassifier(
         9, embedding_features=4, hidden_features=3, rngs=nnx.Rngs(0)

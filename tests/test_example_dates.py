@@ -258,6 +258,7 @@ def test_other_attention_excludes_padding():
     np.testing.assert_array_equal(another[1, 0], alike[1, 0])  # no weight lies within this text
 
 
+@pytest.mark.slow
 def test_deletion_order_is_highest_first(small, as_a_user_runs_it):
     model, texts, found = small
     values = np.random.default_rng(0).normal(size=(2, 8, texts.ids.shape[1]))

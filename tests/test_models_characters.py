@@ -52,6 +52,7 @@ def test_attention_by_hand():
     np.testing.assert_allclose(values, [share, 1 - share], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_sum_to_one_with_bounded_ratio(layer):
     x = 100 * inputs(2, 3, T, D)
     values, weights = layer(x)
@@ -196,7 +197,7 @@ def test_character_relevance_sums_to_logit(padded):
 @pytest.mark.parametrize(
     "method", [ja.saliency, ja.input_x_gradient, ja.integrated_gradients, ja.occlusion, ja.lrp]
 )
-@pytest.mark.representatives("saliency", "lrp")
+@pytest.mark.representatives("lrp")
 def test_default_target_is_the_logit(model, method):
     texts = ids(2, T)
     default = ja.explain(method, model.logits, texts, at="embedding")

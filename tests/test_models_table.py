@@ -32,6 +32,7 @@ def attending():
 
 
 @pytest.mark.parametrize("name", ["linen MLP", "Keras Attention"])
+@pytest.mark.representatives("Keras Attention")
 @pytest.mark.parametrize(
     "method", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in COLUMNS]
 )

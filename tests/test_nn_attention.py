@@ -281,7 +281,7 @@ def test_weights_are_captured_and_replaced(kind):
         ("float64", "float32", "float64"),
     ],
 )
-@pytest.mark.representatives("predictive-bfloat16-bfloat16-bfloat16", "heads-float32-int8-float32")
+@pytest.mark.representatives("predictive-bfloat16-bfloat16-bfloat16")
 @pytest.mark.parametrize("kind", ["predictive", "self", "cross", "heads"])
 def test_dtype_is_promoted_from_weights_and_inputs(kind, param_dtype, x_dtype, expected, x64):
     layer = LAYERS[kind](param_dtype)

@@ -165,6 +165,7 @@ def test_keras_layer(cell, bidirectional, use_bias, standard_promotion):
     np.testing.assert_allclose(ours(x).outputs, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stacked_keras_layers(standard_promotion):
     keras.utils.set_random_seed(0)
     layers = [

@@ -123,7 +123,7 @@ def test_masked_positions_are_ignored(kind):
 
 
 @both
-@pytest.mark.representatives("hard")
+@pytest.mark.slow
 def test_fully_masked_output_is_zero(kind):
     layer = make(kind)
     annotations, hidden = inputs()

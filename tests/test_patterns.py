@@ -238,6 +238,7 @@ def test_normalisation_is_part_of_the_neuron():
         close(got / np.abs(want).max(), want / np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_layouts_of_the_weights():
     x, w, b = draw(7, (N, 2, 4), (2, 4, 3), 3)
     first, last = ja.fit_patterns(lambda x: jnp.stack([x[0] @ w[0], x[1] @ w[1]]) + b[None], x)
@@ -286,7 +287,7 @@ WITH_WEIGHTS = {
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-@pytest.mark.representatives("lstm", "residual")
+@pytest.mark.representatives("residual")
 def test_weights_as_patterns_give_the_gradient(name):
     fn, shapes = WITH_WEIGHTS[name]
     x, *weights = map(jnp.asarray, draw(8, *shapes))

@@ -85,6 +85,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.representatives("rfft", "scan", "branch", "while", "constants")
 def test_functions_in_real_and_imaginary_parts(name):
     closed = jax.make_jaxpr(FUNCTIONS[name])(X)
     parts = with_real_pairs(closed)
@@ -106,6 +107,7 @@ def relevance(fn, x=X, **options):
     return found.values
 
 
+@pytest.mark.slow
 def test_s5_equals_the_model_in_real_parts_and_its_reference():
     x = models.draw(models.T, models.D, seed=3)
     score, want = models.reference(models.s5, x)

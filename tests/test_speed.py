@@ -60,7 +60,7 @@ def reference(work):
 
 
 @pytest.mark.parametrize(("chunk", "projection"), [(1, "before"), (2, "inside"), (3, "joined")])
-@pytest.mark.representatives("image-saliency-1-before", "image-occlusion-2-inside")
+@pytest.mark.representatives("image-saliency-1-before")
 def test_handwritten_code_agrees(work, reference, chunk, projection):
     built = contest.by_hand(work, handwritten.Setting(chunk, projection))
     assert contest.compare("by hand", built.run(), reference, 1e-5) <= 1e-5
@@ -306,6 +306,7 @@ def test_printed_tables_fit_100_columns(capsys):
     )
 
 
+@pytest.mark.slow
 def test_benchmark_requires_only_jax_flax_and_numpy():
     """Importing jaxattn, too, requires neither jaxtyping nor matplotlib."""
     code = """

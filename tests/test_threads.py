@@ -191,6 +191,7 @@ def test_forked_child_starts_its_own_threads():
     assert engine_threads._pools
 
 
+@pytest.mark.slow
 def test_interrupt_ends_the_process():
     program = """
 import _thread, signal, threading, time
