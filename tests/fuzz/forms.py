@@ -42,9 +42,16 @@ def _same(x):
     return x
 
 
+#: Stands for an output of zero: a line through the origin has no slope where its output is zero,
+#: and relevance passes through a unit that is off if the signal is centred behind it.
+_TINY = 1e-100
+
+
 def _slope(fn, z):
     """Return z times the slope of the line from the origin to fn(z)."""
-    ratio = jnp.where(z == 0, 0.0, fn(z) / jnp.where(z == 0, 1.0, z))
+    value = fn(z)
+    value = jnp.where(value == 0, _TINY, value)
+    ratio = jnp.where(z == 0, 0.0, value / jnp.where(z == 0, 1.0, z))
     return z * fixed(ratio)
 
 
