@@ -16,6 +16,7 @@ from jaxattn._types import (
 )
 from jaxattn.engine.benchmark import Benchmark as Benchmark, benchmark as benchmark
 from jaxattn.engine.callable import unbatched as unbatched, without_softmax as without_softmax
+from jaxattn.engine.each import each as each
 from jaxattn.engine.explain import explain as explain
 from jaxattn.engine.intermediates import capture as capture, intervene as intervene
 from jaxattn.engine.method import method as method
@@ -78,6 +79,7 @@ __all__ = [
     "deconvnet",
     "deep_lift",
     "deep_taylor",
+    "each",
     "explain",
     "fit_patterns",
     "grad_cam",

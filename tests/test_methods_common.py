@@ -190,6 +190,15 @@ def test_explain_inside_jit_with_a_callable_target(name, model, xs):
     close(inside(model.args[0], xs), explained(name))
 
 
+@representatives
+@every_method
+def test_each_of_several_targets_equals_one_call_for_each(name, model, xs):
+    got = explain(name, model, xs, ja.each([0, 1]))
+    for i, one in enumerate((explain(name, model, xs, 0), explained(name))):
+        selected = jax.tree.map(lambda leaf, i=i: leaf[:, i], (got.values, got.info))
+        close(ja.Attribution(selected[0], got.output, selected[1]), one)
+
+
 @pytest.mark.representatives(
     "3-gradient",
     "3-integrated_gradients",
