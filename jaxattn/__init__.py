@@ -27,6 +27,11 @@ from jaxattn.methods.attention_weights import (
     gradient_x_attention as gradient_x_attention,
     value_zeroing as value_zeroing,
 )
+from jaxattn.methods.background_sets import (
+    augmented_occlusion as augmented_occlusion,
+    deep_shap as deep_shap,
+    expected_gradients as expected_gradients,
+)
 from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as guided_backprop
 from jaxattn.methods.contextual import (
     contextual_decomposition as contextual_decomposition,
@@ -73,13 +78,16 @@ __all__ = [
     "attention",
     "attention_flow",
     "attention_rollout",
+    "augmented_occlusion",
     "benchmark",
     "capture",
     "contextual_decomposition",
     "deconvnet",
     "deep_lift",
+    "deep_shap",
     "deep_taylor",
     "each",
+    "expected_gradients",
     "explain",
     "fit_patterns",
     "grad_cam",
