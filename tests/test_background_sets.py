@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
+from jax.tree_util import Partial
 
 import jaxattn as ja
 
@@ -50,7 +52,7 @@ def test_expected_gradients_are_the_mean_of_integrated_gradients(x64):
 
 def test_expected_gradients_agree_with_captum(x64):
     """GradientShap with 200,000 samples."""
-    want = [0.22453934, -2.012072997, -0.504517416]
+    want = np.array([0.22453934, -2.012072997, -0.504517416])
     got = ja.expected_gradients(dense, X, 1, background=SET, key=KEY, num_samples=4000)
     assert (abs(got.values - want) < 4 * got.info["standard_error"] + 0.01).all()
     assert (got.info["standard_error"] < 0.05).all()
@@ -76,6 +78,24 @@ def test_deep_shap_agrees_with_captum(x64):
     close(got.values, [0.2243393541917135, -2.0137709357135574, -0.5040681939539567])
     close(got.values.sum(), dense(X)[1] - dense(SET)[:, 1].mean())
     close(got.info["delta"], 0)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_deep_shap_of_random_networks_is_complete(seed):
+    rng = np.random.default_rng(seed)
+    shapes = ((3, 4), (4, 4), (4,), (3,), (5, 3))
+    first, second, last, x, background = (rng.normal(size=shape) for shape in shapes)
+
+    def fn(weights, x):
+        return jnp.tanh(jax.nn.relu(x @ weights[0]) @ weights[1]) @ weights[2]
+
+    weights = [first, second, last]
+    with jax.enable_x64(True):
+        got = ja.deep_shap(Partial(fn, weights), x, background=background)
+        close(got.values.sum(), fn(weights, x) - fn(weights, background).mean(), 1e-9)
+        none = ja.deep_shap(Partial(fn, weights), x, background=np.stack([x] * 5))
+    close(none.values, 0, 0)
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
@@ -162,6 +182,13 @@ def test_invalid_samples_and_keys_raise(method):
         method(squares, x, background=background, key=KEY, num_samples=0)
 
 
-def test_negative_noise_raises():
-    with pytest.raises(ValueError, match=r"`noise` must not be negative, got -0.1"):
-        ja.expected_gradients(squares, X, background=SET, key=KEY, noise=-0.1)
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (-0.1, "`noise` must not be negative, got -0.1"),
+        (np.ones(2), r"one number, got shape \(2,\)"),
+    ],
+)
+def test_invalid_noise_raises(noise, message):
+    with pytest.raises(ValueError, match=message):
+        ja.expected_gradients(squares, np.float32(X), background=SET, key=KEY, noise=noise)

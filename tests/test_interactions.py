@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
+from jax.tree_util import Partial
 
 import jaxattn as ja
 from jaxattn.methods.interactions import product_points
@@ -60,6 +62,40 @@ def test_values_equal_the_double_integral(x64):
     want = np.outer(X - start, X - start) * second
     want += np.diag((X - start) * (weights @ slope(along)))
     close(ja.integrated_hessians(network, X, baseline=0.3, **EXACT).values, want, 1e-9)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_random_cubic_functions(seed):
+    """Values are complete and symmetric, zero for a feature without effect, and linear."""
+    rng = np.random.default_rng(seed)
+    cubes = rng.normal(size=(2, 3, 3, 3))
+    cubes[0, 1] = cubes[0, :, 1] = cubes[0, :, :, 1] = 0
+    x, baseline = rng.normal(size=(2, 3))
+
+    def fn(cube, x):
+        return jnp.einsum("ijk,i,j,k->", cube, x, x, x) + cube[0, 0] @ x
+
+    with jax.enable_x64(True):
+        first, second, both = (
+            ja.integrated_hessians(
+                Partial(fn, cube), x, baseline=baseline, quadrature="gauss_legendre", num_steps=2
+            ).values
+            for cube in (*cubes, cubes.sum(0))
+        )
+        slopes = ja.integrated_gradients(
+            Partial(fn, cubes[1]), x, baseline=baseline, quadrature="gauss_legendre", num_steps=2
+        ).values
+    close(second.sum(1), slopes, 1e-9)
+    close(second, second.T, 1e-9)
+    close(first + second, both, 1e-9)
+    close(first[1], 0, 0)
+
+
+def test_baseline_equal_to_the_input_gives_zeros():
+    got = ja.integrated_hessians(network, np.float32(X), baseline=np.float32(X))
+    close(got.values, 0, 0)
+    close(got.info["relative_delta"], 0, 0)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 7])

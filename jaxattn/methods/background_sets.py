@@ -98,6 +98,8 @@ def expected_gradients(
     """
     key = _checked_key(key, "expected_gradients")
     check_count("num_samples", num_samples)
+    if jnp.ndim(noise) != 0:
+        raise ValueError(f"`noise` must be one number, got shape {jnp.shape(noise)}.")
     if isinstance(noise, (int, float)) and not noise >= 0:
         raise ValueError(f"`noise` must not be negative, got {noise}.")
     noiseless = isinstance(noise, (int, float)) and noise == 0
