@@ -37,8 +37,9 @@ def background_size(background: PyTree, x: Inputs) -> int:
         raise ValueError(
             "`background` is missing: pass a set of examples like x, with a leading axis."
         )
-    leaves, treedef = jax.tree.flatten(x)
-    sets, structure = jax.tree.flatten(background)
+    leaves, sets = jax.tree.leaves(x), jax.tree.leaves(background)
+    treedef: Any = jax.tree.structure(x)
+    structure: Any = jax.tree.structure(background)
     if structure != treedef:
         hint = "; for a list of examples pass np.stack(background)" if len(leaves) == 1 else ""
         raise ValueError(f"`background` must be a pytree like x, {treedef}, got {structure}{hint}.")
