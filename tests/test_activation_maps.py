@@ -201,12 +201,13 @@ def test_guided_grad_cam_agrees_with_captum(at, total, size, row, x64):
 
 def test_guided_grad_cam_of_an_image_without_channels(x64):
     def fn(x):
-        return jax.nn.relu(ja.tag(x[..., None] * READOUT[0], "layer")).sum()
+        return jax.nn.relu(ja.tag(x[..., None] * abs(READOUT[None, :1]), "layer")).sum()
 
     x = abs(ROWS)
     got = ja.guided_grad_cam(fn, x, at="layer").values
     guided = ja.guided_backprop(fn, x).values
     close(got, guided * ja.grad_cam(fn, x, at="layer").values)
+    assert np.all(got)
 
 
 def test_inputs_that_do_not_fit_a_guided_map_raise():
