@@ -86,6 +86,7 @@ def test_random_cubic_functions(seed):
         slopes = ja.integrated_gradients(
             Partial(fn, cubes[1]), x, baseline=baseline, quadrature="gauss_legendre", num_steps=2
         ).values
+        first, second, both = map(np.asarray, (first, second, both))
     close(second.sum(1), slopes, 1e-9)
     close(second, second.T, 1e-9)
     close(first + second, both, 1e-9)

@@ -166,4 +166,4 @@ def test_missing_at_raises(method):
     with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
         method(rectified, ROWS, 1)
     with pytest.raises(TypeError, match="a path from the baseline"):
-        method(lambda ids: ja.tag(ids * 1.0, "h").sum(), np.array([0, 2]), at="h")
+        method(lambda ids: ja.tag(ids.astype(jnp.float32), "h").sum(), np.array([0, 2]), at="h")
