@@ -16,15 +16,30 @@ from jaxattn._types import (
 )
 from jaxattn.engine.benchmark import Benchmark as Benchmark, benchmark as benchmark
 from jaxattn.engine.callable import unbatched as unbatched, without_softmax as without_softmax
+from jaxattn.engine.each import each as each
 from jaxattn.engine.explain import explain as explain
-from jaxattn.engine.intermediates import capture as capture, intervene as intervene
+from jaxattn.engine.intermediates import (
+    capture as capture,
+    intermediate as intermediate,
+    intervene as intervene,
+)
 from jaxattn.engine.method import method as method
 from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.jaxpr.propagation.layer_rules import LRPRule as LRPRule
+from jaxattn.methods.activation_maps import (
+    grad_cam as grad_cam,
+    grad_cam_plus_plus as grad_cam_plus_plus,
+    guided_grad_cam as guided_grad_cam,
+)
 from jaxattn.methods.attention_weights import (
     attention as attention,
     gradient_x_attention as gradient_x_attention,
     value_zeroing as value_zeroing,
+)
+from jaxattn.methods.background_sets import (
+    augmented_occlusion as augmented_occlusion,
+    deep_shap as deep_shap,
+    expected_gradients as expected_gradients,
 )
 from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as guided_backprop
 from jaxattn.methods.contextual import (
@@ -38,8 +53,12 @@ from jaxattn.methods.gradients import (
     smooth_grad as smooth_grad,
 )
 from jaxattn.methods.integrated import integrated_gradients as integrated_gradients
+from jaxattn.methods.interactions import integrated_hessians as integrated_hessians
 from jaxattn.methods.jacobian import jacobian as jacobian
-from jaxattn.methods.layers import grad_cam as grad_cam, layer_conductance as layer_conductance
+from jaxattn.methods.layers import (
+    internal_influence as internal_influence,
+    layer_conductance as layer_conductance,
+)
 from jaxattn.methods.masks import learned_mask as learned_mask
 from jaxattn.methods.occlusion import occlusion as occlusion
 from jaxattn.methods.pattern_methods import (
@@ -72,20 +91,29 @@ __all__ = [
     "attention",
     "attention_flow",
     "attention_rollout",
+    "augmented_occlusion",
     "benchmark",
     "capture",
     "contextual_decomposition",
     "deconvnet",
     "deep_lift",
+    "deep_shap",
     "deep_taylor",
+    "each",
+    "expected_gradients",
     "explain",
     "fit_patterns",
     "grad_cam",
+    "grad_cam_plus_plus",
     "gradient",
     "gradient_x_attention",
     "guided_backprop",
+    "guided_grad_cam",
     "input_x_gradient",
     "integrated_gradients",
+    "integrated_hessians",
+    "intermediate",
+    "internal_influence",
     "intervene",
     "jacobian",
     "layer_conductance",

@@ -41,9 +41,9 @@ jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse
 jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.incremental
 jaxpr.reuse.affine_prefix
 
-engine.batch engine.perturb engine.inputs engine.scopes engine.nnx_modules
+engine.batch engine.perturb engine.background engine.inputs engine.scopes engine.nnx_modules
 engine.equinox_modules engine.closures engine.environment engine.lengths engine.memo
-engine.callable engine.target engine.options
+engine.callable engine.target engine.each engine.options
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory
 engine.examples engine.window_groups engine.checks engine.diagnosis
 engine.binding engine.launch engine.plan engine.convergence engine.result_checks engine.parts

@@ -1,126 +1,18 @@
-"""Grad-CAM and layer conductance: closed forms, and completeness."""
+"""Layer conductance and internal influence: closed forms, and completeness."""
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 
 import jaxattn as ja
 
 rng = np.random.default_rng(0)
-KERNEL, DENSE = rng.normal(size=(3, 3, 2, 4)), rng.normal(size=(4, 3))
-IMAGE = rng.normal(size=(6, 5, 2))
 ROWS, W, U, READOUT = (rng.normal(size=s) / 2 for s in ((5, 3), (3, 4), (4, 4), (4, 2)))
 
 
 def close(got, want, atol=1e-12):
     np.testing.assert_allclose(got, want, rtol=0, atol=atol)
-
-
-def convolve(x):
-    kernel = KERNEL.astype(x.dtype)
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x[None], kernel, (1, 1), "VALID", dimension_numbers=dimensions
-    )[0]
-
-
-def classify(x, scale=1.0):
-    """Apply a dense layer to the mean squares of a tagged layer (4, 3, 4)."""
-    layer = ja.tag(jnp.tanh(convolve(x)), "conv")
-    return scale * (layer**2).mean((0, 1)) @ DENSE.astype(x.dtype)
-
-
-def test_grad_cam_closed_form(x64):
-    a = np.tanh(convolve(jnp.asarray(IMAGE)))
-    weights = (2 * a / 12 * DENSE[:, 1]).mean((0, 1))
-    signed = a @ weights
-    got = ja.grad_cam(classify, IMAGE, 1, at="conv")
-    close(got.values, np.maximum(signed, 0))
-    assert 0 < (signed > 0).sum() < signed.size
-    close(got.output, classify(IMAGE))
-    close(ja.grad_cam(classify, IMAGE, 1, at="conv", relu=False).values, signed)
-    close(ja.grad_cam(classify, IMAGE, 1, at="conv", args=(3.0,), relu=False).values, 3 * signed)
-    whole = ja.grad_cam(classify, IMAGE, 1, at="conv", shape=(6, 5))
-    close(whole.values, jax.image.resize(jnp.maximum(signed, 0), (6, 5), "bilinear"))
-
-
-def test_grad_cam_equals_the_class_activation_map(x64):
-    def fn(x):
-        return ja.tag(convolve(x), "conv").mean((0, 1)) @ DENSE
-
-    got = ja.grad_cam(fn, IMAGE, 2, at="conv", relu=False)
-    close(got.values, convolve(jnp.asarray(IMAGE)) @ DENSE[:, 2] / 12)
-
-
-@pytest.mark.parametrize("channel_axis", [0, -2])
-def test_grad_cam_channel_axis_of_a_series(channel_axis, x64):
-    def fn(x):
-        return (jnp.arange(1.0, 6) @ ja.tag((x @ W).T, "series").T) @ READOUT[:, 0]
-
-    got = ja.grad_cam(fn, ROWS, at="series", channel_axis=channel_axis, relu=False)
-    close(got.values, 3 * ROWS @ W @ READOUT[:, 0])
-
-
-def test_resized_map_of_a_keras_model_has_no_batch_axis():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        keras.utils.set_random_seed(0)
-        layers = [
-            keras.layers.Conv2D(4, 3, activation="tanh", name="conv"),
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(3, name="head"),
-        ]
-        model = keras.Sequential([keras.Input((6, 5, 2)), *layers])
-        images = rng.normal(size=(3, 6, 5, 2)).astype(np.float32)
-        options = {"at": "conv", "relu": False}
-        small = ja.explain(ja.grad_cam, model, images, 2, **options).values
-        large = ja.explain(ja.grad_cam, model, images, 2, shape=(6, 5), **options).values
-    want = np.asarray(layers[0](images)) @ np.asarray(layers[2].kernel)[:, 2] / 12
-    close(small, want[:, None], 1e-6)
-    close(large[1], jax.image.resize(want[1], (6, 5), "linear"), 1e-6)
-
-
-def test_grad_cam_as_the_method_of_smooth_grad():
-    x, key = jnp.asarray(IMAGE, jnp.float32), jax.random.key(0)
-    options = {"at": "conv", "key": key, "num_samples": 2, "noise": 1e-6}
-    smooth = ja.smooth_grad(classify, x, 1, method=ja.grad_cam, **options)
-    close(smooth.values, ja.grad_cam(classify, x, 1, at="conv").values, 1e-5)
-
-
-@pytest.mark.parametrize("method", [ja.grad_cam, ja.layer_conductance])
-def test_missing_at_raises(method):
-    with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
-        method(classify, IMAGE, 1)
-    with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
-        ja.explain(method, classify, IMAGE[None], 1)
-    with pytest.raises(ValueError, match=r"at.*'pool'.*conv"):
-        method(classify, IMAGE, 1, at="pool")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"shape": (6, 5, 2)},
-            r"`shape` must have .* \(4, 3\), got \(6, 5, 2\)",
-        ),
-        ({"shape": (6,)}, r"`shape` must have .* \(4, 3\), got \(6,\)"),
-        ({"shape": (6, 0)}, "`shape` must be at least 1, got 0"),
-        (
-            {"channel_axis": 3},
-            r"`channel_axis` must be an axis .* \(4, 3, 4\), got 3",
-        ),
-    ],
-)
-def test_invalid_grad_cam_options_raise(options, message):
-    with pytest.raises(ValueError, match=message):
-        ja.grad_cam(classify, IMAGE.astype(np.float32), 1, at="conv", **options)
-
-
-def test_grad_cam_without_spatial_axes_raises():
-    with pytest.raises(ValueError, match=r"channels and another axis, got shape \(4,\)"):
-        ja.grad_cam(lambda x: ja.tag(x, "flat").sum(), np.ones(4, np.float32), at="flat")
 
 
 def hidden(x):
@@ -235,3 +127,43 @@ def test_invalid_path_options_raise():
         ja.layer_conductance(dense, ROWS, 0, at="hidden", quadrature="simpson")
     with pytest.raises(ValueError, match="num_steps"):
         ja.layer_conductance(dense, ROWS, 0, at="hidden", num_steps=0)
+
+
+def rectified(x):
+    """Return the logits of a dense network whose layer is tagged before and after its ReLU."""
+    weights = np.sin(np.arange(12) * 1.7 + 0.3).reshape(3, 4)
+    readout = np.sin(np.arange(8) * 0.9 + 0.3).reshape(4, 2)
+    return ja.tag(jax.nn.relu(ja.tag(x @ weights + 0.1, "before")), "after") @ readout
+
+
+@pytest.mark.parametrize(
+    ("at", "want"),
+    [
+        ("before", [0.72699048705, 0.13265280758, -0.2590027983, 0.03738496362]),
+        ("after", [0.93203908597, 0.14112000806, -0.99616460884, 0.31154136351]),
+    ],
+)
+def test_internal_influence_agrees_with_captum(at, want, x64):
+    """InternalInfluence with method="riemann_middle"."""
+    options = {"at": at, "baseline": np.ones(3), "num_steps": 50}
+    got = ja.internal_influence(rectified, np.array([1.0, -2.0, 0.5]), 1, **options)
+    close(got.values, want, 1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_internal_influence_of_the_input_is_the_mean_gradient(batch_size, x64):
+    def fn(x):
+        return jnp.tanh(ja.tag(x, "x") @ W).sum(0) @ READOUT
+
+    options = {"num_steps": 5, "baseline": 0.1, "batch_size": batch_size}
+    got = ja.internal_influence(fn, ROWS, 0, at="x", **options)
+    close(got.values * (ROWS - 0.1), ja.integrated_gradients(fn, ROWS, 0, **options).values)
+    close(got.output, fn(ROWS))
+
+
+@pytest.mark.parametrize("method", [ja.layer_conductance, ja.internal_influence])
+def test_missing_at_raises(method):
+    with pytest.raises(ValueError, match=f"`at` is missing: {method.__name__}"):
+        method(rectified, ROWS, 1)
+    with pytest.raises(TypeError, match="a path from the baseline"):
+        method(lambda ids: ja.tag(ids.astype(jnp.float32), "h").sum(), np.array([0, 2]), at="h")

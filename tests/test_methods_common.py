@@ -16,6 +16,7 @@ import jaxattn as ja
 T, D, H, K, B = 5, 3, 4, 3, 5
 METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "traits")}
 PATTERNS = [np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]]
+BACKGROUND = np.random.default_rng(3).normal(size=(3, T, D))
 OPTIONS = {
     "gradient": {},
     "saliency": {},
@@ -39,14 +40,23 @@ OPTIONS = {
     "attention_rollout": {"at": "mixing"},
     "gradient_x_attention": {"at": "mixing"},
     "value_zeroing": {"at": "mixing"},
+    "grad_cam_plus_plus": {"at": "rows", "relu": False},
+    "guided_grad_cam": {"at": "rows"},
+    "internal_influence": {"at": "rows", "num_steps": 6, "baseline": 0.5},
+    "integrated_hessians": {"num_steps": 3, "baseline": 0.5},
     "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
+    "expected_gradients": {"background": BACKGROUND, "num_samples": 5},
+    "deep_shap": {"background": BACKGROUND},
+    "augmented_occlusion": {"background": BACKGROUND, "num_samples": 3, "window": 2, "stride": 2},
 }
 SHAPES = {
     "jacobian": (T, D),
     "contextual_decomposition": (T,),
     "temporal_output_score": (3,),
     "grad_cam": (T,),
+    "grad_cam_plus_plus": (T,),
+    "integrated_hessians": (T, D, T, D),
     "attention": (T, T),
     "attention_flow": (T, T),
     "attention_rollout": (T, T),
@@ -65,6 +75,10 @@ without_feature_values = (
     "contextual_decomposition",
     "temporal_output_score",
     "grad_cam",
+    "grad_cam_plus_plus",
+    "guided_grad_cam",
+    "integrated_hessians",
+    "internal_influence",
     "layer_conductance",
     "attention",
     "attention_flow",
@@ -190,6 +204,15 @@ def test_explain_inside_jit_with_a_callable_target(name, model, xs):
     close(inside(model.args[0], xs), explained(name))
 
 
+@representatives
+@every_method
+def test_each_of_several_targets_equals_one_call_for_each(name, model, xs):
+    got = explain(name, model, xs, ja.each([0, 1]))
+    for i, one in enumerate((explain(name, model, xs, 0), explained(name))):
+        selected = jax.tree.map(lambda leaf, i=i: leaf[:, i], (got.values, got.info))
+        close(ja.Attribution(selected[0], got.output, selected[1]), one)
+
+
 @pytest.mark.representatives(
     "3-gradient",
     "3-integrated_gradients",
@@ -288,6 +311,14 @@ def test_pytree_structure_is_kept_and_unused_leaves_are_zero(name, model, xs):
         "step": jnp.arange(B * 2, dtype=jnp.int32).reshape(B, 2),
     }
     options = {}
+    if "background" in OPTIONS[name]:
+        options["background"] = {
+            "series": BACKGROUND,
+            "spare": jnp.zeros((3, 4, 2)),
+            "step": jnp.zeros((3, 2), jnp.int32),
+        }
+    if name == "augmented_occlusion":
+        options["window"] = options["stride"] = {"series": 2, "spare": 2, "step": 1}
     if name == "occlusion":
         options["window"] = {"series": (3, 2), "spare": 2, "step": 1}
         options["stride"] = {"series": (2, 1), "spare": 1, "step": 1}
@@ -320,6 +351,7 @@ def test_constant_function_has_zero_values(name, xs):
 def test_unused_steps_are_exactly_zero(name, model, xs):
     fine = {
         "occlusion": {"window": 1, "stride": 1},
+        "augmented_occlusion": {"window": 1, "stride": 1},
         "learned_mask": {"jitter": 0, "coarseness": 1, "num_steps": 12, "tv": 0.0},
     }
     got = explain(name, lambda x: model(x[:3]), xs, **fine.get(name, {}))

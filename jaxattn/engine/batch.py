@@ -74,9 +74,9 @@ def chunked_map(f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | Non
     """Compute `jax.vmap(f)(xs)` with at most `batch_size` members in flight on a device."""
     count, spread = _length(xs), _spread.get()
     if spread is None or count <= 1:
-        return _map(f, xs, batch_size)
+        return map_on_device(f, xs, batch_size)
     mine = _rows(xs, jnp.minimum(_share(count, spread), count - 1))
-    ys = _map(alone(f), mine, batch_size)
+    ys = map_on_device(alone(f), mine, batch_size)
 
     def gathered(leaf: Array) -> Array:
         whole: Array = jax.lax.all_gather(leaf, spread.axis, tiled=True)
@@ -85,7 +85,8 @@ def chunked_map(f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | Non
     return jax.tree.map(gathered, ys)
 
 
-def _map(f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None) -> PyTree:
+def map_on_device(f: Callable[[PyTree], PyTree], xs: PyTree, batch_size: int | None) -> PyTree:
+    """Compute `chunked_map`, with the members of this axis all on the device that calls it."""
     count = _length(xs)
     chunks, size = balanced(count, batch_size)
     if count == 0 or chunks == 1:

@@ -38,15 +38,14 @@ class Binding:
         fn: the bound function.
         output: its abstract output.
         target: the bound target, `None` for one that is not a callable.
+        targets: the number of targets, `None` for one without an axis.
         programs: those of the function and of the target.
-        key: what tells this call from others of the engine, but for the examples.
     """
 
     fn: Bound
     output: PyTree
     target: Bound | None
     programs: tuple[Recipe | Program, Recipe | Program | None]
-    key: Hashable
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class Binding:
         self.option_arrays, self.options = split_options(dict(options))
         self.random_key = random_key
         self.signature = Signature.of(inputs)
+        self.targets: int | None = None
         self._key = known(HashedKey((self.method, self.options, self.signature)))
         self._callables = fn, target
         self._lock = threading.Lock()
@@ -74,7 +74,6 @@ class Binding:
         of_output = Signature.of((self.output,))
         self.target = self._bind_one(target, of_output) if callable(target) else None
         self.programs = self.fn.program, None if self.target is None else self.target.program
-        self.key = self._key, *self.programs
         self._placed: dict[Mesh | None, PyTree] = {}
 
     def _bind_one(self, function: Callable[..., Any], signature: Signature) -> Bound:
@@ -88,6 +87,11 @@ class Binding:
             # Another function was called with these signatures; this one may not accept them.
             del MEMOS.signatures[self._key, signature]
             return Bound(*bind(function, [signature], lift))
+
+    @property
+    def key(self) -> Hashable:
+        """What tells this call from others of the engine, but for the examples."""
+        return self._key, self.targets, *self.programs
 
     @property
     def rows(self) -> Rows:

@@ -1,11 +1,14 @@
 """A call from its arguments to a plan: checked, bound, and divided into parts."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import PyTree
 
 from jaxattn.engine.binding import Binding, explained_input
 from jaxattn.engine.checks import Request, check_request
 from jaxattn.engine.diagnosis import diagnose
+from jaxattn.engine.each import Each, checked_targets
 from jaxattn.engine.examples import batch_length, example_structs, split_batched
 from jaxattn.engine.inputs import check_baseline_option, check_finite_numbers
 from jaxattn.engine.options import count, traits_of, with_baseline_array
@@ -38,7 +41,15 @@ def prepare_request(request: Request) -> Work:
         raise clearer from error
     check_target(binding)
     number = None if batch is None or request.key is None else np.arange(batch, dtype=np.int32)
-    index = target_indices(request.target, binding.output, batch)
+    target = request.target
+    index: PyTree
+    if isinstance(target, Each):
+        checked = checked_targets(target, binding.output, batch)
+        index = dataclasses.replace(checked, select=None)  # it is bound
+        binding.targets = index.indices.shape[-2]
+        load.targets = binding.targets if traits_of(request.method).backward else 1
+    else:
+        index = target_indices(target, binding.output, batch)
     examples = Examples(request.x, index, request.args, number, of_examples)
     plans = make_plans(binding, load, examples, request.batch_size, request.mesh)
     return Work(binding, load, plans, examples)
@@ -58,7 +69,8 @@ def _bound(
     if batch is not None:
         shared, of_examples = split_batched(method, shared, explained, batch)
     named = shared if at is None else {**shared, "at": at}
-    binding = Binding(method, fn, inputs, target, named, request.key)
+    selector = target.select if isinstance(target, Each) else target
+    binding = Binding(method, fn, inputs, selector, named, request.key)
     options = {"target": target, **shared, **example_structs(of_examples)}
     evaluations, in_flight = (
         count(what, method, explained, binding.output, options)

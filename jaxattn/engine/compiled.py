@@ -9,9 +9,11 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxattn._types import Attribution
+from jaxattn._types import Attribution, Target
 from jaxattn.engine.batch import Spread, alone, spread_over
 from jaxattn.engine.callable import Recipe, rebuilding
+from jaxattn.engine.each import Each, over_targets
+from jaxattn.engine.options import traits_of
 from jaxattn.jaxpr.literals import lifted_in_trace
 from jaxattn.jaxpr.program import Program
 
@@ -110,24 +112,34 @@ def run(spec: Spec, arrays: PyTree, examples: PyTree) -> Attribution:
         shared = None
         if spec.mesh is not None and spec.mesh.shape[EVALUATIONS] > 1:
             shared = Spread(EVALUATIONS, spec.mesh.shape[EVALUATIONS])
+        target: Target = index
+        if spec.target is not None:
+            select = alone(rebuilding(spec.target, of_target))
+            target = Each(index.indices, select) if isinstance(index, Each) else select
+        fn = alone(rebuilding(spec.fn, of_fn))
+
+        def of_target_and_size(target: Target, batch_size: int | None) -> Attribution:
+            attribution: Attribution = method(
+                fn,
+                x,
+                target,
+                args=args,
+                key=key,
+                batch_size=batch_size,
+                **spec.options.rebuild(of_options),
+                **batched,
+            )
+            return attribution
+
+        backward = traits_of(method).backward
         entered, lifted = in_engine.set(True), lifted_in_trace.set(spec.lifted)
         try:
             # Only the chunks of the method are spread, not those of an fn that itself explains.
             with spread_over(shared):
-                attribution: Attribution = method(
-                    alone(rebuilding(spec.fn, of_fn)),
-                    x,
-                    index if spec.target is None else alone(rebuilding(spec.target, of_target)),
-                    args=args,
-                    key=key,
-                    batch_size=spec.batch_size,
-                    **spec.options.rebuild(of_options),
-                    **batched,
-                )
+                return over_targets(of_target_and_size, target, spec.batch_size, backward=backward)
         finally:
             in_engine.reset(entered)
             lifted_in_trace.reset(lifted)
-        return attribution
 
     if spec.single:
         return one(arrays, examples)

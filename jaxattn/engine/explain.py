@@ -41,7 +41,7 @@ def explain(
         xs: the examples, each leaf with a leading axis of length B.
         targets: the entry of the output that is explained: `None` for an output of size 1; an int
             or a tuple, one index for all examples; an array of shape (B,) or (B, rank), one index
-            for each; or a callable from the output to a scalar.
+            for each; a callable from the output to a scalar; or `jaxattn.each`, many at once.
         args: further inputs of `fn`, each leaf with a leading axis of length B; not explained.
         at: the name of an intermediate that is explained instead of `xs`: a tag or the path of a
             layer, found as by `jaxattn.capture`; one that matches several is refused. The values

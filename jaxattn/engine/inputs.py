@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-from jaxattn._static import is_concrete
+from jaxattn._static import is_array, is_concrete
 from jaxattn.engine.perturb import check_baseline
 
 #: Numbers that one core tests in a tenth of a millisecond.
@@ -77,7 +77,13 @@ def _is_listed(x: PyTree) -> bool:
 
 
 def check_baseline_option(options: dict[str, Any], explained: PyTree, check_finite: bool) -> None:
-    """Raise an error for a baseline that does not fit what is explained, or is not finite."""
+    """Raise an error for a baseline that does not fit what is explained, or is not finite.
+
+    A background set is checked for finite numbers only: methods check the rest.
+    """
+    background = options.get("background")
+    if check_finite and background is not None and all(map(is_array, jax.tree.leaves(background))):
+        check_finite_numbers("background", background)
     baseline = options.get("baseline")
     if baseline is None or isinstance(baseline, str):
         return

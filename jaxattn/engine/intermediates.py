@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from jaxattn._static import is_array, is_concrete
 from jaxattn.engine.callable import Recipe, Wrapper, as_function, bind
-from jaxattn.jaxpr.capture import captured, intervened
+from jaxattn.jaxpr.capture import captured, intervened, split_at
 from jaxattn.jaxpr.program import Program, Signature
 
 _NUMBERS = (int, float, complex, np.generic)
@@ -48,6 +48,16 @@ class Intervene(_Reemitted):
     """The result of `intervene`: `fn` with the replacements that are its options."""
 
     change = staticmethod(intervened)
+
+
+def _up_to(fn: Callable[..., Any], names: tuple[str]) -> Callable[..., Any]:
+    return lambda *inputs: split_at(fn, inputs, names[0]).value
+
+
+class Intermediate(_Reemitted):
+    """The result of `intermediate`: `fn` up to the name that is its option."""
+
+    change = staticmethod(_up_to)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -97,6 +107,37 @@ def capture(fn: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dic
         if not isinstance(name, str):
             raise TypeError(f"`names` must be strings, got {name!r}.")
     return Capture(fn, names)
+
+
+def intermediate(fn: Callable[..., Any], at: str) -> Callable[..., Any]:
+    """Make a function return a named intermediate instead of its output.
+
+    Any method explains a unit of the intermediate with it (neuron attribution), with the index of
+    the unit as target, or many units with `jaxattn.each`. It also gives the values of a background
+    set or a baseline for a method with the same `at`.
+
+    Args:
+        fn: the function or model, of any kind that can be explained.
+        at: the name of the intermediate, found as by `jaxattn.capture`; one that matches several is
+            refused.
+
+    Returns:
+        a callable `(x, *args) -> value`; inside of a `scan` the value is stacked over the steps.
+
+    Raises:
+        TypeError: if `fn` cannot be called, or the name is no string.
+        ValueError: when called, for a name that matches nothing or several intermediates.
+
+    Examples:
+        >>> import jax.numpy as jnp, jaxattn as ja
+        >>> def fn(x):
+        ...     return ja.tag(x**2, "squares").sum()
+        >>> ja.gradient(ja.intermediate(fn, "squares"), jnp.array([1.0, 3.0]), 1).values
+        Array([0., 6.], dtype=float32)
+    """
+    if not isinstance(at, str):
+        raise TypeError(f"`at` must be the name of an intermediate, got {at!r}.")
+    return Intermediate(fn, (at,))
 
 
 def intervene(fn: Callable[..., Any], replacements: dict[str, Any]) -> Callable[..., Any]:

@@ -5,11 +5,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, overload
 
+import jax
+
 from jaxattn._types import Attribution, Inputs, RandomKey, Target
 from jaxattn.engine.call import prepare_request
 from jaxattn.engine.callable import as_function
 from jaxattn.engine.checks import SHARED, Request, check_at
 from jaxattn.engine.compiled import in_engine
+from jaxattn.engine.each import Each, checked_targets, over_targets
 from jaxattn.engine.options import Count, Traits
 from jaxattn.engine.parts import compute
 from jaxattn.jaxpr.capture import split_at
@@ -31,6 +34,7 @@ def method(
     takes_at: bool = True,
     needs_at: bool = False,
     keeps_input: bool = False,
+    backward: bool = True,
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
@@ -48,6 +52,7 @@ def method(
     takes_at: bool = True,
     needs_at: bool = False,
     keeps_input: bool = False,
+    backward: bool = True,
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
@@ -71,6 +76,8 @@ def method(
         needs_at: whether `at` must be given.
         keeps_input: whether the function receives `x` as it is, and `at` if it is given: a name or
             a sequence of names. Otherwise it receives the intermediate as `x`.
+        backward: whether the function propagates back from the target, so that each of several
+            targets (`jaxattn.each`) counts as an evaluation of its own.
         draws: whether the function draws random numbers with `key`.
         for_logits: whether a warning is shown for an `fn` that ends in a softmax or a sigmoid.
         remedy: the advice in the warning that is shown if `info["relative_delta"]` exceeds 1 %.
@@ -95,6 +102,7 @@ def method(
         takes_at=takes_at,
         needs_at=needs_at,
         keeps_input=keeps_input,
+        backward=backward,
         draws=draws,
         for_logits=for_logits,
         remedy=remedy,
@@ -130,7 +138,14 @@ def _method(core: Callable[..., Attribution], traits: Traits) -> Callable[..., A
             elif isinstance(at, str):
                 x, function = split_at(function, (x, *args), at)
                 args = ()
-            return core(function, x, target, args=args, key=key, batch_size=batch_size, **options)
+            if isinstance(target, Each):
+                target = checked_targets(target, jax.eval_shape(function, x, *args), None)
+
+            def one(target: Target, batch_size: int | None) -> Attribution:
+                shared = {"args": args, "key": key, "batch_size": batch_size}
+                return core(function, x, target, **shared, **options)
+
+            return over_targets(one, target, batch_size, backward=traits.backward)
         request = Request(
             method,
             fn,

@@ -34,6 +34,7 @@ class Traits:
     takes_at: bool = True
     needs_at: bool = False
     keeps_input: bool = False
+    backward: bool = True
     draws: bool = False
     for_logits: bool = False
     remedy: str = ""

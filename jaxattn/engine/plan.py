@@ -37,6 +37,7 @@ class Workload:
         batch: the number of examples, `None` for one without a leading axis.
         evaluations: the evaluations of `fn` that one example takes.
         in_flight: how many of these can run at once.
+        targets: the number of targets that each take evaluations of their own.
         convolves: whether `fn` convolves.
         workers: how many threads there are for parts of the batch.
         in_few_sizes: whether the parts have sizes that serve batches of any length.
@@ -45,6 +46,7 @@ class Workload:
     batch: int | None
     evaluations: int
     in_flight: int
+    targets: int = 1
     convolves: bool = False
     workers: int = 1
     in_few_sizes: bool = False
@@ -83,7 +85,7 @@ def make_plans(
     rows = binding.rows
     load.convolves = rows.convolves
     if concrete and mesh is None and device.platform == "cpu" and not in_mesh():
-        load.workers = _workers(rows.flops * load.evaluations, load.batch)
+        load.workers = _workers(rows.flops * load.evaluations * load.targets, load.batch)
     limit = memory.default_in_flight(device, rows) * load.workers
     limit = limit if batch_size is None else int(batch_size)
     limit = min(limit, limit_seen or limit)
@@ -181,6 +183,7 @@ def _shares(load: Workload, limit: int, mesh: Mesh | None) -> _Shares:
         mesh = divided(mesh, load.examples, inside)
         rows, columns = mesh.devices.shape
         inside = -(-inside // columns)
+    inside *= load.targets  # they are not divided over devices
     workers = max(1, min(load.workers, limit))
     limit = limit // workers
     # What is done once for each example is better done for several at once. But XLA takes the
@@ -192,7 +195,7 @@ def _shares(load: Workload, limit: int, mesh: Mesh | None) -> _Shares:
 def equal_parts(load: Workload, limit: int, mesh: Mesh | None) -> list[Plan]:
     """Divide a batch into equal parts with at most `limit` evaluations in flight."""
     if load.batch is None:
-        return [Plan(True, 1, min(limit, load.in_flight), None)]
+        return [Plan(True, 1, min(limit, load.in_flight * load.targets), None)]
     shares = _shares(load, limit, mesh)
     batch, workers = -(-load.batch // shares.rows), shares.workers
     calls = -(-balanced(batch, shares.most)[0] // workers) * workers  # no thread idles at the end

@@ -96,7 +96,7 @@ def only(weights: NamedWeights) -> PyTree[Array]:
     return next(iter(weights.values())) if len(weights) == 1 else weights
 
 
-@method(keeps_input=True, per_example=())
+@method(keeps_input=True, backward=False, per_example=())
 def attention(
     fn: Callable[..., Any],
     x: Inputs,
@@ -214,7 +214,7 @@ def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     return 1 + max((leaf.shape[0] for leaf in jax.tree.leaves(x) if leaf.ndim), default=1)
 
 
-@method(evaluations=_evaluations, keeps_input=True, per_example=())
+@method(evaluations=_evaluations, keeps_input=True, backward=False, per_example=())
 def value_zeroing(
     fn: Callable[..., Any],
     x: Inputs,

@@ -24,7 +24,7 @@ def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     return 4 if options.get("phrase") is not None else 4 * (steps[0] if steps else 1)
 
 
-@method(evaluations=_evaluations, per_example=("phrase",))
+@method(evaluations=_evaluations, backward=False, per_example=("phrase",))
 def contextual_decomposition(
     fn: Callable[..., Any],
     x: Inputs,

@@ -268,7 +268,7 @@ def smooth_grad(
 
     def sample(key: RandomKey) -> PyTree:
         of_noise, of_method = jax.random.split(key)
-        noisy = _with_noise(of_noise, x, noise, relative)
+        noisy = with_noise(of_noise, x, noise, relative)
         shared = {"args": args, "key": of_method, "batch_size": inner_size}
         return method(fn, noisy, target, **shared, **options).values
 
@@ -313,7 +313,7 @@ def _check_options(method: Callable[..., Attribution], options: dict[str, Any]) 
             raise TypeError(f"smooth_grad has no option {name!r}; its options are {known}.")
 
 
-def _with_noise(key: RandomKey, x: Inputs, noise: ArrayLike, relative: bool) -> Inputs:
+def with_noise(key: RandomKey, x: Inputs, noise: ArrayLike, relative: bool) -> Inputs:
     """Return a noisy copy of the input; integer leaves are left unchanged."""
     leaves, treedef = jax.tree.flatten(x)
 

@@ -1,12 +1,10 @@
-"""Methods that explain the output of a layer: Grad-CAM and layer conductance."""
+"""Methods that follow a layer along a path of the input: conductance and internal influence."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
@@ -16,8 +14,6 @@ from jaxattn._types import (
     RandomKey,
     Scalar,
     Target,
-    check_bool,
-    check_count,
 )
 from jaxattn.engine.convergence import TOLERANCE, convergence
 from jaxattn.engine.method import method
@@ -34,96 +30,6 @@ from jaxattn.methods.integrated import (
     path_integral,
     straight_line,
 )
-
-
-@method(needs_at=True, per_example=())
-def grad_cam(
-    fn: Callable[..., Any],
-    x: Inputs,
-    target: Target = None,
-    *,
-    args: tuple[Any, ...] = (),
-    at: str | None = None,
-    key: RandomKey | None = None,
-    batch_size: int | None = None,
-    check_finite: bool = True,
-    channel_axis: int | np.integer = -1,
-    relu: bool = True,
-    shape: int | Sequence[int] | None = None,
-) -> Attribution:
-    """Compute Grad-CAM (gradient-weighted class activation mapping) at a layer.
-
-    Each channel of the layer's output is weighted by the mean of its gradient over all positions.
-    The map is the ReLU of the weighted sum of the channels. `at` is required: it names an
-    intermediate with a channel axis and at least one other, such as (H, W, C) or (T, C).
-
-    Cost: one evaluation of `fn` and one vector-Jacobian product per example. Deterministic.
-
-    Args:
-        channel_axis: the axis of the intermediate that holds the channels.
-        relu: whether the ReLU is applied; otherwise the map is signed.
-        shape: the shape to which the map is resized by linear interpolation, such as (H, W) of the
-            image. Leading axes of length 1, as in a model that takes batches, are dropped then.
-
-    Returns:
-        values of the shape of the intermediate without its channel axis, or of `shape`, in units of
-        the output.
-
-    Raises:
-        TypeError: if the intermediate holds integers, or `shape` does not hold ints.
-        ValueError: if the target does not fit the output, the intermediate has no axis besides its
-            channels, or `shape` does not have as many axes as the map.
-
-    Reference:
-        Selvaraju et al. 2017, Grad-CAM: visual explanations from deep networks via gradient-based
-        localization, arXiv:1610.02391.
-
-    Examples:
-        A layer with two positions and two channels, of which the second lowers the target.
-
-        >>> import jax.numpy as jnp
-        >>> import jaxattn as ja
-        >>> def fn(x):
-        ...     h = ja.tag(x ** 2, "layer")
-        ...     return (h[:, 0] - h[:, 1]).sum()
-        >>> x = jnp.array([[2.0, 1.0], [0.0, 3.0]])
-        >>> print(ja.grad_cam(fn, x, at="layer").values)
-        [3. 0.]
-        >>> print(ja.grad_cam(fn, x, at="layer", relu=False).values)
-        [ 3. -9.]
-    """
-    check_bool("relu", relu)
-    (layer,) = jax.tree.leaves(x)
-    if layer.ndim < 2:
-        raise ValueError(
-            "`at` must name an intermediate with channels and another axis, got shape "
-            f"{layer.shape}."
-        )
-    if channel_axis not in range(-layer.ndim, layer.ndim):
-        raise ValueError(
-            f"`channel_axis` must be an axis of the intermediate of shape {layer.shape}, got "
-            f"{channel_axis}."
-        )
-    result = value_and_gradient(fn, layer, target, args)
-    positions = tuple(axis for axis in range(layer.ndim) if axis != channel_axis % layer.ndim)
-    weights = result.gradient.mean(positions, keepdims=True)
-    values = (layer * weights).sum(channel_axis)
-    if relu:
-        values = jax.nn.relu(values)
-    return Attribution(values if shape is None else _resized(values, shape), result.output)
-
-
-def _resized(values: Array, shape: int | Sequence[int]) -> Array:
-    """Resize a map by linear interpolation, without its leading axes of length 1."""
-    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    for size in sizes:
-        check_count("shape", size)
-    kept = values.shape[values.ndim - len(sizes) :]
-    if len(kept) != len(sizes) or math.prod(kept) != values.size:
-        raise ValueError(
-            f"`shape` must have as many axes as the map of shape {values.shape}, got {sizes}."
-        )
-    return jax.image.resize(values.reshape(kept), sizes, "linear")
 
 
 @method(
@@ -194,19 +100,8 @@ def layer_conductance(
         >>> print(ja.layer_conductance(fn, x, at="layer", num_steps=4).values)
         [ 6. -2.]
     """
-    if at is None:
-        raise ValueError("`at` is missing: layer_conductance needs the name of an intermediate.")
-    name = at
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(x)]
-    if all(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
-        raise TypeError(
-            "`x` must hold floating-point numbers for a path from the baseline, got "
-            f"{', '.join(map(str, dtypes))}: for token ids use jaxattn.integrated_gradients with "
-            f"at={name!r}, whose path lies in the space of the intermediate."
-        )
-    floating_leaves(x, "a path from the baseline")
-    start = broadcast_baseline(baseline, x, keep_integers=True)
-    point = straight_line(start, x)
+    name = _checked_name("layer_conductance", at)
+    point, start = _path(x, baseline, name)
 
     def flow(alpha: Scalar) -> PyTree:
         def layer(alpha: Scalar) -> PyTree:
@@ -229,3 +124,88 @@ def layer_conductance(
 
     values, steps = integral(integrate, converged, quadrature, num_steps, tolerance)
     return Attribution(values, output, {**converged(values), "num_steps": steps})
+
+
+@method(evaluations=evaluations, needs_at=True, keeps_input=True, for_logits=True)
+def internal_influence(
+    fn: Callable[..., Any],
+    x: Inputs,
+    target: Target = None,
+    *,
+    args: tuple[Any, ...] = (),
+    at: str | None = None,
+    key: RandomKey | None = None,
+    batch_size: int | None = None,
+    check_finite: bool = True,
+    baseline: PyTree[ArrayLike] = 0.0,
+    num_steps: int = 64,
+    quadrature: QuadratureRule = "midpoint",
+) -> Attribution:
+    """Compute internal influence: the mean gradient with respect to a layer along a path of inputs.
+
+    With x(a) on the straight line from the baseline to the input and y the layer's output, unit j
+    gets the integral of dF/dy_j at y(x(a)) over a. It is not multiplied by a difference, and
+    does not sum to one. `at` is required: it names the layer's output.
+
+    Cost: `num_steps + 1` evaluations of `fn` and, for each step, one vector-Jacobian product behind
+    the layer. Deterministic.
+
+    Args:
+        baseline: where the path starts: a number or an array that broadcasts to `x`, or a pytree of
+            these with the structure of `x`. Integer leaves keep their values.
+        num_steps: the number of points on the path.
+        quadrature: where the points lie and how they are weighted.
+
+    Returns:
+        values of the shape of the intermediate, signed, in units of the output per unit of the
+        intermediate.
+
+    Raises:
+        TypeError: if no leaf of `x`, or none of the intermediate, is floating.
+        ValueError: if `at` is missing, the target does not fit the output, the baseline does not
+            broadcast to `x`, or for fewer than one step or an unknown quadrature.
+
+    Reference:
+        Leino et al. 2018, Influence-directed explanations for deep convolutional networks,
+        arXiv:1802.03788.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxattn as ja
+        >>> def fn(x):
+        ...     h = ja.tag(3 * x, "layer")
+        ...     return h[0] ** 2 - h[1]
+        >>> print(ja.internal_influence(fn, jnp.array([1.0, 2.0]), at="layer").values)
+        [ 3. -1.]
+    """
+    name = _checked_name("internal_influence", at)
+    point, _ = _path(x, baseline, name)
+
+    def slope(alpha: Scalar) -> PyTree:
+        y, rest = split_at(fn, (point(alpha), *args), name)
+        return value_and_gradient(rest, y, target, ()).gradient
+
+    values = path_integral(slope, Quadrature.of(quadrature, num_steps), batch_size)
+    return Attribution(values, fn(x, *args))
+
+
+def _checked_name(method: str, at: str | None) -> str:
+    if at is None:
+        raise ValueError(f"`at` is missing: {method} needs the name of an intermediate.")
+    return at
+
+
+def _path(
+    x: Inputs, baseline: PyTree[ArrayLike], name: str
+) -> tuple[Callable[[Scalar], Inputs], Inputs]:
+    """Return the straight line to an input, and where it starts."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(x)]
+    if all(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
+        raise TypeError(
+            "`x` must hold floating-point numbers for a path from the baseline, got "
+            f"{', '.join(map(str, dtypes))}: for token ids use jaxattn.integrated_gradients with "
+            f"at={name!r}, whose path lies in the space of the intermediate."
+        )
+    floating_leaves(x, "a path from the baseline")
+    start = broadcast_baseline(baseline, x, keep_integers=True)
+    return straight_line(start, x), start

@@ -45,7 +45,7 @@ def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     return max(w.number + 1 if w else 1 for w in windows)
 
 
-@method(evaluations=_evaluations, sizes=("window", "stride"))
+@method(evaluations=_evaluations, sizes=("window", "stride"), backward=False)
 def occlusion(
     fn: Callable[..., Any],
     x: Inputs,

@@ -90,7 +90,7 @@ def _in_call_order(located: Located) -> list[Array]:
     return layers
 
 
-@method(keeps_input=True, per_example=())
+@method(keeps_input=True, backward=False, per_example=())
 def attention_rollout(
     fn: Callable[..., Any],
     x: Inputs,
@@ -149,7 +149,7 @@ def attention_rollout(
     return Attribution(values, output, info)
 
 
-@method(keeps_input=True, per_example=())
+@method(keeps_input=True, backward=False, per_example=())
 def attention_flow(
     fn: Callable[..., Any],
     x: Inputs,

@@ -54,7 +54,13 @@ def _in_flight(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     return 1 if options.get("length_arg") is None else _evaluations(x, output, options)
 
 
-@method(evaluations=_evaluations, in_flight=_in_flight, per_example=(), takes_at=False)
+@method(
+    evaluations=_evaluations,
+    in_flight=_in_flight,
+    per_example=(),
+    takes_at=False,
+    backward=False,
+)
 def temporal_output_score(
     fn: Callable[..., Any],
     x: Inputs,
