@@ -85,10 +85,16 @@ def replaced(x: Inputs, by: Inputs, mask: Array) -> Inputs:
 
 
 def correlation(a: Float[Array, "*n m"], b: Float[Array, "*n m"]) -> Float[Array, "*n"]:
-    """Return Pearson's correlation over the last axis; NaN if either is constant."""
-    a, b = (v - v.mean(-1, keepdims=True) for v in (a, b.astype(a.dtype)))
-    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return jnp.clip((a * b).sum(-1) / norms, -1, 1)
+    """Return Pearson's correlation over the last axis; NaN if either is constant up to rounding."""
+
+    def centred(values: Array) -> tuple[Array, Array]:
+        rest = values - values.mean(-1, keepdims=True)
+        size, norm = (jnp.linalg.norm(v, axis=-1) for v in (values, rest))
+        constant = norm <= 16 * jnp.finfo(values.dtype).eps * size
+        return rest, jnp.where(constant, jnp.nan, norm)
+
+    (a, of_a), (b, of_b) = centred(a), centred(b.astype(a.dtype))
+    return jnp.clip((a * b).sum(-1) / (of_a * of_b), -1, 1)
 
 
 def mean_ranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
