@@ -27,7 +27,7 @@ EFFECTS = [
 
 
 def name(metric):
-    return getattr(metric, "func", metric).__name__
+    return getattr(getattr(metric, "func", metric), "__name__", None)
 
 
 def linear(x):

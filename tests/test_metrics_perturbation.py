@@ -31,7 +31,7 @@ KEY = jax.random.key(0)
 
 
 def name(metric):
-    return getattr(metric, "func", metric).__name__
+    return getattr(getattr(metric, "func", metric), "__name__", None)
 
 
 def total(x):
@@ -134,7 +134,14 @@ def test_a_perfect_ranking_beats_a_random_one(metric):
 
 
 #: Of time-interpret 0.3, for the network below, the target 1 and a quarter of the features.
-PEER = {}
+PEER = {
+    "comprehensiveness": [0.2836039, -0.1065112],
+    "sufficiency": [-0.3469445, 0.4306842],
+    "log_odds": [-1.3032509, 0.1514770],
+    "cross_entropy": [2.2464578, 0.2774014],
+    "mse": [1.1085212, 0.1949860],
+    "mae": [1.0528634, 0.4415722],
+}
 X = np.cos(np.arange(24)).reshape(2, 12).astype(np.float32)
 A = np.sin(2.0 * np.arange(24)).reshape(2, 12).astype(np.float32)
 W = np.sin(np.arange(36) ** 2 / 7).reshape(12, 3).astype(np.float32)
@@ -144,10 +151,28 @@ def network(x):
     return jnp.tanh(x.ravel()) @ W
 
 
-@pytest.mark.parametrize("metric", [m for m in FRACTIONS if m.__name__ in PEER], ids=name)
+@pytest.mark.parametrize("metric", FRACTIONS, ids=name)
 def test_fractions_equal_those_of_time_interpret(metric):
     got = metric(network, X, 1, A, fraction=0.25)
     np.testing.assert_allclose(got, PEER[metric.__name__], rtol=1e-4)
+
+
+def test_curves_equal_those_of_quantus():
+    """Numbers of Quantus 0.6, for the network above and the target 1."""
+    flipped = [
+        [1.4837576, 1.0038167, 0.4486255, 0.0761743, -0.0322551, -0.0365843],
+        [2.9760346, 2.4324007, 2.0575528, 1.4362396, 1.1937407, 1.1726899],
+    ]
+    curve = metrics.pixel_flipping(network, X, 1, A, score="logit")
+    np.testing.assert_allclose(curve.scores[:, 1:7], flipped, atol=1e-5)
+    estimate = metrics.faithfulness_estimate(network, X, 1, A)
+    np.testing.assert_allclose(estimate, [0.2839718, 0.0855717], rtol=1e-4)
+    np.testing.assert_allclose(metrics.sparseness(A), [0.3364855, 0.2587862], rtol=1e-5)
+    np.testing.assert_allclose(metrics.complexity(A), [2.2335823, 2.3381050], rtol=1e-5)
+    mask = (np.arange(24) % 3 == 0).reshape(2, 12)
+    np.testing.assert_allclose(metrics.auroc(A, mask), [0.3125, 0], atol=1e-6)
+    np.testing.assert_allclose(metrics.relevance_rank(A, mask), [0, 0])
+    np.testing.assert_allclose(metrics.top_k_intersection(A, mask, k=5), [0.2, 0])
 
 
 def test_pixel_flipping_is_deletion_of_single_features():

@@ -26,7 +26,7 @@ STABILITY = [
 
 
 def name(metric):
-    return getattr(metric, "func", metric).__name__
+    return getattr(getattr(metric, "func", metric), "__name__", None)
 
 
 def linear(x):

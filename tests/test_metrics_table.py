@@ -83,8 +83,9 @@ def test_table_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_every_metric_fits_the_table():
-    """Each public function is a metric whose direction is declared, or listed here."""
+    """Each public function is a metric whose direction is declared, or one of `others`."""
     others = {"metric", "properties", "table", "moving_average", "channel_mean", "uniform_noise"}
     options = {
         "top_k_intersection": {"k": 2},

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from jaxattn._static import is_array
 from jaxattn._types import Inputs, RandomKey
 from jaxattn.engine.callable import as_function
 from jaxattn.engine.examples import example_structs
@@ -50,7 +51,7 @@ class Parameters(NamedTuple):
         chosen = [
             i
             for i, (_, leaf) in enumerate(found)
-            if isinstance(leaf, jax.Array)
+            if is_array(leaf)
             and jnp.issubdtype(leaf.dtype, jnp.floating)
             and (not beside or "params" in paths[i].split("/"))
         ]
@@ -66,7 +67,8 @@ class Parameters(NamedTuple):
                 leaves[i] = array
             return remade(jax.tree.unflatten(treedef, leaves))
 
-        return cls([found[i][1] for i in chosen], [_layer(paths[i]) for i in chosen], rebuild)
+        arrays = [jnp.asarray(found[i][1]) for i in chosen]
+        return cls(arrays, [_layer(paths[i]) for i in chosen], rebuild)
 
     def randomised(self, layers: Sequence[str], key: RandomKey) -> Any:
         """Return the model with some layers drawn anew.
