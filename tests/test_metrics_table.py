@@ -1,5 +1,6 @@
 """Tables of methods, reductions of attributions, and their global importance."""
 
+import doctest
 import functools
 
 import hypothesis.strategies as st
@@ -180,6 +181,13 @@ def test_importance_closed_form():
     signed = attribution.importance(absolute=False)
     np.testing.assert_allclose(signed.mean, [0.5, -1.5, 0.5])
     assert np.isnan(attribution[:1].importance().standard_error).all()
+
+
+@pytest.mark.parametrize("function", [ja.Attribution.reduce, ja.Attribution.importance])
+def test_docstring_example_of_an_attribution_runs(function):
+    runner = doctest.DocTestRunner()
+    (example,) = doctest.DocTestFinder().find(function, function.__name__)
+    assert runner.run(example).failed == 0
 
 
 def test_bad_reductions_raise():

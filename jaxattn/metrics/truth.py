@@ -139,7 +139,8 @@ def _average_precision(example: Features) -> Float[Array, ""]:
 
 
 def _bits(share: Float[Array, " n"]) -> Float[Array, " n"]:
-    return jnp.abs(jnp.log2(share + _EPSILON))
+    # XLA would add the two constants of 1 - v + 1e-5 first, which rounds; a maximum separates them.
+    return jnp.abs(jnp.log2(jnp.maximum(share, 0) + _EPSILON))
 
 
 def _information(example: Features) -> Float[Array, ""]:
