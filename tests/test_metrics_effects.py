@@ -16,6 +16,7 @@ from jaxattn import metrics
 KEY = jax.random.key(0)
 WEIGHTS = jnp.array([1.0, -2, 4, 0.5])
 XS = jnp.array([[1.0, 2, -1, 3], [0.5, -1, 2, 1]])
+TERMS = np.asarray(XS) * np.asarray(WEIGHTS)
 EFFECTS = [
     metrics.faithfulness_estimate,
     functools.partial(metrics.monotonicity_correlation, key=KEY),
@@ -41,7 +42,7 @@ def quadratic(x):
 def test_faithfulness_estimate_closed_form():
     values = jnp.array([[3.0, 1, 2, 0], [1.0, 0, 0, 1]])
     got = metrics.faithfulness_estimate(quadratic, XS, None, values, baseline=1.0)
-    effects = np.asarray(XS * WEIGHTS + XS**2 - WEIGHTS - 1)
+    effects = TERMS + np.asarray(XS) ** 2 - np.asarray(WEIGHTS) - 1
     want = [np.corrcoef(v, e)[0, 1] for v, e in zip(values, effects, strict=True)]
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -72,7 +73,7 @@ def test_faithfulness_correlation_tends_to_that_of_all_subsets(size):
     got = metrics.faithfulness_correlation(
         quadratic, XS[:1], None, values, key=KEY, subset_size=size, num_samples=2000
     )
-    effects = np.asarray(XS * WEIGHTS + XS**2)[0]
+    effects = (TERMS + np.asarray(XS) ** 2)[0]
     subsets = [list(s) for s in itertools.combinations(range(4), size)]
     sums = [[v[s].sum() for s in subsets] for v in (np.asarray(values[0]), effects)]
     want = np.corrcoef(*sums)[0, 1]
@@ -176,7 +177,7 @@ def test_pytrees_and_integer_leaves():
     got = metrics.faithfulness_estimate(fn, xs, None, values, baseline={"a": 0.0, "n": 1})
     number = np.array([[2.0], [3]])
     score = np.asarray(XS @ WEIGHTS)[:, None]
-    effects = np.concatenate([number * np.asarray(XS * WEIGHTS), score * (number - 1)], 1)
+    effects = np.concatenate([number * TERMS, score * (number - 1)], 1)
     given = np.concatenate([values["a"], values["n"]], 1)
     want = [np.corrcoef(v, e)[0, 1] for v, e in zip(given, effects, strict=True)]
     np.testing.assert_allclose(got, want, rtol=1e-4)

@@ -125,7 +125,7 @@ def test_a_perfect_ranking_beats_a_random_one(metric):
 
     perfect, drawn = (
         metric(fn, xs, None, values, **options)
-        for values in (xs * weights, jnp.asarray(rng.normal(size=xs.shape), jnp.float32))
+        for values in (xs * weights[None], jnp.asarray(rng.normal(size=xs.shape), jnp.float32))
     )
     if name(metric) == "pixel_flipping":
         perfect, drawn = perfect.auc, drawn.auc
