@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,8 +180,41 @@ def _imputed(
 
     kept = jnp.where(removed, 0, values)
     known = jnp.where(removed, _neighbours(kept, along), 0)
-    solution, _ = jax.scipy.sparse.linalg.cg(equations, known, tol=1e-6, maxiter=leaf.size)
+    solution = _solved(equations, known, leaf.size)
     return jnp.where(removed, solution.astype(leaf.dtype) + noise, leaf)
+
+
+class _Iterate(NamedTuple):
+    """The state of the method of conjugate gradients; `error` is the squared norm of `residual`."""
+
+    solution: Array
+    residual: Array
+    direction: Array
+    error: Scalar
+    steps: Array
+
+
+def _solved(matrix: Callable[[Array], Array], known: Array, most: int) -> Array:
+    """Solve linear equations of a symmetric, positive definite matrix by conjugate gradients.
+
+    The initial state depends on `known` throughout, as a `shard_map` that tracks which values vary
+    over devices requires.
+    """
+
+    def goes_on(state: _Iterate) -> Array:
+        return (state.error > 1e-12 * jnp.sum(known * known)) & (state.steps < most)
+
+    def advance(state: _Iterate) -> _Iterate:
+        image = matrix(state.direction)
+        step = state.error / jnp.sum(state.direction * image)
+        residual = state.residual - step * image
+        error = jnp.sum(residual * residual)
+        direction = residual + error / state.error * state.direction
+        solution = state.solution + step * state.direction
+        return _Iterate(solution, residual, direction, error, state.steps + 1)
+
+    start = _Iterate(0 * known, known, known, jnp.sum(known * known), jnp.int32(0))
+    return jax.lax.while_loop(goes_on, advance, start).solution
 
 
 def _neighbours(values: Float[Array, "..."], axes: Sequence[int]) -> Float[Array, "..."]:

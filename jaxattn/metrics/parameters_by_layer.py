@@ -1,5 +1,6 @@
 """The parameters of a model by layer, in the order in which the model uses them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,25 +36,24 @@ class Parameters(NamedTuple):
         Raises:
             TypeError: for a model without parameters, such as a function that closes over them.
         """
+        tree = model
+        remade: Callable[[PyTree], Any] = _same
         if isinstance(model, nnx.Module):
             graphdef, state, rest = nnx.split(model, nnx.Param, ...)
-            tree = nnx.as_pure(state)
-
-            def remade(tree: PyTree) -> Any:
-                return nnx.merge(graphdef, tree, rest)
-
-        else:
-            tree, remade = model, lambda tree: tree
+            tree, beside = nnx.as_pure(state), nnx.as_pure(rest)
+            remade = functools.partial(_merged, graphdef, beside)
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+        # The first two keys of a Partial are the positions of its arguments.
+        start = 2 if isinstance(model, jax.tree_util.Partial) else 0
+        keys = [_keys(path[start:] or path[-1:]) for path, _ in found]
         # linen keeps statistics beside the parameters.
-        beside = any("params" in path.split("/") for path in paths)
+        only = any("params" in each for each in keys)
         chosen = [
             i
             for i, (_, leaf) in enumerate(found)
             if is_array(leaf)
             and jnp.issubdtype(leaf.dtype, jnp.floating)
-            and (not beside or "params" in paths[i].split("/"))
+            and (not only or "params" in keys[i])
         ]
         if not chosen:
             raise TypeError(
@@ -68,7 +68,7 @@ class Parameters(NamedTuple):
             return remade(jax.tree.unflatten(treedef, leaves))
 
         arrays = [jnp.asarray(found[i][1]) for i in chosen]
-        return cls(arrays, [_layer(paths[i]) for i in chosen], rebuild)
+        return cls(arrays, [_layer(keys[i]) for i in chosen], rebuild)
 
     def randomised(self, layers: Sequence[str], key: RandomKey) -> Any:
         """Return the model with some layers drawn anew.
@@ -103,13 +103,23 @@ class Parameters(NamedTuple):
         return list(dict.fromkeys(self.layers[i] for i in order))
 
 
-def _layer(path: str) -> str:
+def _same(tree: PyTree) -> PyTree:
+    return tree
+
+
+def _merged(graphdef: Any, beside: PyTree, parameters: PyTree) -> Any:
+    return nnx.merge(graphdef, parameters, beside)
+
+
+def _keys(path: Sequence[Any]) -> list[str]:
+    """Return the names of the nodes above a leaf, and of the leaf."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/").split("/")
+
+
+def _layer(keys: list[str]) -> str:
     """Return the name of the layer of a parameter, or its own name if it has no layer."""
-    keys = path.split("/")
     if "params" in keys:
         keys = keys[keys.index("params") + 1 :]
-    while len(keys) > 1 and keys[0].startswith("<"):  # the position among the leaves of a Partial
-        keys = keys[1:]
     return "/".join(keys[:-1] or keys)
 
 

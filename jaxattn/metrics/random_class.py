@@ -125,7 +125,7 @@ def _of_two_classes(
     *row, label = (jnp.asarray(i, jnp.int32) for i in index(target))
     of_class, of_method = jax.random.split(key)
     # A step of 1 to n - 1 around the circle of n classes.
-    other = (label + jax.random.randint(of_class, (), 1, shape[-1])) % shape[-1]
+    other = (label + jax.random.randint(of_class, (), 1, shape[-1], jnp.int32)) % shape[-1]
     shared = {"args": args, "key": of_method, "batch_size": batch_size, **options}
     found = method(fn, x, jnp.stack([*row, label]), **shared)
     compared = method(fn, x, jnp.stack([*row, other]), **shared)
