@@ -183,7 +183,7 @@ def models():
     keys = jax.random.split(KEY)
     return {
         "partial": (three_layers(), ["a_last", "c_first", "b_middle"]),
-        "linen": (Partial(Linen().apply, linen_params), ["zero", "recurrent", "alpha"]),
+        "linen": (Partial(Linen().apply, linen_params), ["zero", "SimpleCell_0", "alpha"]),
         "nnx": (Net(nnx.Rngs(0)), ["zero", "cell", "alpha"]),
         "equinox": (
             Equinox(eqx.nn.Linear(3, 4, key=keys[0]), eqx.nn.Linear(4, 2, key=keys[1])),
