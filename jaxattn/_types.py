@@ -1,10 +1,12 @@
 """The vocabulary of the library: what a method takes and what every method returns."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
 
@@ -17,6 +19,8 @@ Target: TypeAlias = Any
 RandomKey: TypeAlias = Key[Array, ""] | Shaped[Array, "2"]
 #: A number that may be traced.
 Scalar: TypeAlias = Float[Array, ""]
+#: How several values become one: their sum, mean, Euclidean norm or largest magnitude.
+Reduction: TypeAlias = Literal["sum", "mean", "l2", "absmax"]
 
 
 class AttributionWarning(UserWarning):
@@ -25,6 +29,18 @@ class AttributionWarning(UserWarning):
 
 class ConvergenceWarning(AttributionWarning):
     """The values of an attribution do not sum to the difference that they explain."""
+
+
+class Importance(NamedTuple):
+    """The mean attribution over examples, in the structure and shape of the values of one.
+
+    Attributes:
+        mean: the mean.
+        standard_error: its standard error; NaN for a single example.
+    """
+
+    mean: PyTree[Shaped[Array, "..."]]
+    standard_error: PyTree[Shaped[Array, "..."]]
 
 
 @jax.tree_util.register_dataclass
@@ -71,6 +87,108 @@ class Attribution:
         selected: Attribution = jax.tree.map(lambda leaf: leaf[index], self)
         return selected
 
+    def reduce(
+        self,
+        axis: int | Sequence[int] = -1,
+        reduction: Reduction = "sum",
+        *,
+        spans: Sequence[tuple[int, int]] | None = None,
+    ) -> "Attribution":
+        """Reduce the values over axes, or over spans of one axis.
+
+        Sums keep the completeness of an attribution: of channels or embedding dimensions, of the
+        parts of a word, or of time steps.
+
+        Args:
+            axis: the axis or axes of the values, those of the batch included; the last by default.
+            reduction: `"sum"`, `"mean"`, `"l2"` (the Euclidean norm) or `"absmax"` (the largest
+                magnitude). The last two are not negative.
+            spans: pairs of the first index and the one behind the last along one axis, such as the
+                tokens of each word. The axis gets the length of the spans. Spans may overlap.
+
+        Returns:
+            an `Attribution` of the reduced values of each leaf, with the output and `info` of this.
+
+        Raises:
+            TypeError: for an axis that is not an int.
+            ValueError: for an axis that the values do not have, an unknown reduction, several axes
+                with spans, or a span that is empty or exceeds the axis.
+
+        Examples:
+            >>> import jax.numpy as jnp, jaxattn as ja
+            >>> values = jnp.array([[1.0, 2.0, -4.0, 4.0]])
+            >>> attribution = ja.Attribution(values, jnp.zeros(1))
+            >>> print(attribution.reduce(1).values, attribution.reduce(1, "absmax").values)
+            [3.] [4.]
+            >>> print(attribution.reduce(1, spans=[(0, 1), (1, 4)]).values)
+            [[1. 2.]]
+        """
+        if reduction not in get_args(Reduction):
+            raise ValueError(
+                f'`reduction` must be "sum", "mean", "l2" or "absmax", got {reduction!r}.'
+            )
+        given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+        axes = tuple(map(operator.index, given))
+
+        def of_leaf(leaf: Array) -> Array:
+            leaf = jnp.asarray(leaf)
+            if not axes or any(not -leaf.ndim <= one < leaf.ndim for one in axes):
+                raise ValueError(
+                    f"`axis` must hold axes of the values, of shape {leaf.shape}, got {axis}."
+                )
+            if spans is None:
+                return _REDUCTIONS[reduction](leaf, axes)
+            if len(axes) != 1:
+                raise ValueError(f"`axis` must be one axis with spans, got {axis}.")
+            return _reduced_spans(leaf, axes[0], reduction, spans)
+
+        return dataclasses.replace(self, values=jax.tree.map(of_leaf, self.values))
+
+    def importance(self, *, absolute: bool = True) -> Importance:
+        """Compute the global importance of features: the mean over the examples of a batch.
+
+        Args:
+            absolute: whether magnitudes are averaged; otherwise values, which may cancel.
+
+        Returns:
+            the mean of each feature and its standard error, in units of the values.
+
+        Raises:
+            TypeError: if `absolute` is not a bool.
+            ValueError: for values without a leading axis of examples.
+
+        Examples:
+            >>> import jax.numpy as jnp, jaxattn as ja
+            >>> values = jnp.array([[1.0, 2.0], [-1.0, 4.0]])
+            >>> found = ja.Attribution(values, jnp.zeros(2)).importance()
+            >>> print(found.mean, found.standard_error)
+            [1. 3.] [0. 1.]
+        """
+        check_bool("absolute", absolute)
+
+        def of_leaf(leaf: Array) -> tuple[Array, Array]:
+            leaf = jnp.asarray(leaf)
+            if leaf.ndim == 0 or not leaf.shape[0]:
+                raise ValueError(
+                    "`values` must have a leading axis of at least one example, got shape "
+                    f"{leaf.shape}."
+                )
+            size = jnp.abs(leaf) if absolute else leaf
+            wide = size.astype(jnp.promote_types(size.dtype, jnp.float32))
+            count = leaf.shape[0]
+            error = (
+                jnp.std(wide, 0, ddof=1) / count**0.5
+                if count > 1
+                else jnp.full_like(wide[0], jnp.nan)
+            )
+            return wide.mean(0).astype(size.dtype), error.astype(size.dtype)
+
+        leaves, treedef = jax.tree.flatten(self.values)
+        pairs = [of_leaf(leaf) for leaf in leaves]
+        return Importance(
+            *(jax.tree.unflatten(treedef, list(each)) for each in zip(*pairs, strict=True))
+        )
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Convert `values` to a numpy array.
 
@@ -95,6 +213,47 @@ class Attribution:
 #: A function that returns the `Attribution` of one example:
 #: `method(fn, x, target=None, *, args=(), key=None, batch_size=None, **options)`.
 Method: TypeAlias = Callable[..., Attribution]
+
+
+def _l2(values: Array, axes: tuple[int, ...]) -> Array:
+    # The largest magnitude is factored out: its square may overflow in half precision.
+    largest = jnp.max(jnp.abs(values), axes, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1)
+    norm = jnp.sqrt(jnp.sum(jnp.square(values / scale), axes))
+    return norm * jnp.squeeze(scale, axes)
+
+
+_REDUCTIONS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
+    "sum": jnp.sum,
+    "mean": jnp.mean,
+    "l2": _l2,
+    "absmax": lambda values, axes: jnp.max(jnp.abs(values), axes),
+}
+
+
+def _reduced_spans(
+    values: Array, axis: int, reduction: Reduction, spans: Sequence[tuple[int, int]]
+) -> Array:
+    """Reduce each span of an axis."""
+    length = values.shape[axis]
+    pairs = np.asarray(spans)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu" or not len(pairs):
+        raise ValueError(f"`spans` must be pairs of ints, got {spans!r}.")
+    if (pairs[:, 0] < 0).any() or (pairs[:, 0] >= pairs[:, 1]).any() or pairs.max() > length:
+        raise ValueError(
+            f"`spans` must not be empty and lie within the axis, of length {length}, got {spans!r}."
+        )
+    # All spans get the length of the longest: zeros change no sum and no magnitude.
+    sizes = pairs[:, 1] - pairs[:, 0]
+    offsets = np.arange(sizes.max())
+    taken = jnp.moveaxis(values, axis, -1)[..., np.minimum(pairs[:, :1] + offsets, length - 1)]
+    inside = np.broadcast_to(offsets < sizes[:, None], taken.shape)
+    reduced = _REDUCTIONS["sum" if reduction == "mean" else reduction](
+        jnp.where(inside, taken, 0), (taken.ndim - 1,)
+    )
+    if reduction == "mean":
+        reduced /= jnp.asarray(np.broadcast_to(sizes, reduced.shape), reduced.dtype)
+    return jnp.moveaxis(reduced, -1, axis)
 
 
 def _shapes(tree: PyTree) -> str:

@@ -20,7 +20,8 @@ UNDOCUMENTED = {"END", "LRP_PRESETS", "Padding"}
 WITHOUT_EXAMPLE = set(
     """
     jaxattn.AttributionWarning jaxattn.Benchmark jaxattn.ConvergenceWarning
-    jaxattn.metrics.Curve jaxattn.models.Caption jaxattn.models.CaptionLoss
+    jaxattn.metrics.Comparison jaxattn.metrics.Curve jaxattn.metrics.Properties
+    jaxattn.metrics.Randomisation jaxattn.models.Caption jaxattn.models.CaptionLoss
     jaxattn.models.GlimpseLoss jaxattn.models.Glimpses jaxattn.models.Reading jaxattn.nn.Attended
     jaxattn.nn.Decoded jaxattn.nn.DecoderState jaxattn.nn.DecoderWeights jaxattn.nn.Fixation
     jaxattn.nn.GRUWeights jaxattn.nn.LSTMState jaxattn.nn.LSTMWeights jaxattn.nn.Located

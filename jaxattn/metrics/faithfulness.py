@@ -1,39 +1,26 @@
 """Deletion and insertion curves, and the completeness of attributions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
-from jaxattn.engine.batch import chunked_map
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
 from jaxattn.engine.explain import explain
-from jaxattn.engine.inputs import check_finite_numbers
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.engine.target import Score, scored
+from jaxattn.metrics.direction import metric
+from jaxattn.metrics.rankings import features_of, values_like
+from jaxattn.metrics.score_curves import Curve, scores_after
 
 
-class Curve(NamedTuple):
-    """Scores of each example while features are deleted or inserted one after the other.
-
-    Attributes:
-        scores: the score of each example after each step, from no feature changed to all.
-        fractions: the fraction of changed features, from 0 to 1.
-        auc: the area under the curve of each example by the trapezoidal rule, in units of the
-            score.
-    """
-
-    scores: Float[Array, "B steps"]
-    fractions: Float[np.ndarray, " steps"]
-    auc: Float[Array, " B"]
-
-
+@metric(better="lower")
 def deletion(
     fn: Callable[..., Any],
     xs: Inputs,
@@ -98,6 +85,7 @@ def deletion(
     return _curve(fn, xs, targets, attribution, args, options, batch_size, mesh)
 
 
+@metric(better="higher")
 def insertion(
     fn: Callable[..., Any],
     xs: Inputs,
@@ -139,6 +127,7 @@ def insertion(
     return _curve(fn, xs, targets, attribution, args, options, batch_size, mesh)
 
 
+@metric(better="zero")
 def completeness(
     fn: Callable[..., Any],
     xs: Inputs,
@@ -174,7 +163,7 @@ def completeness(
         >>> print(ja.metrics.completeness(fn, xs, None, values))
         [6.]
     """
-    values = _values(attribution, xs)
+    values = values_like(attribution, xs)
     ends = explain(
         _ends, fn, xs, targets, args=args, batch_size=batch_size, mesh=mesh, baseline=baseline
     )
@@ -182,19 +171,6 @@ def completeness(
         leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in map(jnp.asarray, jax.tree.leaves(values))
     ]
     return sum(sums[1:], sums[0]) - ends.values
-
-
-def _values(attribution: Attribution | PyTree[ArrayLike], xs: Inputs) -> PyTree[ArrayLike]:
-    """Return the values of an attribution, once their shape and numbers are checked."""
-    values = attribution.values if isinstance(attribution, Attribution) else attribution
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (values, xs)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"`attribution` must have the shape of xs, {shapes[1]}, got {shapes[0]}; sum values of "
-            "an intermediate (at=) over the axes that xs does not have."
-        )
-    check_finite_numbers("attribution", values)
-    return values
 
 
 def _curve(
@@ -207,10 +183,12 @@ def _curve(
     batch_size: int | None,
     mesh: Mesh | None,
 ) -> Curve:
-    num_steps = check_count("num_steps", options["num_steps"])
-    values = _values(attribution, xs)
+    num_steps = check_count("num_steps", options.pop("num_steps"))
+    values = values_like(attribution, xs)
+    features = features_of(values)
+    counts = np.rint(np.linspace(0, features, num_steps + 1)).astype(np.int32)
     scores = explain(
-        _scores,
+        scores_after,
         fn,
         xs,
         targets,
@@ -218,59 +196,12 @@ def _curve(
         batch_size=batch_size,
         mesh=mesh,
         ranking=values,
+        counts=counts,
         **options,
     ).values
-    features = sum(leaf[0].size for leaf in jax.tree.leaves(values))
-    fractions = _counts(features, num_steps) / features
+    fractions = counts / features
     auc = jnp.trapezoid(scores, jnp.asarray(fractions, scores.dtype)[None], axis=1)
     return Curve(scores, fractions, auc)
-
-
-def _counts(features: int, num_steps: int) -> Int[np.ndarray, " steps"]:
-    """Return the number of changed features after each step."""
-    return np.rint(np.linspace(0, features, num_steps + 1)).astype(np.int32)
-
-
-@method(evaluations=lambda x, output, o: o["num_steps"] + 1, per_example=("baseline", "ranking"))
-def _scores(
-    fn: Callable[..., Any],
-    x: Inputs,
-    target: Target = None,
-    *,
-    args: tuple[Any, ...] = (),
-    at: str | None = None,
-    key: RandomKey | None = None,
-    batch_size: int | None = None,
-    check_finite: bool = True,
-    ranking: PyTree[Shaped[Array | np.ndarray, "..."]],
-    baseline: PyTree[ArrayLike],
-    num_steps: int,
-    score: Score,
-    insert: bool,
-) -> Attribution:
-    """Compute the curve of one example; features of all leaves are ranked together."""
-    replaced = broadcast_baseline(baseline, x)
-    before, after = (replaced, x) if insert else (x, replaced)
-    leaves, treedef = jax.tree.flatten(x)
-    flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(ranking)])
-    order = jnp.argsort(flat, descending=True, stable=True)
-    rank = jnp.zeros(flat.size, jnp.int32).at[order].set(jnp.arange(flat.size, dtype=jnp.int32))
-    ends = np.cumsum([leaf.size for leaf in leaves])
-    ranks = jax.tree.unflatten(
-        treedef,
-        [
-            part.reshape(leaf.shape)
-            for part, leaf in zip(jnp.split(rank, ends[:-1]), leaves, strict=True)
-        ],
-    )
-    score_of = scored(fn, target, args, score=score)
-
-    def score_after(count: Int[Array, ""]) -> Scalar:
-        mixed = jax.tree.map(lambda r, a, b: jnp.where(r < count, a, b), ranks, after, before)
-        return score_of(mixed)[0]
-
-    counts = jnp.asarray(_counts(flat.size, num_steps))
-    return Attribution(chunked_map(score_after, counts, batch_size), fn(x, *args))
 
 
 @method(evaluations=lambda x, output, options: 2)
