@@ -47,6 +47,7 @@ from jaxattn.methods.pattern_methods import (
     pattern_attribution as pattern_attribution,
     pattern_net as pattern_net,
 )
+from jaxattn.methods.prefixes import time_forward as time_forward
 from jaxattn.methods.relevance import (
     LRP_PRESETS as LRP_PRESETS,
     deep_taylor as deep_taylor,
@@ -103,6 +104,7 @@ __all__ = [
     "smooth_grad",
     "tag",
     "temporal_output_score",
+    "time_forward",
     "unbatched",
     "value_zeroing",
     "without_softmax",

@@ -38,7 +38,7 @@ def prepare_request(request: Request) -> Work:
         raise clearer from error
     check_target(binding)
     number = None if batch is None or request.key is None else np.arange(batch, dtype=np.int32)
-    index = target_indices(request.target, binding.output, batch)
+    index = target_indices(request.target, binding.selected, batch)
     examples = Examples(request.x, index, request.args, number, of_examples)
     plans = make_plans(binding, load, examples, request.batch_size, request.mesh)
     return Work(binding, load, plans, examples)

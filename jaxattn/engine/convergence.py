@@ -86,11 +86,11 @@ def _finish() -> None:
 
 
 def _warn(check: _Check) -> None:
-    relative = np.atleast_1d(check.relative)
+    relative = np.ravel(check.relative)
     missed = ~(relative <= TOLERANCE)  # NaN, too
     if not missed.any():
         return
-    delta = np.atleast_1d(check.delta)
+    delta = np.ravel(check.delta)
     worst = np.argmax(np.where(np.isnan(relative), np.inf, relative))
     warnings.warn(
         f"{check.method}: the values of {missed.sum()} of {missed.size} examples do not sum to the "
