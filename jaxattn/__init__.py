@@ -31,6 +31,7 @@ from jaxattn.methods.contextual import (
     contextual_decomposition as contextual_decomposition,
 )
 from jaxattn.methods.differences import deep_lift as deep_lift
+from jaxattn.methods.fit import fit as fit
 from jaxattn.methods.gradients import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,
@@ -53,11 +54,15 @@ from jaxattn.methods.relevance import (
     deep_taylor as deep_taylor,
     lrp as lrp,
 )
+from jaxattn.methods.rescaling import (
+    temporal_saliency_rescaling as temporal_saliency_rescaling,
+)
 from jaxattn.methods.rollout import (
     attention_flow as attention_flow,
     attention_rollout as attention_rollout,
 )
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
+from jaxattn.methods.windowed_fit import windowed_fit as windowed_fit
 
 if TYPE_CHECKING:
     from jaxattn import plot as plot
@@ -80,6 +85,7 @@ __all__ = [
     "deep_lift",
     "deep_taylor",
     "explain",
+    "fit",
     "fit_patterns",
     "grad_cam",
     "gradient",
@@ -104,9 +110,11 @@ __all__ = [
     "smooth_grad",
     "tag",
     "temporal_output_score",
+    "temporal_saliency_rescaling",
     "time_forward",
     "unbatched",
     "value_zeroing",
+    "windowed_fit",
     "without_softmax",
 ]
 

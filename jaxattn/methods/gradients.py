@@ -324,6 +324,19 @@ def check_options(
             raise TypeError(f"{wrapper} has no option {name!r}; its options are {known}.")
 
 
+def options_of_method(
+    wrapper: str,
+    own: Sequence[str],
+    method: Callable[..., Attribution],
+    options: dict[str, Any],
+    baseline: PyTree[ArrayLike],
+) -> dict[str, Any]:
+    """Check the options for a method, as `check_options`, and add `baseline` if it has that."""
+    check_options(wrapper, own, method, options)
+    takes_baseline = "baseline" in inspect.signature(method).parameters
+    return {"baseline": baseline, **options} if takes_baseline else options
+
+
 def _with_noise(key: RandomKey, x: Inputs, noise: ArrayLike, relative: bool) -> Inputs:
     """Return a noisy copy of the input; integer leaves are left unchanged."""
     leaves, treedef = jax.tree.flatten(x)

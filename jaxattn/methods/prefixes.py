@@ -1,7 +1,6 @@
 """Functions of a series that is cut after a time step, and any method on every prefix."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -17,7 +16,7 @@ from jaxattn.engine.method import method
 from jaxattn.engine.options import count
 from jaxattn.engine.perturb import broadcast_baseline
 from jaxattn.jaxpr.reuse.causal_steps import CausalSteps
-from jaxattn.methods.gradients import check_options, gradient
+from jaxattn.methods.gradients import gradient, options_of_method
 from jaxattn.methods.temporal import length_position, series_length
 
 PrefixReduction: TypeAlias = Literal["diagonal", "none"]
@@ -103,7 +102,9 @@ class Prefixes(NamedTuple):
         if self.causal is None and self.length_arg is None:
             seen = self.every_step <= t
             x = jax.tree.map(
-                lambda leaf, after: jnp.where(seen.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, after),
+                lambda leaf, after: jnp.where(
+                    seen.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, after
+                ),
                 x,
                 self.after,
             )
@@ -122,15 +123,6 @@ class Prefixes(NamedTuple):
 
 #: The options of `time_forward` itself; all others are passed to its `method`.
 _OWN = ("method", "reduction", "per_step", "length_arg", "baseline")
-
-
-def _options_of_method(
-    method: Callable[..., Attribution], options: dict[str, Any], baseline: PyTree[ArrayLike]
-) -> dict[str, Any]:
-    """Return the options of the method on each prefix, which reads `baseline` if it has one."""
-    check_options("time_forward", _OWN, method, options)
-    takes_baseline = "baseline" in inspect.signature(method).parameters
-    return {"baseline": baseline, **options} if takes_baseline else options
 
 
 def _prefixes_times(what: str, x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
@@ -221,7 +213,7 @@ def time_forward(
     """
     if reduction not in get_args(PrefixReduction):
         raise ValueError(f'`reduction` must be "diagonal" or "none", got {reduction!r}.')
-    options = _options_of_method(method, options, baseline)
+    options = options_of_method("time_forward", _OWN, method, options, baseline)
     prefixes = Prefixes.of(fn, x, args, baseline, length_arg, per_step)
     output = fn(x, *args)
     of_step = jax.eval_shape(lambda x: prefixes.output(x, jnp.asarray(0)), x)

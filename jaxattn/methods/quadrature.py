@@ -10,12 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
+from jaxattn._types import Inputs, Scalar, check_count
 from jaxattn.engine.batch import chunked_sum, chunked_total, varying_as, wide
-from jaxattn.engine.convergence import TOLERANCE, convergence
-from jaxattn.engine.method import method
-from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
-from jaxattn.engine.target import scored
+from jaxattn.engine.perturb import is_floating
 from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
 
 QuadratureRule: TypeAlias = Literal["midpoint", "gauss_legendre"]
@@ -270,5 +267,3 @@ def _line_behind(prefix: AffinePrefix, start: list[Array], distance: list[Array]
         return list(jax.linear_transpose(push, *start)(means))
 
     return Line(list(along), functools.partial(chunked_total, total), to_input)
-
-

@@ -185,7 +185,7 @@ def _time_axes(flat: Flat, axes: dict[Var, int], length: int) -> dict[Var, int] 
 
 
 def _runs_over_time(step: Step, axes: Mapping[Var, int], length: int) -> bool:
-    """Return whether a scan runs forward over time, from a start that is the same for all inputs."""
+    """Return whether a scan runs forward over time, from a start that does not change."""
     first_row = sum(step.counts)
     params = step.eqn.params
     if params["reverse"] or params["length"] != length:
@@ -215,7 +215,10 @@ def _axes_of_outputs(step: Step, axes: Mapping[Var, int], length: int) -> dict[V
         for out, extent in zip(step.outputs, how.outputs, strict=True):
             if not isinstance(extent, Rows) or (extent.lo, extent.hi) != (t, t + 1):
                 return None
-            if out.shape[extent.axis] != length or found.setdefault(out, extent.axis) != extent.axis:
+            if (
+                out.shape[extent.axis] != length
+                or found.setdefault(out, extent.axis) != extent.axis
+            ):
                 return None
     return found
 
