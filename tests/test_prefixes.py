@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from peer_network import X, peer_network
 
 import jaxattn as ja
 from jaxattn.engine.callable import as_function
@@ -36,6 +37,17 @@ def test_gradients_of_all_outputs_are_the_rows_of_the_jacobian(x):
     close(got.output, plain(x))
     diagonal = ja.time_forward(model, x, 1, per_step=True).values
     close(diagonal, jacobian[jnp.arange(T), jnp.arange(T)])
+
+
+def test_values_equal_those_of_time_interpret():
+    options = {"per_step": True, "method": ja.input_x_gradient}
+    want = [
+        [0, -0.0409136751, -0.0709303419],
+        [0.1685115847, 0.163041623, -0.0075838372],
+        [-0.3811635299, -0.208838416, 0.1641240481],
+        [0.4803322529, 0.2158904855, -0.2165733681],
+    ]
+    close(ja.time_forward(peer_network, X, 1, **options).values, want, 1e-10)
 
 
 METHODS = {

@@ -155,9 +155,10 @@ def _conditional_divergences(
             return divergences
 
     def of_draw(draw: Draw) -> Float[Array, "D T"]:
-        rows = of_sample(draw)
-        divergences: Array = chunked_map(of_rows, rows, members_in_flight(series, inner=total))
+        at_once = members_in_flight(series, inner=of_each)
+        divergences: Array = chunked_map(of_rows, of_sample(draw), at_once)
         return divergences
 
-    at_once = members_in_flight(series, inner=size if causal is not None else size * total)
+    of_each = 1 if causal is not None else total
+    at_once = members_in_flight(series, inner=size * of_each)
     return chunked_sum(of_draw, draws, at_once, number).T

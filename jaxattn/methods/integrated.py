@@ -50,7 +50,8 @@ def _check_path(path: str, options: dict[str, Any]) -> None:
     for owner, defaults in _OF_PATHS.items():
         for name, default in defaults.items():
             value = options[name]
-            if path != owner and not (value is default or value == default):
+            given = value is not None if default is None else value != default
+            if path != owner and given:
                 raise ValueError(f'`{name}` must be left out unless path="{owner}", got {value!r}.')
     reduction = options["reduction"]
     if reduction not in get_args(PrefixReduction):

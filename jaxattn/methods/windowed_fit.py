@@ -149,6 +149,7 @@ def _windowed_divergences(
         def of_draw(draw: Draw) -> Array:
             return chunked_map(lambda i: whole.divergences(draw, i), features, 1)
 
+        at_once: int | None = 1
     else:
         rolling = _Rolling(series, clean, window, causal)
 
@@ -158,7 +159,7 @@ def _windowed_divergences(
             run = rolling.starting_with(draw, of_key)
             return chunked_map(run, features, members_in_flight(series, inner=1))
 
-    at_once = members_in_flight(series, inner=size)
+        at_once = members_in_flight(series, inner=size)
     return jnp.moveaxis(chunked_sum(of_draw, draws, at_once, number), 0, -1)
 
 
