@@ -95,7 +95,8 @@ def selected_part(method: Method, output: PyTree, options: dict[str, Any]) -> Py
     """Return the part of the abstract output of `fn` that a target selects from."""
     if isinstance(method, functools.partial):
         return selected_part(method.func, output, {**method.keywords, **options})
-    selects_from = traits_of(method).selects_from
+    inner = options.get("method")  # smooth_grad explains what this one does
+    selects_from = traits_of(method).selects_from or traits_of(inner).selects_from
     return output if selects_from is None else selects_from(output, options)
 
 
