@@ -46,6 +46,7 @@ from jaxattn.methods.contextual import (
     contextual_decomposition as contextual_decomposition,
 )
 from jaxattn.methods.differences import deep_lift as deep_lift
+from jaxattn.methods.fit import fit as fit
 from jaxattn.methods.gradients import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,
@@ -66,16 +67,21 @@ from jaxattn.methods.pattern_methods import (
     pattern_attribution as pattern_attribution,
     pattern_net as pattern_net,
 )
+from jaxattn.methods.prefixes import time_forward as time_forward
 from jaxattn.methods.relevance import (
     LRP_PRESETS as LRP_PRESETS,
     deep_taylor as deep_taylor,
     lrp as lrp,
+)
+from jaxattn.methods.rescaling import (
+    temporal_saliency_rescaling as temporal_saliency_rescaling,
 )
 from jaxattn.methods.rollout import (
     attention_flow as attention_flow,
     attention_rollout as attention_rollout,
 )
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
+from jaxattn.methods.windowed_fit import windowed_fit as windowed_fit
 
 if TYPE_CHECKING:
     from jaxattn import plot as plot
@@ -102,6 +108,7 @@ __all__ = [
     "each",
     "expected_gradients",
     "explain",
+    "fit",
     "fit_patterns",
     "grad_cam",
     "grad_cam_plus_plus",
@@ -131,8 +138,11 @@ __all__ = [
     "smooth_grad",
     "tag",
     "temporal_output_score",
+    "temporal_saliency_rescaling",
+    "time_forward",
     "unbatched",
     "value_zeroing",
+    "windowed_fit",
     "without_softmax",
 ]
 

@@ -39,7 +39,7 @@ jaxpr.propagation.patterns jaxpr.propagation.decomposed_values jaxpr.propagation
 
 jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse.loop_split
 jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.incremental
-jaxpr.reuse.affine_prefix
+jaxpr.reuse.affine_prefix jaxpr.reuse.causal_steps
 
 engine.batch engine.perturb engine.background engine.inputs engine.scopes engine.nnx_modules
 engine.equinox_modules engine.closures engine.environment engine.lengths engine.memo

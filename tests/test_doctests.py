@@ -22,7 +22,8 @@ WITHOUT_EXAMPLE = set(
     jaxattn.AttributionWarning jaxattn.Benchmark jaxattn.ConvergenceWarning
     jaxattn.metrics.Comparison jaxattn.metrics.Curve jaxattn.metrics.Properties
     jaxattn.metrics.Randomisation jaxattn.models.Caption jaxattn.models.CaptionLoss
-    jaxattn.models.GlimpseLoss jaxattn.models.Glimpses jaxattn.models.Reading jaxattn.nn.Attended
+    jaxattn.models.GlimpseLoss jaxattn.models.Glimpses jaxattn.models.NextStep
+    jaxattn.models.Reading jaxattn.models.TrainedGenerator jaxattn.nn.Attended
     jaxattn.nn.Decoded jaxattn.nn.DecoderState jaxattn.nn.DecoderWeights jaxattn.nn.Fixation
     jaxattn.nn.GRUWeights jaxattn.nn.LSTMState jaxattn.nn.LSTMWeights jaxattn.nn.Located
     jaxattn.nn.Padding jaxattn.nn.RNNWeights jaxattn.nn.Recurrence jaxattn.nn.Recurrent

@@ -14,6 +14,13 @@ from jax.tree_util import Partial
 import jaxattn as ja
 
 T, D, H, K, B = 5, 3, 4, 3, 5
+
+
+def last_step(x, key):
+    """Return a Gaussian around the last step, for each step: the generator of FIT."""
+    return x, 0.5 * jnp.tile(jnp.eye(D, dtype=x.dtype), (x.shape[0], 1, 1))
+
+
 METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "traits")}
 PATTERNS = [np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]]
 BACKGROUND = np.random.default_rng(3).normal(size=(3, T, D))
@@ -49,6 +56,10 @@ OPTIONS = {
     "expected_gradients": {"background": BACKGROUND, "num_samples": 5},
     "deep_shap": {"background": BACKGROUND},
     "augmented_occlusion": {"background": BACKGROUND, "num_samples": 3, "window": 2, "stride": 2},
+    "time_forward": {"method": ja.occlusion, "baseline": 0.5},
+    "temporal_saliency_rescaling": {"baseline": 0.5},
+    "fit": {"generator": last_step, "num_samples": 2},
+    "windowed_fit": {"generator": last_step, "num_samples": 2, "window": 2},
 }
 SHAPES = {
     "jacobian": (T, D),
@@ -85,6 +96,11 @@ without_feature_values = (
     "attention_rollout",
     "gradient_x_attention",
     "value_zeroing",
+    # these take series of one length only
+    "time_forward",
+    "temporal_saliency_rescaling",
+    "fit",
+    "windowed_fit",
 )
 feature_methods = pytest.mark.parametrize(
     "name", [n for n in METHODS if n not in without_feature_values]

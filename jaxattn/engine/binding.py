@@ -1,5 +1,6 @@
 """A function, a target and a method's options, bound to the shapes with which they are called."""
 
+import functools
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jaxattn._static import HashedKey
 from jaxattn._types import Method, RandomKey, Target
 from jaxattn.engine.callable import Arrays, Recipe, as_function, bind, known
 from jaxattn.engine.memo import MEMOS
-from jaxattn.engine.options import split_options, static_method
+from jaxattn.engine.options import selected_part, split_options, static_method
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.jaxpr.program import Program, Signature, UntracedError
 from jaxattn.jaxpr.rows import Rows, worthwhile_rows
@@ -37,6 +38,7 @@ class Binding:
         signature: that of `fn` for one example.
         fn: the bound function.
         output: its abstract output.
+        selected: the part of the output that a target selects from.
         target: the bound target, `None` for one that is not a callable.
         targets: the number of targets, `None` for one without an axis.
         programs: those of the function and of the target.
@@ -44,6 +46,7 @@ class Binding:
 
     fn: Bound
     output: PyTree
+    selected: PyTree
     target: Bound | None
     programs: tuple[Recipe | Program, Recipe | Program | None]
 
@@ -63,6 +66,7 @@ class Binding:
         self.targets: int | None = None
         self._key = known(HashedKey((self.method, self.options, self.signature)))
         self._callables = fn, target
+        self._select = functools.partial(selected_part, method, options=dict(options))
         self._lock = threading.Lock()
         self._bind()
 
@@ -71,7 +75,8 @@ class Binding:
         fn, target = self._callables
         self.fn = self._bind_one(fn, self.signature)
         self.output = _output(self.fn, self.signature)
-        of_output = Signature.of((self.output,))
+        self.selected = self._select(self.output)
+        of_output = Signature.of((self.selected,))
         self.target = self._bind_one(target, of_output) if callable(target) else None
         self.programs = self.fn.program, None if self.target is None else self.target.program
         self._placed: dict[Mesh | None, PyTree] = {}
@@ -151,7 +156,7 @@ class Binding:
                 bind(self._callables[0 if of_fn else 1], [error.signature])  # its own error if any
                 raise error
             attempted.add((of_fn, error.signature))
-            plain = self.signature if of_fn else Signature.of((self.output,))
+            plain = self.signature if of_fn else Signature.of((self.selected,))
             met = MEMOS.signatures.get((self._key, plain), [])
             MEMOS.signatures[self._key, plain] = [*met, error.signature]
             self._bind()

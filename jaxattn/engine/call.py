@@ -44,12 +44,12 @@ def prepare_request(request: Request) -> Work:
     target = request.target
     index: PyTree
     if isinstance(target, Each):
-        checked = checked_targets(target, binding.output, batch)
+        checked = checked_targets(target, binding.selected, batch)
         index = dataclasses.replace(checked, select=None)  # it is bound
         binding.targets = index.indices.shape[-2]
         load.targets = binding.targets if traits_of(request.method).backward else 1
     else:
-        index = target_indices(target, binding.output, batch)
+        index = target_indices(target, binding.selected, batch)
     examples = Examples(request.x, index, request.args, number, of_examples)
     plans = make_plans(binding, load, examples, request.batch_size, request.mesh)
     return Work(binding, load, plans, examples)

@@ -13,7 +13,7 @@ from jaxattn.engine.callable import as_function
 from jaxattn.engine.checks import SHARED, Request, check_at
 from jaxattn.engine.compiled import in_engine
 from jaxattn.engine.each import Each, checked_targets, over_targets
-from jaxattn.engine.options import Count, Traits
+from jaxattn.engine.options import Count, Selection, Traits, selected_part
 from jaxattn.engine.parts import compute
 from jaxattn.jaxpr.capture import split_at
 
@@ -29,6 +29,7 @@ def method(
     *,
     evaluations: Count | None = None,
     in_flight: Count | None = None,
+    selects_from: Selection | None = None,
     per_example: Sequence[str] = ("baseline",),
     sizes: Sequence[str] = (),
     takes_at: bool = True,
@@ -47,6 +48,7 @@ def method(
     *,
     evaluations: Count | None = None,
     in_flight: Count | None = None,
+    selects_from: Selection | None = None,
     per_example: Sequence[str] = ("baseline",),
     sizes: Sequence[str] = (),
     takes_at: bool = True,
@@ -70,6 +72,8 @@ def method(
         evaluations: `(x, output, options) -> int`, the number of evaluations of `fn` that one
             example takes; `x` and `output` are abstract, `options` include `target`. By default 1.
         in_flight: likewise, how many of these can run at once. By default all.
+        selects_from: `(output, options) -> part`, the part of the abstract output that a target
+            selects from, such as the output at one time step. By default all of it.
         per_example: names of options that `jaxattn.explain` takes with a leading axis of examples.
         sizes: names of options that shapes depend on. A numpy array is converted to a tuple.
         takes_at: whether `at` may name an intermediate that is explained instead of `x`.
@@ -97,6 +101,7 @@ def method(
     traits = Traits(
         evaluations=evaluations,
         in_flight=in_flight or evaluations,
+        selects_from=selects_from,
         per_example=tuple(per_example),
         sizes=tuple(sizes),
         takes_at=takes_at,
@@ -139,7 +144,8 @@ def _method(core: Callable[..., Attribution], traits: Traits) -> Callable[..., A
                 x, function = split_at(function, (x, *args), at)
                 args = ()
             if isinstance(target, Each):
-                target = checked_targets(target, jax.eval_shape(function, x, *args), None)
+                output = jax.eval_shape(function, x, *args)
+                target = checked_targets(target, selected_part(method, output, options), None)
 
             def one(target: Target, batch_size: int | None) -> Attribution:
                 shared = {"args": args, "key": key, "batch_size": batch_size}

@@ -23,12 +23,21 @@ class Count(Protocol):
         ...
 
 
+class Selection(Protocol):
+    """The part of an output that a target selects from, from the output and the options."""
+
+    def __call__(self, output: PyTree, options: dict[str, Any], /) -> PyTree:
+        """Return the part, abstract like the output."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Traits:
     """The declarations of a method to the engine; see `jaxattn.method`."""
 
     evaluations: Count | None = None
     in_flight: Count | None = None
+    selects_from: Selection | None = None
     per_example: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     takes_at: bool = True
@@ -81,6 +90,15 @@ def count(what: str, method: Method, x: PyTree, output: PyTree, options: dict[st
         return count(what, method.func, x, output, {**method.keywords, **options})
     declared: Count | None = getattr(traits_of(method), what)
     return 1 if declared is None else max(1, int(declared(x, output, options)))
+
+
+def selected_part(method: Method, output: PyTree, options: dict[str, Any]) -> PyTree:
+    """Return the part of the abstract output of `fn` that a target selects from."""
+    if isinstance(method, functools.partial):
+        return selected_part(method.func, output, {**method.keywords, **options})
+    inner = options.get("method")  # smooth_grad explains what this one does
+    selects_from = traits_of(method).selects_from or traits_of(inner).selects_from
+    return output if selects_from is None else selects_from(output, options)
 
 
 def with_sizes(method: Method, options: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -259,7 +259,7 @@ def smooth_grad(
         [0. 0.]
     """
     key = _checked_key(key, method, num_samples, noise, statistic)
-    _check_options(method, options)
+    check_options("smooth_grad", _OWN, method, options)
     check_bool("relative", relative)
     floating_leaves(x, "noise")
     output = fn(x, *args)
@@ -301,16 +301,40 @@ def _checked_key(
     return key
 
 
-def _check_options(method: Callable[..., Attribution], options: dict[str, Any]) -> None:
-    """Raise an error for options that a method does not have."""
+def check_options(
+    wrapper: str, own: Sequence[str], method: Callable[..., Attribution], options: dict[str, Any]
+) -> None:
+    """Raise an error for options that a method does not have.
+
+    Args:
+        wrapper: the name of the method that calls it.
+        own: the options of that method itself.
+        method: the method.
+        options: the options for it.
+    """
+    if not callable(method):
+        raise TypeError(f"`method` must be callable, got {type(method).__name__}.")
     parameters = inspect.signature(method).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     shared = ("fn", "x", "target", "args", "at", "key", "batch_size", "check_finite")
     for name in options:
         if name not in parameters:
-            known = ", ".join(n for n in (*_OWN, *parameters) if n not in shared)
-            raise TypeError(f"smooth_grad has no option {name!r}; its options are {known}.")
+            known = ", ".join(n for n in dict.fromkeys([*own, *parameters]) if n not in shared)
+            raise TypeError(f"{wrapper} has no option {name!r}; its options are {known}.")
+
+
+def options_of_method(
+    wrapper: str,
+    own: Sequence[str],
+    method: Callable[..., Attribution],
+    options: dict[str, Any],
+    baseline: PyTree[ArrayLike],
+) -> dict[str, Any]:
+    """Check the options for a method, as `check_options`, and add `baseline` if it has that."""
+    check_options(wrapper, own, method, options)
+    takes_baseline = "baseline" in inspect.signature(method).parameters
+    return {"baseline": baseline, **options} if takes_baseline else options
 
 
 def with_noise(key: RandomKey, x: Inputs, noise: ArrayLike, relative: bool) -> Inputs:

@@ -1,278 +1,76 @@
-"""Integrated gradients, and integrals along a straight line from a baseline."""
+"""Integrated gradients along a straight path, or along paths of time steps or words."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
-from jaxattn.engine.batch import chunked_sum, chunked_total, varying_as, wide
 from jaxattn.engine.convergence import TOLERANCE, convergence
 from jaxattn.engine.method import method
-from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
+from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
-from jaxattn.jaxpr.reuse.affine_prefix import AffinePrefix
-
-QuadratureRule: TypeAlias = Literal["midpoint", "gauss_legendre"]
-
-#: What to do about integrals along a path that do not converge.
-MORE_STEPS = (
-    'Increase `num_steps`, or pass num_steps="auto". Where neither helps, the target jumps on the '
-    "way from the baseline: choose another `baseline`, or use deep_lift."
+from jaxattn.methods.paths import (
+    Moving,
+    PathName,
+    StepPaths,
+    check_vocabulary,
+    integral_over_points,
+    step_paths,
+    temporal_paths,
+    word_path,
 )
-#: The points of `num_steps="auto"` that are added at a time, and the most in total.
-_CHUNK = 32
-_MOST = {"midpoint": 2592, "gauss_legendre": 1024}
+from jaxattn.methods.prefixes import Prefixes, PrefixReduction, output_of_one_step
+from jaxattn.methods.quadrature import (
+    MORE_STEPS,
+    Line,
+    Quadrature,
+    QuadratureRule,
+    evaluations,
+    integral,
+)
+from jaxattn.methods.temporal import series_length
+
+#: The options that only some paths have, with their defaults.
+_OF_PATHS: dict[str, dict[str, Any]] = {
+    "temporal": {"reduction": "diagonal", "per_step": False, "length_arg": None},
+    "discretised": {"vocabulary": None, "num_neighbors": 50},
+}
 
 
-class Quadrature(NamedTuple):
-    """A quadrature rule on [0, 1]: nodes, and weights that sum to 1."""
-
-    nodes: Float[Array, "..."]
-    weights: Float[Array, "..."]
-
-    @classmethod
-    def of(cls, rule: QuadratureRule, num_steps: int) -> "Quadrature":
-        """Return the rule of a name with `num_steps` nodes.
-
-        Raises:
-            ValueError: for fewer than one step or an unknown rule.
-        """
-        return cls(*map(jnp.asarray, _points(rule, check_count("num_steps", num_steps))))
-
-
-def _points(rule: QuadratureRule, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nodes and weights of a quadrature rule."""
-    if rule == "midpoint":
-        return (np.arange(num_steps) + 0.5) / num_steps, np.full(num_steps, 1 / num_steps)
-    if rule == "gauss_legendre":
-        points, masses = np.polynomial.legendre.leggauss(num_steps)
-        return (points + 1) / 2, masses / 2
-    raise ValueError(f'`quadrature` must be "midpoint" or "gauss_legendre", got {rule!r}.')
+def _check_path(path: str, options: dict[str, Any]) -> None:
+    """Raise an error for an unknown path, or options of another one."""
+    if not isinstance(path, str) or path not in get_args(PathName):
+        choices = '"straight", "temporal", "sequential" or "discretised"'
+        raise ValueError(f"`path` must be {choices}, got {path!r}.")
+    for owner, defaults in _OF_PATHS.items():
+        for name, default in defaults.items():
+            value = options[name]
+            given = value is not None if default is None else value != default
+            if path != owner and given:
+                raise ValueError(f'`{name}` must be left out unless path="{owner}", got {value!r}.')
+    reduction = options["reduction"]
+    if reduction not in get_args(PrefixReduction):
+        raise ValueError(f'`reduction` must be "diagonal" or "none", got {reduction!r}.')
 
 
-def path_integral(
-    f: Callable[[Scalar], PyTree], quadrature: Quadrature, batch_size: int | None
-) -> PyTree:
-    """Integrate a pytree `f(alpha)` over alpha from 0 to 1."""
-
-    def term(one: Quadrature) -> PyTree:
-        values = f(one.nodes)
-        return jax.tree.map(lambda value: one.weights.astype(value.dtype) * value, values)
-
-    return chunked_sum(term, quadrature, batch_size)
+def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
+    """Return the number of points on all paths."""
+    steps = evaluations(x, output, options)
+    each_step = options.get("path") in ("temporal", "sequential")
+    return series_length(x) * steps if each_step else steps
 
 
-def straight_line(start: Inputs, x: Inputs) -> Callable[[Scalar], Inputs]:
-    """Return the map from alpha to the point between `start` (0) and `x` (1).
-
-    Integer leaves stay at `start`, which has the structure and the shapes of `x`.
-    """
-
-    def step(leaf: Array, first: Array) -> Array:
-        return leaf - first if is_floating(leaf) else jnp.zeros_like(leaf)
-
-    steps = jax.tree.map(step, x, start)
-
-    def point(alpha: Scalar) -> Inputs:
-        def between(first: Array, step: Array) -> Array:
-            return first + alpha.astype(step.dtype) * step if is_floating(step) else first
-
-        return jax.tree.map(between, start, steps)
-
-    return point
-
-
-def evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
-    """Return the number of points on the path, of the first chunk for `num_steps="auto"`."""
-    num_steps = options.get("num_steps", 64)
-    if isinstance(num_steps, str):
-        return _CHUNK
-    return check_count("num_steps", num_steps)
-
-
-class _Refinement(NamedTuple):
-    """The points of a quadrature with more and more of them, in chunks of one size.
-
-    Attributes:
-        points: the nodes and weights of each chunk.
-        keep: the factor of the sum so far; 0 where points are not reused.
-        steps: the number of points that the sum stands for after a chunk; 0 if it is incomplete.
-    """
-
-    points: Quadrature
-    keep: Float[Array, " chunks"]
-    steps: Int[Array, " chunks"]
-
-    @classmethod
-    def of(cls, rule: QuadratureRule) -> "_Refinement":
-        """Return the points of a rule: the midpoint rule contains that of a third of its points."""
-        nodes: list[np.ndarray] = []
-        weights: list[np.ndarray] = []
-        keep: list[float] = []
-        steps: list[int] = []
-        nested = rule == "midpoint"
-        number = _CHUNK
-        while number <= _MOST[rule]:
-            of_nodes, of_weights = _points(rule, number)
-            new = np.arange(number) % 3 != 1 if nested and keep else np.ones(number, bool)
-            chunks = int(new.sum()) // _CHUNK
-            nodes.append(of_nodes[new].reshape(chunks, _CHUNK))
-            weights.append(of_weights[new].reshape(chunks, _CHUNK))
-            keep += [1 / 3 if nested and keep else 0.0, *[1.0] * (chunks - 1)]
-            steps += [*[0] * (chunks - 1), number]
-            number *= 3 if nested else 2
-        points = Quadrature(*(jnp.asarray(np.concatenate(each)) for each in (nodes, weights)))
-        return cls(points, jnp.asarray(keep), jnp.asarray(steps, jnp.int32))
-
-
-class _Refined(NamedTuple):
-    """The state of a refinement: the next chunk, the sum so far, its points, whether it is done."""
-
-    chunk: Array
-    total: PyTree
-    steps: Array
-    done: Array
-
-
-def integral(
-    integrate: Callable[[Quadrature], PyTree],
-    converged: Callable[[PyTree], dict[str, Array]],
-    rule: QuadratureRule,
-    num_steps: int | Literal["auto"],
-    tolerance: ArrayLike,
-) -> tuple[PyTree, Array]:
-    """Integrate with a number of points, or with as many as an error requires.
-
-    Args:
-        integrate: returns the weighted sum over some points.
-        converged: returns the `relative_delta` of such a sum.
-        rule: the quadrature.
-        num_steps: the number of points, or `"auto"`.
-        tolerance: the largest error for `"auto"`.
-
-    Returns:
-        the integral, and the number of points.
-
-    Raises:
-        ValueError: for another `num_steps`, an unknown rule, or a tolerance that is not positive.
-    """
-    if not isinstance(num_steps, str):
-        nodes = Quadrature.of(rule, num_steps)
-        return integrate(nodes), jnp.asarray(num_steps, jnp.int32)
-    if num_steps != "auto":
-        raise ValueError(f'`num_steps` must be an int or "auto", got {num_steps!r}.')
-    if isinstance(tolerance, int | float) and not tolerance > 0:
-        raise ValueError(f"`tolerance` must be positive, got {tolerance}.")
-    _points(rule, 1)  # checks its name
-    refinement = _Refinement.of(rule)
-
-    def points(chunk: Array) -> Quadrature:
-        return Quadrature(refinement.points.nodes[chunk], refinement.points.weights[chunk])
-
-    def advance(state: _Refined) -> _Refined:
-        factor, steps = refinement.keep[state.chunk], refinement.steps[state.chunk]
-        part = integrate(points(state.chunk))
-        total = jax.tree.map(lambda a, b: factor.astype(a.dtype) * a + b, state.total, part)
-        error = converged(total)["relative_delta"]
-        done = (steps > 0) & (error <= jnp.asarray(tolerance, error.dtype))
-        return _Refined(state.chunk + 1, total, jnp.maximum(steps, state.steps), done)
-
-    def goes_on(state: _Refined) -> Array:
-        return ~state.done & (state.chunk < len(refinement.keep))
-
-    shapes = jax.eval_shape(integrate, points(jnp.asarray(0)))
-    total = jax.tree.map(lambda s: varying_as(s, jnp.zeros(s.shape, s.dtype)), shapes)
-    like = jax.tree.leaves(shapes)[0]
-    zero, no = (varying_as(like, jnp.asarray(value)) for value in (jnp.int32(0), False))
-    end = jax.lax.while_loop(goes_on, advance, _Refined(zero, total, zero, no))
-    return end.total, end.steps
-
-
-class _Line(NamedTuple):
-    """The gradient of a score along a straight line, in the space where it is integrated.
-
-    Attributes:
-        along: the direction of the line in that space.
-        integrate: returns the weighted sum of gradients at some points, at most a number at a time.
-        to_input: maps such a sum to the gradient by the input.
-    """
-
-    along: list[Array]
-    integrate: Callable[[Quadrature, int | None], list[Array]]
-    to_input: Callable[[list[Array]], list[Array]]
-
-    @classmethod
-    def of(cls, score: Callable[..., Scalar], start: list[Array], distance: list[Array]) -> "_Line":
-        """Return the line of a score of some arrays.
-
-        Args:
-            score: a function of the arrays.
-            start: where the line starts.
-            distance: from there to the end of the line.
-        """
-        # From the baseline on nothing may vary over devices.
-        prefix = AffinePrefix.of(score, distance)
-        if prefix is not None:
-            return _line_behind(prefix, start, distance)
-
-        def gradient(alpha: Scalar) -> list[Array]:
-            point = [f + alpha.astype(d.dtype) * d for f, d in zip(start, distance, strict=True)]
-            return jax.grad(lambda leaves: score(*leaves))(point)
-
-        return cls(distance, functools.partial(path_integral, gradient), lambda means: means)
-
-
-class _Segment(NamedTuple):
-    """A line in the image of an affine prefix, and an offset that is differentiated."""
-
-    start: Array
-    along: Array
-    offset: Array
-
-
-def _line_behind(prefix: AffinePrefix, start: list[Array], distance: list[Array]) -> _Line:
-    """Return the line of a function with an affine prefix.
-
-    The prefix maps the line to a straight line, and its transpose maps the mean gradient behind it
-    back to the input: neither is computed at each node.
-    """
-    first, push = jax.linearize(prefix.affine, *start)
-    along = push(*distance)
-
-    def total(nodes: Quadrature, valid: Bool[Array | np.ndarray, " nodes"]) -> list[Array]:
-        def weighted_scores(offsets: list[Array]) -> Scalar:
-            segments = [_Segment(*parts) for parts in zip(first, along, offsets, strict=True)]
-
-            def one(alpha: Scalar, weight: Scalar) -> Scalar:
-                def at(segment: _Segment) -> Array:
-                    start, along, offset = segment
-                    point = start + alpha.astype(start.dtype) * along
-                    return (point.astype(offset.dtype) + offset).astype(start.dtype)
-
-                value = prefix.remainder(segments, at)
-                return weight.astype(value.dtype) * value
-
-            return jax.vmap(one)(nodes.nodes, jnp.where(valid, nodes.weights, 0)).sum()
-
-        # One gradient for all nodes: the cotangents are summed before they are propagated back.
-        return jax.grad(weighted_scores)(
-            [jnp.zeros(leaf.shape, wide(leaf.dtype)) for leaf in first]
-        )
-
-    def to_input(means: list[Array]) -> list[Array]:
-        means = [mean.astype(leaf.dtype) for mean, leaf in zip(means, first, strict=True)]
-        return list(jax.linear_transpose(push, *start)(means))
-
-    return _Line(list(along), functools.partial(chunked_total, total), to_input)
-
-
-@method(evaluations=evaluations, for_logits=True, remedy=MORE_STEPS)
+@method(
+    evaluations=_evaluations,
+    selects_from=output_of_one_step,
+    for_logits=True,
+    remedy=MORE_STEPS,
+)
 def integrated_gradients(
     fn: Callable[..., Any],
     x: Inputs,
@@ -287,15 +85,32 @@ def integrated_gradients(
     num_steps: int | Literal["auto"] = 64,
     quadrature: QuadratureRule = "midpoint",
     tolerance: ArrayLike = TOLERANCE,
+    path: PathName = "straight",
+    reduction: PrefixReduction = "diagonal",
+    per_step: bool = False,
+    length_arg: int | np.integer | None = None,
+    vocabulary: ArrayLike | None = None,
+    num_neighbors: int = 50,
 ) -> Attribution:
     """Compute integrated gradients (IG).
 
-    Each value is the gradient of the target, averaged along the straight line from a baseline to
-    the input, times the difference between input and baseline.
+    Each value is the gradient of the target, averaged along the path from a baseline to the input,
+    times the difference between input and baseline. The path is a straight line, or one of:
+
+    - `"temporal"`, for series: one path for each time step t, along which x[t] alone moves, while
+      earlier steps stay at `x`. The target is that of the series cut after t, as in
+      `jaxattn.time_forward`. The values of x[t] sum to the change of the target at t.
+    - `"sequential"`: one path for each time step, along which this step alone moves, while all
+      others stay at `x`. The values of x[t] sum to the change of the target of the whole series.
+    - `"discretised"`, for embeddings of words: each word visits words of a `vocabulary` on its way
+      to the baseline. The next word is, of the nearest neighbours of the last, the one closest to a
+      point that lies between the current point and the baseline in every dimension.
 
     Cost: `num_steps + 2` evaluations of `fn` and `num_steps` vector-Jacobian products per example.
     Products before the first nonlinearity, such as the input projection of a recurrent layer, are
-    not repeated at each step. Deterministic.
+    not repeated at each step. T times that for the temporal and sequential paths; but about
+    `num_steps` for the temporal path of a causal function with an output per step whose time steps
+    meet in forward loops alone: it computes one time step at each point. Deterministic.
 
     Args:
         baseline: where the path starts: a number or an array that broadcasts to `x`, or a pytree of
@@ -307,21 +122,39 @@ def integrated_gradients(
             reverse-mode derivative.
         quadrature: where the points lie and how they are weighted.
         tolerance: the largest relative delta for `num_steps="auto"`.
+        path: the path from the baseline to the input. Paths of time steps require a first axis of
+            time.
+        reduction: for the temporal path, `"diagonal"` for the values of x[t] at step t; `"none"`
+            for those of all steps, with the mean gradients along the path of x[t].
+        per_step: for the temporal path, whether `fn` returns one output per step, with time on the
+            first axis. `target` then selects from the output of one step.
+        length_arg: for the temporal path, which of `args` holds the length of the valid part of
+            `x`. Without it, steps after t are replaced by the baseline unless `fn` is causal.
+        vocabulary: for the discretised path, the embeddings of all words, of shape (V, E). The path
+            has `num_steps` segments and the trapezoidal rule.
+        num_neighbors: how many neighbours of a word are compared.
 
     Returns:
         values of the shape of `x`, signed, in units of the output. `info["delta"]` is the
         convergence delta: their sum minus the difference between the target at `x` and at the
         baseline; 0 for an exact integral. `info["relative_delta"]` is its magnitude relative to
         that difference; above 0.01 a `jaxattn.ConvergenceWarning` is shown, outside of `jit`.
-        `info["num_steps"]` is the number of points.
+        `info["num_steps"]` is the number of points. For a path of each time step, the target's
+        changes are summed over the steps, their magnitudes for the relative delta, and
+        `info["step_delta"]` has shape (T,). With `reduction="none"` the values have an axis of
+        length T before that of time: values[t, s] belongs to x[s] for the target at step t.
+        `info["words"]`, of shape (num_steps - 1, T), are the words that a discretised path visits.
 
     Raises:
         TypeError: if no leaf of `x` is floating.
         ValueError: if the target does not fit the output, the baseline does not broadcast to `x`,
-            or for fewer than one step or an unknown quadrature.
+            for fewer than one step, an unknown quadrature, path or reduction, an option of another
+            path, or a vocabulary that is missing or does not fit `x`.
 
     Reference:
-        Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365.
+        Sundararajan et al. 2017, Axiomatic attribution for deep networks, arXiv:1703.01365;
+        Enguehard 2023, arXiv:2306.02968 (temporal) and arXiv:2305.15853 (sequential); Sanyal and
+        Ren 2021, Discretized integrated gradients for explaining language models, arXiv:2108.13654.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -331,19 +164,62 @@ def integrated_gradients(
         >>> ig = ja.integrated_gradients(fn, jnp.array([1.0, 2.0]), num_steps=4)
         >>> print(ig.values, ig.info["delta"])
         [ 1. -6.] 0.0
+
+        The outputs are sums of earlier steps, squared; x[t] accounts for their last change.
+
+        >>> def sums(x):
+        ...     return jnp.cumsum(x) ** 2
+        >>> x = jnp.array([1.0, 1.0, -2.0])
+        >>> ig = ja.integrated_gradients(sums, x, path="temporal", per_step=True, num_steps=4)
+        >>> print(ig.values)
+        [ 1.  3. -4.]
     """
+    of_paths = {"reduction": reduction, "per_step": per_step, "length_arg": length_arg}
+    of_paths |= {"vocabulary": vocabulary, "num_neighbors": num_neighbors}
+    _check_path(path, of_paths)
     start = broadcast_baseline(baseline, x, keep_integers=True)
-    score_of = scored(fn, target, args)
     floating, merge = floating_leaves(x, "a gradient")
     starts, _ = floating_leaves(start, "a gradient")
-    distances = [leaf - first for leaf, first in zip(floating, starts, strict=True)]
+
+    moving = Moving(floating, starts, merge, batch_size)
+    rule = _Rule(quadrature, num_steps, tolerance)
+    if path == "temporal":
+        prefixes = Prefixes.of(fn, x, args, baseline, length_arg, per_step)
+        paths = temporal_paths(prefixes, moving, target, reduction == "none")
+        return _integrated_steps(paths, moving, rule, fn(x, *args), reduction == "none")
+    score_of = scored(fn, target, args)
+    if path == "sequential":
+        steps = jnp.arange(series_length(x), dtype=jnp.int32)
+        paths = step_paths(lambda leaves, t: score_of(merge(leaves))[0], steps, moving)
+        return _integrated_steps(paths, moving, rule, score_of(x)[1])
+    if path == "discretised":
+        words = check_vocabulary(vocabulary, x, num_neighbors)
+        return _integrated_words(score_of, moving, words, num_steps, num_neighbors)
+    return _integrated_line(score_of, moving, rule)
+
+
+class _Rule(NamedTuple):
+    """The options of an integral over a line."""
+
+    quadrature: QuadratureRule
+    num_steps: int | Literal["auto"]
+    tolerance: ArrayLike
+
+
+#: From an input to the target and the output.
+_ScoreOf: TypeAlias = Callable[[Inputs], tuple[Scalar, PyTree]]
+
+
+def _integrated_line(score_of: _ScoreOf, moving: Moving, rule: _Rule) -> Attribution:
+    """Integrate along the straight line from the baseline to the input."""
+    merge, distances = moving.merge, moving.distances
 
     def score_at(*leaves: Array) -> Scalar:
         return score_of(merge(list(leaves)))[0]
 
-    line = _Line.of(score_at, starts, distances)
-    score, output = score_of(x)
-    score_start, _ = score_of(start)
+    line = Line.of(score_at, moving.starts, distances)
+    score, output = score_of(merge(moving.leaves))
+    score_start, _ = score_of(merge(moving.starts))
 
     def converged(means: list[Array]) -> dict[str, Array]:
         parts = [(d.astype(g.dtype) * g) for d, g in zip(line.along, means, strict=True)]
@@ -351,12 +227,53 @@ def integrated_gradients(
         return convergence(total, score, score_start)
 
     def integrate(nodes: Quadrature) -> list[Array]:
-        return line.integrate(nodes, batch_size)
+        return line.integrate(nodes, moving.batch_size)
 
-    means, steps = integral(integrate, converged, quadrature, num_steps, tolerance)
+    means, steps = integral(integrate, converged, *rule)
     slopes = line.to_input(means)
     products = [d.astype(g.dtype) * g for d, g in zip(distances, slopes, strict=True)]
     values = merge(products, lambda leaf: jnp.zeros(leaf.shape, score.dtype))
     total = jnp.stack([leaf.sum(dtype=score.dtype) for leaf in products]).sum()
     info = convergence(total, score, score_start)
     return Attribution(values, output, {**info, "num_steps": steps})
+
+
+def _integrated_steps(
+    paths: StepPaths, moving: Moving, rule: _Rule, output: PyTree, every_pair: bool = False
+) -> Attribution:
+    """Integrate along a path for each time step."""
+
+    def converged(slopes: list[Array]) -> dict[str, Array]:
+        return paths.convergence(slopes, moving.distances)
+
+    slopes, steps = integral(paths.integrate, converged, *rule)
+    lead = paths.scores.shape if every_pair else ()
+    distances = [jnp.broadcast_to(d, (*lead, *d.shape)) for d in moving.distances]
+    products = [d.astype(g.dtype) * g for d, g in zip(distances, slopes, strict=True)]
+    values = moving.merge(
+        products, lambda leaf: jnp.zeros((*lead, *leaf.shape), paths.scores.dtype)
+    )
+    return Attribution(values, output, {**converged(slopes), "num_steps": steps})
+
+
+def _integrated_words(
+    score_of: _ScoreOf,
+    moving: Moving,
+    vocabulary: Array,
+    num_steps: int | Literal["auto"],
+    num_neighbors: int,
+) -> Attribution:
+    """Integrate along the path through words of a vocabulary."""
+    number = check_count("num_steps", num_steps)
+    (x,), (start,) = moving.leaves, moving.starts
+    path = word_path(x, start, vocabulary, number, num_neighbors)
+
+    def gradient(point: Array) -> Array:
+        return jax.grad(lambda leaf: score_of(moving.merge([leaf]))[0])(point)
+
+    values = integral_over_points(gradient, path.points, moving.batch_size)
+    score, output = score_of(moving.merge([x]))
+    score_start, _ = score_of(moving.merge([start]))
+    info = convergence(values.sum(dtype=score.dtype), score, score_start)
+    info |= {"num_steps": jnp.asarray(number, jnp.int32), "words": path.words}
+    return Attribution(moving.merge([values]), output, info)

@@ -21,7 +21,7 @@ from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.engine.target import scored
 from jaxattn.jaxpr.capture import split_at
 from jaxattn.methods.gradients import value_and_gradient
-from jaxattn.methods.integrated import (
+from jaxattn.methods.quadrature import (
     MORE_STEPS,
     Quadrature,
     QuadratureRule,

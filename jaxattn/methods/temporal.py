@@ -26,12 +26,35 @@ Direction: TypeAlias = Literal["forward", "backward"]
 Padding: TypeAlias = Literal["right", "left"]
 
 
-def _chosen(x: PyTree, steps: object) -> list[int]:
-    """Check the option `steps`, and return the time steps at which the target is computed."""
+def series_length(x: PyTree) -> int:
+    """Return the number of time steps, the length of the first axis of every leaf.
+
+    Raises:
+        ValueError: if it differs between leaves, or is 0.
+    """
     lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in jax.tree.leaves(x)}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"`x` must hold series of one length on the first axis, got {lengths}.")
     (total,) = lengths
+    return total
+
+
+def length_position(length_arg: int | np.integer, args: tuple[Any, ...]) -> int:
+    """Return which of the further inputs is the length, checked."""
+    position = check_count("length_arg", length_arg, 0)
+    if position >= len(args):
+        raise ValueError(
+            f"`length_arg` must be less than the number of args, {len(args)}, got {position}."
+        )
+    dtype = jnp.asarray(args[position]).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"args[{position}] must be an integer length, got {dtype}.")
+    return position
+
+
+def _chosen(x: PyTree, steps: object) -> list[int]:
+    """Check the option `steps`, and return the time steps at which the target is computed."""
+    total = series_length(x)
     chosen = range(total) if steps is None else steps
     if not isinstance(chosen, Sequence) or not all(
         isinstance(t, int | np.integer) and not isinstance(t, bool) for t in chosen
@@ -175,15 +198,9 @@ class _Padded(NamedTuple):
         padding: Padding,
     ) -> "_Padded":
         """Check which of the further inputs is the length."""
-        position = check_count("length_arg", length_arg, 0)
-        if position >= len(args):
-            raise ValueError(
-                f"`length_arg` must be less than the number of args, {len(args)}, got {position}."
-            )
-        length = jnp.asarray(args[position])
-        if not jnp.issubdtype(length.dtype, jnp.integer):
-            raise TypeError(f"args[{position}] must be an integer length, got {length.dtype}.")
-        return cls(score_of, x, args, position, padding, length.astype(jnp.int32))
+        position = length_position(length_arg, args)
+        length = jnp.asarray(args[position]).astype(jnp.int32)
+        return cls(score_of, x, args, position, padding, length)
 
     def _given(self) -> Integer[Array, ""]:
         """Return the length in its own dtype."""

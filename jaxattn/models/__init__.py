@@ -6,6 +6,11 @@ Sequences:
     CharacterClassifier: A GRU with attention, for texts.
     Translator: A bidirectional encoder with an attention decoder.
 
+Generation of series:
+    FeatureGenerator: The distribution of the next time step, for `jaxattn.fit`; its result is
+        `NextStep`.
+    fit_generator: Its training; its result is `TrainedGenerator`.
+
 Captions of images:
     Captioner: Convolutions, soft or hard attention, and an LSTM; its result is `Reading`.
     greedy_caption, beam_captions: Search for a `Caption`; `END` is the id of the last word.
@@ -26,6 +31,12 @@ from jaxattn.models.caption_loss import (
 from jaxattn.models.caption_search import Caption, beam_captions, greedy_caption
 from jaxattn.models.captioner import END, Captioner, Reading
 from jaxattn.models.characters import CharacterClassifier
+from jaxattn.models.feature_generator import (
+    FeatureGenerator,
+    NextStep,
+    TrainedGenerator,
+    fit_generator,
+)
 from jaxattn.models.glimpses import GlimpseLoss, Glimpses, RecurrentAttention, glimpse_loss
 from jaxattn.models.sequence import SequenceClassifier
 from jaxattn.models.signals import SignalClassifier
@@ -37,14 +48,18 @@ __all__ = [
     "CaptionLoss",
     "Captioner",
     "CharacterClassifier",
+    "FeatureGenerator",
     "GlimpseLoss",
     "Glimpses",
+    "NextStep",
     "Reading",
     "RecurrentAttention",
     "SequenceClassifier",
     "SignalClassifier",
+    "TrainedGenerator",
     "Translator",
     "beam_captions",
+    "fit_generator",
     "glimpse_loss",
     "greedy_caption",
     "hard_caption_loss",
