@@ -8,7 +8,7 @@ A method (`gradient`, `saliency`, `integrated_gradients`, `occlusion`, ...) expl
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxattn import metrics as metrics, models as models, nn as nn
+from jaxattn import groups as groups, metrics as metrics, models as models, nn as nn
 from jaxattn._types import (
     Attribution as Attribution,
     AttributionWarning as AttributionWarning,
@@ -21,6 +21,10 @@ from jaxattn.engine.intermediates import capture as capture, intervene as interv
 from jaxattn.engine.method import method as method
 from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.jaxpr.propagation.layer_rules import LRPRule as LRPRule
+from jaxattn.methods.ablation import (
+    feature_ablation as feature_ablation,
+    feature_permutation as feature_permutation,
+)
 from jaxattn.methods.attention_weights import (
     attention as attention,
     gradient_x_attention as gradient_x_attention,
@@ -52,11 +56,21 @@ from jaxattn.methods.relevance import (
     deep_taylor as deep_taylor,
     lrp as lrp,
 )
+from jaxattn.methods.rise import rise as rise
 from jaxattn.methods.rollout import (
     attention_flow as attention_flow,
     attention_rollout as attention_rollout,
 )
+from jaxattn.methods.shapley import (
+    shapley_value_sampling as shapley_value_sampling,
+    shapley_values as shapley_values,
+)
+from jaxattn.methods.surrogates import (
+    kernel_shap as kernel_shap,
+    lime as lime,
+)
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
+from jaxattn.methods.time_shap import time_shap as time_shap
 
 if TYPE_CHECKING:
     from jaxattn import plot as plot
@@ -79,17 +93,22 @@ __all__ = [
     "deep_lift",
     "deep_taylor",
     "explain",
+    "feature_ablation",
+    "feature_permutation",
     "fit_patterns",
     "grad_cam",
     "gradient",
     "gradient_x_attention",
+    "groups",
     "guided_backprop",
     "input_x_gradient",
     "integrated_gradients",
     "intervene",
     "jacobian",
+    "kernel_shap",
     "layer_conductance",
     "learned_mask",
+    "lime",
     "lrp",
     "method",
     "metrics",
@@ -99,10 +118,14 @@ __all__ = [
     "pattern_attribution",
     "pattern_net",
     "plot",
+    "rise",
     "saliency",
+    "shapley_value_sampling",
+    "shapley_values",
     "smooth_grad",
     "tag",
     "temporal_output_score",
+    "time_shap",
     "unbatched",
     "value_zeroing",
     "without_softmax",

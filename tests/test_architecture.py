@@ -43,18 +43,20 @@ jaxpr.reuse.affine_prefix
 
 engine.batch engine.perturb engine.inputs engine.scopes engine.nnx_modules
 engine.equinox_modules engine.closures engine.environment engine.lengths engine.memo
-engine.callable engine.target engine.options
+engine.callable engine.target engine.options engine.feature_groups
+engine.coalitions
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory
 engine.examples engine.window_groups engine.checks engine.diagnosis
 engine.binding engine.launch engine.plan engine.convergence engine.result_checks engine.parts
 engine.call engine.method engine.explain engine.benchmark
 
-methods metrics nn models introspect plot
+groups methods metrics nn models introspect plot
 """.split()
 
 # Parts that may import only some of the preceding parts.
 MAY_IMPORT_ONLY = {
     "_types": set(),
+    "groups": set(),
     "metrics": {"_static", "_types", "jaxpr", "engine"},
     "nn": {"jaxpr.capture"},
     "models": {"nn"},

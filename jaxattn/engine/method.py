@@ -10,7 +10,7 @@ from jaxattn.engine.call import prepare_request
 from jaxattn.engine.callable import as_function
 from jaxattn.engine.checks import SHARED, Request, check_at
 from jaxattn.engine.compiled import in_engine
-from jaxattn.engine.options import Count, Traits
+from jaxattn.engine.options import Count, Prepare, Traits
 from jaxattn.engine.parts import compute
 from jaxattn.jaxpr.capture import split_at
 
@@ -34,6 +34,7 @@ def method(
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
+    prepare: Prepare | None = None,
 ) -> Callable[[Callable[P, Attribution]], Callable[P, Attribution]]: ...
 
 
@@ -51,6 +52,7 @@ def method(
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
+    prepare: Prepare | None = None,
 ) -> Callable[..., Any]:
     """Make a method of a pure function of one example.
 
@@ -74,6 +76,9 @@ def method(
         draws: whether the function draws random numbers with `key`.
         for_logits: whether a warning is shown for an `fn` that ends in a softmax or a sigmoid.
         remedy: the advice in the warning that is shown if `info["relative_delta"]` exceeds 1 %.
+        prepare: `(x, options) -> options`, called before anything is traced, with the abstract
+            input of one example and the options of the call, which may have a leading axis of
+            examples: for what must be known outside of `jit`, such as the number of groups.
 
     Returns:
         the method. Its docstring documents the arguments that all methods share.
@@ -98,6 +103,7 @@ def method(
         draws=draws,
         for_logits=for_logits,
         remedy=remedy,
+        prepare=prepare,
     )
     if core is None:
         return lambda core: _method(core, traits)
