@@ -16,6 +16,8 @@ import jaxattn as ja
 T, D, H, K, B = 5, 3, 4, 3, 5
 METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "traits")}
 PATTERNS = [np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]]
+BACKGROUND = np.random.default_rng(3).normal(size=(4, T, D)).astype(np.float32)
+GROUPS = ja.groups.windows((T, D), (2, 2))
 OPTIONS = {
     "gradient": {},
     "saliency": {},
@@ -25,6 +27,14 @@ OPTIONS = {
     "jacobian": {"mode": "forward"},
     "occlusion": {"window": (3, 2), "stride": (2, 1), "baseline": 0.5},
     "temporal_output_score": {"steps": (0, 2, 4)},
+    "feature_ablation": {"groups": GROUPS, "baseline": 0.5},
+    "feature_permutation": {"background": BACKGROUND},
+    "shapley_values": {"groups": GROUPS, "baseline": 0.5},
+    "shapley_value_sampling": {"num_samples": 4},
+    "kernel_shap": {"groups": GROUPS, "num_samples": 20},
+    "lime": {"groups": GROUPS, "num_samples": 20},
+    "rise": {"num_samples": 6, "grid": 3},
+    "time_shap": {"num_samples": 20, "tolerance": 0.0},
     "guided_backprop": {},
     "deconvnet": {},
     "deep_taylor": {},

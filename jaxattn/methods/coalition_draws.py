@@ -41,16 +41,17 @@ def kernel_coalitions(key: RandomKey, number: int, num_samples: int) -> Weighted
     complementary pairs.
     """
     sizes, left = _enumerated_sizes(number, num_samples)
-    rows, weights = [], []
+    rows, weights = [np.zeros((0, number), bool)], [np.zeros(0)]
     for size in sizes:
-        for some in itertools.combinations(range(number), size):
-            rows.append(np.isin(np.arange(number), some))
-            weights.append(_total_weight(number, [size]) / math.comb(number, size))
-    fixed = jnp.asarray(np.array(rows, bool).reshape(-1, number))
+        some = np.array(list(itertools.combinations(range(number), size)))
+        rows.append(np.zeros((len(some), number), bool))
+        np.put_along_axis(rows[-1], some, True, 1)
+        weights.append(np.full(len(some), _total_weight(number, [size]) / len(some)))
+    fixed = jnp.asarray(np.concatenate(rows))
     others = [size for size in range(1, number) if size not in sizes]
     drawn = _pairs(key, jnp.ones(number, bool), left // 2 if others else 0, len(sizes) // 2 + 1)
     of_drawn = _total_weight(number, others) / max(1, len(drawn))
-    of_all = np.array([*weights, *[of_drawn] * len(drawn)])
+    of_all = np.concatenate([*weights, np.full(len(drawn), of_drawn)])
     return WeightedCoalitions(
         jnp.concatenate([fixed, drawn]), jnp.asarray(of_all, jnp.result_type(float))
     )
