@@ -39,14 +39,14 @@ jaxpr.propagation.patterns jaxpr.propagation.decomposed_values jaxpr.propagation
 
 jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse.loop_split
 jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.incremental
-jaxpr.reuse.affine_prefix
+jaxpr.reuse.coalition_tree jaxpr.reuse.affine_prefix
 
 engine.batch engine.perturb engine.inputs engine.scopes engine.nnx_modules
 engine.equinox_modules engine.closures engine.environment engine.lengths engine.memo
 engine.callable engine.target engine.options engine.feature_groups
 engine.coalitions
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory
-engine.examples engine.window_groups engine.checks engine.diagnosis
+engine.examples engine.window_groups engine.coalition_reuse engine.checks engine.diagnosis
 engine.binding engine.launch engine.plan engine.convergence engine.result_checks engine.parts
 engine.call engine.method engine.explain engine.benchmark
 

@@ -87,7 +87,7 @@ def test_intervals_are_found_along_each_axis_with_disjoint_ones():
     [
         (np.zeros((3, 2)), TypeError, "`groups` must hold integers, got float64"),
         (np.zeros((3, 2), bool), TypeError, "`groups` must hold integers, got bool"),
-        ("words", ValueError, "`groups` must be an integer array"),
+        ("words", TypeError, "`groups` must hold integer arrays, got str"),
         (np.zeros((3, 2), int), ValueError, "at least two groups, got only \\[0\\]"),
         (np.arange(3), ValueError, r"broadcast to the shape \(3, 2\) of x, .* shape \(3,\)"),
         (np.arange(4).reshape(2, 2), ValueError, "broadcast to the shape"),

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
+from jaxattn.engine.coalition_reuse import scores_of_members, window_game
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.feature_groups import (
     Groups,
@@ -75,6 +76,7 @@ def shapley_values(
     groups: Groups = None,
     num_groups: int | None = None,
     baseline: PyTree[ArrayLike] = 0.0,
+    reuse: bool = True,
 ) -> Attribution:
     """Compute exact Shapley values of up to 16 feature groups.
 
@@ -89,6 +91,9 @@ def shapley_values(
         num_groups: as for `jaxattn.feature_ablation`.
         baseline: the values of absent features: a number or an array that broadcasts to `x`, or a
             pytree of these with the structure of `x`.
+        reuse: whether coalitions share the states of loops over time, if `x` is one array and each
+            group is a window of whole rows (time steps). The state after a window depends only on
+            which of the windows up to it are present. Values agree up to rounding.
 
     Returns:
         values of the shape of `x`, signed, in units of the output: each feature gets the Shapley
@@ -96,7 +101,7 @@ def shapley_values(
         these sum to the difference. `info["baseline_score"]` is the target at the baseline.
 
     Raises:
-        TypeError: for groups that are not integers.
+        TypeError: for groups that are not integers, or a `reuse` that is not a bool.
         ValueError: for more than 16 groups, and as `jaxattn.feature_ablation`.
 
     Reference:
@@ -110,13 +115,14 @@ def shapley_values(
         >>> print(ja.shapley_values(fn, jnp.array([2.0, 3.0, 1.0])).values)
         [3. 3. 4.]
     """
+    check_bool("reuse", reuse)
     members = feature_groups(x, groups, num_groups)
     number = _few_groups(members.number)
     score_of = scored(fn, target, args)
     score, output = score_of(x)
     game = Game(score_of, x, broadcast_baseline(baseline, x), members)
     coalitions = members_of_bits(jnp.arange(2**number, dtype=jnp.int32), number)
-    scores = game.score_of_members(coalitions, batch_size)
+    scores = scores_of_members(game, coalitions, batch_size, reuse)
     values, of_groups = values_of_groups(members, exact_values(scores, number), x, score)
     return Attribution(values, output, {"groups": of_groups, "baseline_score": scores[0]})
 
@@ -156,6 +162,7 @@ def shapley_value_sampling(
     baseline: PyTree[ArrayLike] = 0.0,
     num_samples: int = 32,
     antithetic: bool = True,
+    reuse: bool = True,
 ) -> Attribution:
     """Estimate Shapley values of feature groups by sampling permutations.
 
@@ -175,6 +182,8 @@ def shapley_value_sampling(
         num_samples: the number of permutations.
         antithetic: whether each second permutation is the reverse of another, which lowers the
             variance in most cases; `num_samples` must be even then.
+        reuse: as for `jaxattn.shapley_values`. The coalitions along a permutation are nested, which
+            halves the operations.
 
     Returns:
         values of the shape of `x`, signed, in units of the output: each feature gets the value of
@@ -183,7 +192,7 @@ def shapley_value_sampling(
         `info["baseline_score"]` the target at the baseline.
 
     Raises:
-        TypeError: for groups that are not integers, or an `antithetic` that is not a bool.
+        TypeError: for groups that are not integers, or an `antithetic` or `reuse` that is not a bool.
         ValueError: without a key, for fewer than one sample or an odd number of antithetic ones,
             and as `jaxattn.feature_ablation`.
 
@@ -204,6 +213,7 @@ def shapley_value_sampling(
         >>> print(ja.shapley_value_sampling(fn, x, key=key, num_samples=2).values)
         [3. 3. 4.]
     """
+    check_bool("reuse", reuse)
     count = _checked_samples(num_samples, antithetic)
     if key is None:
         raise ValueError(
@@ -215,7 +225,10 @@ def shapley_value_sampling(
     score, output = score_of(x)
     game = Game(score_of, x, broadcast_baseline(baseline, x), members)
     places = _places(key, count, members.number, antithetic)
-    along = _scores_along(game, places, batch_size)
+    windows = window_game(game) if reuse else None
+    along = None if windows is None else windows.along_permutations(places, batch_size)
+    if along is None:
+        along = _scores_along(game, places, batch_size)
     marginal = jnp.diff(along, axis=1)[jnp.arange(count, dtype=jnp.int32)[:, None], places]
     if antithetic:
         marginal = marginal.reshape(2, count // 2, -1).mean(0)

@@ -9,7 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_count
+from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
+from jaxattn.engine.coalition_reuse import scores_of_members
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.feature_groups import (
     Groups,
@@ -58,6 +59,7 @@ def kernel_shap(
     num_groups: int | None = None,
     baseline: PyTree[ArrayLike] = 0.0,
     num_samples: int = 512,
+    reuse: bool = True,
 ) -> Attribution:
     """Estimate Shapley values of feature groups by weighted linear regression (KernelSHAP).
 
@@ -77,6 +79,7 @@ def kernel_shap(
         baseline: the values of absent features: a number or an array that broadcasts to `x`, or a
             pytree of these with the structure of `x`.
         num_samples: the largest number of coalitions.
+        reuse: as for `jaxattn.shapley_values`.
 
     Returns:
         values of the shape of `x`, signed, in units of the output: each feature gets the value of
@@ -84,7 +87,7 @@ def kernel_shap(
         sum to f(x) - f(baseline). `info["baseline_score"]` is the target at the baseline.
 
     Raises:
-        TypeError: for groups that are not integers.
+        TypeError: for groups that are not integers, or a `reuse` that is not a bool.
         ValueError: without a key where coalitions are drawn, for fewer than two samples, and as
             `jaxattn.feature_ablation`.
 
@@ -102,6 +105,7 @@ def kernel_shap(
         >>> print(ja.kernel_shap(fn, x, key=key).values.round(3))
         [3. 3. 4.]
     """
+    check_bool("reuse", reuse)
     samples = check_count("num_samples", num_samples, least=2)
     members = feature_groups(x, groups, num_groups)
     if key is None:
@@ -120,22 +124,31 @@ def kernel_shap(
     else:
         exists = members.exists
         coalitions = coalitions_of_existing(key, exists, samples)
-    found, empty = kernel_values(game, coalitions, exists, batch_size)
+    scores = scores_of_members(game, with_ends(coalitions), batch_size, reuse)
+    found, empty = kernel_values(scores, coalitions, exists)
     values, of_groups = values_of_groups(members, found, x, score)
     return Attribution(values, output, {"groups": of_groups, "baseline_score": empty})
 
 
+def with_ends(coalitions: WeightedCoalitions) -> Bool[Array, "coalitions groups"]:
+    """Return the empty and the full coalition, and then the others."""
+    number = coalitions.members.shape[1]
+    ends = np.stack([np.zeros(number, bool), np.ones(number, bool)])
+    return jnp.concatenate([jnp.asarray(ends), coalitions.members])
+
+
 def kernel_values(
-    game: Game,
+    scores: Float[Array, " coalitions"],
     coalitions: WeightedCoalitions,
     exists: Bool[Array, " groups"],
-    batch_size: int | None,
 ) -> tuple[Float[Array, " groups"], Float[Array, ""]]:
-    """Return the values of the groups by KernelSHAP, and the score of the empty coalition."""
-    number = exists.shape[0]
-    ends = np.stack([np.zeros(number, bool), np.ones(number, bool)])
-    every = jnp.concatenate([jnp.asarray(ends), coalitions.members])
-    scores = game.score_of_members(every, batch_size)
+    """Return the values of the groups by KernelSHAP, and the score of the empty coalition.
+
+    Args:
+        scores: the scores of the empty and the full coalition, and of the others.
+        coalitions: the others.
+        exists: the groups of this example.
+    """
     empty, full = scores[0], scores[1]
     values = fit_with_sum(
         coalitions.members, coalitions.weights, scores[2:] - empty, full - empty, exists
@@ -166,6 +179,7 @@ def lime(
     width: ArrayLike | None = None,
     penalty: Penalty = "ridge",
     alpha: ArrayLike | None = None,
+    reuse: bool = True,
 ) -> Attribution:
     """Fit a local linear model of the target over the presence of feature groups (LIME).
 
@@ -188,6 +202,7 @@ def lime(
             coefficients c, or `"lasso"`, sum w r^2 / (2 sum w) + alpha |c|_1. The intercept is not
             penalised.
         alpha: the strength of the penalty; by default 1 for ridge and 0.01 for lasso.
+        reuse: as for `jaxattn.shapley_values`.
 
     Returns:
         values of the shape of `x`, signed, in units of the output: each feature gets the
@@ -214,6 +229,7 @@ def lime(
         >>> print(fit.values.round(2), fit.info["r_squared"].round(2))
         [ 2. -4.] 1.0
     """
+    check_bool("reuse", reuse)
     count = check_count("num_samples", num_samples)
     alpha = _checked_fit(distance, width, penalty, alpha)
     if key is None:
@@ -225,11 +241,13 @@ def lime(
     exists = jnp.ones(members.number, bool) if members.complete else members.exists
     drawn = jax.random.bernoulli(key, 0.5, (count, members.number)) & exists[None]
     coalitions = jnp.concatenate([exists[None], drawn])
-    scores = game.score_of_members(coalitions, batch_size)
+    scores = scores_of_members(game, coalitions, batch_size, reuse)
     weights = _closeness(coalitions, exists, distance, width)
-    fit = fit_with_penalty(coalitions, weights, scores, penalty, alpha)
+    # Without the score of the input, a constant function has coefficients of exactly zero.
+    fit = fit_with_penalty(coalitions, weights, scores - scores[0], penalty, alpha)
     values, of_groups = values_of_groups(members, fit.coefficients, x, score)
-    info = {"groups": of_groups, "intercept": fit.intercept, "r_squared": fit.r_squared}
+    intercept = fit.intercept + scores[0]
+    info = {"groups": of_groups, "intercept": intercept, "r_squared": fit.r_squared}
     return Attribution(values, output, info)
 
 

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
+from jaxattn.engine.coalition_reuse import WindowGame, game_of_rows
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.feature_groups import FeatureGroups
 from jaxattn.engine.method import method
@@ -17,7 +18,7 @@ from jaxattn.engine.perturb import broadcast_baseline
 from jaxattn.engine.target import scored
 from jaxattn.methods.ablation import check_background
 from jaxattn.methods.coalition_draws import coalitions_of_existing, kernel_size
-from jaxattn.methods.surrogates import kernel_values
+from jaxattn.methods.surrogates import kernel_values, with_ends
 
 Level: TypeAlias = Literal["event", "feature", "cell"]
 
@@ -280,7 +281,17 @@ class _Run(NamedTuple):
 
         starts = jnp.arange(length - events, length + 1, dtype=jnp.int32)
         cuts = jnp.tile(starts, 2), jnp.repeat(jnp.array([False, True]), len(starts))
-        old, recent = game.scores(present, cuts, self.batch_size).reshape(2, -1)
+        scores = None
+        windows = self._windows(game)
+        if windows is not None:
+            places = np.arange(windows.number, dtype=np.int32)
+            chains = jnp.asarray(np.stack([places, places[::-1]]))
+            scores = windows.along_permutations(chains, self.batch_size)
+        if scores is not None:  # the first windows, or the last ones from the end on
+            skipped = windows.number - events
+            old, recent = scores[0, skipped:], scores[1, ::-1][skipped:]
+        else:
+            old, recent = game.scores(present, cuts, self.batch_size).reshape(2, -1)
         full, empty = old[-1], recent[-1]
         return ((old - empty) + (full - recent))[:-1] / 2
 
@@ -305,4 +316,23 @@ class _Run(NamedTuple):
         groups = FeatureGroups([ids], number, False, ())
         game = Game(self.score_of, self.x, self.replacement, groups)
         coalitions = coalitions_of_existing(key, groups.exists, self.settings.num_samples)
-        return kernel_values(game, coalitions, groups.exists, self.batch_size)[0]
+        scores = self._scores(game, with_ends(coalitions), ids)
+        return kernel_values(scores, coalitions, groups.exists)[0]
+
+    def _scores(
+        self, game: Game, coalitions: Bool[Array, "coalitions groups"], ids: Int[Array, "..."]
+    ) -> Float[Array, " coalitions"]:
+        """Return the scores of coalitions; those of events share the states of loops."""
+        windows = self._windows(game) if ids.shape[1:] == (1,) * (ids.ndim - 1) else None
+        if windows is not None:
+            of_steps = coalitions[:, ids.ravel()[windows.edges[:-1]]]
+            scores = windows.of_members(of_steps, self.batch_size)
+            if scores is not None:
+                return scores
+        return game.score_of_members(coalitions, self.batch_size)
+
+    def _windows(self, game: Game) -> WindowGame | None:
+        """Return the game of the steps that can be apart and of all before them."""
+        length, events = self.shape[0], self.settings.events
+        begin = np.arange(length - events, length)
+        return game_of_rows(game, 0, begin if events == length else np.append(0, begin))
