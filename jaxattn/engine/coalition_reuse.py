@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxattn.engine.batch import balanced, chunked_map, wide
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.window_groups import LEAST_SAVED, with_derivative_of
 from jaxattn.jaxpr.flat import is_replayable, opens_rules
-from jaxattn.jaxpr.reuse.coalition_tree import Segment, TreePlan, Trees, plan_tree, run_tree
+from jaxattn.jaxpr.reuse.coalition_plan import Segment, TreePlan, Trees, plan_tree
+from jaxattn.jaxpr.reuse.coalition_tree import run_tree
 from jaxattn.jaxpr.reuse.reuse_plan import Traced
 from jaxattn.jaxpr.reuse.step_values import AnyArray
 
@@ -154,7 +155,7 @@ class WindowGame(NamedTuple):
                 parents = jnp.asarray(runs & (2**a - 1))
             else:
                 present = ordered[:, a:b]
-                bits = ordered[:, :a] * (2 ** np.arange(a, dtype=np.int32))[None]
+                bits = ordered[:, :a].astype(jnp.int32) << np.arange(a, dtype=np.int32)[None]
                 parents = bits.sum(1, dtype=jnp.int32)
             segments.append(self._segment((a, b), direction, present, parents))
         return segments

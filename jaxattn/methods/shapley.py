@@ -192,7 +192,7 @@ def shapley_value_sampling(
         `info["baseline_score"]` the target at the baseline.
 
     Raises:
-        TypeError: for groups that are not integers, or an `antithetic` or `reuse` that is not a bool.
+        TypeError: for groups that are not integers, or flags that are not bools.
         ValueError: without a key, for fewer than one sample or an odd number of antithetic ones,
             and as `jaxattn.feature_ablation`.
 

@@ -236,7 +236,9 @@ def _cells(
     """Return the group of each cell: 0 but for the chosen events and features."""
     place_of_event = jnp.zeros(shape[0], jnp.int32)
     place_of_event = place_of_event.at[events].set(jnp.arange(1, 1 + len(events), dtype=jnp.int32))
-    place_of_event = jnp.where(jnp.arange(shape[0]) >= pruned, place_of_event, 0)[:, None]
+    place_of_event = jnp.where(jnp.arange(shape[0], dtype=jnp.int32) >= pruned, place_of_event, 0)[
+        :, None
+    ]
     place_of_feature = jnp.zeros(shape[1], jnp.int32)
     numbers = jnp.arange(1, 1 + len(features), dtype=jnp.int32)
     place_of_feature = place_of_feature.at[features].set(numbers)[None]
