@@ -43,9 +43,11 @@ def test_masked_features_take_the_baseline():
 
 def test_integer_leaves_are_never_masked():
     x = {"a": jnp.ones(5), "b": jnp.arange(3)}
-    got = ja.rise(
-        lambda x: x["a"].sum() + (x["b"] == jnp.arange(3)).sum(), x, key=KEY, num_samples=8
-    )
+
+    def fn(x):
+        return x["a"].sum() + (x["b"] == jnp.arange(3)).sum().astype(jnp.float32)
+
+    got = ja.rise(fn, x, key=KEY, num_samples=8)
     assert not got.values["b"].any()
     assert (got.values["a"] > 0).any()
 
@@ -68,4 +70,4 @@ def test_errors(options, error, message):
 
 def test_integers_alone_have_no_mask():
     with pytest.raises(TypeError, match="must hold floating-point numbers for a mask"):
-        ja.rise(lambda x: x.sum() * 1.0, jnp.arange(3), key=KEY)
+        ja.rise(lambda x: x.astype(jnp.float32).sum(), jnp.arange(3), key=KEY)

@@ -144,7 +144,9 @@ def test_antithetic_pairs_lower_the_variance():
             return ja.shapley_value_sampling(fn, x, key=key, num_samples=8, antithetic=antithetic)
 
         got = jax.vmap(sample)(keys)
-        return jnp.square(got.values - want[None]).mean(), jnp.square(got.info["standard_error"]).mean()
+        return jnp.square(got.values - want[None]).mean(), jnp.square(
+            got.info["standard_error"]
+        ).mean()
 
     plain, paired = errors(False), errors(True)
     assert paired[0] < 0.1 * plain[0]

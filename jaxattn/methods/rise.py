@@ -125,7 +125,7 @@ def rise(
     return Attribution(jax.tree.unflatten(treedef, values), output)
 
 
-def _grids(x: PyTree, grid: PyTree[Grid]) -> list[Any]:
+def _grids(x: PyTree, grid: PyTree) -> list[Any]:
     """Return the grid of each leaf of `x`."""
 
     def is_one(value: object) -> bool:
