@@ -60,7 +60,7 @@ def test_windows_that_equal_the_baseline_have_the_value_zero():
     x = series().at[8:16].set(0)
     got = ja.feature_ablation(recurrent, x, groups=ja.groups.windows(x.shape, 4))
     assert not got.info["groups"][2:4].any()
-    assert got.info["groups"][[0, 1, 4, 5]].all()
+    assert got.info["groups"][np.array([0, 1, 4, 5])].all()
 
 
 def test_integer_inputs():
