@@ -56,7 +56,7 @@ class FeatureGroups:
             groups are known before tracing and the same for all examples.
     """
 
-    ids: list[Array | np.ndarray]
+    ids: list[Any]
     number: int = dataclasses.field(metadata={"static": True})
     complete: bool = dataclasses.field(metadata={"static": True})
     intervals: tuple[Intervals, ...] = dataclasses.field(metadata={"static": True})
@@ -157,7 +157,7 @@ def _each_feature(leaves: list[Any]) -> FeatureGroups:
 
 def _arrays(groups: Groups, x: PyTree) -> list[Array | np.ndarray]:
     """Return the ids for each leaf of `x` as an array of integers."""
-    treedef = jax.tree.structure(x)
+    treedef: Any = jax.tree.structure(x)
     if jax.tree.structure(groups) == treedef:
         arrays = jax.tree.leaves(groups)
     elif is_array(groups) or isinstance(groups, (list, tuple)):
