@@ -8,7 +8,7 @@ A method (`gradient`, `saliency`, `integrated_gradients`, `occlusion`, ...) expl
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxattn import metrics as metrics, models as models, nn as nn
+from jaxattn import groups as groups, metrics as metrics, models as models, nn as nn
 from jaxattn._types import (
     Attribution as Attribution,
     AttributionWarning as AttributionWarning,
@@ -26,6 +26,10 @@ from jaxattn.engine.intermediates import (
 from jaxattn.engine.method import method as method
 from jaxattn.jaxpr.capture import tag as tag
 from jaxattn.jaxpr.propagation.layer_rules import LRPRule as LRPRule
+from jaxattn.methods.ablation import (
+    feature_ablation as feature_ablation,
+    feature_permutation as feature_permutation,
+)
 from jaxattn.methods.activation_maps import (
     grad_cam as grad_cam,
     grad_cam_plus_plus as grad_cam_plus_plus,
@@ -76,12 +80,22 @@ from jaxattn.methods.relevance import (
 from jaxattn.methods.rescaling import (
     temporal_saliency_rescaling as temporal_saliency_rescaling,
 )
+from jaxattn.methods.rise import rise as rise
 from jaxattn.methods.rollout import (
     attention_flow as attention_flow,
     attention_rollout as attention_rollout,
 )
+from jaxattn.methods.shapley import (
+    shapley_value_sampling as shapley_value_sampling,
+    shapley_values as shapley_values,
+)
+from jaxattn.methods.surrogates import (
+    kernel_shap as kernel_shap,
+    lime as lime,
+)
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
 from jaxattn.methods.windowed_fit import windowed_fit as windowed_fit
+from jaxattn.methods.time_shap import time_shap as time_shap
 
 if TYPE_CHECKING:
     from jaxattn import plot as plot
@@ -109,11 +123,14 @@ __all__ = [
     "expected_gradients",
     "explain",
     "fit",
+    "feature_ablation",
+    "feature_permutation",
     "fit_patterns",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
     "gradient_x_attention",
+    "groups",
     "guided_backprop",
     "guided_grad_cam",
     "input_x_gradient",
@@ -123,8 +140,10 @@ __all__ = [
     "internal_influence",
     "intervene",
     "jacobian",
+    "kernel_shap",
     "layer_conductance",
     "learned_mask",
+    "lime",
     "lrp",
     "method",
     "metrics",
@@ -134,12 +153,16 @@ __all__ = [
     "pattern_attribution",
     "pattern_net",
     "plot",
+    "rise",
     "saliency",
+    "shapley_value_sampling",
+    "shapley_values",
     "smooth_grad",
     "tag",
     "temporal_output_score",
     "temporal_saliency_rescaling",
     "time_forward",
+    "time_shap",
     "unbatched",
     "value_zeroing",
     "windowed_fit",

@@ -39,22 +39,25 @@ jaxpr.propagation.patterns jaxpr.propagation.decomposed_values jaxpr.propagation
 
 jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse.loop_split
 jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.incremental
-jaxpr.reuse.affine_prefix jaxpr.reuse.causal_steps
+jaxpr.reuse.coalition_plan jaxpr.reuse.coalition_tree jaxpr.reuse.affine_prefix
+jaxpr.reuse.causal_steps
 
 engine.batch engine.perturb engine.background engine.inputs engine.scopes engine.nnx_modules
 engine.equinox_modules engine.closures engine.environment engine.lengths engine.memo
-engine.callable engine.target engine.each engine.options
+engine.callable engine.target engine.each engine.options engine.feature_groups
+engine.coalitions
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory
-engine.examples engine.window_groups engine.checks engine.diagnosis
+engine.examples engine.window_groups engine.coalition_reuse engine.checks engine.diagnosis
 engine.binding engine.launch engine.plan engine.convergence engine.result_checks engine.parts
 engine.call engine.method engine.explain engine.benchmark
 
-methods metrics nn models introspect plot
+groups methods metrics nn models introspect plot
 """.split()
 
 # Parts that may import only some of the preceding parts.
 MAY_IMPORT_ONLY = {
     "_types": set(),
+    "groups": set(),
     "metrics": {"_static", "_types", "jaxpr", "engine"},
     "nn": {"jaxpr.capture"},
     "models": {"nn"},

@@ -20,6 +20,7 @@ UNDOCUMENTED = {"END", "LRP_PRESETS", "Padding"}
 WITHOUT_EXAMPLE = set(
     """
     jaxattn.AttributionWarning jaxattn.Benchmark jaxattn.ConvergenceWarning
+    jaxattn.groups.superpixels
     jaxattn.metrics.Comparison jaxattn.metrics.Curve jaxattn.metrics.Properties
     jaxattn.metrics.Randomisation jaxattn.models.Caption jaxattn.models.CaptionLoss
     jaxattn.models.GlimpseLoss jaxattn.models.Glimpses jaxattn.models.NextStep
@@ -35,7 +36,7 @@ WITHOUT_EXAMPLE = set(
 def public_objects():
     """Yield the name and the object of every public function and class."""
     packages = {"jaxattn": ja} | {
-        f"jaxattn.{name}": getattr(ja, name) for name in ("metrics", "models", "nn", "plot")
+        f"jaxattn.{name}": getattr(ja, name) for name in ("groups", "metrics", "models", "nn", "plot")
     }
     for prefix, package in packages.items():
         for name in package.__all__:

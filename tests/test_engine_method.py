@@ -132,6 +132,24 @@ def test_signature_adds_the_shared_arguments():
     ]
 
 
+def test_options_are_prepared_outside_of_jit():
+    """`prepare` gets the abstract input of one example, and whole options."""
+    seen = []
+
+    def prepare(x, options):
+        seen.append((x.shape, jnp.shape(options["scale"])))
+        return {"scale": options["scale"], "most": int(np.max(options["scale"]))}
+
+    @ja.method(prepare=prepare, per_example=("scale",))
+    def scaled(fn, x, target=None, *, args=(), key=None, batch_size=None, scale=0, most=0):
+        return ja.Attribution(most * scale, fn(x))
+
+    got = ja.explain(scaled, jnp.sum, X, scale=2 * X).values
+    np.testing.assert_allclose(got, int(2 * X.max()) * 2 * X, rtol=1e-6)
+    assert seen == [((3,), (4, 3))]
+    assert scaled(jnp.sum, X[0], scale=np.ones(3, np.float32)).values.shape == (3,)
+
+
 def test_equal_local_methods_share_a_program():
     def local(factor):
         @ja.method

@@ -11,7 +11,7 @@ from jaxattn.engine.diagnosis import diagnose
 from jaxattn.engine.each import Each, checked_targets
 from jaxattn.engine.examples import batch_length, example_structs, split_batched
 from jaxattn.engine.inputs import check_baseline_option, check_finite_numbers
-from jaxattn.engine.options import count, traits_of, with_baseline_array
+from jaxattn.engine.options import count, prepared, traits_of, with_baseline_array
 from jaxattn.engine.parts import Examples, Work
 from jaxattn.engine.plan import Workload, make_plans
 from jaxattn.engine.result_checks import check_target
@@ -64,7 +64,8 @@ def _bound(
     name = at if isinstance(at, str) and not traits_of(method).keeps_input else None
     explained = explained_input(fn, x, tuple(args), name)
     check_baseline_option(request.options, explained, request.check_finite)
-    shared = with_baseline_array(method, request.options, explained)
+    shared = prepared(method, explained, request.options)
+    shared = with_baseline_array(method, shared, explained)
     of_examples: dict[str, PyTree] = {}
     if batch is not None:
         shared, of_examples = split_batched(method, shared, explained, batch)

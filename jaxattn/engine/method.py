@@ -13,7 +13,7 @@ from jaxattn.engine.callable import as_function
 from jaxattn.engine.checks import SHARED, Request, check_at
 from jaxattn.engine.compiled import in_engine
 from jaxattn.engine.each import Each, checked_targets, over_targets
-from jaxattn.engine.options import Count, Selection, Traits, selected_part
+from jaxattn.engine.options import Count, Prepare, Selection, Traits, selected_part
 from jaxattn.engine.parts import compute
 from jaxattn.jaxpr.capture import split_at
 
@@ -39,6 +39,7 @@ def method(
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
+    prepare: Prepare | None = None,
 ) -> Callable[[Callable[P, Attribution]], Callable[P, Attribution]]: ...
 
 
@@ -58,6 +59,7 @@ def method(
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
+    prepare: Prepare | None = None,
 ) -> Callable[..., Any]:
     """Make a method of a pure function of one example.
 
@@ -85,6 +87,9 @@ def method(
         draws: whether the function draws random numbers with `key`.
         for_logits: whether a warning is shown for an `fn` that ends in a softmax or a sigmoid.
         remedy: the advice in the warning that is shown if `info["relative_delta"]` exceeds 1 %.
+        prepare: `(x, options) -> options`, called before anything is traced, with the abstract
+            input of one example and the options of the call, which may have a leading axis of
+            examples: for what must be known outside of `jit`, such as the number of groups.
 
     Returns:
         the method. Its docstring documents the arguments that all methods share.
@@ -111,6 +116,7 @@ def method(
         draws=draws,
         for_logits=for_logits,
         remedy=remedy,
+        prepare=prepare,
     )
     if core is None:
         return lambda core: _method(core, traits)

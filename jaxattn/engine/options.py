@@ -15,6 +15,14 @@ from jaxattn._types import Method
 from jaxattn.engine.callable import Recipe, known
 
 
+class Prepare(Protocol):
+    """Options as a method takes them, from the abstract input and the options of a call."""
+
+    def __call__(self, x: PyTree, options: dict[str, Any], /) -> dict[str, Any]:
+        """Return the options in their final form."""
+        ...
+
+
 class Count(Protocol):
     """A number of evaluations of `fn`, from the abstract input and output, and the options."""
 
@@ -47,6 +55,7 @@ class Traits:
     draws: bool = False
     for_logits: bool = False
     remedy: str = ""
+    prepare: Prepare | None = None
 
 
 _UNDECLARED = Traits()
@@ -106,6 +115,21 @@ def with_sizes(method: Method, options: dict[str, Any]) -> dict[str, Any]:
     inner = options.get("method")  # smooth_grad takes the options of this one too
     names = (*traits_of(method).sizes, *traits_of(inner).sizes)
     return options | {name: as_tuples(options[name]) for name in names if name in options}
+
+
+def prepared(method: Method, x: PyTree, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as the method prepares them outside of `jit`.
+
+    Args:
+        method: the method; one that it wraps (`method=`) prepares its own options, too.
+        x: what is explained of one example, abstract or not.
+        options: those of a call, which may have a leading axis of examples.
+    """
+    for each in (method, options.get("method")):
+        prepare = traits_of(each).prepare
+        if prepare is not None:
+            options = prepare(x, options)
+    return options
 
 
 def as_tuples(sizes: PyTree) -> PyTree:

@@ -124,7 +124,7 @@ class Grouping(NamedTuple):
         ) -> tuple[Array, Array]:
             return self._scores(constants, x, partial(perturb, x, shared), options, batch_size)
 
-        scores = _with_derivative_of(whole, reused) if opens_rules(traced.flat) else reused
+        scores = with_derivative_of(whole, reused) if opens_rules(traced.flat) else reused
         return scores(traced.constants, x, shared, options)
 
     def _scores(
@@ -160,7 +160,7 @@ class Grouping(NamedTuple):
         return changed[places], unchanged[places]
 
 
-def _with_derivative_of(
+def with_derivative_of(
     plain: Callable[..., PyTree], f: Callable[..., PyTree]
 ) -> Callable[..., PyTree]:
     """Return `f` with the derivative of `plain`, which has the same values.
@@ -269,6 +269,6 @@ def prefix_scores(
 
         return chunked_map(column, lengths[groups.members], size).ravel()[groups.places]
 
-    scores = _with_derivative_of(whole, reused) if opens_rules(traced.flat) else reused
+    scores = with_derivative_of(whole, reused) if opens_rules(traced.flat) else reused
     result: Array = scores(traced.constants, length, lengths)
     return result

@@ -1,0 +1,125 @@
+"""Coalitions of windows of time that share the states of loops, against whole runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxattn as ja
+from jaxattn.engine.coalition_reuse import window_game
+from jaxattn.engine.coalitions import Game
+from jaxattn.engine.feature_groups import feature_groups
+
+T, D, H = 12, 2, 3
+KEY = jax.random.key(0)
+rng = np.random.default_rng(0)
+W, U, V = (np.asarray(rng.normal(size=s), np.float32) for s in [(D, H), (H, H), (H, H)])
+X = np.asarray(rng.normal(size=(T, D)), np.float32)
+
+
+def scan(x, weights=W, reverse=False):
+    """Return the last hidden state of a tanh network, and all of them."""
+
+    def advance(h, row):
+        h = jnp.tanh(row @ weights + h @ U)
+        return h, h
+
+    return jax.lax.scan(advance, jnp.zeros(H), x, reverse=reverse)
+
+
+def counted(x):
+    """Return a score of a network that counts its steps: a carry that does not change."""
+
+    def advance(carry, row):
+        count, h = carry
+        return (count + 1, jnp.tanh(row @ W + h @ U) * jnp.cos(count)), None
+
+    return jax.lax.scan(advance, (0.0, jnp.zeros(H)), x)[0][1].sum()
+
+
+def both(x):
+    return scan(x)[1] + scan(x, reverse=True)[1]
+
+
+NETWORKS = {
+    "forward": lambda x: scan(x)[0].sum(),
+    "reverse": lambda x: scan(x, reverse=True)[0].sum(),
+    "flipped": lambda x: scan(2 * x[::-1])[0].sum(),
+    "hidden states": lambda x: (scan(x)[1] ** 2).mean(),
+    "two layers": lambda x: scan(jnp.maximum(scan(x)[1], 0) * 3, V)[0].sum(),
+    "residual": lambda x: scan(scan(x)[1] + x @ W, V)[0].sum(),
+    "bidirectional": lambda x: scan(x)[0].sum() * scan(x, reverse=True)[0].sum() + x.sum(),
+    "two bidirectional layers": lambda x: scan(both(x), V)[0].sum(),
+    "counted": counted,
+}
+#: Windows of several lengths, whose ids are not in the order of time.
+GROUPS = np.repeat([7, 3, 5, 1], [2, 5, 1, 4])[:, None]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.representatives("None-forward", "7-flipped", "None-two layers", "7-bidirectional")
+def test_shared_states_change_no_value(name, batch_size):
+    fn, options = NETWORKS[name], {"groups": GROUPS, "baseline": 0.3, "batch_size": batch_size}
+    for method in (ja.shapley_values, ja.shapley_value_sampling, ja.kernel_shap):
+        draws = {} if method is ja.shapley_values else {"key": KEY, "num_samples": 4}
+        shared = method(fn, X, **options, **draws)
+        whole = method(fn, X, reuse=False, **options, **draws)
+        np.testing.assert_allclose(shared.values, whole.values, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["forward", "reverse", "bidirectional", "two layers"])
+@pytest.mark.representatives("forward")
+def test_nested_and_enumerated_coalitions_take_fewer_operations(name):
+    x, score_of = jnp.asarray(X), lambda x: (NETWORKS[name](x), ())
+    game = Game(score_of, x, 0 * x, feature_groups(x, ja.groups.windows(X.shape, 1)))
+    windows = window_game(game)
+    assert windows is not None
+    assert windows._pays([(i, i + 1, i + 2) for i in range(T)], T + 1)
+    assert windows._pays([(i, i + 1, 2 ** (i + 1)) for i in range(T)], 2**T)
+    # Without shared states there are still only two projections of each row.
+    assert windows._pays([(0, T, 100)], 100)
+    assert not windows._pays([(0, T, 101)], 50)
+
+
+def test_nothing_is_shared_without_windows_or_loops():
+    x = jnp.asarray(X)
+    for fn, groups in (
+        (NETWORKS["forward"], ja.groups.channels(X.shape)),
+        (NETWORKS["forward"], None),
+        (NETWORKS["two bidirectional layers"], np.arange(T)[:, None] % 3),
+        (lambda x: x.sum(), ja.groups.windows(X.shape, 2)),
+    ):
+        game = Game(lambda x, fn=fn: (fn(x), ()), x, 0 * x, feature_groups(x, groups))
+        assert window_game(game) is None
+
+
+def test_gradients_of_values_with_shared_states():
+    def total(x, reuse):
+        values = ja.shapley_values(NETWORKS["forward"], x, groups=GROUPS, reuse=reuse).values
+        return jnp.sin(values).sum()
+
+    shared, whole = (jax.grad(total)(jnp.asarray(X), reuse) for reuse in (True, False))
+    np.testing.assert_allclose(shared, whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "method", [ja.shapley_values, ja.shapley_value_sampling, ja.kernel_shap, ja.lime]
+)
+def test_reuse_must_be_a_bool(method):
+    with pytest.raises(TypeError, match="`reuse` must be a bool"):
+        method(NETWORKS["forward"], X, groups=GROUPS, key=KEY, reuse="no")
+
+
+def test_events_share_states():
+    """The events that cannot be apart are one window."""
+    options = {"key": KEY, "max_events": 4, "tolerance": 0.0}
+    for name in ("forward", "bidirectional"):
+        got = ja.time_shap(NETWORKS[name], X, **options)
+        groups = np.maximum(np.arange(T) - T + 5, 0)[:, None]
+        want = ja.shapley_values(NETWORKS[name], X, groups=groups, reuse=False)
+        np.testing.assert_allclose(got.info["groups"], want.info["groups"], rtol=0, atol=1e-5)
+        old = [NETWORKS[name](jnp.where(jnp.arange(T)[:, None] < t, X, 0)) for t in range(8, 13)]
+        new = [NETWORKS[name](jnp.where(jnp.arange(T)[:, None] >= t, X, 0)) for t in range(8, 13)]
+        pruning = [(old[i] - new[4] + old[4] - new[i]) / 2 for i in range(4)]
+        np.testing.assert_allclose(got.info["pruning"], pruning, rtol=0, atol=1e-5)
