@@ -30,7 +30,10 @@ from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as 
 from jaxattn.methods.contextual import (
     contextual_decomposition as contextual_decomposition,
 )
+from jaxattn.methods.contra_mask import contra_mask as contra_mask
 from jaxattn.methods.differences import deep_lift as deep_lift
+from jaxattn.methods.dynamask import dynamask as dynamask
+from jaxattn.methods.extremal_mask import extremal_mask as extremal_mask
 from jaxattn.methods.gradients import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,
@@ -75,10 +78,13 @@ __all__ = [
     "benchmark",
     "capture",
     "contextual_decomposition",
+    "contra_mask",
     "deconvnet",
     "deep_lift",
     "deep_taylor",
+    "dynamask",
     "explain",
+    "extremal_mask",
     "fit_patterns",
     "grad_cam",
     "gradient",

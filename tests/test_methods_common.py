@@ -16,6 +16,7 @@ import jaxattn as ja
 T, D, H, K, B = 5, 3, 4, 3, 5
 METHODS = {n: f for n, f in vars(ja).items() if callable(f) and hasattr(f, "traits")}
 PATTERNS = [np.random.default_rng(2).normal(size=shape) / 2 for shape in [(D, H), (H, H), (H, K)]]
+BACKGROUND = np.random.default_rng(3).normal(size=(4, T, D)).astype(np.float32)
 OPTIONS = {
     "gradient": {},
     "saliency": {},
@@ -41,6 +42,9 @@ OPTIONS = {
     "value_zeroing": {"at": "mixing"},
     "layer_conductance": {"at": "rows", "num_steps": 6, "baseline": 0.5},
     "learned_mask": {"num_steps": 4, "jitter": 1, "l1": 0.01, "coarseness": 2},
+    "dynamask": {"num_steps": 4, "area": (0.25, 0.5), "smoothness_weight": 0.1},
+    "extremal_mask": {"num_steps": 4, "num_units": 2, "error": "cross_entropy"},
+    "contra_mask": {"num_steps": 4, "num_units": 2, "background": BACKGROUND},
 }
 SHAPES = {
     "jacobian": (T, D),
@@ -55,6 +59,8 @@ SHAPES = {
 }
 #: Methods that vary attention weights.
 VARIES_WEIGHTS = {"gradient_x_attention", "value_zeroing"}
+#: Methods that train a mask, with penalties on all leaves.
+TRAINED = {"learned_mask", "dynamask", "extremal_mask", "contra_mask"}
 WEIGHT_METHODS = {n for n in METHODS if "attention" in n} | {"value_zeroing"}
 KEY = jax.random.key(7)
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -250,7 +256,7 @@ def test_dtype_is_that_of_the_input(name):
     assert got.values.dtype == got.output.dtype == jnp.bfloat16
     values = got.values.astype(np.float32)
     assert np.isfinite(values).all()
-    if name not in ("smooth_grad", "learned_mask"):  # their draws differ between dtypes
+    if name not in {"smooth_grad", *TRAINED}:  # draws, and clipped steps, differ between dtypes
         close(values, explained(name).values, 0.05)
 
 
@@ -296,16 +302,19 @@ def test_pytree_structure_is_kept_and_unused_leaves_are_zero(name, model, xs):
     assert jax.tree.structure(got) == jax.tree.structure(tree)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, tree)
     assert zero(got["step"])
-    if name != "learned_mask":  # its noise and penalties act on all leaves
+    if name not in TRAINED:
         assert zero(got["spare"])
-    if name not in ("smooth_grad", "learned_mask"):
+    if name not in {"smooth_grad", *TRAINED}:
         close(got["series"], explained(name).values)
 
 
 @feature_representatives
 @feature_methods
 def test_constant_function_has_zero_values(name, xs):
+    if name == "dynamask":
+        pytest.skip("its area is given; see test_dynamask")
     options = {
+        "extremal_mask": {"num_steps": 60},
         "learned_mask": {"num_steps": 12},  # enough to move from the initial 0.5 to 0
         "pattern_net": {"patterns": []},
         "pattern_attribution": {"patterns": []},
@@ -321,6 +330,8 @@ def test_unused_steps_are_exactly_zero(name, model, xs):
     fine = {
         "occlusion": {"window": 1, "stride": 1},
         "learned_mask": {"jitter": 0, "coarseness": 1, "num_steps": 12, "tv": 0.0},
+        "dynamask": {"area": 0.2, "num_steps": 100},
+        "extremal_mask": {"num_steps": 60},
     }
     got = explain(name, lambda x: model(x[:3]), xs, **fine.get(name, {}))
     assert zero(got.values[..., 3:, :])
