@@ -69,7 +69,7 @@ def test_blur_equals_the_product_with_a_normalised_kernel():
 
 def test_mask_sets_the_width_of_a_gaussian_blur():
     mask = RNG.uniform(0.1, 0.9, size=X.shape).astype(np.float32)
-    perturbed = perturbation("gaussian_blur", X, 0.0, None, 2.0)
+    perturbed = perturbation("gaussian_blur", jnp.asarray(X), 0.0, None, 2.0)
     want = [[kernel(6, 2 * (1 - mask[t, d]))[t] @ X[:, d] for d in range(3)] for t in range(6)]
     np.testing.assert_allclose(perturbed([jnp.asarray(mask)])[0], want, atol=2e-3)
     np.testing.assert_allclose(perturbed([jnp.ones((6, 3))])[0], X, rtol=1e-6)
@@ -87,7 +87,7 @@ def test_mask_sets_the_width_of_a_gaussian_blur():
 )
 def test_features_fade_to_the_reference(name, reference):
     mask = RNG.uniform(size=X.shape).astype(np.float32)
-    (got,) = perturbation(name, X, 0.5, None, 2.0)([jnp.asarray(mask)])
+    (got,) = perturbation(name, jnp.asarray(X), 0.5, None, 2.0)([jnp.asarray(mask)])
     np.testing.assert_allclose(got, mask * X + (1 - mask) * reference, atol=2e-3)
 
 

@@ -13,7 +13,7 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check
 from jaxattn.engine.batch import chunked_map, wide
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
-from jaxattn.methods.mask_penalties import mean_size
+from jaxattn.methods.mask_penalties import mean_of, mean_size
 from jaxattn.methods.mask_references import fade
 from jaxattn.methods.mask_training import check_optimizer, minimised
 from jaxattn.methods.output_errors import OutputError, output_error
@@ -114,7 +114,7 @@ class _Contrast(NamedTuple):
 
 
 def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
-    size = max((jnp.shape(each) or (0,))[0] for each in jax.tree.leaves(options["background"]))
+    size = len(jax.tree.leaves(check_background(options.get("background"), x))[0])
     return size + check_count("num_steps", options.get("num_steps", 500)) + 2
 
 
@@ -240,7 +240,7 @@ def contra_mask(
             for centre, k in zip(centres, keys, strict=True)
         ]
         distance = error_of(mixed(noisy, replacements))
-        open_ = mean_size([jax.scipy.stats.norm.cdf(centre / _NOISE) for centre in centres])
+        open_ = mean_of([jax.scipy.stats.norm.cdf(centre / _NOISE) for centre in centres])
         penalty = mask_weight * open_ + replacement_weight * mean_size(replacements)
         penalty += contrast_weight * contrast.loss(replacements, margin)
         return distance + penalty.astype(distance.dtype)

@@ -13,7 +13,7 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check
 from jaxattn.engine.batch import wide
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
-from jaxattn.methods.mask_penalties import mean_size
+from jaxattn.methods.mask_penalties import mean_of, mean_size
 from jaxattn.methods.mask_references import fade
 from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer, clip, minimised
 from jaxattn.methods.output_errors import OutputError, output_error
@@ -46,8 +46,8 @@ def extremal_mask(
     key: RandomKey | None = None,
     batch_size: int | None = None,
     check_finite: bool = True,
-    mask_weight: ArrayLike = 1.0,
-    replacement_weight: ArrayLike = 1.0,
+    mask_weight: ArrayLike = 0.01,
+    replacement_weight: ArrayLike = 10.0,
     mode: MaskMode = "preservation",
     baseline: PyTree[ArrayLike] = 0.0,
     error: OutputError = "squared",
@@ -68,7 +68,10 @@ def extremal_mask(
     and |r - x| replaces |r|.
 
     Each example has a network of its own, so its values do not depend on the other examples of a
-    call.
+    call. Such a network can copy the features that matter; for the mask to keep them instead,
+    `mask_weight` must be much smaller than `replacement_weight`, and smaller than the error. On the
+    benchmark of rare features, networks of their own reach about the same areas under precision
+    and recall as one network for all series.
 
     Cost: `num_steps + 2` evaluations of `fn` and `num_steps` vector-Jacobian products per example,
     one after the other, and one evaluation more for `"deletion"`. Draws the initial weights of the
@@ -112,7 +115,7 @@ def extremal_mask(
         >>> x = jnp.array([[1.0, 2.0], [-1.0, 1.0], [2.0, -2.0], [-2.0, -1.0]])
         >>> def fn(x):
         ...     return x[1:3, 0]
-        >>> mask = ja.extremal_mask(fn, x, key=jax.random.key(0), mask_weight=0.1)
+        >>> mask = ja.extremal_mask(fn, x, key=jax.random.key(0))
         >>> print(mask.values.round(1).T)
         [[0. 1. 1. 0.]
          [0. 0. 0. 0.]]
@@ -144,7 +147,7 @@ def extremal_mask(
         moved = replacements
         if not preserves:
             moved = [r - leaf for r, leaf in zip(replacements, floating, strict=True)]
-        penalty = mask_weight * mean_size(trained.masks)
+        penalty = mask_weight * mean_of(trained.masks)
         penalty += replacement_weight * mean_size(moved)
         distance = error_with(trained.masks, replacements)
         return distance + penalty.astype(distance.dtype)

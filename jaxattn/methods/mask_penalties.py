@@ -26,17 +26,20 @@ def total_variation(mask: Float[Array, "..."], beta: ArrayLike) -> Float[Array, 
     return total
 
 
+def mean_of(leaves: list[Array]) -> Float[Array, ""]:
+    """Compute the mean of all leaves together."""
+    return jnp.concatenate([leaf.ravel().astype(wide(leaf.dtype)) for leaf in leaves]).mean()
+
+
 def mean_size(leaves: list[Array]) -> Float[Array, ""]:
-    """Compute the mean of the absolute values of all leaves together."""
-    return jnp.concatenate(
-        [jnp.abs(leaf).ravel().astype(wide(leaf.dtype)) for leaf in leaves]
-    ).mean()
+    """Compute the mean of the absolute values of all leaves together; its slope at 0 is 0."""
+    return mean_of([jnp.sign(leaf) * leaf for leaf in leaves])
 
 
 def smoothness(masks: list[Array]) -> Float[Array, ""]:
     """Compute the mean of |difference of neighbours| along the first axis of all masks."""
-    steps = [jnp.abs(jnp.diff(m, axis=0)).ravel() for m in masks if m.ndim and len(m) > 1]
-    return jnp.concatenate(steps).mean() if steps else jnp.zeros((), masks[0].dtype)
+    steps = [jnp.diff(mask, axis=0) for mask in masks if mask.ndim and len(mask) > 1]
+    return mean_size(steps) if steps else jnp.zeros((), masks[0].dtype)
 
 
 def check_area(area: ArrayLike | Sequence[ArrayLike]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,7 @@ def _widths(sigma: PerAxis, leaf: Array) -> tuple[float, ...]:
     return tuple(map(float, widths))
 
 
-def _per_axis(name: str, value: PerAxis, leaf: Array, rest: float) -> tuple[float, ...]:
+def _per_axis(name: str, value: PerAxis, leaf: Array, rest: float) -> tuple[Any, ...]:
     """Return the number for each axis of a leaf; axes that are not named have `rest`."""
     named = tuple(value) if isinstance(value, tuple | list) else (value,)
     if not leaf.ndim:

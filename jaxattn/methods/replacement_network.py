@@ -77,7 +77,7 @@ class ReplacementNetwork(NamedTuple):
     def __call__(self, leaf: Array) -> Array:
         """Return replacements of all features, in the shape and dtype of the input."""
         rows = rows_of(leaf).astype(self.readout.dtype)
-        replaced = self.gated(rows) @ self.readout + self.bias
+        replaced = self.gated(rows) @ self.readout + self.bias[None]
         return replaced.astype(leaf.dtype).reshape(leaf.shape)
 
 
