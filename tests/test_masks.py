@@ -180,6 +180,7 @@ def test_deleted_features_take_their_surroundings(perturbation):
     [
         ({"area": 1.0}, r"`area` must lie between 0 and 1, both excluded, got 1.0\."),
         ({"area": -0.1}, r"`area` must lie between 0 and 1, both excluded, got -0.1\."),
+        ({"area": (0.1, 0.2)}, r"`area` must be one number, got \(0.1, 0.2\)\."),
         ({"mode": "keep"}, r"`mode` must be \"preservation\" or \"deletion\", got 'keep'\."),
         ({"perturbation": "blur"}, r"`perturbation` must be one of .* got 'blur'\."),
     ],

@@ -23,7 +23,7 @@ from jaxattn.methods.replacement_network import ReplacementNetwork, rows_of
 _NOISE = 0.5
 
 
-def check_background(background: PyTree, x: Inputs) -> PyTree:
+def check_background(background: PyTree, x: PyTree) -> PyTree:
     """Return a background set as arrays of the dtypes of `x`.
 
     Raises:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
@@ -29,11 +28,19 @@ def _areas(area: ArrayLike | Sequence[ArrayLike]) -> Array:
     return areas if jnp.issubdtype(areas.dtype, jnp.floating) else areas.astype(float)
 
 
+def _number(options: dict[str, Any]) -> int:
+    return sum(jnp.size(area) for area in jax.tree.leaves(options.get("area", _AREAS)))
+
+
+def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
+    steps = check_count("num_steps", options.get("num_steps", 500))
+    return _number(options) * (steps + 1) + 2
+
+
 @method(
-    evaluations=lambda x, output, o: (
-        np.size(o.get("area", _AREAS)) * (check_count("num_steps", o.get("num_steps", 500)) + 1) + 2
-    ),
-    in_flight=lambda x, output, o: np.size(o.get("area", _AREAS)),
+    evaluations=_evaluations,
+    in_flight=lambda x, output, options: _number(options),
+    sizes=("window", "sigma"),
 )
 def dynamask(
     fn: Callable[..., Any],

@@ -24,6 +24,7 @@ from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer,
     draws=True,
     evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 300)) + 2,
     in_flight=lambda x, output, options: 1,
+    sizes=("window", "sigma"),
 )
 def learned_mask(
     fn: Callable[..., Any],
@@ -128,6 +129,8 @@ def learned_mask(
     check_mode(mode)
     if area is not None:
         check_area(area)
+        if jnp.ndim(area):
+            raise ValueError(f"`area` must be one number, got {area!r}.")
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
     check_optimizer(optimizer)
     floating, merge = floating_leaves(x, "a mask")

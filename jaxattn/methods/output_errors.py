@@ -46,7 +46,8 @@ def output_error(
 
     def compared(output: PyTree) -> Array:
         if target is not None:
-            return select(output, target)[None]
+            scalar = select(output, target)
+            return scalar[None].astype(wide(scalar.dtype))
         leaves = jax.tree.leaves(output)
         if not leaves or not all(map(is_floating, leaves)):
             raise TypeError(
