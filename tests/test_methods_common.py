@@ -298,6 +298,8 @@ def test_pytree_structure_is_kept_and_unused_leaves_are_zero(name, model, xs):
         options["window"] = {"series": (3, 2), "spare": 2, "step": 1}
         options["stride"] = {"series": (2, 1), "spare": 1, "step": 1}
         options["baseline"] = {"series": 0.5, "spare": 0.5, "step": 0}
+    if name == "contra_mask":
+        options["background"] = jax.tree.map(lambda leaf: leaf[:4], tree)
     got = explain(name, model, tree, **options).values
     assert jax.tree.structure(got) == jax.tree.structure(tree)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, tree)
@@ -315,6 +317,7 @@ def test_constant_function_has_zero_values(name, xs):
         pytest.skip("its area is given; see test_dynamask")
     options = {
         "extremal_mask": {"num_steps": 60},
+        "contra_mask": {"num_steps": 150},
         "learned_mask": {"num_steps": 12},  # enough to move from the initial 0.5 to 0
         "pattern_net": {"patterns": []},
         "pattern_attribution": {"patterns": []},
@@ -332,6 +335,7 @@ def test_unused_steps_are_exactly_zero(name, model, xs):
         "learned_mask": {"jitter": 0, "coarseness": 1, "num_steps": 12, "tv": 0.0},
         "dynamask": {"area": 0.2, "num_steps": 100},
         "extremal_mask": {"num_steps": 60},
+        "contra_mask": {"num_steps": 150},
     }
     got = explain(name, lambda x: model(x[:3]), xs, **fine.get(name, {}))
     assert zero(got.values[..., 3:, :])

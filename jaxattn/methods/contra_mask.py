@@ -15,7 +15,7 @@ from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.methods.mask_penalties import mean_of, mean_size
 from jaxattn.methods.mask_references import fade
-from jaxattn.methods.mask_training import check_optimizer, minimised
+from jaxattn.methods.mask_training import adam, check_optimizer, minimised
 from jaxattn.methods.output_errors import OutputError, output_error
 from jaxattn.methods.replacement_network import ReplacementNetwork, rows_of
 
@@ -70,7 +70,7 @@ class _Gates(NamedTuple):
     def centres(self, leaf: Array) -> Array:
         """Return the gates without noise, not yet clipped to [0, 1]."""
         series = rows_of(leaf).T.astype(self.inner.dtype)
-        trend = (jax.nn.relu(series @ self.inner) @ self.outer).T.reshape(leaf.shape)
+        trend = jnp.tanh(jax.nn.relu(series @ self.inner) @ self.outer).T.reshape(leaf.shape)
         return self.location * jax.nn.sigmoid(trend * self.location)
 
 
@@ -149,7 +149,8 @@ def contra_mask(
 
     where the error is the distance of the output for m x + (1 - m) r from the output for `x`. The
     gates are m = clip(c + e, 0, 1) with Gaussian noise e of standard deviation 0.5 and
-    c = u sigmoid(t u), for numbers u and a trend t in time, which a network makes of each feature.
+    c = u sigmoid(t u), for numbers u and a trend t in (-1, 1), which a network makes of the course
+    of each feature in time; the bound lets gates without effect reach 0.
     A second network, a bidirectional GRU over the first axis and a linear layer, makes the
     replacements r of `x`. d(far) is the mean of |r - b| over the examples b of the background whose
     outputs are the farthest from that of `x`, and d(near) over those with the nearest.
@@ -216,7 +217,7 @@ def contra_mask(
     check_count("num_references", num_references)
     if key is None:
         raise ValueError("`key` is missing: the networks are drawn, give key=jax.random.key(0).")
-    optimizer = optax.adam(0.01, b2=0.9) if optimizer is None else optimizer
+    optimizer = adam() if optimizer is None else optimizer
     check_optimizer(optimizer)
     background = check_background(background, x)
     floating, merge = floating_leaves(x, "a mask")

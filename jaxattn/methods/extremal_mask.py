@@ -15,7 +15,14 @@ from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
 from jaxattn.methods.mask_penalties import mean_of, mean_size
 from jaxattn.methods.mask_references import fade
-from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer, clip, minimised
+from jaxattn.methods.mask_training import (
+    MaskMode,
+    adam,
+    check_mode,
+    check_optimizer,
+    clip,
+    minimised,
+)
 from jaxattn.methods.output_errors import OutputError, output_error
 from jaxattn.methods.replacement_network import ReplacementNetwork
 
@@ -47,7 +54,7 @@ def extremal_mask(
     batch_size: int | None = None,
     check_finite: bool = True,
     mask_weight: ArrayLike = 0.01,
-    replacement_weight: ArrayLike = 10.0,
+    replacement_weight: ArrayLike | None = None,
     mode: MaskMode = "preservation",
     baseline: PyTree[ArrayLike] = 0.0,
     error: OutputError = "squared",
@@ -68,7 +75,7 @@ def extremal_mask(
     and |r - x| replaces |r|.
 
     Each example has a network of its own, so its values do not depend on the other examples of a
-    call. Such a network can copy the features that matter; for the mask to keep them instead,
+    call. Such a network can copy the features that matter. For the mask to preserve them instead,
     `mask_weight` must be much smaller than `replacement_weight`, and smaller than the error. On the
     benchmark of rare features, networks of their own reach about the same areas under precision
     and recall as one network for all series.
@@ -80,7 +87,8 @@ def extremal_mask(
     Args:
         mask_weight: the weight of the mask, lambda_1, in units of the error.
         replacement_weight: the weight of the replacements, lambda_2, in units of the error per unit
-            of `x`.
+            of `x`. By default 10 for `"preservation"`, and 0.1 for `"deletion"`, where replacements
+            must differ from `x`.
         mode: `"preservation"` or `"deletion"`.
         baseline: the input whose output is the goal of a deletion: a number or an array that
             broadcasts to `x`, or a pytree like `x` of these.
@@ -125,11 +133,13 @@ def extremal_mask(
     check_mode(mode)
     if key is None:
         raise ValueError("`key` is missing: the network is drawn, give key=jax.random.key(0).")
-    optimizer = optax.adam(0.01, b2=0.9) if optimizer is None else optimizer
+    optimizer = adam() if optimizer is None else optimizer
     check_optimizer(optimizer)
     floating, merge = floating_leaves(x, "a mask")
     output = fn(x, *args)
     preserves = mode == "preservation"
+    if replacement_weight is None:
+        replacement_weight = 10.0 if preserves else 0.1
     goal = output
     if not preserves:
         goal = fn(broadcast_baseline(baseline, x, keep_integers=True), *args)

@@ -34,6 +34,15 @@ def check_optimizer(optimizer: object) -> None:
         )
 
 
+def adam() -> optax.GradientTransformation:
+    """Return an optimiser for a mask together with a network.
+
+    It soon forgets the large slopes of the first steps, besides which penalties would not count.
+    Weights without a slope at first can be differentiated through.
+    """
+    return optax.adam(0.01, b2=0.9, eps_root=1e-16)
+
+
 def minimised(
     objective: Callable[[PyTree, PyTree], Scalar],
     start: PyTree,
