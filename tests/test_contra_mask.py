@@ -66,7 +66,7 @@ def test_replacements_are_drawn_to_the_far_examples():
             X,
             background=np.stack([0 * X - 3, 0 * X + 3]),
             key=KEY,
-            replacement_weight=0.0,
+            replacement_weight=0.1,
             contrast_weight=contrast_weight,
             margin=10.0,
             num_steps=200,

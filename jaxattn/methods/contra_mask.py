@@ -33,7 +33,8 @@ def check_background(background: PyTree, x: PyTree) -> PyTree:
         raise ValueError(
             "`background` is missing: pass a set of examples like x, with a leading axis."
         )
-    leaves, treedef = jax.tree.flatten(x)
+    leaves = jax.tree.leaves(x)
+    treedef: Any = jax.tree.structure(x)
     sets, structure = jax.tree.flatten(background)
     if structure != treedef:
         raise ValueError(f"`background` must be a pytree like x, {treedef}, got {structure}.")

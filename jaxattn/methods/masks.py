@@ -143,7 +143,7 @@ def learned_mask(
 
     def penalty(masks: list[Array]) -> Scalar:
         selected = [1 - mask for mask in masks] if deletes else masks
-        total = sum(tv * total_variation(mask, tv_beta) for mask in masks)
+        total: Any = sum(tv * total_variation(mask, tv_beta) for mask in masks)
         if area is not None:
             distance = area_weight * area_penalty(selected, area)
             return total.astype(distance.dtype) + distance
