@@ -49,7 +49,10 @@ from jaxattn.methods.backprop import deconvnet as deconvnet, guided_backprop as 
 from jaxattn.methods.contextual import (
     contextual_decomposition as contextual_decomposition,
 )
+from jaxattn.methods.contra_mask import contra_mask as contra_mask
 from jaxattn.methods.differences import deep_lift as deep_lift
+from jaxattn.methods.dynamask import dynamask as dynamask
+from jaxattn.methods.extremal_mask import extremal_mask as extremal_mask
 from jaxattn.methods.fit import fit as fit
 from jaxattn.methods.gradients import (
     gradient as gradient,
@@ -94,8 +97,8 @@ from jaxattn.methods.surrogates import (
     lime as lime,
 )
 from jaxattn.methods.temporal import temporal_output_score as temporal_output_score
-from jaxattn.methods.windowed_fit import windowed_fit as windowed_fit
 from jaxattn.methods.time_shap import time_shap as time_shap
+from jaxattn.methods.windowed_fit import windowed_fit as windowed_fit
 
 if TYPE_CHECKING:
     from jaxattn import plot as plot
@@ -115,16 +118,19 @@ __all__ = [
     "benchmark",
     "capture",
     "contextual_decomposition",
+    "contra_mask",
     "deconvnet",
     "deep_lift",
     "deep_shap",
     "deep_taylor",
+    "dynamask",
     "each",
     "expected_gradients",
     "explain",
-    "fit",
+    "extremal_mask",
     "feature_ablation",
     "feature_permutation",
+    "fit",
     "fit_patterns",
     "grad_cam",
     "grad_cam_plus_plus",

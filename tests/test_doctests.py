@@ -36,7 +36,8 @@ WITHOUT_EXAMPLE = set(
 def public_objects():
     """Yield the name and the object of every public function and class."""
     packages = {"jaxattn": ja} | {
-        f"jaxattn.{name}": getattr(ja, name) for name in ("groups", "metrics", "models", "nn", "plot")
+        f"jaxattn.{name}": getattr(ja, name)
+        for name in ("groups", "metrics", "models", "nn", "plot")
     }
     for prefix, package in packages.items():
         for name in package.__all__:

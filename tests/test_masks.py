@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxattn as ja
-from jaxattn.methods.masks import total_variation
+from jaxattn.methods.mask_penalties import total_variation
 
 T, D = 5, 3
 PLANTED = (2, 1)
@@ -129,3 +129,62 @@ def test_integer_leaves_are_never_deleted():
     got = ja.learned_mask(fn, x, baseline=0.5, num_steps=40)
     np.testing.assert_array_equal(got.values["n"], [0, 0])
     np.testing.assert_allclose(got.info["score"], 9.0, rtol=1e-6)
+
+
+LARGEST = 5
+COEFFICIENTS = np.linspace(0.2, 0.9, T * D).reshape(T, D)
+
+
+def linear(x):
+    return (jnp.asarray(COEFFICIENTS, x.dtype) * x).sum()
+
+
+@pytest.mark.parametrize("mode", ["deletion", "preservation"])
+def test_area_of_a_linear_function_has_a_known_optimum(mode):
+    """The five largest coefficients reach 1; the others are c N / (2 weight)."""
+    got = ja.learned_mask(
+        linear,
+        np.ones((T, D), np.float32),
+        mode=mode,
+        area=LARGEST / (T * D),
+        area_weight=20.0,
+        tv=0.0,
+        num_steps=300,
+        optimizer=optax.adam(0.03, b2=0.9),
+    )
+    want = COEFFICIENTS * T * D / (2 * 20)
+    want.ravel()[-LARGEST:] = 1  # they increase
+    np.testing.assert_allclose(got.values, want, atol=0.01)
+    kept = want if mode == "preservation" else 1 - want
+    np.testing.assert_allclose(got.info["score"], (COEFFICIENTS * kept).sum(), atol=0.05)
+
+
+def test_preservation_keeps_the_relevant_feature_only():
+    got = ja.learned_mask(planted, X, mode="preservation", tv=0.0, num_steps=60)
+    want = np.zeros((T, D))
+    want[PLANTED] = 1
+    np.testing.assert_array_equal(got.values, want)
+    np.testing.assert_allclose(got.info["score"], planted(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("perturbation", ["fade_moving_average", "fade_blur", "gaussian_blur"])
+def test_deleted_features_take_their_surroundings(perturbation):
+    x = np.zeros((T, D), np.float32)
+    x[PLANTED] = 1
+    got = ja.learned_mask(planted, x, perturbation=perturbation, tv=0.0, num_steps=60, sigma=50.0)
+    np.testing.assert_allclose(got.info["score"], 4 / T, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"area": 1.0}, r"`area` must lie between 0 and 1, both excluded, got 1.0\."),
+        ({"area": -0.1}, r"`area` must lie between 0 and 1, both excluded, got -0.1\."),
+        ({"area": (0.1, 0.2)}, r"`area` must be one number, got \(0.1, 0.2\)\."),
+        ({"mode": "keep"}, r"`mode` must be \"preservation\" or \"deletion\", got 'keep'\."),
+        ({"perturbation": "blur"}, r"`perturbation` must be one of .* got 'blur'\."),
+    ],
+)
+def test_errors_of_modes_and_areas(options, message):
+    with pytest.raises(ValueError, match=message):
+        ja.learned_mask(planted, X, **options)

@@ -2,39 +2,29 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
 from jaxattn.engine.method import method
-from jaxattn.engine.perturb import broadcast_baseline, floating_leaves
+from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import Score, scored
-
-#: Shifts of the input along each axis.
-Shifts: TypeAlias = Int[Array, " rank"]
-
-
-def total_variation(mask: Float[Array, "..."], beta: ArrayLike) -> Float[Array, ""]:
-    """Compute the sum over all axes of |difference of neighbours|^beta."""
-    total = jnp.zeros((), mask.dtype)
-    for axis in range(mask.ndim):
-        # The square keeps the gradient finite at 0 for beta below 2.
-        squares = jnp.square(jnp.diff(mask, axis=axis))
-        differs = squares > 0
-        total += jnp.where(differs, jnp.where(differs, squares, 1) ** (beta / 2), 0).sum()
-    return total
+from jaxattn.methods.mask_penalties import area_penalty, check_area, total_variation
+from jaxattn.methods.mask_references import PerAxis, Perturbation, perturbation as perturbation_of
+from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer, minimised
 
 
 @method(
     draws=True,
     evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 300)) + 2,
     in_flight=lambda x, output, options: 1,
+    sizes=("window", "sigma"),
 )
 def learned_mask(
     fn: Callable[..., Any],
@@ -56,12 +46,22 @@ def learned_mask(
     coarseness: int | Sequence[int] = 1,
     jitter: int | np.integer = 0,
     score: Score = "logit",
+    mode: MaskMode = "deletion",
+    perturbation: Perturbation = "fade_baseline",
+    window: PerAxis = None,
+    sigma: PerAxis = 2.0,
+    area: ArrayLike | None = None,
+    area_weight: ArrayLike = 100.0,
 ) -> Attribution:
     """Learn the smallest smooth mask whose deletion destroys the target (meaningful perturbation).
 
     Minimises f(m x + (1 - m) x0) + l1 sum |1 - m| + tv TV(m) over a mask m in [0, 1], where x0 is
     the baseline and TV(m) the sum of |difference of neighbours|^tv_beta. The mask keeps a feature
-    where it is 1 and deletes it where it is 0. Integer leaves are never deleted.
+    where it is 1 and deletes it where it is 0. Integer leaves are never deleted. In the mode
+    `"preservation"` it is the smallest mask that preserves the target:
+    -f(m x + (1 - m) x0) + l1 sum |m| + tv TV(m) is minimised. With an `area`,
+    `area_weight * mean (sorted(v) - r)^2` replaces the term of `l1`, where v are the values that
+    are returned and r holds zeros, then a share `area` of ones.
 
     Cost: `num_steps + 2` evaluations of `fn` and `num_steps` vector-Jacobian products per example,
     one after the other. Draws shifts of the input if `jitter` is positive: `key` is required then.
@@ -83,15 +83,27 @@ def learned_mask(
         score: what of the output f is: `"logit"` for the output itself; `"probability"` and
             `"log_probability"` for its softmax over the last axis, which need much smaller `l1` and
             `tv` where the network is certain.
+        mode: `"deletion"` or `"preservation"`.
+        perturbation: `"fade_baseline"` for the baseline as x0, `"fade_moving_average"` or
+            `"fade_blur"` for a moving average or a Gaussian blur of `x`; `"gaussian_blur"` blurs
+            each feature along the first axis by the width sigma (1 - m) instead.
+        window: the length of the moving average along the first axis, or along each axis, such as
+            `(9, 9)` for an image; `None` for the mean of the whole first axis.
+        sigma: the width of a blur in features, along the first axis or each; it must be a number,
+            not a traced array.
+        area: the share of features that are deleted, or preserved, instead of a cost for each.
+        area_weight: the weight of the area, in units of the score.
 
     Returns:
-        values 1 - m of the shape of `x`, in [0, 1]. `info["losses"]`, of shape (num_steps,), is the
-        objective before each step, `info["score"]` the score of the masked input.
+        values of the shape of `x`, in [0, 1]: the deleted part 1 - m, for `"preservation"` the
+        preserved part m; 0 for integers. `info["losses"]`, of shape (num_steps,), is the objective
+        before each step, `info["score"]` the score of the masked input.
 
     Raises:
         TypeError: if no leaf of `x` is floating, or `optimizer` is not one of optax's.
         ValueError: if the target does not fit the output, the baseline does not broadcast to `x`,
-            an option is out of range, or `key` is missing for a positive `jitter`.
+            the area is not between 0 and 1, an option is unknown or out of range, or `key` is
+            missing for a positive `jitter`.
 
     Reference:
         Fong and Vedaldi 2017, Interpretable explanations of black boxes by meaningful perturbation,
@@ -114,67 +126,58 @@ def learned_mask(
     check_count("jitter", jitter, 0)
     if jitter and key is None:
         raise ValueError(f"`key` is missing: jitter={jitter} draws, give key=jax.random.key(0).")
-    floating, merge = floating_leaves(x, "a mask")
-    replacements, _ = floating_leaves(broadcast_baseline(baseline, x, keep_integers=True), "a mask")
+    check_mode(mode)
+    if area is not None:
+        check_area(area)
+        if jnp.ndim(area):
+            raise ValueError(f"`area` must be one number, got {area!r}.")
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            "`optimizer` must be an optax.GradientTransformation, such as optax.adam(0.1), got "
-            f"{optimizer!r}."
-        )
-    mixture = _Mixture(floating, replacements)
+    check_optimizer(optimizer)
+    floating, merge = floating_leaves(x, "a mask")
+    perturbed = perturbation_of(perturbation, x, baseline, window, sigma)
     score_of = scored(fn, target, args, score=score)
+    deletes = mode == "deletion"
 
-    def objective(masks: list[Array], shifts: Shifts | None) -> Scalar:
-        value, _ = score_of(merge(mixture(masks, shifts)))
-        for mask, leaf in zip(masks, floating, strict=True):
-            fine = _fine(mask, leaf)
-            penalty = l1 * jnp.abs(1 - fine).sum() + tv * total_variation(fine, tv_beta)
-            value += penalty.astype(value.dtype)
-        return value
+    def fine(masks: list[Array]) -> list[Array]:
+        return [_fine(mask, leaf) for mask, leaf in zip(masks, floating, strict=True)]
 
-    def step(
-        state: tuple[list[Array], PyTree], step_key: RandomKey | None
-    ) -> tuple[tuple[list[Array], PyTree], Scalar]:
-        masks, moments = state
-        shifts = None
+    def penalty(masks: list[Array]) -> Scalar:
+        selected = [1 - mask for mask in masks] if deletes else masks
+        total: Any = sum(tv * total_variation(mask, tv_beta) for mask in masks)
+        if area is not None:
+            distance = area_weight * area_penalty(selected, area)
+            return total.astype(distance.dtype) + distance
+        return total + sum(l1 * jnp.abs(values).sum() for values in selected)
+
+    def objective(masks: list[Array], step_key: RandomKey | None) -> Scalar:
+        masks = fine(masks)
+        leaves = perturbed(masks)
         if jitter:
             assert step_key is not None  # checked with the options
-            rank = max(leaf.ndim for leaf in floating)
-            shifts = jax.random.randint(step_key, (rank,), -jitter, jitter + 1)
-        loss, slope = jax.value_and_grad(objective)(masks, shifts)
-        with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its step count
-            updates, moments = optimizer.update(slope, moments, masks)
-        masks = jax.tree.map(lambda m, u: jnp.clip(m + u, 0, 1), masks, updates)
-        return (masks, moments), loss
+            leaves = _shifted(leaves, step_key, jitter)
+        value, _ = score_of(merge(leaves))
+        return (value if deletes else -value) + penalty(masks).astype(value.dtype)
 
-    masks = [jnp.full(_coarse(leaf.shape, coarseness), initial, leaf.dtype) for leaf in floating]
+    start = [jnp.full(_coarse(leaf.shape, coarseness), initial, leaf.dtype) for leaf in floating]
     keys = None if key is None else jax.random.split(key, num_steps)
-    (masks, _), losses = jax.lax.scan(step, (masks, optimizer.init(masks)), keys, length=num_steps)
-    deleted = [1 - _fine(mask, leaf) for mask, leaf in zip(masks, floating, strict=True)]
-    values = merge(deleted, lambda leaf: jnp.zeros(leaf.shape, losses.dtype))
-    final, _ = score_of(merge(mixture(masks)))
+    coarse, losses = minimised(objective, start, optimizer, num_steps, each_step=keys)
+    masks = fine(coarse)
+    selected = [1 - mask for mask in masks] if deletes else masks
+    values = merge(selected, lambda leaf: jnp.zeros(leaf.shape, losses.dtype))
+    final, _ = score_of(merge(perturbed(masks)))
     return Attribution(values, fn(x, *args), {"losses": losses, "score": final})
 
 
-class _Mixture(NamedTuple):
-    """The floating leaves of an input, and what deleted features become."""
+def _shifted(leaves: list[Array], key: RandomKey, jitter: int | np.integer) -> list[Array]:
+    """Return the leaves shifted by random numbers of features along each axis longer than one."""
+    rank = max(leaf.ndim for leaf in leaves)
+    shifts = jax.random.randint(key, (rank,), -jitter, jitter + 1)
 
-    leaves: list[Array]
-    replacements: list[Array]
+    def shifted(leaf: Array) -> Array:
+        axes = [a for a in range(leaf.ndim) if leaf.shape[a] > 1]
+        return jnp.roll(leaf, [shifts[a] for a in axes], axes)  # type: ignore[misc]
 
-    def __call__(self, masks: list[Array], shifts: Shifts | None = None) -> list[Array]:
-        """Return the masked leaves, shifted if `shifts` are given."""
-
-        def masked(mask: Array, leaf: Array, replacement: Array) -> Array:
-            m = _fine(mask, leaf)
-            mixed = m * leaf + (1 - m) * replacement
-            axes = [a for a in range(leaf.ndim) if leaf.shape[a] > 1]
-            if shifts is None:
-                return mixed
-            return jnp.roll(mixed, [shifts[a] for a in axes], axes)  # type: ignore[misc]
-
-        return list(map(masked, masks, self.leaves, self.replacements))
+    return list(map(shifted, leaves))
 
 
 def _fine(mask: Array, leaf: Array) -> Array:

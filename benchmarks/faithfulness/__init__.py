@@ -1,0 +1,1 @@
+"""Attributions compared with a known truth."""
