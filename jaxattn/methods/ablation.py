@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
+from jaxattn.engine.background import check_background
 from jaxattn.engine.batch import chunked_map, wide
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.feature_groups import (
@@ -136,40 +137,6 @@ def _reused(game: Game, batch_size: int | None) -> tuple[Array, int] | None:
     changed, none = found.scores(leaf, without, shared, numbers, batch_size)
     dtype = wide(none.dtype)
     return none.astype(dtype) - changed.astype(dtype), found.saved
-
-
-def check_background(background: PyTree, x: PyTree) -> PyTree:
-    """Return a set of examples as arrays, checked against one example.
-
-    Args:
-        background: a pytree like `x`, each leaf with a leading axis of one length.
-        x: one example, abstract or not.
-
-    Raises:
-        TypeError: for a background that is `None` or not arrays of the dtypes of `x`.
-        ValueError: for another structure or shape than that of a set of examples like `x`.
-    """
-    if background is None:
-        raise TypeError("`background` is missing: pass a set of examples with a leading axis.")
-    if jax.tree.structure(background) != jax.tree.structure(x):
-        raise ValueError(
-            f"`background` must have the structure of x, {jax.tree.structure(x)}, got "
-            f"{jax.tree.structure(background)}."
-        )
-    leaves, lengths = jax.tree.leaves(x), set()
-    for many, leaf in zip(jax.tree.leaves(background), leaves, strict=True):
-        shape = jnp.shape(many)
-        if len(shape) != leaf.ndim + 1 or shape[1:] != leaf.shape or shape[0] == 0:
-            raise ValueError(
-                "`background` must be a set of examples with a leading axis, of shape "
-                f"(N, {', '.join(map(str, leaf.shape))}), got shape {shape}."
-            )
-        lengths.add(shape[0])
-    if len(lengths) > 1:
-        raise ValueError(
-            f"`background` must have one number of examples in all leaves, got {sorted(lengths)}."
-        )
-    return jax.tree.map(lambda many, leaf: jnp.asarray(many, leaf.dtype), background, x)
 
 
 def _replacements(options: dict[str, Any]) -> int:

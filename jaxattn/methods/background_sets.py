@@ -18,8 +18,8 @@ from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import scored
 from jaxattn.methods.differences import Multiplier, deep_lift
 from jaxattn.methods.gradients import value_and_gradient, with_noise
-from jaxattn.methods.integrated import straight_line
 from jaxattn.methods.occlusion import Extent, occlusion
+from jaxattn.methods.quadrature import straight_line
 
 
 def _num_samples(options: dict[str, Any], default: int) -> int:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
+from jaxattn.engine.background import check_background
 from jaxattn.engine.batch import chunked_map, wide
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
@@ -21,30 +22,6 @@ from jaxattn.methods.replacement_network import ReplacementNetwork, rows_of
 
 #: The standard deviation of the noise of a gate.
 _NOISE = 0.5
-
-
-def check_background(background: PyTree, x: PyTree) -> PyTree:
-    """Return a background set as arrays of the dtypes of `x`.
-
-    Raises:
-        ValueError: for a missing background, or one that is not like `x` with a leading axis.
-    """
-    if background is None:
-        raise ValueError(
-            "`background` is missing: pass a set of examples like x, with a leading axis."
-        )
-    leaves = jax.tree.leaves(x)
-    treedef: Any = jax.tree.structure(x)
-    sets, structure = jax.tree.flatten(background)
-    if structure != treedef:
-        raise ValueError(f"`background` must be a pytree like x, {treedef}, got {structure}.")
-    shapes = [jnp.shape(each) for each in sets]
-    if any(s[1:] != leaf.shape or not s for s, leaf in zip(shapes, leaves, strict=True)):
-        raise ValueError(
-            f"`background` must have the shape of x, {[leaf.shape for leaf in leaves]}, after a "
-            f"leading axis of examples, got {shapes}."
-        )
-    return jax.tree.map(lambda each, leaf: jnp.asarray(each).astype(leaf.dtype), background, x)
 
 
 class _Gates(NamedTuple):

@@ -17,7 +17,7 @@ from jaxattn.engine.convergence import convergence
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, floating_leaves, is_floating
 from jaxattn.engine.target import scored
-from jaxattn.methods.integrated import Quadrature, QuadratureRule
+from jaxattn.methods.quadrature import Quadrature, QuadratureRule
 
 
 @functools.cache

@@ -10,13 +10,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
+from jaxattn.engine.background import check_background
 from jaxattn.engine.coalition_reuse import WindowGame, game_of_rows
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.feature_groups import FeatureGroups
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline
 from jaxattn.engine.target import scored
-from jaxattn.methods.ablation import check_background
 from jaxattn.methods.coalition_draws import coalitions_of_existing, kernel_size
 from jaxattn.methods.surrogates import kernel_values, with_ends
 
