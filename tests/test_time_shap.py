@@ -123,7 +123,10 @@ def test_estimates_sum_to_the_difference():
             {"baseline": 0.0, "background": np.zeros((2, T, D), np.float32)},
             "`baseline` must be left out",
         ),
-        ({"background": np.zeros((T, D), np.float32)}, "`background` must be a set"),
+        (
+            {"background": np.zeros((T, D), np.float32)},
+            "`background` must have a leading axis of examples",
+        ),
         ({"num_samples": 10}, "`key` is missing"),
         ({"num_samples": 1}, "`num_samples` must be at least 2"),
         ({"max_events": 0}, "`max_events` must be at least 1"),
