@@ -143,6 +143,7 @@ def test_draws_are_shared():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+@pytest.mark.representatives("2")
 def test_values_are_independent_of_batch_size(batch_size):
     options = {"num_steps": 4, "quadrature": "gauss_legendre"}
     got = ja.explain(ja.integrated_gradients, FN, XS, ja.each(), batch_size=batch_size, **options)

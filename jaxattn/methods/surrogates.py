@@ -106,7 +106,7 @@ def kernel_shap(
         >>> def fn(x):
         ...     return x[0] * x[1] + 4 * x[2]
         >>> x, key = jnp.array([2.0, 3.0, 1.0]), jax.random.key(0)
-        >>> print(ja.kernel_shap(fn, x, key=key).values.round(3))
+        >>> print(ja.kernel_shap(fn, x, key=key).values.round())
         [3. 3. 4.]
     """
     check_bool("reuse", reuse)
