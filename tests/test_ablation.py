@@ -97,17 +97,14 @@ def test_permutation_draws_from_the_background_set():
 
 
 @pytest.mark.parametrize(
-    ("background", "error", "message"),
+    ("background", "message"),
     [
-        (None, TypeError, "`background` is missing"),
-        (jnp.zeros(3), ValueError, r"leading axis, of shape \(N, 3\), got shape \(3,\)"),
-        (jnp.zeros((2, 4)), ValueError, r"\(N, 3\), got shape \(2, 4\)"),
-        (jnp.zeros((0, 3)), ValueError, r"got shape \(0, 3\)"),
-        ({"a": jnp.zeros((2, 3))}, ValueError, "`background` must have the structure of x"),
+        (None, "`background` is missing"),
+        (jnp.zeros(3), r"`background` must have a leading axis of examples before \(3,\)"),
     ],
 )
-def test_backgrounds_that_do_not_fit(background, error, message):
-    with pytest.raises(error, match=message):
+def test_backgrounds_that_do_not_fit(background, message):
+    with pytest.raises(ValueError, match=message):
         ja.feature_permutation(product, jnp.ones(3), background=background)
 
 

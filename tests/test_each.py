@@ -19,6 +19,7 @@ WEIGHTS = {
 }
 XS = jnp.asarray(rng.normal(size=(B, T, D)), jnp.float32)
 KEY = jax.random.key(3)
+STEPS = np.arange(T)[:, None]
 
 
 def dense(weights, x):
@@ -142,6 +143,7 @@ def test_draws_are_shared():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+@pytest.mark.representatives("2")
 def test_values_are_independent_of_batch_size(batch_size):
     options = {"num_steps": 4, "quadrature": "gauss_legendre"}
     got = ja.explain(ja.integrated_gradients, FN, XS, ja.each(), batch_size=batch_size, **options)
@@ -168,16 +170,32 @@ def test_forward_passes_are_not_repeated(method, options, shared):
     assert further > 0.5 * forward * options.get("num_steps", options.get("num_samples", 1))
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-def test_occlusion_of_many_targets_costs_as_much_as_of_one(reuse):
-    one, many = (operations(ja.occlusion, t, window=2, reuse=reuse) for t in (1, ja.each()))
-    assert one <= many <= 1.05 * one
+def plan(method, target, batch_size, **options):
+    return prepare(method, FN, XS[:1], target, batch_size=batch_size, **options).plan
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (ja.occlusion, {"window": 2}),
+        (ja.occlusion, {"window": 2, "reuse": False}),
+        (ja.feature_ablation, {"groups": STEPS}),
+        (ja.feature_permutation, {"groups": STEPS, "background": XS}),
+        (ja.shapley_values, {"groups": STEPS}),
+        (ja.shapley_value_sampling, {"groups": STEPS, "num_samples": 4}),
+        (ja.kernel_shap, {"groups": STEPS, "num_samples": 40}),
+        (ja.lime, {"groups": STEPS, "num_samples": 40}),
+        (ja.rise, {"grid": 3, "num_samples": 8}),
+    ],
+)
+def test_many_targets_without_a_backward_pass_cost_as_much_as_one(method, options):
+    one, many = (operations(method, t, **options) for t in (1, ja.each()))
+    assert one <= many <= 1.1 * one
+    plans = [plan(method, t, 1000, key=KEY, **options) for t in (1, ja.each())]
+    assert plans[0].in_flight == plans[1].in_flight > 1
 
 
 def test_targets_with_a_backward_pass_count_as_evaluations_in_flight():
-    def plan(method, target, batch_size, **options):
-        return prepare(method, FN, XS[:1], target, batch_size=batch_size, **options).plan
-
     assert plan(ja.gradient, 0, 64).in_flight == 1
     assert plan(ja.gradient, ja.each(), 64).in_flight == K
     assert plan(ja.integrated_gradients, ja.each(), 64, num_steps=10).in_flight == 10 * K

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 import jaxattn as ja
 
 KEY = jax.random.key(0)
-T, D = 9, 3
+T, D = 7, 3
 
 
 def recurrent(weights, x):
@@ -28,7 +28,7 @@ def model():
 
 
 def series(batch=3):
-    return jnp.asarray(np.random.default_rng(1).normal(size=(batch, T, D)))
+    return jnp.asarray(np.random.default_rng(3).normal(size=(batch, T, D)))
 
 
 def pruned_by_loop(fn, x, tolerance):
@@ -47,14 +47,15 @@ def pruned_by_loop(fn, x, tolerance):
     return 0
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.06, None])
+@pytest.mark.parametrize("tolerance", [0.0, 0.1, None])
+@pytest.mark.representatives("0.1")
 def test_events_are_exact_shapley_values_of_the_groups(tolerance, x64):
     """`tolerance` also tells how many steps are pooled."""
     xs = series()
-    got = ja.explain(ja.time_shap, model(), xs, tolerance=tolerance, num_samples=1022, key=KEY)
+    got = ja.explain(ja.time_shap, model(), xs, tolerance=tolerance, num_samples=254, key=KEY)
     want = [pruned_by_loop(model(), x, -1 if tolerance is None else tolerance) for x in xs]
     np.testing.assert_array_equal(got.info["pruned"], want)
-    assert max(want) < T - 1 and (tolerance != 0.06 or min(want) > 1)
+    assert max(want) < T - 1 and (tolerance != 0.1 or min(want) > 1)
     for x, pruned, values in zip(xs, want, got.values, strict=True):
         groups = np.maximum(np.arange(T) - pruned + 1, 0)[:, None]
         exact = ja.shapley_values(model(), x, groups=groups).values
@@ -65,9 +66,9 @@ def test_events_are_exact_shapley_values_of_the_groups(tolerance, x64):
 
 def test_features_are_exact_shapley_values_of_the_groups(x64):
     x = series()[0]
-    got = ja.time_shap(model(), x, level="feature", tolerance=0.06)
+    got = ja.time_shap(model(), x, level="feature", tolerance=0.1)
     pruned = int(got.info["pruned"])
-    assert pruned == pruned_by_loop(model(), x, 0.06) > 1
+    assert pruned == pruned_by_loop(model(), x, 0.1) > 1
     groups = np.where(np.arange(T)[:, None] < pruned, 0, np.arange(1, D + 1))
     want = ja.shapley_values(model(), x, groups=groups)
     np.testing.assert_allclose(got.values, want.values, rtol=0, atol=1e-6)
@@ -76,15 +77,15 @@ def test_features_are_exact_shapley_values_of_the_groups(x64):
 
 def test_cells_of_the_most_important_events_and_features(x64):
     x = series()[0]
-    options = {"tolerance": 0.06, "num_events": 3, "num_features": 2, "key": KEY}
+    options = {"tolerance": 0.1, "num_events": 2, "num_features": 2, "key": KEY}
     got = ja.time_shap(model(), x, level="cell", **options)
-    of_events = ja.time_shap(model(), x, tolerance=0.06, key=KEY).info["groups"][1:]
-    of_features = ja.time_shap(model(), x, level="feature", tolerance=0.06).info["groups"][1:]
+    of_events = ja.time_shap(model(), x, tolerance=0.1, key=KEY).info["groups"][1:]
+    of_features = ja.time_shap(model(), x, level="feature", tolerance=0.1).info["groups"][1:]
     events, features = np.asarray(got.info["events"]), np.asarray(got.info["features"])
-    np.testing.assert_array_equal(events, np.sort(np.argsort(-abs(of_events))[:3]))
+    np.testing.assert_array_equal(events, np.sort(np.argsort(-abs(of_events))[:2]))
     np.testing.assert_array_equal(features, np.sort(np.argsort(-abs(of_features))[:2]))
     groups = np.zeros((T, D), int)
-    groups[np.ix_(events, features)] = np.arange(1, 7).reshape(3, 2)
+    groups[np.ix_(events, features)] = np.arange(1, 5).reshape(2, 2)
     want = ja.shapley_values(model(), x, groups=groups)
     np.testing.assert_allclose(got.values, want.values, rtol=0, atol=1e-6)
     np.testing.assert_allclose(got.info["groups"], want.info["groups"], rtol=0, atol=1e-6)
@@ -99,12 +100,14 @@ def test_max_events_pools_older_ones(x64):
 
 
 def test_absent_features_take_the_average_event_of_the_background_set(x64):
-    x, background = series()[0], series(5)
-    got = ja.time_shap(model(), x, background=background, max_events=4)
+    x, background = series()[0], 1 + series(5)
+    got = ja.time_shap(model(), x, background=background, max_events=3)
     average = np.asarray(background).mean((0, 1))
-    want = ja.time_shap(model(), x, baseline=average, max_events=4)
+    want = ja.time_shap(model(), x, baseline=average, max_events=3)
     np.testing.assert_allclose(got.values, want.values, rtol=0, atol=1e-12)
-    assert abs(got.values - ja.time_shap(model(), x, max_events=4).values).max() > 0.01
+    total = model()(x) - model()(jnp.broadcast_to(average, x.shape))
+    np.testing.assert_allclose(got.info["groups"].sum(), total, rtol=0, atol=1e-9)
+    assert abs(total - model()(x) + model()(0 * x)) > 0.01
 
 
 def test_estimates_sum_to_the_difference():
@@ -123,7 +126,10 @@ def test_estimates_sum_to_the_difference():
             {"baseline": 0.0, "background": np.zeros((2, T, D), np.float32)},
             "`baseline` must be left out",
         ),
-        ({"background": np.zeros((T, D), np.float32)}, "`background` must be a set"),
+        (
+            {"background": np.zeros((T, D), np.float32)},
+            "`background` must have a leading axis of examples",
+        ),
         ({"num_samples": 10}, "`key` is missing"),
         ({"num_samples": 1}, "`num_samples` must be at least 2"),
         ({"max_events": 0}, "`max_events` must be at least 1"),

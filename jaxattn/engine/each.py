@@ -49,7 +49,8 @@ def each(indices: Indices = None, /) -> Each:
     draws and perturbations do not depend on the target, and take place once.
 
     Cost: that of one target for methods without a backward pass, such as `jaxattn.occlusion`.
-    Otherwise one backward pass for each target; each counts as an evaluation for `batch_size`, and
+    Otherwise one backward pass for each target, or all coalitions for `jaxattn.time_shap`, whose
+    groups depend on the target; each counts as an evaluation for `batch_size`, and
     where fewer than all targets fit, the shared work is repeated for each chunk of targets.
 
     Args:

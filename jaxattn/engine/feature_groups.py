@@ -224,7 +224,7 @@ def _numbered(arrays: list[np.ndarray], leaves: list[Any]) -> FeatureGroups:
     ids = [part.reshape(old.shape) for part, old in zip(parts, arrays, strict=True)]
     if arrays[0].ndim == leaves[0].ndim:
         return FeatureGroups(ids, len(found), True, _intervals(ids, leaves, len(found)))
-    of_examples = np.concatenate([each.reshape(each.shape[0], -1) for each in ids], 1)
+    of_examples = np.concatenate([each.reshape(len(each), -1) for each in ids], 1)
     complete = all(len(np.unique(row)) == len(found) for row in of_examples)
     return FeatureGroups(ids, len(found), complete, ())
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
-from jaxattn.engine.background import check_background
+from jaxattn.engine.background import background_size, check_background
 from jaxattn.engine.batch import chunked_map, wide
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.feature_groups import (
@@ -32,6 +32,7 @@ PER_EXAMPLE = ("baseline", "groups")
 @method(
     evaluations=lambda x, output, options: number_of_groups(x, options) + 2,
     per_example=PER_EXAMPLE,
+    backward=False,
     prepare=prepare_groups,
 )
 def feature_ablation(
@@ -139,18 +140,16 @@ def _reused(game: Game, batch_size: int | None) -> tuple[Array, int] | None:
     return none.astype(dtype) - changed.astype(dtype), found.saved
 
 
-def _replacements(options: dict[str, Any]) -> int:
-    """Return how many background examples replace each group."""
-    num_samples = options.get("num_samples")
-    if num_samples is not None:
-        return check_count("num_samples", num_samples)
-    leaves = jax.tree.leaves(options.get("background"))
-    return jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 1
+def _replacements(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
+    size, num_samples = background_size(options.get("background"), x), options.get("num_samples")
+    of_group = size if num_samples is None else check_count("num_samples", num_samples)
+    return number_of_groups(x, options) * of_group + 2
 
 
 @method(
-    evaluations=lambda x, output, o: number_of_groups(x, o) * _replacements(o) + 2,
+    evaluations=_replacements,
     per_example=("groups",),
+    backward=False,
     draws=True,
     prepare=prepare_groups,
 )
@@ -190,9 +189,10 @@ def feature_permutation(
         (NaN for a single one).
 
     Raises:
-        TypeError: for groups that are not integers, or without a background set.
-        ValueError: for a background of another structure or shape or a single example without a
-            leading axis, for `num_samples` without a key, and as `jaxattn.feature_ablation`.
+        TypeError: for groups that are not integers, or a background that holds no arrays.
+        ValueError: without a background set, for one of another structure or shape or a single
+            example without a leading axis, for `num_samples` without a key, and as
+            `jaxattn.feature_ablation`.
 
     Reference:
         Fisher et al. 2019, All models are wrong, but many are useful, arXiv:1801.01489; Captum's
@@ -211,7 +211,7 @@ def feature_permutation(
     others = check_background(background, x)
     score_of = scored(fn, target, args)
     score, output = score_of(x)
-    rows = jnp.arange(_replacements({"background": others}), dtype=jnp.int32)
+    rows = jnp.arange(background_size(background, x), dtype=jnp.int32)
     if num_samples is not None:
         if key is None:
             raise ValueError(

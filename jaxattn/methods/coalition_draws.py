@@ -79,8 +79,10 @@ def coalitions_of_existing(
     log_weights = jax.lax.lgamma(jnp.maximum(size, 1).astype(dtype))
     log_weights += jax.lax.lgamma(jnp.maximum(limit - size, 1).astype(dtype))
     log_weights -= jax.lax.lgamma(limit.astype(dtype))
-    used = bits[:, 0] <= every
-    weights = jnp.where(fits, jnp.where(used, jnp.exp(log_weights), 0), 1)
+    weights = jnp.where(bits[:, 0] <= every, jnp.exp(log_weights), 0)
+    if total >= 2**number - 2:  # a draw takes long to compile
+        return WeightedCoalitions(enumerated, weights)
+    weights = jnp.where(fits, weights, 1)
     members = jnp.where(fits, enumerated, _pairs(key, exists, total // 2, 1))
     return WeightedCoalitions(members, weights)
 

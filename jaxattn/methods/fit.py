@@ -25,7 +25,9 @@ from jaxattn.methods.drawn_series import (
 from jaxattn.methods.prefixes import Prefixes, output_of_one_step
 
 
-@method(evaluations=evaluations_of_draws, selects_from=output_of_one_step, draws=True)
+@method(
+    evaluations=evaluations_of_draws, selects_from=output_of_one_step, backward=False, draws=True
+)
 def fit(
     fn: Callable[..., Any],
     x: Inputs,

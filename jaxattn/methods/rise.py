@@ -24,6 +24,7 @@ Grid: TypeAlias = int | np.integer | np.ndarray | Sequence[int | np.integer]
 @method(
     evaluations=lambda x, output, o: check_count("num_samples", o.get("num_samples", 512)) + 1,
     sizes=("grid",),
+    backward=False,
     draws=True,
 )
 def rise(

@@ -62,7 +62,7 @@ def _few_groups(number: int) -> int:
     return number
 
 
-@method(evaluations=_coalitions, per_example=PER_EXAMPLE, prepare=prepare_groups)
+@method(evaluations=_coalitions, per_example=PER_EXAMPLE, backward=False, prepare=prepare_groups)
 def shapley_values(
     fn: Callable[..., Any],
     x: Inputs,
@@ -145,7 +145,11 @@ def _along_permutations(x: PyTree, output: PyTree, options: dict[str, Any]) -> i
 
 
 @method(
-    evaluations=_along_permutations, per_example=PER_EXAMPLE, draws=True, prepare=prepare_groups
+    evaluations=_along_permutations,
+    per_example=PER_EXAMPLE,
+    backward=False,
+    draws=True,
+    prepare=prepare_groups,
 )
 def shapley_value_sampling(
     fn: Callable[..., Any],
@@ -256,7 +260,7 @@ def _scores_along(
     """Return the scores of the first 0, 1, ... groups of each permutation."""
     samples, number = places.shape
     # The empty and the full coalition are those of all permutations.
-    inner = np.stack(np.mgrid[:samples, 1:number], -1).reshape(-1, 2)
+    inner = np.indices((samples, number - 1)).reshape(2, -1).T + [[0, 1]]
     pairs = np.concatenate([[[0, 0], [0, number]], inner]).astype(np.int32)
 
     def present(pair: Int[Array, "2"]) -> Bool[Array, " groups"]:

@@ -90,6 +90,7 @@ def _series(x: PyTree) -> Any:
     return leaves[0]
 
 
+# The old past depends on the target, and coalitions on it: not `backward=False`.
 @method(evaluations=_evaluations, draws=True)
 def time_shap(
     fn: Callable[..., Any],
@@ -285,15 +286,14 @@ class _Run(NamedTuple):
         cuts = jnp.tile(starts, 2), jnp.repeat(jnp.array([False, True]), len(starts))
         scores = None
         windows = self._windows(game)
-        if windows is not None:
+        if windows is not None:  # the first windows, or the last ones from the end on
             places = np.arange(windows.number, dtype=np.int32)
             chains = jnp.asarray(np.stack([places, places[::-1]]))
             scores = windows.along_permutations(chains, self.batch_size)
-        if scores is not None:  # the first windows, or the last ones from the end on
-            skipped = windows.number - events
-            old, recent = scores[0, skipped:], scores[1, ::-1][skipped:]
-        else:
+        if scores is None:
             old, recent = game.scores(present, cuts, self.batch_size).reshape(2, -1)
+        else:
+            old, recent = scores[0, -len(starts) :], scores[1, len(starts) - 1 :: -1]
         full, empty = old[-1], recent[-1]
         return ((old - empty) + (full - recent))[:-1] / 2
 

@@ -31,7 +31,9 @@ def _windowed_evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) ->
     return evaluations_of_draws(x, output, options) * window
 
 
-@method(evaluations=_windowed_evaluations, selects_from=output_of_one_step, draws=True)
+@method(
+    evaluations=_windowed_evaluations, selects_from=output_of_one_step, backward=False, draws=True
+)
 def windowed_fit(
     fn: Callable[..., Any],
     x: Inputs,

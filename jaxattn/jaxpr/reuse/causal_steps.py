@@ -67,7 +67,7 @@ class CausalSteps:
         if not is_replayable(flat):
             return None
         axes = _time_axes(flat, dict.fromkeys(flat.inputs, 0), length)
-        if axes is None or any(axes.get(out, 0) != 0 for out in flat.outputs):
+        if axes is None or any(isinstance(v, Var) and axes.get(v, 0) for v in flat.outputs):
             return None
         if any(out.aval.shape[:1] != (length,) for out in flat.outputs):
             return None

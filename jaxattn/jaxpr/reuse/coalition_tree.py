@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -165,8 +165,8 @@ class _TreeRun:
         """Return a value for each coalition, stacked."""
         kind = self.kind(atom)
         if not isinstance(atom, Var) or kind is None:
-            value = read([atom], self.clean)[0]
-            return jnp.broadcast_to(value, (self.trees.present.shape[0], *jnp.shape(value)))
+            clean = read([atom], self.clean)[0]
+            return jnp.broadcast_to(clean, (self.trees.present.shape[0], *jnp.shape(clean)))
         value = self.values[atom]
         if not isinstance(kind, PerRow):
             assert not isinstance(value, (_Pair, list))
@@ -313,7 +313,7 @@ class _LoopRun:
         s: int,
         segment: Segment,
         carry: list[AnyArray],
-        sources: Mapping[Var, _Pair | list[AnyArray] | AnyArray],
+        sources: Mapping[Var, Any],
         steps: Sequence[Step],
         changed: Sequence[tuple[Var, Atom]],
         ys: Sequence[Atom],
