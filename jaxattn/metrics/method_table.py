@@ -189,7 +189,8 @@ def table(
         metrics = _WITHOUT_TRUTH if truth is None else _WITH_TRUTH
     measures, explained = _by_name("metrics", metrics), _by_name("methods", methods)
     better = tuple(properties(measure).better for measure in measures.values())
-    shared = {"args": args, "key": key, "batch_size": batch_size, "mesh": mesh}
+    shared: dict[str, Any] = {"args": args, "key": key}
+    shared |= {"batch_size": batch_size, "mesh": mesh}
     given = shared | ({} if score is None else {"score": score})
     numbers = []
     for name, method in explained.items():
