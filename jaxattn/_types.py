@@ -157,11 +157,9 @@ class Attribution:
             size = jnp.abs(leaf) if absolute else leaf
             wide = size.astype(jnp.promote_types(size.dtype, jnp.float32))
             count = leaf.shape[0]
-            error = (
-                jnp.std(wide, 0, ddof=1) / count**0.5
-                if count > 1
-                else jnp.full_like(wide[0], jnp.nan)
-            )
+            error = jnp.full_like(wide[0], jnp.nan)
+            if count > 1:
+                error = jnp.sqrt(jnp.var(wide, 0, ddof=1) / count)
             return wide.mean(0).astype(size.dtype), error.astype(size.dtype)
 
         leaves, treedef = jax.tree.flatten(self.values)

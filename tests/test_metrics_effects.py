@@ -182,7 +182,7 @@ def test_pytrees_and_integer_leaves():
     want = [np.corrcoef(v, e)[0, 1] for v, e in zip(given, effects, strict=True)]
     np.testing.assert_allclose(got, want, rtol=1e-4)
     assert np.isfinite(metrics.infidelity(fn, xs, None, values, key=KEY)).all()
-    with pytest.raises(TypeError, match="`xs` must hold floating-point numbers, got int32"):
+    with pytest.raises(TypeError, match="`xs` must hold floating-point numbers to draw them, got int32"):
         metrics.non_sensitivity(fn, xs, None, values, key=KEY)
 
 
