@@ -60,6 +60,7 @@ def test_padding_does_not_change_the_training(trained):
     np.testing.assert_allclose(padded.losses, result.losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_loss_is_the_likelihood_of_the_steps():
     generator, xs, key = small(), series(4), jax.random.key(5)
     losses = fit_generator(generator, xs, key=key, num_epochs=1, batch_size=4).losses
