@@ -29,6 +29,7 @@ def series(number, steps=6):
     return jax.vmap(lambda rows: jax.lax.scan(advance, jnp.zeros(D), rows)[1])(noise)
 
 
+@pytest.mark.slow
 def test_covariance_is_symmetric_and_positive():
     step = nnx.jit(lambda g, x, key: g(x, key))(small(), series(1)[0], jax.random.key(1))
     np.testing.assert_allclose(step.covariance, jnp.swapaxes(step.covariance, 1, 2), atol=1e-7)

@@ -81,6 +81,7 @@ def test_faithfulness_correlation_tends_to_that_of_all_subsets(size):
     assert abs(got[0] - want) < 4 / np.sqrt(2000)
 
 
+@pytest.mark.slow
 def test_correlations_of_an_exact_attribution_are_one():
     exact = ja.explain(ja.input_x_gradient, linear, XS)
     for metric in EFFECTS[:1] + EFFECTS[2:4]:

@@ -97,6 +97,7 @@ def test_accuracy_closed_form():
     np.testing.assert_array_equal(got, [1, 0])
 
 
+@pytest.mark.slow
 def test_a_baseline_equal_to_the_input_changes_nothing():
     def model(x):
         return jnp.tanh(x @ jnp.arange(12.0).reshape(4, 3)) / 3

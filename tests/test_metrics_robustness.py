@@ -104,6 +104,7 @@ def test_draws_of_the_method_are_the_same_for_all_changes():
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_integer_leaves_keep_their_values():
     xs = {"a": XS, "n": jnp.array([2, 3])}
 
@@ -234,8 +235,8 @@ def test_each_order_draws_its_layers():
         np.testing.assert_allclose(up.similarity[:, i], want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["spearman", "pearson", "cosine"])
-@pytest.mark.representatives("spearman")
 def test_a_method_that_ignores_the_model_fails_the_randomisation(similarity):
     @ja.method
     def inputs(fn, x, target=None, *, args=(), key=None, batch_size=None):
