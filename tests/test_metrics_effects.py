@@ -154,6 +154,7 @@ def test_constant_attribution_and_constant_function(metric):
         assert np.isnan(of_attribution).all() and np.isnan(of_function).all()
 
 
+@pytest.mark.slow
 def test_a_baseline_equal_to_the_input_is_undefined_for_correlations():
     for metric in (EFFECTS[0], EFFECTS[2], EFFECTS[3]):
         assert np.isnan(metric(linear, XS, None, XS, baseline=XS)).all()
