@@ -1,14 +1,15 @@
 """The vocabulary of the library: what a method takes and what every method returns."""
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, Shaped
+
+from jaxattn._reductions import Reduction, reduced
 
 #: What is explained: an array, or a pytree of arrays, of one example.
 Inputs: TypeAlias = PyTree[Shaped[Array | np.ndarray, "..."]]
@@ -19,8 +20,6 @@ Target: TypeAlias = Any
 RandomKey: TypeAlias = Key[Array, ""] | Shaped[Array, "2"]
 #: A number that may be traced.
 Scalar: TypeAlias = Float[Array, ""]
-#: How several values become one: their sum, mean, Euclidean norm or largest magnitude.
-Reduction: TypeAlias = Literal["sum", "mean", "l2", "absmax"]
 
 
 class AttributionWarning(UserWarning):
@@ -123,26 +122,8 @@ class Attribution:
             >>> print(attribution.reduce(1, spans=[(0, 1), (1, 4)]).values)
             [[1. 2.]]
         """
-        if reduction not in get_args(Reduction):
-            raise ValueError(
-                f'`reduction` must be "sum", "mean", "l2" or "absmax", got {reduction!r}.'
-            )
-        given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-        axes = tuple(map(operator.index, given))
-
-        def of_leaf(leaf: Array) -> Array:
-            leaf = jnp.asarray(leaf)
-            if not axes or any(not -leaf.ndim <= one < leaf.ndim for one in axes):
-                raise ValueError(
-                    f"`axis` must hold axes of the values, of shape {leaf.shape}, got {axis}."
-                )
-            if spans is None:
-                return _REDUCTIONS[reduction](leaf, axes)
-            if len(axes) != 1:
-                raise ValueError(f"`axis` must be one axis with spans, got {axis}.")
-            return _reduced_spans(leaf, axes[0], reduction, spans)
-
-        return dataclasses.replace(self, values=jax.tree.map(of_leaf, self.values))
+        values = jax.tree.map(lambda leaf: reduced(leaf, axis, reduction, spans), self.values)
+        return dataclasses.replace(self, values=values)
 
     def importance(self, *, absolute: bool = True) -> Importance:
         """Compute the global importance of features: the mean over the examples of a batch.
@@ -176,11 +157,9 @@ class Attribution:
             size = jnp.abs(leaf) if absolute else leaf
             wide = size.astype(jnp.promote_types(size.dtype, jnp.float32))
             count = leaf.shape[0]
-            error = (
-                jnp.std(wide, 0, ddof=1) / count**0.5
-                if count > 1
-                else jnp.full_like(wide[0], jnp.nan)
-            )
+            error = jnp.full_like(wide[0], jnp.nan)
+            if count > 1:
+                error = jnp.sqrt(jnp.var(wide, 0, ddof=1) / count)
             return wide.mean(0).astype(size.dtype), error.astype(size.dtype)
 
         leaves, treedef = jax.tree.flatten(self.values)
@@ -213,47 +192,6 @@ class Attribution:
 #: A function that returns the `Attribution` of one example:
 #: `method(fn, x, target=None, *, args=(), key=None, batch_size=None, **options)`.
 Method: TypeAlias = Callable[..., Attribution]
-
-
-def _l2(values: Array, axes: tuple[int, ...]) -> Array:
-    # The largest magnitude is factored out: its square may overflow in half precision.
-    largest = jnp.max(jnp.abs(values), axes, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1)
-    norm = jnp.sqrt(jnp.sum(jnp.square(values / scale), axes))
-    return norm * jnp.squeeze(scale, axes)
-
-
-_REDUCTIONS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
-    "sum": jnp.sum,
-    "mean": jnp.mean,
-    "l2": _l2,
-    "absmax": lambda values, axes: jnp.max(jnp.abs(values), axes),
-}
-
-
-def _reduced_spans(
-    values: Array, axis: int, reduction: Reduction, spans: Sequence[tuple[int, int]]
-) -> Array:
-    """Reduce each span of an axis."""
-    length = values.shape[axis]
-    pairs = np.asarray(spans)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu" or not len(pairs):
-        raise ValueError(f"`spans` must be pairs of ints, got {spans!r}.")
-    if (pairs[:, 0] < 0).any() or (pairs[:, 0] >= pairs[:, 1]).any() or pairs.max() > length:
-        raise ValueError(
-            f"`spans` must not be empty and lie within the axis, of length {length}, got {spans!r}."
-        )
-    # All spans get the length of the longest: zeros change no sum and no magnitude.
-    sizes = pairs[:, 1] - pairs[:, 0]
-    offsets = np.arange(sizes.max())
-    taken = jnp.moveaxis(values, axis, -1)[..., np.minimum(pairs[:, :1] + offsets, length - 1)]
-    inside = np.broadcast_to(offsets < sizes[:, None], taken.shape)
-    reduced = _REDUCTIONS["sum" if reduction == "mean" else reduction](
-        jnp.where(inside, taken, 0), (taken.ndim - 1,)
-    )
-    if reduction == "mean":
-        reduced /= jnp.asarray(np.broadcast_to(sizes, reduced.shape), reduced.dtype)
-    return jnp.moveaxis(reduced, -1, axis)
 
 
 def _shapes(tree: PyTree) -> str:

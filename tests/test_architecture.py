@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each module, or each package as a whole, may import those before it.
 ORDER = """
-_static _types
+_static _reductions _types
 
 jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.relu jaxpr.flops
 jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
@@ -56,7 +56,7 @@ groups methods metrics nn models introspect plot
 
 # Parts that may import only some of the preceding parts.
 MAY_IMPORT_ONLY = {
-    "_types": set(),
+    "_types": {"_reductions"},
     "groups": set(),
     "metrics": {"_static", "_types", "jaxpr", "engine"},
     "nn": {"jaxpr.capture"},

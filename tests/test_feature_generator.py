@@ -29,6 +29,7 @@ def series(number, steps=6):
     return jax.vmap(lambda rows: jax.lax.scan(advance, jnp.zeros(D), rows)[1])(noise)
 
 
+@pytest.mark.slow
 def test_covariance_is_symmetric_and_positive():
     step = nnx.jit(lambda g, x, key: g(x, key))(small(), series(1)[0], jax.random.key(1))
     np.testing.assert_allclose(step.covariance, jnp.swapaxes(step.covariance, 1, 2), atol=1e-7)
@@ -60,6 +61,7 @@ def test_padding_does_not_change_the_training(trained):
     np.testing.assert_allclose(padded.losses, result.losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_loss_is_the_likelihood_of_the_steps():
     generator, xs, key = small(), series(4), jax.random.key(5)
     losses = fit_generator(generator, xs, key=key, num_epochs=1, batch_size=4).losses

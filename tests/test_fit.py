@@ -90,6 +90,7 @@ def last_logits(x, length):
 
 
 @pytest.mark.parametrize("method", [ja.fit, ja.windowed_fit])
+@pytest.mark.representatives("windowed_fit")
 def test_all_kinds_of_prefixes_agree(method):
     options = {"generator": persistent(1.0), "key": jax.random.key(1), "num_samples": 2}
     options |= {"window": 3} if method is ja.windowed_fit else {}

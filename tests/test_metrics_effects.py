@@ -68,6 +68,7 @@ def test_non_sensitivity_counts_features():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.representatives("2")
 def test_faithfulness_correlation_tends_to_that_of_all_subsets(size):
     values = jnp.array([[3.0, 1, 2, 0.0]])
     got = metrics.faithfulness_correlation(
@@ -80,6 +81,7 @@ def test_faithfulness_correlation_tends_to_that_of_all_subsets(size):
     assert abs(got[0] - want) < 4 / np.sqrt(2000)
 
 
+@pytest.mark.slow
 def test_correlations_of_an_exact_attribution_are_one():
     exact = ja.explain(ja.input_x_gradient, linear, XS)
     for metric in EFFECTS[:1] + EFFECTS[2:4]:
@@ -87,6 +89,7 @@ def test_correlations_of_an_exact_attribution_are_one():
         np.testing.assert_allclose(metric(linear, XS, None, -exact.values), -1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sensitivity_n_is_the_mean_over_sizes():
     values = jnp.array([[3.0, 1, 2, 0], [1.0, 0, 0, 1]])
     metric = functools.partial(metrics.sensitivity_n, quadratic, XS, None, values, key=KEY)
@@ -122,6 +125,7 @@ def test_infidelity_of_a_given_perturbation():
 
 
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
+@pytest.mark.representatives("infidelity", "monotonicity_correlation")
 def test_a_perfect_attribution_beats_a_random_one(metric):
     rng = np.random.default_rng(0)
     xs = jnp.asarray(rng.normal(size=(32, 4)), jnp.float32)
@@ -139,6 +143,7 @@ def test_a_perfect_attribution_beats_a_random_one(metric):
 
 
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
+@pytest.mark.representatives("infidelity", "faithfulness_estimate")
 def test_constant_attribution_and_constant_function(metric):
     constant = jnp.full_like(XS, 0.1)
     of_attribution = metric(linear, XS, None, constant)
@@ -149,12 +154,14 @@ def test_constant_attribution_and_constant_function(metric):
         assert np.isnan(of_attribution).all() and np.isnan(of_function).all()
 
 
+@pytest.mark.slow
 def test_a_baseline_equal_to_the_input_is_undefined_for_correlations():
     for metric in (EFFECTS[0], EFFECTS[2], EFFECTS[3]):
         assert np.isnan(metric(linear, XS, None, XS, baseline=XS)).all()
 
 
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
+@pytest.mark.representatives("infidelity")
 def test_numbers_depend_on_the_key_alone(metric):
     model = Partial(lambda w, x: jnp.tanh(x @ w).sum(), jnp.outer(WEIGHTS, jnp.arange(3.0)))
     whole = metric(model, XS, None, XS**2)
@@ -182,7 +189,9 @@ def test_pytrees_and_integer_leaves():
     want = [np.corrcoef(v, e)[0, 1] for v, e in zip(given, effects, strict=True)]
     np.testing.assert_allclose(got, want, rtol=1e-4)
     assert np.isfinite(metrics.infidelity(fn, xs, None, values, key=KEY)).all()
-    with pytest.raises(TypeError, match="`xs` must hold floating-point numbers, got int32"):
+    with pytest.raises(
+        TypeError, match="`xs` must hold floating-point numbers to draw them, got int32"
+    ):
         metrics.non_sensitivity(fn, xs, None, values, key=KEY)
 
 

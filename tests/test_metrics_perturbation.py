@@ -97,6 +97,7 @@ def test_accuracy_closed_form():
     np.testing.assert_array_equal(got, [1, 0])
 
 
+@pytest.mark.slow
 def test_a_baseline_equal_to_the_input_changes_nothing():
     def model(x):
         return jnp.tanh(x @ jnp.arange(12.0).reshape(4, 3)) / 3
@@ -114,6 +115,7 @@ RANKED = [*FRACTIONS, *(FLIPPING[n] for n in ("pixel_flipping", "region_perturba
 
 
 @pytest.mark.parametrize("metric", RANKED, ids=name)
+@pytest.mark.representatives("comprehensiveness", "irof", "pixel_flipping")
 def test_a_perfect_ranking_beats_a_random_one(metric):
     rng = np.random.default_rng(0)
     xs = jnp.asarray(np.abs(rng.normal(size=(64, 4))), jnp.float32)
@@ -154,11 +156,13 @@ def network(x):
 
 
 @pytest.mark.parametrize("metric", FRACTIONS, ids=name)
+@pytest.mark.representatives("log_odds", "sufficiency")
 def test_fractions_equal_those_of_time_interpret(metric):
     got = metric(network, X, 1, A, fraction=0.25)
     np.testing.assert_allclose(got, PEER[metric.__name__], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_curves_equal_those_of_quantus():
     """Numbers of Quantus 0.6, for the network above and the target 1."""
     flipped = [
@@ -310,6 +314,7 @@ def test_road_imputes_channels_of_series_separately():
 
 @pytest.mark.parametrize("metric", ["comprehensiveness", "irof", "road"])
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"mesh": 2}], ids=str)
+@pytest.mark.representatives("{'batch_size': 1}-irof", "{'mesh': 2}-comprehensiveness")
 def test_numbers_are_independent_of_batch_size_and_devices(metric, options):
     rng = np.random.default_rng(0)
     weights = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)

@@ -38,6 +38,7 @@ def square(x):
 
 
 @pytest.mark.parametrize("metric", STABILITY, ids=name)
+@pytest.mark.representatives("max_sensitivity", "relative_output_stability")
 def test_a_constant_explanation_is_stable(metric):
     np.testing.assert_array_equal(metric(ja.gradient, linear, XS, key=KEY), [0, 0])
 
@@ -84,13 +85,17 @@ def test_changes_of_the_predicted_class_do_not_count():
 
 def test_stability_takes_options_of_the_method():
     model = Partial(lambda w, x: jnp.tanh(x @ w).sum(), jnp.arange(6.0).reshape(3, 2) / 6)
-    options = {"method": ja.gradient, "num_samples": 4, "noise": 0.3}
     got = metrics.max_sensitivity(ja.integrated_gradients, model, XS, key=KEY, num_steps=8)
     bound = functools.partial(ja.integrated_gradients, num_steps=8)
     np.testing.assert_allclose(metrics.max_sensitivity(bound, model, XS, key=KEY), got, rtol=1e-5)
     coarse = metrics.max_sensitivity(ja.integrated_gradients, model, XS, key=KEY, num_steps=1)
     assert not np.allclose(coarse, got, rtol=1e-3)
-    # A method that draws uses one key for all inputs, so that its draws cancel.
+
+
+@pytest.mark.slow
+def test_draws_of_the_method_are_the_same_for_all_changes():
+    model = Partial(lambda w, x: jnp.tanh(x @ w).sum(), jnp.arange(6.0).reshape(3, 2) / 6)
+    options = {"method": ja.gradient, "num_samples": 4, "noise": 0.3}
     smooth = functools.partial(ja.smooth_grad, **options)
     small = metrics.max_sensitivity(smooth, model, XS, key=KEY, radius=1e-4)
     assert (small < 1e-2).all()
@@ -99,6 +104,7 @@ def test_stability_takes_options_of_the_method():
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_integer_leaves_keep_their_values():
     xs = {"a": XS, "n": jnp.array([2, 3])}
 
@@ -193,6 +199,7 @@ def models():
 
 
 @pytest.mark.parametrize("library", ["partial", "linen", "nnx", "equinox"])
+@pytest.mark.representatives("nnx", "equinox")
 def test_layers_are_found_in_the_order_of_use(library):
     model, order = models()[library]
     target = None if library == "partial" else 1
@@ -228,16 +235,17 @@ def test_each_order_draws_its_layers():
         np.testing.assert_allclose(up.similarity[:, i], want, atol=1e-5)
 
 
-def test_a_method_that_ignores_the_model_fails_the_randomisation():
+@pytest.mark.slow
+@pytest.mark.parametrize("similarity", ["spearman", "pearson", "cosine"])
+def test_a_method_that_ignores_the_model_fails_the_randomisation(similarity):
     @ja.method
     def inputs(fn, x, target=None, *, args=(), key=None, batch_size=None):
         return ja.Attribution(x, fn(x, *args))
 
     model, _ = models()["partial"]
-    for similarity in ("spearman", "pearson", "cosine"):
-        found = metrics.mprt(inputs, model, XS, key=KEY, similarity=similarity, control=model)
-        np.testing.assert_allclose(found.mean, 1, rtol=1e-5)
-        np.testing.assert_allclose(found.control, 1, rtol=1e-5)
+    found = metrics.mprt(inputs, model, XS, key=KEY, similarity=similarity, control=model)
+    np.testing.assert_allclose(found.mean, 1, rtol=1e-5)
+    np.testing.assert_allclose(found.control, 1, rtol=1e-5)
     np.testing.assert_allclose(metrics.efficient_mprt(inputs, model, XS, key=KEY), 0, atol=1e-6)
     smooth = metrics.smooth_mprt(inputs, model, XS, key=KEY, num_samples=3)
     np.testing.assert_allclose(smooth.mean, 1, rtol=1e-5)

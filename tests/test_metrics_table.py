@@ -143,8 +143,18 @@ def test_reduce_closed_form():
     np.testing.assert_allclose(reduced([1, 2], "l2"), [55**0.5, 102**0.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean", "l2", "absmax"])
-@settings(max_examples=20, deadline=None)
+#: The reductions of one axis, by numpy.
+REDUCTIONS = {
+    "sum": np.sum,
+    "mean": np.mean,
+    "l2": lambda values, axis: np.sqrt(np.square(values).sum(axis)),
+    "absmax": lambda values, axis: np.abs(values).max(axis),
+}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.representatives("mean")
+@settings(max_examples=5, deadline=None)
 @given(
     spans=st.lists(
         st.tuples(st.integers(0, 2), st.integers(1, 3)).filter(lambda s: s[0] < s[1]),
@@ -155,10 +165,7 @@ def test_reduce_closed_form():
 )
 def test_spans_are_reductions_of_slices(reduction, spans, axis):
     got = reduced(axis, reduction, spans=spans)
-    parts = [
-        ja.Attribution(VALUES[:, a:b], jnp.zeros(2)).reduce(axis, reduction).values
-        for a, b in spans
-    ]
+    parts = [REDUCTIONS[reduction](VALUES[:, a:b], axis=1) for a, b in spans]
     np.testing.assert_allclose(got, np.stack(parts, 1), rtol=1e-6)
 
 

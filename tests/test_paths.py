@@ -58,6 +58,9 @@ CUBES = {
 
 @pytest.mark.parametrize("reduction", ["diagonal", "none"])
 @pytest.mark.parametrize("name", CUBES)
+@pytest.mark.representatives(
+    "causal-none", "cut by the baseline-diagonal", "cut by the length-diagonal"
+)
 def test_temporal_path_of_a_cubic_in_closed_form(name, reduction, x):
     fn, options = CUBES[name]
     got = integrate(
@@ -79,6 +82,7 @@ def test_temporal_path_of_a_cubic_in_closed_form(name, reduction, x):
     close(want.sum(1), cubes, 1e-11)
 
 
+@pytest.mark.slow
 def test_values_equal_those_of_time_interpret():
     options = {"num_steps": 20, "baseline": 0.25}
     temporal = {"path": "temporal", "per_step": True, **options}

@@ -29,7 +29,7 @@ def close(got, want, atol=1e-12):
 
 
 def test_gradients_of_all_outputs_are_the_rows_of_the_jacobian(x):
-    model = network(readout="steps")
+    model = network(readout="steps", cell="rnn")
     got = ja.time_forward(model, x, 1, per_step=True, reduction="none")
     plain = jax.jit(as_function(model))
     jacobian = jax.jit(jax.jacrev(lambda x: plain(x)[:, 1]))(x)
@@ -72,11 +72,11 @@ def test_values_are_those_of_the_truncated_series(name, x):
 @pytest.mark.parametrize("batch_size", [None, 3])
 @pytest.mark.representatives("3")
 def test_lengths_cut_a_network_that_is_not_causal(batch_size, x):
-    model = network(bidirectional=True)
+    model = network(bidirectional=True, cell="rnn")
     options = {"length_arg": 0, "method": ja.occlusion, "reduction": "none"}
     got = ja.time_forward(model, x, 1, args=(jnp.array(T),), batch_size=batch_size, **options)
     close(got.values[2, :3], ja.occlusion(model, x[:3], 1).values)
-    close(got.values[2, 3:], 0, 0)
+    close(got.values[2, 3:], 0)  # scores of one and of several series differ by rounding
 
 
 def test_padding_has_no_value(x):
@@ -104,6 +104,7 @@ def test_steps_after_the_cut_are_the_baseline(x):
         close(got.values[1], want)
 
 
+@pytest.mark.slow
 def test_draws_are_shared_by_all_prefixes_and_batches_of_any_size(x):
     model, key = network(readout="steps"), jax.random.key(3)
     options = {"per_step": True, "reduction": "none", "num_samples": 3, "key": key}

@@ -174,8 +174,8 @@ def integrated_gradients(
         >>> print(ig.values)
         [ 1.  3. -4.]
     """
-    of_paths = {"reduction": reduction, "per_step": per_step, "length_arg": length_arg}
-    of_paths |= {"vocabulary": vocabulary, "num_neighbors": num_neighbors}
+    of_paths: dict[str, Any] = {"vocabulary": vocabulary, "num_neighbors": num_neighbors}
+    of_paths |= {"reduction": reduction, "per_step": per_step, "length_arg": length_arg}
     _check_path(path, of_paths)
     start = broadcast_baseline(baseline, x, keep_integers=True)
     floating, merge = floating_leaves(x, "a gradient")

@@ -18,8 +18,8 @@ from jaxattn.methods.quadrature import Line, Quadrature, path_integral
 #: The path from the baseline to the input.
 PathName: TypeAlias = Literal["straight", "temporal", "sequential", "discretised"]
 
-#: Puts the floating leaves of an input in their places.
-Merge: TypeAlias = Callable[[list[Array]], Inputs]
+#: Puts the floating leaves of an input in their places, beside its own or others.
+Merge: TypeAlias = Callable[..., Inputs]
 
 
 class StepPaths(NamedTuple):

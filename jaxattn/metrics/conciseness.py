@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from jaxattn._static import is_concrete
 from jaxattn._types import Attribution
+from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import flat, values_of
 
@@ -98,8 +98,7 @@ def effective_complexity(
         [2.]
     """
     magnitudes = _magnitudes(attribution)
-    if jnp.ndim(tolerance) != 0 or (is_concrete(tolerance) and not tolerance >= 0):
-        raise ValueError(f"`tolerance` must be a number and not negative, got {tolerance}.")
+    check_amount("tolerance", tolerance)
     above = magnitudes > jnp.asarray(tolerance, magnitudes.dtype)
     return above.sum(1).astype(magnitudes.dtype)
 

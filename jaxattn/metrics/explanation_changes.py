@@ -7,12 +7,10 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from jaxattn._static import is_concrete
 from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target, check_count
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.checks import SHARED
@@ -20,6 +18,7 @@ from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method as make_method
 from jaxattn.engine.options import count, name_of
 from jaxattn.engine.perturb import floating_leaves, is_floating
+from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.rankings import flat
 
 #: What the change of an explanation is divided by.
@@ -59,8 +58,7 @@ def ratios_of_changes(
     """Return the ratio of the change of the explanation for each changed input."""
     check_options(method, options)
     check_count("num_samples", num_samples)
-    if jnp.ndim(radius) != 0 or (is_concrete(radius) and not radius > 0):
-        raise ValueError(f"`radius` must be a positive number, got {radius}.")
+    check_amount("radius", radius, positive=True)
     return explain(
         _changes,
         fn,
@@ -111,7 +109,7 @@ def _changes(
     batch_size: int | None = None,
     check_finite: bool = True,
     method: Method,
-    radius: Shaped[Array | np.ndarray, ""],
+    radius: Shaped[Array, ""],
     num_samples: int,
     relative_to: Relative,
     **options: Any,

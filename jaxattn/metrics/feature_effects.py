@@ -9,13 +9,13 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxattn._static import is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check_count
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.engine.target import Score, scored
+from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import correlation, flat, mean_ranks, replaced, values_like
 
@@ -140,7 +140,8 @@ def monotonicity_correlation(
         [1.]
     """
     values = jax.vmap(flat)(values_like(attribution, xs))
-    options = {"num_samples": check_count("num_samples", num_samples), "score": score}
+    options: dict[str, Any] = {"num_samples": check_count("num_samples", num_samples)}
+    options |= {"score": score}
     options |= {"args": args, "key": key, "batch_size": batch_size, "mesh": mesh}
     effects = explain(_effects, fn, xs, targets, **options).values
     rank = jax.vmap(mean_ranks)
@@ -208,9 +209,9 @@ def non_sensitivity(
         [2.]
     """
     values = jax.vmap(flat)(values_like(attribution, xs))
-    if jnp.ndim(tolerance) != 0 or (is_concrete(tolerance) and not tolerance >= 0):
-        raise ValueError(f"`tolerance` must be a number and not negative, got {tolerance}.")
-    options = {"num_samples": check_count("num_samples", num_samples), "score": score}
+    check_amount("tolerance", tolerance)
+    options: dict[str, Any] = {"num_samples": check_count("num_samples", num_samples)}
+    options |= {"score": score}
     options |= {"args": args, "key": key, "batch_size": batch_size, "mesh": mesh}
     effects = explain(_effects, fn, xs, targets, **options).values
     no_effect = (jnp.abs(effects) <= jnp.asarray(tolerance, effects.dtype)).all(1)
@@ -249,9 +250,10 @@ def _effects(
     numbers = jnp.arange(features, dtype=jnp.int32)
 
     def replacement(sample: Int[Array, ""]) -> Inputs:
-        if baseline is None:
-            return _drawn(jax.random.fold_in(key, sample), x)
-        return broadcast_baseline(baseline, x)
+        if baseline is not None:
+            return broadcast_baseline(baseline, x)
+        assert key is not None
+        return _drawn(jax.random.fold_in(key, sample), x)
 
     def score_with(number: Int[Array, ""]) -> Scalar:
         """Return the score with one feature replaced; -1 replaces none."""

@@ -146,14 +146,14 @@ def region_perturbation(
         arXiv:1509.06321.
 
     Examples:
-        The windows are replaced in the order of their sums: the scores are 10, 3 and 0.
+        The windows are replaced in the order of their sums: the scores are 12, 3 and 0.
 
         >>> import jax.numpy as jnp
         >>> import jaxattn as ja
-        >>> xs = jnp.array([[1.0, 2.0, 3.0, 4.0]])
+        >>> xs = jnp.array([[1.0, 2.0, 3.0, 6.0]])
         >>> found = ja.metrics.region_perturbation(jnp.sum, xs, None, xs, window=2, score="logit")
-        >>> print(found.round(3))
-        [5.667]
+        >>> print(found)
+        [7.]
     """
     grouping = _window_groups(xs, window)
     steps = grouping.number if num_steps is None else check_count("num_steps", num_steps)

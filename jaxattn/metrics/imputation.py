@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from jaxattn._static import is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target
 from jaxattn.engine.batch import chunked_map, wide
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import Score, scored
+from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import features_of, flat, ranks, unflat, values_like
 from jaxattn.metrics.top_features import Fractions, top_counts
@@ -92,8 +92,7 @@ def road(
     """
     values = values_like(attribution, xs)
     features = features_of(values)
-    if jnp.ndim(noise) != 0 or (is_concrete(noise) and not noise >= 0):
-        raise ValueError(f"`noise` must be a number and not negative, got {noise}.")
+    check_amount("noise", noise)
     counts = [min(count, features - 1) for count in top_counts(fraction, features)]
     scores = explain(
         _scores_imputed,

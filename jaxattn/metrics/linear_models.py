@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxattn._static import is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import Score, scored
+from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import flat, values_like
 from jaxattn.metrics.subset_effects import Changes
@@ -95,8 +95,7 @@ def infidelity(
     """
     values = values_like(attribution, xs)
     check_bool("rescale", rescale)
-    if jnp.ndim(noise) != 0 or (is_concrete(noise) and not noise >= 0):
-        raise ValueError(f"`noise` must be a number and not negative, got {noise}.")
+    check_amount("noise", noise)
     found = explain(
         _of_changes,
         fn,

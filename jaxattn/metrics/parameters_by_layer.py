@@ -39,8 +39,8 @@ class Parameters(NamedTuple):
         tree = model
         remade: Callable[[PyTree], Any] = _same
         if isinstance(model, nnx.Module):
-            graphdef, state, rest = nnx.split(model, nnx.Param, ...)
-            tree, beside = nnx.as_pure(state), nnx.as_pure(rest)
+            graphdef, *states = nnx.split(model, nnx.Param, ...)
+            tree, beside = map(nnx.as_pure, states)
             remade = functools.partial(_merged, graphdef, beside)
         found, treedef = jax.tree_util.tree_flatten_with_path(tree)
         # The first two keys of a Partial are the positions of its arguments.

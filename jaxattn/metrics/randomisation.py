@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxattn._static import is_concrete
 from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target, check_count
 from jaxattn.engine.batch import chunked_sum
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method as make_method
 from jaxattn.engine.options import count
 from jaxattn.engine.perturb import floating_leaves, is_floating
+from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.explanation_changes import check_options, inner_count
 from jaxattn.metrics.parameters_by_layer import Parameters
@@ -184,8 +184,7 @@ def smooth_mprt(
     """
     check_options(method, options)
     check_count("num_samples", num_samples)
-    if jnp.ndim(noise) != 0 or (is_concrete(noise) and not noise >= 0):
-        raise ValueError(f"`noise` must be a number and not negative, got {noise}.")
+    check_amount("noise", noise)
     own = {"method": method, "num_samples": num_samples, "noise": jnp.asarray(noise)}
     explained = functools.partial(
         _explained, _averaged, xs, targets, args, key, batch_size, mesh, options | own
@@ -273,8 +272,9 @@ def _explained(
     model: Callable[..., Any],
 ) -> Float[Array, "B n"]:
     """Return the explanations of a model, flat."""
-    shared = {"args": args, "key": key, "batch_size": batch_size, "mesh": mesh}
-    return jax.vmap(flat)(explain(method, model, xs, targets, **shared, **options).values)
+    shared: dict[str, Any] = {"args": args, "key": key, **options}
+    shared |= {"batch_size": batch_size, "mesh": mesh}
+    return jax.vmap(flat)(explain(method, model, xs, targets, **shared).values)
 
 
 def _randomised(

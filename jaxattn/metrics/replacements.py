@@ -110,8 +110,8 @@ def uniform_noise(xs: Inputs, key: RandomKey) -> PyTree[Shaped[Array, "..."]]:
 
 
 def _each_leaf(f: Callable[[Array], Array], xs: Inputs, axes: int) -> PyTree[Array]:
-    def of_leaf(leaf: Array) -> Array:
-        leaf = jnp.asarray(leaf)
+    def of_leaf(of_xs: Array | np.ndarray) -> Array:
+        leaf = jnp.asarray(of_xs)
         if not is_floating(leaf):
             raise TypeError(f"`xs` must hold floating-point numbers, got {leaf.dtype}.")
         if leaf.ndim < axes:

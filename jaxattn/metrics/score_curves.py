@@ -82,8 +82,8 @@ class Grouping(NamedTuple):
         if len(found) < 2:
             raise ValueError(f"`groups` must hold at least two groups, got {found.tolist()} alone.")
         parts = np.split(numbers.astype(np.int32), np.cumsum([e.size for e in spread])[:-1])
-        ids = [part.reshape(each.shape) for part, each in zip(parts, spread, strict=True)]
-        return cls(jax.tree.unflatten(treedef, ids), len(found))
+        ids_of = [part.reshape(each.shape) for part, each in zip(parts, spread, strict=True)]
+        return cls(jax.tree.unflatten(treedef, ids_of), len(found))
 
 
 def group_values(

@@ -196,7 +196,8 @@ def fit_generator(
     counts = jnp.full(series.shape[0], series.shape[1]) if lengths is None else jnp.asarray(lengths)
     valid = nn.valid_steps(counts, series.shape[1])
     rule = optax.adam(1e-3) if optimizer is None else optimizer
-    graph, params, rest = nnx.split(generator, nnx.Param, ...)
+    graph, *states = nnx.split(generator, nnx.Param, ...)
+    params, rest = states
     of_batches, of_latents = jax.random.split(key)
     epochs = jax.random.split(of_batches, num_epochs)
     per_epoch = series.shape[0] // batch_size

@@ -1,0 +1,81 @@
+"""Reductions of the values of an attribution over axes, or over spans of one axis."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+#: How several values become one: their sum, mean, Euclidean norm or largest magnitude.
+Reduction: TypeAlias = Literal["sum", "mean", "l2", "absmax"]
+
+
+def reduced(
+    values: Array,
+    axis: int | Sequence[int],
+    reduction: Reduction,
+    spans: Sequence[tuple[int, int]] | None,
+) -> Array:
+    """Reduce values over axes, or over each span of one axis; see `jaxattn.Attribution.reduce`.
+
+    Raises:
+        TypeError: for an axis that is not an int.
+        ValueError: for an axis that the values do not have, an unknown reduction, several axes
+            with spans, or a span that is empty or exceeds the axis.
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f'`reduction` must be "sum", "mean", "l2" or "absmax", got {reduction!r}.')
+    values = jnp.asarray(values)
+    axes = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    if not axes or any(not -values.ndim <= one < values.ndim for one in axes):
+        raise ValueError(
+            f"`axis` must hold axes of the values, of shape {values.shape}, got {axis}."
+        )
+    if spans is None:
+        return _REDUCTIONS[reduction](values, axes)
+    if len(axes) != 1:
+        raise ValueError(f"`axis` must be one axis with spans, got {axis}.")
+    return _over_spans(values, axes[0], reduction, spans)
+
+
+def _l2(values: Array, axes: tuple[int, ...]) -> Array:
+    # The largest magnitude is factored out: its square may overflow in half precision.
+    largest = jnp.max(jnp.abs(values), axes, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1)
+    norm = jnp.sqrt(jnp.sum(jnp.square(values / scale), axes))
+    return norm * jnp.squeeze(scale, axes)
+
+
+_REDUCTIONS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
+    "sum": jnp.sum,
+    "mean": jnp.mean,
+    "l2": _l2,
+    "absmax": lambda values, axes: jnp.max(jnp.abs(values), axes),
+}
+
+
+def _over_spans(
+    values: Array, axis: int, reduction: Reduction, spans: Sequence[tuple[int, int]]
+) -> Array:
+    """Reduce each span of an axis."""
+    length = values.shape[axis]
+    pairs = np.asarray(spans)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu" or not len(pairs):
+        raise ValueError(f"`spans` must be pairs of ints, got {spans!r}.")
+    if (pairs[:, 0] < 0).any() or (pairs[:, 0] >= pairs[:, 1]).any() or pairs.max() > length:
+        raise ValueError(
+            f"`spans` must not be empty and lie within the axis, of length {length}, got {spans!r}."
+        )
+    # All spans get the length of the longest: zeros change no sum and no magnitude.
+    sizes = pairs[:, 1] - pairs[:, 0]
+    offsets = np.arange(sizes.max())
+    taken = jnp.moveaxis(values, axis, -1)[..., np.minimum(pairs[:, :1] + offsets, length - 1)]
+    inside = np.broadcast_to(offsets < sizes[:, None], taken.shape)
+    reduced = _REDUCTIONS["sum" if reduction == "mean" else reduction](
+        jnp.where(inside, taken, 0), (taken.ndim - 1,)
+    )
+    if reduction == "mean":
+        reduced /= jnp.asarray(np.broadcast_to(sizes, reduced.shape), reduced.dtype)
+    return jnp.moveaxis(reduced, -1, axis)
