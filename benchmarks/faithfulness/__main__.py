@@ -16,7 +16,7 @@ from benchmarks import report
 from benchmarks.faithfulness import rare
 from benchmarks.progress import track
 
-TASKS = {"rare-feature": "feature", "rare-time": "time"}
+TASKS: dict[str, rare.Task] = {"rare-feature": "feature", "rare-time": "time"}
 #: AUP and AUR that time-interpret publishes for these tasks.
 PUBLISHED = {
     "integrated_gradients": (1.0, 0.13),

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "num_steps": 200,
     },
     "extremal_mask": {"mask_weight": 1e-3, "replacement_weight": 10.0, "num_steps": 200},
-    "contra_mask": {"mask_weight": 0.03, "num_steps": 300},
+    "contra_mask": {"mask_weight": 0.06, "num_steps": 300},
 }
 #: Masks compare the output of all steps; the other methods explain its sum.
 MASKS = "dynamask", "extremal_mask", "contra_mask"
