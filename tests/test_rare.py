@@ -52,4 +52,4 @@ def test_quick_table(capsys):
     for task in ("rare-feature", "rare-time"):
         assert f"{task}: 10 series of 50 steps and 50 features" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("integrated_gradients")]
-    assert [row[1] for row in rows] == ["1.000", "1.000"]
+    assert [row[1:3] for row in rows] == [["[1]", "1.000"]] * 2

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.faithfulness.classifier import measures, trained
 from benchmarks.faithfulness.state import (
     FEATURES,
     MEANS,
@@ -60,3 +61,18 @@ def test_labels_follow_the_sigmoid_of_the_salient_feature(drawn):
         inside = (deciding >= low) & (deciding < high)
         want = 1 / (1 + np.exp(-deciding[inside]))
         np.testing.assert_allclose(drawn.labels[inside].mean(), want.mean(), atol=0.02)
+
+
+def test_measures_of_a_function_that_reads_one_feature():
+    """It is right in state 0 alone; the area under its curve is that of one threshold."""
+    series = markov(seed=2, number=4)
+    right = (series.states == 0).mean()
+    got = measures("saliency", lambda x: x[:, 1], series)
+    assert set(got) == {"aup", "aur", "auroc", "auprc"}
+    np.testing.assert_allclose(got["auroc"], 0.25 + 0.75 * right, rtol=1e-5)
+
+
+def test_a_small_classifier_learns_the_labels():
+    model = trained(markov(seed=1, number=200), seed=1, epochs=15, units=16)
+    new = markov(seed=2, number=50)
+    assert ((np.asarray(model(new.x)) > 0) == new.labels).mean() > 0.7

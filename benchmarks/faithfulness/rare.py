@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "tolerance": 1e-3,
         "num_steps": 200,
     },
-    "extremal_mask": {"mask_weight": 1e-3, "replacement_weight": 10.0, "num_steps": 200},
+    "extremal_mask": {"mask_weight": 1e-3, "replacement_weight": 10.0, "num_steps": 250},
     "contra_mask": {"mask_weight": 0.06, "num_steps": 300},
 }
 #: Masks compare the output of all steps; the other methods explain its sum.
