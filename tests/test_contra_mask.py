@@ -99,7 +99,7 @@ def test_series_of_one_step():
     [
         ({"key": None}, r"`key` is missing: the networks are drawn"),
         ({"background": None}, r"`background` is missing: pass a set of examples"),
-        ({"background": X}, r"`background` must have the shape of x, .* leading axis"),
+        ({"background": X}, r"`background` must have a leading axis of examples before \(4, 2\)"),
         ({"background": BACKGROUND[:1]}, r"`background` must hold at least two examples, got 1\."),
         ({"background": {"x": BACKGROUND}}, r"`background` must be a pytree like x"),
         ({"num_references": 0}, r"`num_references` must be at least 1, got 0\."),

@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.faithfulness.rare import FEATURES, STEPS, SUBSET, areas, energy, mask_areas, rare
-
-
-def test_areas_under_precision_and_recall_by_hand():
-    """Precision is 1/2, 2/3, 1, 1 and recall 1, 1, 1, 1/2 at the thresholds 0, 0.2, 0.5, 1."""
-    got = areas(np.array([[1.0, 2.0], [3.0, 1.4]]), np.array([[0, 1], [1, 0]]))
-    precision = 0.2 * (1 / 2 + 2 / 3) / 2 + 0.3 * (2 / 3 + 1) / 2 + 0.5
-    np.testing.assert_allclose(got, (precision, 0.2 + 0.3 + 0.5 * 0.75))
+from benchmarks.faithfulness.__main__ import main
+from benchmarks.faithfulness.rare import FEATURES, STEPS, SUBSET, energy, measured, rare
 
 
 @pytest.mark.parametrize("task, axis", [("feature", 1), ("time", 0)])
@@ -29,13 +23,39 @@ def test_series_and_their_salient_cells(task, axis):
     np.testing.assert_allclose(np.std(driven), 2, rtol=0.05)
 
 
+@pytest.mark.parametrize("task", ["feature", "time"])
+@pytest.mark.parametrize("method", ["integrated_gradients", "deep_lift", "occlusion"])
+def test_methods_that_give_each_cell_its_square(method, task):
+    """The published areas are 1 and 0.13."""
+    got = measured(method, task, seed=1, number=20)
+    assert got["aup"] > 0.999
+    np.testing.assert_allclose(got["aur"], 0.13, atol=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.optimized
-@pytest.mark.parametrize("task", ["feature", "time"])
 @pytest.mark.parametrize(
-    "method, precision, recall", [("dynamask", 0.93, 0.65), ("extremal_mask", 0.99, 0.9)]
+    "method, task, precision, recall",
+    [
+        ("dynamask", "feature", 0.93, 0.65),
+        ("dynamask", "time", 0.93, 0.65),
+        ("extremal_mask", "feature", 0.99, 0.9),
+        ("extremal_mask", "time", 0.99, 0.9),
+        ("contra_mask", "feature", 0.99, 0.9),
+        ("contra_mask", "time", 0.85, 0.9),
+    ],
 )
 def test_trained_masks_find_the_salient_cells(method, precision, recall, task):
-    got = mask_areas(method, task, seed=0)
-    assert got[0] >= precision
-    assert got[1] >= recall
+    got = measured(method, task, seed=1)
+    assert got["aup"] >= precision
+    assert got["aur"] >= recall
+
+
+def test_quick_table(capsys):
+    main(["--quick", "--methods", "input_x_gradient", "integrated_gradients"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    for task in ("rare-feature", "rare-time"):
+        assert f"{task}: 10 series of 50 steps and 50 features" in text
+    rows = [line.split() for line in text.splitlines() if line.startswith("integrated_gradients")]
+    assert [row[1:3] for row in rows] == [["[1]", "1.000"]] * 2

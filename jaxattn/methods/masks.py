@@ -129,7 +129,7 @@ def learned_mask(
     check_mode(mode)
     if area is not None:
         check_area(area)
-        if jnp.ndim(area):
+        if np.ndim(area):
             raise ValueError(f"`area` must be one number, got {area!r}.")
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
     check_optimizer(optimizer)

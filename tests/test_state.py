@@ -1,0 +1,78 @@
+"""The State benchmark: its hidden states, series and labels."""
+
+import numpy as np
+import pytest
+
+from benchmarks.faithfulness.classifier import measures, trained
+from benchmarks.faithfulness.state import (
+    FEATURES,
+    MEANS,
+    SALIENT,
+    STEPS,
+    covariances,
+    markov,
+    one_next,
+)
+
+SERIES = 500
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return markov(seed=0, number=SERIES)
+
+
+def test_one_feature_is_salient_at_each_step(drawn):
+    assert drawn.x.shape == drawn.salient.shape == (SERIES, STEPS, FEATURES)
+    np.testing.assert_array_equal(drawn.salient.argmax(-1), SALIENT[drawn.states])
+    np.testing.assert_array_equal(drawn.salient.sum(-1), 1)
+
+
+@pytest.mark.parametrize("state", [0, 1])
+def test_mean_and_covariance_of_each_state(drawn, state):
+    x = drawn.x[drawn.states == state].astype(float)
+    np.testing.assert_allclose(x.mean(0), MEANS[state], atol=0.02)
+    want = 0.801 * np.eye(3)
+    want[0, 1 + state] = want[1 + state, 0] = 0.01
+    np.testing.assert_array_equal(covariances()[state], want)
+    np.testing.assert_allclose(np.cov(x.T), want, atol=0.02)
+
+
+def test_states_change_with_their_probabilities(drawn):
+    before, after = drawn.states[:, :-1], drawn.states[:, 1:]
+    np.testing.assert_allclose(drawn.states[:, 0].mean(), 0.5, atol=0.07)
+    np.testing.assert_allclose(after[before == 0].mean(), 0.05, atol=0.005)
+    np.testing.assert_allclose(
+        one_next(np.array([0, 1, 1]), np.array([9, 0, 50])), [0.05, 0.95, 0.85]
+    )
+    lasted = np.zeros(SERIES, int)
+    young, old = [], []
+    for t in range(STEPS - 1):
+        young.extend(after[(before[:, t] == 1) & (lasted < 5), t])
+        old.extend(after[(before[:, t] == 1) & (lasted >= 20), t])
+        lasted = np.where(after[:, t] == before[:, t], lasted + 1, 0)
+    np.testing.assert_allclose(np.mean(young), 0.946, atol=0.01)
+    np.testing.assert_allclose(np.mean(old), 0.89, atol=0.02)
+
+
+def test_labels_follow_the_sigmoid_of_the_salient_feature(drawn):
+    deciding = (drawn.salient * drawn.x).sum(-1)
+    for low, high in [(-2.0, -1.5), (-0.25, 0.25), (1.5, 2.0)]:
+        inside = (deciding >= low) & (deciding < high)
+        want = 1 / (1 + np.exp(-deciding[inside]))
+        np.testing.assert_allclose(drawn.labels[inside].mean(), want.mean(), atol=0.02)
+
+
+def test_measures_of_a_function_that_reads_one_feature():
+    """It is right in state 0 alone; the area under its curve is that of one threshold."""
+    series = markov(seed=2, number=4)
+    right = (series.states == 0).mean()
+    got = measures("saliency", lambda x: x[:, 1], series)
+    assert set(got) == {"aup", "aur", "auroc", "auprc"}
+    np.testing.assert_allclose(got["auroc"], 0.25 + 0.75 * right, rtol=1e-5)
+
+
+def test_a_small_classifier_learns_the_labels():
+    model = trained(markov(seed=1, number=200), seed=1, epochs=15, units=16)
+    new = markov(seed=2, number=50)
+    assert ((np.asarray(model(new.x)) > 0) == new.labels).mean() > 0.7
