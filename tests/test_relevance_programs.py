@@ -419,3 +419,26 @@ def test_forms_of_a_norm_have_the_relevance_of_rsqrt(form):
         np.testing.assert_allclose(found.values, expected.values, rtol=1e-10)
         total = found.values.sum() + found.info["absorbed"]
         np.testing.assert_allclose(total, found.output[1], rtol=1e-10)
+
+
+def test_units_that_are_off_and_centred_behind_pass_relevance_on():
+    """A ReLU of zero has relevance, that of minus the mean: the limit of leaky ReLUs."""
+    rng = np.random.default_rng(0)
+    first, second, x = rng.normal(size=(4, 6)), rng.normal(size=6), rng.normal(size=4)
+
+    def network(activation):
+        def fn(x):
+            h = activation(x @ first)
+            return (h - h.mean()) * jax.lax.rsqrt(h.var() + 1e-3) @ second
+
+        return fn
+
+    z = x @ first
+    a = np.maximum(z, 0)
+    assert (a == 0).sum() >= 2
+    of_units = (a - a.mean()) / np.sqrt(a.var() + 1e-3) * second
+    want = x * (first @ (of_units / z))
+    leaks = [lambda z, leak=leak: jnp.where(z > 0, z, leak * z) for leak in (1e-8, -1e-8)]
+    for activation, atol in ((jax.nn.relu, 1e-12), (leaks[0], 1e-6), (leaks[1], 1e-6)):
+        found = ja.lrp(network(activation), jnp.asarray(x), rule="z")
+        np.testing.assert_allclose(found.values, want, rtol=0, atol=atol)
