@@ -56,7 +56,7 @@ def _is_ready(array: Any) -> bool:
 
 
 def check_convergence(method: str, remedy: str, result: Attribution) -> None:
-    """Warn if the values of examples do not sum to the difference of the score.
+    """Warn if the values of an output do not sum to the difference of its score.
 
     Args:
         method: the name of the method.
@@ -93,7 +93,7 @@ def _warn(check: _Check) -> None:
     delta = np.ravel(check.delta)
     worst = np.argmax(np.where(np.isnan(relative), np.inf, relative))
     warnings.warn(
-        f"{check.method}: the values of {missed.sum()} of {missed.size} examples do not sum to the "
+        f"{check.method}: the values of {missed.sum()} of {missed.size} outputs do not sum to the "
         f"difference between the target at the input and at the baseline. The largest delta is "
         f"{delta[worst]:.3g}, {relative[worst]:.3g} of the difference; see info['relative_delta']. "
         f"{check.remedy}",

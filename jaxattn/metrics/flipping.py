@@ -18,7 +18,7 @@ from jaxattn.engine.target import Score
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import features_of, values_like
 from jaxattn.metrics.replacements import channel_mean
-from jaxattn.metrics.score_curves import Curve, Grouping, scores_after
+from jaxattn.metrics.score_curves import Curve, WholeGroups, scores_after, whole_groups
 
 
 @metric(better="lower")
@@ -235,7 +235,7 @@ def irof(
         >>> print(ja.metrics.irof(jnp.sum, xs, None, xs, groups=groups, **options))
         [0.6]
     """
-    grouping = Grouping.of(groups, xs)
+    grouping = whole_groups(groups, xs)
     found = explain(
         scores_after,
         fn,
@@ -318,7 +318,7 @@ def monotonicity(
     return (jnp.diff(scores, axis=1) >= 0).all(1).astype(scores.dtype)
 
 
-def _window_groups(xs: Inputs, window: int | Sequence[int]) -> Grouping:
+def _window_groups(xs: Inputs, window: int | Sequence[int]) -> WholeGroups:
     """Return the windows that divide each leaf, as groups."""
     leaves, treedef = jax.tree.flatten(xs)
     ids: list[np.ndarray] = []
@@ -332,4 +332,4 @@ def _window_groups(xs: Inputs, window: int | Sequence[int]) -> Grouping:
         counts = [int(place[-1]) + 1 for place in places]
         ids.append(np.ravel_multi_index(np.ix_(*places), counts) + number)
         number += math.prod(counts)
-    return Grouping.of(jax.tree.unflatten(treedef, ids), xs)
+    return whole_groups(jax.tree.unflatten(treedef, ids), xs)

@@ -133,8 +133,11 @@ def _scores_imputed(
     if key is None:
         raise ValueError("`key` is missing: road draws noise, give key=jax.random.key(0).")
     floating_leaves(x, "imputation")
-    if not all(map(is_floating, jax.tree.leaves(x))):
-        raise TypeError("`xs` must hold floating-point numbers for imputation.")
+    dtypes = [str(leaf.dtype) for leaf in jax.tree.leaves(x) if not is_floating(leaf)]
+    if dtypes:
+        raise TypeError(
+            f"`xs` must hold floating-point numbers for imputation, got {', '.join(dtypes)}."
+        )
     places = ranks(flat(ranking))
     score_of = scored(fn, target, args, score=score)
 

@@ -9,11 +9,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from jaxattn._static import is_array
 from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target
 from jaxattn.engine.batch import chunked_map
+from jaxattn.engine.feature_groups import Groups, feature_groups
 from jaxattn.engine.method import method
-from jaxattn.engine.perturb import broadcast_baseline, leaves_like
+from jaxattn.engine.perturb import broadcast_baseline
 from jaxattn.engine.target import Score, scored
 from jaxattn.metrics.rankings import flat, ranks, unflat
 
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
     auc: Float[Array, " B"]
 
 
-class Grouping(NamedTuple):
+class WholeGroups(NamedTuple):
     """Groups of features, numbered from 0.
 
     Attributes:
@@ -47,43 +47,26 @@ class Grouping(NamedTuple):
     ids: PyTree[Int[np.ndarray, "..."]]
     number: int
 
-    @classmethod
-    def of(cls, groups: PyTree[Any], xs: Inputs) -> "Grouping":
-        """Number groups.
 
-        Args:
-            groups: integers that broadcast to an example, or with a leading axis of examples; one
-                array for all leaves of `xs`, or a pytree like `xs`.
-            xs: the examples.
+def whole_groups(groups: Groups, xs: Inputs) -> WholeGroups:
+    """Number groups that are known before tracing, and give each feature the number of its group.
 
-        Raises:
-            TypeError: for groups that are not integers.
-            ValueError: for groups that do not broadcast to an example, or a single group.
-        """
-        leaves, treedef = jax.tree.flatten(xs)
-        arrays = [np.asarray(each) for each in leaves_like(xs, groups, "groups", is_array)]
-        per_example = any(a.ndim == jnp.ndim(leaf) for a, leaf in zip(arrays, leaves, strict=True))
-        spread = []
-        for ids, leaf in zip(arrays, leaves, strict=True):
-            if not np.issubdtype(ids.dtype, np.integer):
-                raise TypeError(f"`groups` must hold integers, got {ids.dtype}.")
-            shape = jnp.shape(leaf) if per_example else jnp.shape(leaf)[1:]
-            try:
-                spread.append(np.broadcast_to(ids, shape))
-            except ValueError as error:
-                raise ValueError(
-                    f"`groups` must broadcast to the shape {jnp.shape(leaf)[1:]} of an example, or "
-                    f"have a leading axis of {jnp.shape(leaf)[0]} examples in addition, got shape "
-                    f"{ids.shape}."
-                ) from error
-        found, numbers = np.unique(
-            np.concatenate([each.ravel() for each in spread]), return_inverse=True
-        )
-        if len(found) < 2:
-            raise ValueError(f"`groups` must hold at least two groups, got {found.tolist()} alone.")
-        parts = np.split(numbers.astype(np.int32), np.cumsum([e.size for e in spread])[:-1])
-        ids_of = [part.reshape(each.shape) for part, each in zip(parts, spread, strict=True)]
-        return cls(jax.tree.unflatten(treedef, ids_of), len(found))
+    Args:
+        groups: as for `jaxattn.feature_ablation`, but not `None`.
+        xs: the examples.
+
+    Raises:
+        TypeError: for groups that are not integers.
+        ValueError: for groups that do not broadcast to an example, or a single group.
+    """
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], leaf.dtype), xs)
+    numbered = feature_groups(example, groups)
+    leaves, treedef = jax.tree.flatten(example)
+    ids = [
+        np.broadcast_to(each, (*each.shape[: each.ndim - leaf.ndim], *leaf.shape))
+        for each, leaf in zip(numbered.ids, leaves, strict=True)
+    ]
+    return WholeGroups(jax.tree.unflatten(treedef, ids), numbered.number)
 
 
 def group_values(
