@@ -126,6 +126,20 @@ def superpixels(image: Any, num_segments: int = 50, **options: Any) -> Int[np.nd
     Raises:
         ImportError: if scikit-image is not installed.
         ValueError: for an array that is no image.
+
+    Reference:
+        Achanta et al. 2012, SLIC superpixels compared to state-of-the-art superpixel methods,
+        doi:10.1109/TPAMI.2012.120.
+
+    Examples:
+        A superpixel does not extend over the edge of an object.
+
+        >>> import numpy as np
+        >>> import jaxattn as ja
+        >>> image = np.zeros((8, 8))
+        >>> image[:, 5:] = 1.0
+        >>> print(ja.groups.superpixels(image, 4)[0])
+        [0 0 0 0 0 1 1 1]
     """
     pixels = np.asarray(image)
     if pixels.ndim not in (2, 3):

@@ -20,7 +20,6 @@ UNDOCUMENTED = {"END", "LRP_PRESETS", "Padding"}
 WITHOUT_EXAMPLE = set(
     """
     jaxattn.AttributionWarning jaxattn.Benchmark jaxattn.ConvergenceWarning
-    jaxattn.groups.superpixels
     jaxattn.metrics.Comparison jaxattn.metrics.Curve jaxattn.metrics.Properties
     jaxattn.metrics.Randomisation jaxattn.models.Caption jaxattn.models.CaptionLoss
     jaxattn.models.GlimpseLoss jaxattn.models.Glimpses jaxattn.models.NextStep

@@ -1,12 +1,13 @@
 """Feature groups: how they are numbered, checked and made."""
 
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.ndimage import label
+from sklearn.datasets import load_sample_image
 
 import jaxattn as ja
 from jaxattn.engine.feature_groups import feature_groups
@@ -150,21 +151,22 @@ def test_groups_that_cannot_be_made(make, error, message):
         make()
 
 
-def test_superpixels_are_those_of_scikit_image(monkeypatch):
-    calls = []
+def test_superpixels_of_a_photograph_are_connected_and_alike():
+    image = load_sample_image("china.jpg")[::8, ::8] / 255
+    groups = ja.groups.superpixels(image, 50)
+    assert groups.shape == image.shape
+    assert (groups == groups[..., :1]).all()
+    ids = groups[..., 0]
+    assert 20 <= ids.max() + 1 <= 50
+    for i in range(ids.max() + 1):
+        assert label(ids == i)[1] == 1
+    means = np.array([image[ids == i].mean(0) for i in range(ids.max() + 1)])
+    assert np.square(image - means[ids]).mean() < 0.4 * image.var((0, 1)).mean()
+    gray = ja.groups.superpixels(image.mean(-1), 50)
+    assert gray.shape == image.shape[:2]
 
-    def slic(image, **options):
-        calls.append((image.shape, options))
-        return np.array([[0, 0], [1, 2]])
 
-    package = types.SimpleNamespace(slic=slic)
-    monkeypatch.setitem(sys.modules, "skimage", types.ModuleType("skimage"))
-    monkeypatch.setitem(sys.modules, "skimage.segmentation", package)
-    got = ja.groups.superpixels(jnp.ones((2, 2, 3)), 7, compactness=1.0)
-    np.testing.assert_array_equal(got[..., 1], [[0, 0], [1, 2]])
-    assert got.shape == (2, 2, 3)
-    settings = {"n_segments": 7, "start_label": 0, "channel_axis": -1, "compactness": 1.0}
-    assert calls == [((2, 2, 3), settings)]
+def test_superpixels_without_scikit_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     with pytest.raises(ImportError, match="pip install scikit-image"):
         ja.groups.superpixels(np.ones((2, 2)))

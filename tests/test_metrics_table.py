@@ -127,7 +127,7 @@ def test_bad_tables_raise():
         metrics.table([ja.gradient], fn, XS, 0, [pooled], truth=TRUTH)
 
 
-VALUES = np.array([[[1.0, -2], [3, 4], [0, 5]], [[0.0, 0], [-6, 8], [1, 1]]], np.float32)
+VALUES = jnp.array([[[1.0, -2], [3, 4], [0, 5]], [[0.0, 0], [-6, 8], [1, 1]]])
 
 
 def reduced(*args, **options):

@@ -217,7 +217,7 @@ def test_features_of_all_leaves_count_together(metric):
     truth = {"a": TRUE, "b": TRUE[:, :1]}
     together = [np.concatenate([t["a"], t["b"]], 1) for t in (values, truth)]
     if metric in ALONE:
-        attribution = ja.Attribution(values, jnp.zeros(2))
+        attribution = ja.Attribution(jax.tree.map(jnp.asarray, values), jnp.zeros(2))
         np.testing.assert_allclose(metric(attribution), metric(together[0]), rtol=1e-6)
     else:
         np.testing.assert_allclose(metric(values, truth), metric(*together), rtol=1e-6)

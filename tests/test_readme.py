@@ -81,7 +81,8 @@ def test_links_point_to_files():
 def test_layout_in_the_docs_lists_every_module():
     text = (ROOT / "docs" / "architecture.md").read_text()
     layout = text.partition("```\njaxattn/")[2].partition("```")[0]
-    listed = set(re.findall(r"(\w+)\.py", layout)) - {"__init__", "_types", "_static"}
-    folders = [ROOT / "jaxattn" / name for name in ("engine", "jaxpr")]
-    modules = {path.stem for folder in folders for path in folder.rglob("*.py")}
-    assert listed == modules - {"__init__"}
+    listed = set(re.findall(r"(\w+)\.py", layout)) - {"__init__"}
+    package = ROOT / "jaxattn"
+    folders = [package / name for name in ("engine", "jaxpr", "metrics")]
+    paths = [*package.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    assert listed == {path.stem for path in paths} - {"__init__"}

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxattn._static import is_array
-from jaxattn._types import Inputs
 
 
-def check_background(background: PyTree, x: Inputs) -> PyTree:
+def check_background(background: PyTree, x: PyTree) -> PyTree:
     """Return a background set as arrays of the dtypes of `x`.
 
     Args:
@@ -26,7 +25,7 @@ def check_background(background: PyTree, x: Inputs) -> PyTree:
     return jax.tree.map(lambda set_, leaf: jnp.asarray(set_).astype(leaf.dtype), background, x)
 
 
-def background_size(background: PyTree, x: Inputs) -> int:
+def background_size(background: PyTree, x: PyTree) -> int:
     """Check a background set, and return the number of its examples.
 
     Args:

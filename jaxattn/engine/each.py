@@ -31,7 +31,7 @@ class Each:
         select: returns that array of an output; `None` for the output itself.
     """
 
-    indices: Array | np.ndarray | None
+    indices: Any
     select: Callable[[PyTree], Array] | None = None
 
     def target(self, index: Int[Array, " rank"]) -> Target:

@@ -85,7 +85,7 @@ def is_method(function: object) -> bool:
     return isinstance(getattr(function, "traits", None), Traits)
 
 
-def count(what: str, method: Method, x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
+def count(what: str, method: Any, x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     """Return how many evaluations of `fn` a method makes for one example, or has in flight.
 
     Args:

@@ -47,7 +47,10 @@ def scored(
                 f"{score!r}."
             )
         checked = True
-        output = fn(x, *args)
+        # A constant of a traced function is no array: it has not all methods of one.
+        output = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf) if hasattr(leaf, "dtype") else leaf, fn(x, *args)
+        )
         return select(output if score == "logit" else _normalised(output, score), target), output
 
     return score_of
