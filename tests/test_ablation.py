@@ -49,6 +49,7 @@ def test_reuse_changes_no_value(window, batch_size):
     assert plain.info["flops_saved"] == 0
 
 
+@pytest.mark.slow
 def test_ablation_of_windows_is_occlusion_without_overlap():
     x = series()
     got = ja.feature_ablation(recurrent, x, groups=ja.groups.windows(x.shape, 4), baseline=0.5)

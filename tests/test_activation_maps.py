@@ -64,6 +64,7 @@ def test_grad_cam_channel_axis_of_a_series(channel_axis, x64):
     close(got.values, 3 * ROWS @ W @ READOUT[:, 0])
 
 
+@pytest.mark.slow
 def test_resized_map_of_a_keras_model_has_no_batch_axis():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         keras.utils.set_random_seed(0)

@@ -80,6 +80,7 @@ def test_deep_shap_agrees_with_captum(x64):
     close(got.info["delta"], 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31))
 def test_deep_shap_of_random_networks_is_complete(seed):

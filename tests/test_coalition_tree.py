@@ -58,7 +58,7 @@ GROUPS = np.repeat([7, 3, 5, 1], [2, 5, 1, 4])[:, None]
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("batch_size", [None, 7])
-@pytest.mark.representatives("7-flipped", "None-two layers")
+@pytest.mark.representatives("7-flipped")
 def test_shared_states_change_no_value(name, batch_size):
     fn, options = NETWORKS[name], {"groups": GROUPS, "baseline": 0.3, "batch_size": batch_size}
     for method in (ja.shapley_values, ja.shapley_value_sampling, ja.kernel_shap):
@@ -94,6 +94,7 @@ def test_nothing_is_shared_without_windows_or_loops():
         assert window_game(game) is None
 
 
+@pytest.mark.slow
 def test_gradients_of_values_with_shared_states():
     def total(x, reuse):
         values = ja.shapley_values(NETWORKS["forward"], x, groups=GROUPS, reuse=reuse).values
@@ -111,6 +112,7 @@ def test_reuse_must_be_a_bool(method):
         method(NETWORKS["forward"], X, groups=GROUPS, key=KEY, reuse="no")
 
 
+@pytest.mark.slow
 def test_events_share_states():
     """The events that cannot be apart are one window."""
     options = {"key": KEY, "max_events": 4, "tolerance": 0.0}

@@ -99,6 +99,7 @@ def test_series_of_one_step(perturbation):
     np.testing.assert_allclose(got.info["error"], 0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_batch_of_many_areas_is_independent_of_chunks():
     xs = np.stack([X, 2 * X, -X])
     options = {"area": (0.125, 0.25, 0.5), "num_steps": 20}

@@ -101,6 +101,7 @@ def test_a_callable_selects_an_array_of_targets():
     assert got.output["logits"].shape == (B, K)
 
 
+@pytest.mark.slow
 def test_traced_indices_and_a_target_as_an_argument():
     got = jax.jit(lambda target: ja.explain(ja.gradient, FN, XS, target))(ja.each([2, 0]))
     close(got, stacked([2, 0]))

@@ -86,6 +86,7 @@ def test_deletion_reaches_the_output_of_the_baseline():
     np.testing.assert_allclose(output, [0.5, 0.5], atol=0.05)
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_key():
     drawn = [
         ja.extremal_mask(reads_two, X, key=jax.random.key(seed), num_steps=20, num_units=2).info[
@@ -97,6 +98,7 @@ def test_draws_depend_on_the_key():
     assert np.abs(drawn[0] - drawn[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_series_of_one_step_and_single_numbers():
     for x in (X[:1], np.array(2.0, np.float32)):
         got = ja.extremal_mask(jnp.sum, x, key=KEY, num_steps=5, num_units=2)
@@ -104,6 +106,7 @@ def test_series_of_one_step_and_single_numbers():
         assert np.isfinite(got.values).all()
 
 
+@pytest.mark.slow
 def test_half_precision_is_trained_in_float32():
     x = jnp.asarray(X, jnp.bfloat16)
     got = ja.extremal_mask(reads_two, x, key=KEY, num_steps=20, num_units=2)

@@ -48,6 +48,7 @@ def trained():
     return generator, before, runs
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_generator(trained):
     generator, before, (result, _) = trained
     assert result.losses.shape == (25,)

@@ -129,6 +129,7 @@ def test_windowed_values_are_differences_of_divergences():
     close(got.values, want, 1e-8)
 
 
+@pytest.mark.slow
 def test_padding_has_no_importance():
     """The network holds its state at padded steps."""
 

@@ -64,6 +64,7 @@ def test_values_equal_the_double_integral(x64):
     close(ja.integrated_hessians(network, X, baseline=0.3, **EXACT).values, want, 1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31))
 def test_random_cubic_functions(seed):

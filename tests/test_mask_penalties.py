@@ -67,6 +67,7 @@ def test_blur_equals_the_product_with_a_normalised_kernel():
     np.testing.assert_allclose(gaussian_blur(jnp.asarray(X), (1.5, 0.7)), want, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_mask_sets_the_width_of_a_gaussian_blur():
     mask = RNG.uniform(0.1, 0.9, size=X.shape).astype(np.float32)
     perturbed = perturbation("gaussian_blur", jnp.asarray(X), 0.0, None, 2.0)

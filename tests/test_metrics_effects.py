@@ -174,6 +174,7 @@ def test_numbers_depend_on_the_key_alone(metric):
         assert not np.allclose(other, whole, atol=1e-6) or "monotonicity" in name(metric)
 
 
+@pytest.mark.slow
 def test_pytrees_and_integer_leaves():
     xs = {"a": XS, "n": jnp.array([[2], [3]])}
     values = {"a": XS, "n": jnp.array([[0.0], [1.0]])}

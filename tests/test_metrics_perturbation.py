@@ -299,6 +299,7 @@ def test_road_solves_the_equations_of_the_neighbours():
     np.testing.assert_allclose(got, [np.mean(want)], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_road_imputes_channels_of_series_separately():
     series = jnp.array([[[0.0, 5], [9.0, 6], [4.0, 7]]])
     values = jnp.zeros((1, 3, 2)).at[0, 1, 0].set(1)

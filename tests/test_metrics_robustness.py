@@ -83,6 +83,7 @@ def test_changes_of_the_predicted_class_do_not_count():
     assert np.isnan(metric(another_class_around, jnp.abs(xs), 0, radius=5e-4)).all()
 
 
+@pytest.mark.slow
 def test_stability_takes_options_of_the_method():
     model = Partial(lambda w, x: jnp.tanh(x @ w).sum(), jnp.arange(6.0).reshape(3, 2) / 6)
     got = metrics.max_sensitivity(ja.integrated_gradients, model, XS, key=KEY, num_steps=8)
@@ -199,7 +200,7 @@ def models():
 
 
 @pytest.mark.parametrize("library", ["partial", "linen", "nnx", "equinox"])
-@pytest.mark.representatives("nnx", "equinox")
+@pytest.mark.representatives("equinox")
 def test_layers_are_found_in_the_order_of_use(library):
     model, order = models()[library]
     target = None if library == "partial" else 1
@@ -214,6 +215,7 @@ def test_layers_are_found_in_the_order_of_use(library):
     np.testing.assert_allclose(down.similarity[:, -1], found.similarity[:, -1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_order_draws_its_layers():
     model, _ = models()["partial"]
     names, original = ["a_last", "c_first", "b_middle"], model.args[0]

@@ -79,6 +79,7 @@ def test_truth_closed_form(metric):
     )
 
 
+@pytest.mark.slow
 def test_areas_equal_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     values = rng.integers(-3, 4, size=(200, 4, 5)).astype(np.float32)  # with ties

@@ -123,6 +123,7 @@ def squashed(weights, x):
     return jax.lax.scan(advance, jnp.zeros(D), x)[1]
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=5, deadline=None)
 @hypothesis.given(st.integers(0, 10**6))
 def test_steps_are_complete_linear_and_ignore_dummies(seed):
@@ -195,6 +196,7 @@ def test_words_between_the_word_and_the_baseline():
     close(path.points[:, 0, 0], [5, 3, 2, 0], 0)
 
 
+@pytest.mark.slow
 def test_path_of_words_is_monotone_and_complete():
     rng = np.random.default_rng(3)
     vocabulary = jnp.asarray(rng.normal(size=(30, 4)))

@@ -28,6 +28,7 @@ def close(got, want, atol=1e-12):
     np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_gradients_of_all_outputs_are_the_rows_of_the_jacobian(x):
     model = network(readout="steps", cell="rnn")
     got = ja.time_forward(model, x, 1, per_step=True, reduction="none")

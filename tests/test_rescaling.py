@@ -62,6 +62,7 @@ def test_only_steps_that_matter_have_values(x):
     assert got.values.any()
 
 
+@pytest.mark.slow
 def test_padding_has_no_value_and_no_part_in_the_mean():
     def fn(x, length):
         return jnp.where(jnp.arange(4, dtype=length.dtype) < length, x[:, 0] ** 2, 0).sum()

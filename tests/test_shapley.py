@@ -64,6 +64,7 @@ def test_values_are_means_over_all_orders_and_sum_to_the_difference(table):
     np.testing.assert_allclose(got.sum(), table[-1] - table[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(tables, tables)
 def test_linearity(one, other):
@@ -79,6 +80,7 @@ def test_features_without_influence_are_exactly_zero(table):
     assert exact(without)[1] == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(tables)
 def test_symmetric_features_have_equal_values(table):
@@ -129,6 +131,7 @@ def test_samples_lie_within_four_standard_errors_and_sum_exactly(antithetic):
     np.testing.assert_allclose(few.values.sum(), difference, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_antithetic_pairs_lower_the_variance():
     """Pairs are exact for interactions of two features; here those of three are small."""
     x, slopes = features(), jnp.linspace(-1, 1, 8)

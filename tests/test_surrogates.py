@@ -42,6 +42,7 @@ def test_all_coalitions_give_exact_shapley_values(num_samples, x64):
     np.testing.assert_allclose(got.info["baseline_score"], want.info["baseline_score"], atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_any_samples_sum_to_the_difference_and_are_linear_in_the_function(seed, draw):
@@ -84,6 +85,7 @@ def test_groups_that_an_example_lacks(x64):
     np.testing.assert_allclose(got.info["groups"][0].sum(), difference, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_enumerated_sizes_and_complementary_pairs():
     members, weights = map(np.asarray, kernel_coalitions(KEY, 10, 101))
     assert kernel_size(10, 101) == len(members) == len(weights) == 100
@@ -103,6 +105,7 @@ def test_enumerated_sizes_and_complementary_pairs():
     assert (abs(drawn - share) < 6 * np.sqrt(share)).all()
 
 
+@pytest.mark.slow
 def test_coalitions_are_of_groups_that_exist():
     exists = jnp.array([True, False, True, True, False, True] * 3)
     members, weights = map(np.asarray, coalitions_of_existing(KEY, exists, 40))

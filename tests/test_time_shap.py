@@ -75,6 +75,7 @@ def test_features_are_exact_shapley_values_of_the_groups(x64):
     np.testing.assert_allclose(got.info["groups"], want.info["groups"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cells_of_the_most_important_events_and_features(x64):
     x = series()[0]
     options = {"tolerance": 0.1, "num_events": 2, "num_features": 2, "key": KEY}
@@ -99,6 +100,7 @@ def test_max_events_pools_older_ones(x64):
     np.testing.assert_allclose(got.info["groups"], want.info["groups"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_absent_features_take_the_average_event_of_the_background_set(x64):
     x, background = series()[0], 1 + series(5)
     got = ja.time_shap(model(), x, background=background, max_events=3)
@@ -110,6 +112,7 @@ def test_absent_features_take_the_average_event_of_the_background_set(x64):
     assert abs(total - model()(x) + model()(0 * x)) > 0.01
 
 
+@pytest.mark.slow
 def test_estimates_sum_to_the_difference():
     x = series()[0].astype(jnp.float32)
     fn = jax.tree.map(lambda w: w.astype(jnp.float32), model())
