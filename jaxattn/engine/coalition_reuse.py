@@ -231,6 +231,9 @@ def _chain_bounds(number: int) -> list[int]:
 
 
 def _prefix_bounds(number: int, coalitions: int) -> list[int]:
-    """Return the same for any coalitions: as long as there are fewer prefixes than coalitions."""
+    """Return the same for any coalitions: as long as there are fewer prefixes than coalitions.
+
+    Two windows at a time: a loop for each would save little more, and take longer to compile.
+    """
     deep = min(number - 1, max(0, (coalitions - 1).bit_length() - 1))
-    return [*range(deep + 1), number]
+    return [0, *range(2 - deep % 2, deep + 1, 2), number]
