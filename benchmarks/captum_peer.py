@@ -12,9 +12,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from benchmarks.cells import Cell, Work
+from benchmarks import captum_groups
+from benchmarks.cells import Cell, Explanation, Work
 
 MISSING = "pip install -e '.[peers]' installs Captum and torch"
 
@@ -57,6 +56,8 @@ def kinds(
 ) -> dict[str, list[Setting]]:
     """Return the settings of Captum, and of Captum with repeated examples for a Jacobian.
 
+    None for a method or a network that is not Captum's work.
+
     Args:
         cell: the work.
         device: "cpu" or "gpu".
@@ -64,9 +65,10 @@ def kinds(
         sizes: returns the chunk sizes up to a largest one.
     """
     net = cell.network
+    if net.gates != 4:
+        return {}
     outputs = net.classes * (net.steps if net.per_step else 1)
-    most = {"occlusion": cell.windows, "integrated_gradients": cell.num_steps}
-    plain = sizes(most[cell.method], chunks) if cell.method in most else [1]
+    plain = sizes(_largest_chunk(cell), chunks)
     ways = {"": plain}
     if cell.method == "jacobian":
         ways[", repeated"] = [size for size in sizes(outputs, chunks) if size > 1] or [outputs]
@@ -77,9 +79,14 @@ def kinds(
     }
 
 
-def build(
-    work: Work, setting: Setting, device: str, tf32: bool = False
-) -> Callable[[], np.ndarray]:
+def _largest_chunk(cell: Cell) -> int:
+    if cell.method in captum_groups.METHODS:
+        return captum_groups.METHODS[cell.method](cell)
+    most = {"occlusion": cell.windows, "integrated_gradients": cell.options.get("num_steps")}
+    return most.get(cell.method) or 1
+
+
+def build(work: Work, setting: Setting, device: str, tf32: bool = False) -> Explanation:
     """Return a function that explains all examples of a cell and waits for the result."""
     import torch
     from captum import attr
@@ -89,7 +96,7 @@ def build(
     torch.backends.cudnn.allow_tf32 = tf32
     where = "cuda" if device == "gpu" else "cpu"
     cell, net = work.cell, work.cell.network
-    model = _network(work).to(where).train(setting.cudnn)
+    model = network(work).to(where).train(setting.cudnn)
     xs = torch.tensor(work.xs, device=where)
     targets = None if work.targets is None else torch.tensor(work.targets, device=where)
 
@@ -100,18 +107,18 @@ def build(
         return attr.IntegratedGradients(model).attribute(
             xs,
             target=targets,
-            n_steps=cell.num_steps,
+            n_steps=cell.options["num_steps"],
             method="riemann_middle",
             internal_batch_size=setting.chunk * cell.batch,
         )
 
     def occlusion() -> Any:
-        sizes = (net.steps, net.features)
+        window, stride = cell.options["window"], cell.options["stride"]
         return attr.Occlusion(model).attribute(
             xs,
             target=targets,
-            sliding_window_shapes=cell.window + sizes[len(cell.window) :],
-            strides=cell.stride + sizes[len(cell.stride) :],
+            sliding_window_shapes=window + cell.shape[len(window) :],
+            strides=stride + cell.shape[len(stride) :],
             perturbations_per_eval=setting.chunk,
         )
 
@@ -131,16 +138,23 @@ def build(
         shape = (net.steps, net.classes) if net.per_step else (net.classes,)
         return rows.reshape(cell.batch, *shape, *xs.shape[1:])
 
-    explain = {f.__name__: f for f in (saliency, integrated_gradients, occlusion, jacobian)}
+    explain: dict[str, Callable[[], Any]] = {
+        f.__name__: f for f in (saliency, integrated_gradients, occlusion, jacobian)
+    }
+
+    chosen, compared = explain.get(cell.method), None
+    if chosen is None:
+        chosen = captum_groups.explanation(work, model, xs, targets, setting.chunk)
+        compared = captum_groups.example_by_example(work, model, xs, targets)
 
     def run() -> Any:
         with _cudnn(setting.cudnn):
-            values = explain[cell.method]()
+            values = chosen()
         if where == "cuda":
             torch.cuda.synchronize()
         return values.detach()
 
-    return run
+    return Explanation(run, compared)
 
 
 @contextlib.contextmanager
@@ -155,7 +169,7 @@ def _cudnn(enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.enabled = before
 
 
-def _network(work: Work) -> Any:
+def network(work: Work) -> Any:
     import torch
 
     net = work.cell.network

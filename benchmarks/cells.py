@@ -1,7 +1,7 @@
 """The work that is measured by `benchmarks.speed`: networks, inputs, methods and sizes."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jaxattn as ja
 
 
 class Network(NamedTuple):
-    """An LSTM and a linear readout of its last hidden state, or of that of every time step."""
+    """A recurrent layer and a linear readout of its last state, or of that of every time step."""
 
     steps: int
     features: int
@@ -21,19 +21,17 @@ class Network(NamedTuple):
     classes: int
     bidirectional: bool = False
     per_step: bool = False
+    gates: int = 4  # of an LSTM; 3 for a GRU, of which one class is left out
 
 
 class Cell(NamedTuple):
     """A method on a network.
 
     Attributes:
-        method: the name of jaxattn's method: "jacobian", "saliency", "occlusion" or
-            "integrated_gradients".
+        method: the name of jaxattn's method.
         network: the sizes of the network.
         batch: the number of examples.
-        window: the size of the window of occlusion along each axis; empty for other methods.
-        stride: the distance of two windows along each axis.
-        num_steps: the number of steps of integrated gradients.
+        options: the options of the method. `groups` is the size of windows side by side.
         at_least: the required ratio of each peer's time to jaxattn's.
         goal: the desired ratio.
         tolerance: the largest allowed difference of two results, relative to the largest value.
@@ -42,31 +40,30 @@ class Cell(NamedTuple):
     method: str
     network: Network
     batch: int
-    window: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    num_steps: int = 64
+    options: Mapping[str, Any] = {}
     at_least: Mapping[str, float] = {}
     goal: Mapping[str, float] = {}
     tolerance: float = 1e-4
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The options of the method for `jaxattn.explain`."""
-        if self.method == "occlusion":
-            return {"window": self.window, "stride": self.stride}
-        return {"num_steps": self.num_steps} if self.method == "integrated_gradients" else {}
+    def shape(self) -> tuple[int, int]:
+        """The shape of an example."""
+        return self.network.steps, self.network.features
 
     @property
     def windows(self) -> int:
         """The number of windows of occlusion."""
-        return len(self.masks()) if self.window else 0
+        return len(self.masks()) if self.method == "occlusion" else 0
+
+    def groups(self) -> np.ndarray:
+        """Return the group of each feature (T, D)."""
+        return ja.groups.windows(self.shape, self.options["groups"])
 
     def masks(self) -> np.ndarray:
         """Return the features that each window covers (W, T, D); the windows fit exactly."""
-        net = self.network
-        shape = (net.steps, net.features)
-        window = self.window + shape[len(self.window) :]
-        stride = self.stride + shape[len(self.stride) :]
+        net, shape = self.network, self.shape
+        window = self.options["window"] + shape[len(self.options["window"]) :]
+        stride = self.options["stride"] + shape[len(self.options["stride"]) :]
         starts = np.stack(
             np.meshgrid(
                 *(
@@ -107,8 +104,7 @@ CELLS: Mapping[str, Cell] = {
         "occlusion",
         IMAGE,
         64,
-        window=(4, 4),
-        stride=(2, 2),
+        {"window": (4, 4), "stride": (2, 2)},
         at_least={"captum": 1.6, "handwritten": 1.5},
         goal={"captum": 2.3},
     ),
@@ -116,6 +112,7 @@ CELLS: Mapping[str, Cell] = {
         "integrated_gradients",
         IMAGE,
         64,
+        {"num_steps": 64},
         at_least={"captum": 1.8, "handwritten": 1.2},
         goal={"captum": 2.8},
     ),
@@ -123,8 +120,7 @@ CELLS: Mapping[str, Cell] = {
         "occlusion",
         LONG,
         16,
-        window=(8,),
-        stride=(4,),
+        {"window": (8,), "stride": (4,)},
         at_least={"captum": 1.6, "handwritten": 2.0},
         goal={"captum": 2.3},
     ),
@@ -149,6 +145,7 @@ class Work(NamedTuple):
             holds kernel (H, K) and bias (K,).
         xs: the examples (B, T, D).
         targets: the class to explain (B,); `None` for all classes.
+        options: the options of the method for `jaxattn.explain`.
     """
 
     cell: Cell
@@ -156,11 +153,28 @@ class Work(NamedTuple):
     weights: dict[str, tuple[np.ndarray, ...]]
     xs: np.ndarray
     targets: np.ndarray | None
+    options: dict[str, Any]
+
+    @property
+    def method(self) -> Any:
+        """jaxattn's method."""
+        return getattr(ja, self.cell.method)
+
+
+class Explanation(NamedTuple):
+    """What another library does: a function that is measured, and one that is compared if given."""
+
+    run: Callable[[], Any]
+    compared: Callable[[], Any] | None = None
 
 
 def prepare(cell: Cell) -> Work:
     """Return the network and inputs of a cell; they are the same at every call."""
     net = cell.network
+    if net.gates == 3:
+        from benchmarks import state_cells
+
+        return state_cells.prepare(cell)
     model = ja.models.SequenceClassifier(
         net.features,
         net.units,
@@ -174,7 +188,7 @@ def prepare(cell: Cell) -> Work:
         for name, backward in (("forward", False), ("backward", True))[: 1 + net.bidirectional]
     }
     weights["head"] = np.asarray(model.head.kernel[...]), np.asarray(model.head.bias[...])
-    if (net.steps, net.features) == (28, 28):
+    if cell.shape == (28, 28):
         xs = digits(cell.batch)
     else:
         rng = np.random.default_rng(0)
@@ -182,7 +196,14 @@ def prepare(cell: Cell) -> Work:
     targets = None
     if cell.method != "jacobian":
         targets = np.asarray(jnp.argmax(_outputs(model, xs), axis=-1))
-    return Work(cell, model, weights, xs, targets)
+    options = dict(cell.options)
+    if "groups" in options:
+        options["groups"] = cell.groups()
+    if cell.method == "expected_gradients":
+        options["background"] = np.zeros((1, *cell.shape), np.float32)
+    if getattr(ja, cell.method).traits.draws:
+        options["key"] = jax.random.key(0)
+    return Work(cell, model, weights, xs, targets, options)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import jaxattn as ja
-from benchmarks import captum_peer, handwritten, limits
+from benchmarks import captum_peer, handwritten, limits, timeshap_peer, tint_peer
 from benchmarks.cells import Cell, Work, prepare
 from benchmarks.progress import track
 from jaxattn.jaxpr.flops import count_flops
@@ -20,7 +20,17 @@ HOPELESS = 1.5  # a setting slower than the best by this factor is not called ag
 COARSER = 100  # factor of the tolerance where products are rounded to TF32's 10 bits
 PAUSE = 0.25  # seconds until the spinning threads of another library sleep
 TURN = 0.1  # seconds of a turn, filled with several calls if one is shorter
+SLOW = 10.0  # seconds of a call of which one decides
 FLOOR = 1e-30  # scale of a result that is zero everywhere
+
+
+#: The libraries that can be measured. Each module says `why_not` on a device, its `versions`, the
+#: `kinds` of settings in which it does the work of a cell, and can `build` it at a setting.
+PEERS: Mapping[str, Any] = {
+    "captum": captum_peer,
+    "tint": tint_peer,
+    "timeshap": timeshap_peer,
+}
 
 
 class Built(NamedTuple):
@@ -35,6 +45,7 @@ class Built(NamedTuple):
         nonlinear: the number of tanh, sigmoids and exponentials among them.
         first_seconds: time of the first call: tracing, compiling and running.
         cached_seconds: time of a call with empty caches in memory, and the cache on disk.
+        compared: computes the values that are compared, if they are not those of `run`.
     """
 
     setting: str
@@ -45,6 +56,7 @@ class Built(NamedTuple):
     nonlinear: int = 0
     first_seconds: float | None = None
     cached_seconds: float | None = None
+    compared: Callable[[], Any] | None = None
 
 
 class Entry(NamedTuple):
@@ -88,7 +100,7 @@ def contend(
     Args:
         name: the cell's name.
         cell: the work.
-        peers: "captum", or nothing.
+        peers: names of `PEERS`.
         platform: "cpu", "gpu" or "tpu".
         chunks: the chunk sizes to try; all powers of two by default.
         rounds: the number of turns of each contender.
@@ -132,19 +144,19 @@ def contenders(
 ) -> Mapping[str, Builders]:
     """Return the settings of each opponent that are tried."""
     cell = work.cell
-    sizes = powers_of_two(handwritten.largest_chunk(cell), chunks)
-    by_hand_ways = [
-        handwritten.Setting(size, projection)
-        for projection in get_args(handwritten.Projection)
-        for size in sizes
-    ]
-    every: dict[str, Builders] = {
-        "handwritten": [(str(way), partial(by_hand, work, way)) for way in by_hand_ways]
-    }
+    every: dict[str, Builders] = {}
+    if handwritten.is_written(cell):
+        sizes = powers_of_two(handwritten.largest_chunk(cell), chunks)
+        by_hand_ways = [
+            handwritten.Setting(size, projection)
+            for projection in get_args(handwritten.Projection)
+            for size in sizes
+        ]
+        every["handwritten"] = [(str(way), partial(by_hand, work, way)) for way in by_hand_ways]
     for peer in peers:
-        for kind, ways in captum_peer.kinds(cell, platform, chunks, powers_of_two).items():
+        for kind, ways in PEERS[peer].kinds(cell, platform, chunks, powers_of_two).items():
             every[f"{peer}{kind}"] = [
-                (str(way), partial(by_captum, work, way, platform, tf32)) for way in ways
+                (str(way), partial(by_peer, peer, work, way, platform, tf32)) for way in ways
             ]
     return every
 
@@ -158,9 +170,8 @@ def powers_of_two(largest: int, sizes: list[int] | None = None) -> list[int]:
 
 def jaxattn(work: Work, cache: bool = False) -> Built:
     """Prepare jaxattn with default options and examples on the device."""
-    cell, method = work.cell, getattr(ja, work.cell.method)
+    method, options = work.method, work.options
     xs, targets = jax.device_put((work.xs, work.targets))
-    options = cell.options
 
     def run() -> Any:
         attribution = ja.explain(method, work.model, xs, targets, **options)
@@ -191,9 +202,10 @@ def jaxattn(work: Work, cache: bool = False) -> Built:
     )
 
 
-def by_captum(work: Work, setting: captum_peer.Setting, platform: str, tf32: bool) -> Built:
-    """Prepare Captum at a setting."""
-    return Built(str(setting), captum_peer.build(work, setting, platform, tf32))
+def by_peer(peer: str, work: Work, setting: Any, platform: str, tf32: bool) -> Built:
+    """Prepare a library at a setting."""
+    built = PEERS[peer].build(work, setting, platform, tf32)
+    return Built(str(setting), built.run, compared=built.compared)
 
 
 def by_hand(work: Work, setting: handwritten.Setting) -> Built:
@@ -225,16 +237,19 @@ def _sweep(
     best: tuple[float, Built, float] | None = None
     sweep: dict[str, float | None] = {}
     error: Exception | None = None
+    compared: Any = None  # of all settings
     for setting, build in track(builders, "settings", itemgetter(0), inside=who):
         try:
             built = build()
             result = built.run()
+            if built.compared is not None:
+                result = compared = built.compared() if compared is None else compared
         except (RuntimeError, MemoryError) as failure:  # a chunk too large for the device
             sweep[setting], error = None, failure
             continue
         difference = compare(f"{who} (setting {setting})", result, reference, tolerance)
         seconds = seconds_of(built.run, 0)
-        if best is None or seconds < HOPELESS * best[0]:
+        if seconds < SLOW and (best is None or seconds < HOPELESS * best[0]):
             seconds = min([seconds, *(seconds_of(built.run, 0) for _ in range(SWEEPS - 1))])
         sweep[setting] = seconds
         if best is None or seconds < best[0]:

@@ -28,12 +28,13 @@ class Line(NamedTuple):
 
 def _steps(steps: int) -> Cell:
     window, stride = steps // 8, steps // 16
-    return Cell("occlusion", LONG._replace(steps=steps), 16, (window,), (stride,))
+    options = {"window": (window,), "stride": (stride,)}
+    return Cell("occlusion", LONG._replace(steps=steps), 16, options)
 
 
 def _windows(windows: int) -> Cell:
     stride = LONG.steps // (windows + 1)
-    return Cell("occlusion", LONG, 16, (2 * stride,), (stride,))
+    return Cell("occlusion", LONG, 16, {"window": (2 * stride,), "stride": (stride,)})
 
 
 LINES: Mapping[str, Line] = {

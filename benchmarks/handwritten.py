@@ -129,7 +129,8 @@ def occlusion(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
 
 def integrated_gradients(cell: Cell, setting: Setting) -> Callable[..., jax.Array]:
     """Compute integrated gradients from zero, a chunk of midpoints at once."""
-    alphas = (jnp.arange(cell.num_steps) + 0.5) / cell.num_steps
+    num_steps = cell.options["num_steps"]
+    alphas = (jnp.arange(num_steps) + 0.5) / num_steps
     network = partial(logits, cell.network, setting.projection)
 
     def explain(weights: Weights, xs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -142,6 +143,12 @@ def integrated_gradients(cell: Cell, setting: Setting) -> Callable[..., jax.Arra
     return explain
 
 
+def is_written(cell: Cell) -> bool:
+    """Return whether the method and the network of a cell are written by hand."""
+    methods = "jacobian", "saliency", "occlusion", "integrated_gradients"
+    return cell.method in methods and cell.network.gates == 4
+
+
 def largest_chunk(cell: Cell) -> int:
     """Return the largest chunk size of a cell, in the unit of its setting."""
     if cell.network.per_step:
@@ -150,7 +157,7 @@ def largest_chunk(cell: Cell) -> int:
         "jacobian": cell.batch,
         "saliency": cell.batch,
         "occlusion": cell.windows,
-        "integrated_gradients": cell.num_steps,
+        "integrated_gradients": cell.options.get("num_steps"),
     }[cell.method]
 
 

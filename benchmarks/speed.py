@@ -1,4 +1,4 @@
-"""Compare jaxattn with hand-written JAX and Captum: `python -m benchmarks.speed --help`.
+"""Compare jaxattn with hand-written JAX and other libraries: `python -m benchmarks.speed --help`.
 
 All explain the same network and examples on the same device, in one run. Each opponent is first
 tried at every chunk size and then measured at its best; jaxattn uses its defaults. They take turns,
@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import captum_peer, contest, limits, report
-from benchmarks.cells import CELLS, Cell
+from benchmarks import cells, coalition_cells, contest, limits, report, state_cells
+from benchmarks.cells import Cell
 from benchmarks.progress import track
+
+CELLS = {**cells.CELLS, **coalition_cells.CELLS, **state_cells.CELLS}
 
 COLUMNS = (
     "work, contender",
@@ -89,9 +91,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     report.add_device(parser)
     parser.add_argument(
-        "--cells", nargs="+", choices=CELLS, default=list(CELLS), help="default: all"
+        "--cells",
+        nargs="+",
+        choices=CELLS,
+        default=[name for name in CELLS if name in cells.CELLS],
+        metavar="CELL",
+        help=f"default: {' '.join(cells.CELLS)}; further: "
+        f"{' '.join(name for name in CELLS if name not in cells.CELLS)}",
     )
-    parser.add_argument("--peers", nargs="+", choices=("captum",), default=[], help="default: none")
+    parser.add_argument(
+        "--peers", nargs="+", choices=contest.PEERS, default=[], help="default: none"
+    )
     parser.add_argument(
         "--chunks",
         nargs="+",
@@ -110,10 +120,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="PATH", help="file for the figure")
     arguments = parser.parse_args(argv)
     arguments.device = report.device(parser, arguments.device)
-    for _ in arguments.peers:
-        reason = captum_peer.why_not(arguments.device.platform)
+    for peer in arguments.peers:
+        reason = contest.PEERS[peer].why_not(arguments.device.platform)
         if reason is not None:
-            parser.error(f"--peers captum: {reason}")
+            parser.error(f"--peers {peer}: {reason}")
     report.check_file(parser, "--json", arguments.json)
     report.check_plot(parser, arguments.plot)
     report.check_folder(parser, "--cache", arguments.cache)
@@ -228,7 +238,11 @@ def as_json(
         "platform": arguments.device.platform,
         "rounds": arguments.rounds,
         "tf32": arguments.tf32,
-        "peers": captum_peer.versions() if arguments.peers else {},
+        "peers": {
+            name: version
+            for peer in arguments.peers
+            for name, version in contest.PEERS[peer].versions().items()
+        },
         "failed": failed,
         "cells": {
             name: {

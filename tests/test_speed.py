@@ -30,7 +30,7 @@ TINY = {
     "image-integrated": {
         "network": cells.Network(6, 4, 3, 2, bidirectional=True),
         "batch": 2,
-        "num_steps": 5,
+        "options": {"num_steps": 5},
     },
     "long-occlusion": {"network": cells.Network(16, 1, 3, 2), "batch": 2},
     "steps-jacobian": {"network": cells.Network(5, 2, 3, 2, per_step=True), "batch": 1},
@@ -47,6 +47,12 @@ def tiny(name):
     return cells.CELLS[name]._replace(**TINY[name])
 
 
+def explained(work):
+    return np.asarray(
+        ja.explain(work.method, work.model, work.xs, work.targets, **work.options).values
+    )
+
+
 @pytest.fixture(params=TINY, scope="module")
 def work(request):
     return cells.prepare(tiny(request.param))
@@ -55,8 +61,7 @@ def work(request):
 @pytest.fixture(scope="module")
 def reference(work):
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        method, options = getattr(ja, work.cell.method), work.cell.options
-        return np.asarray(ja.explain(method, work.model, work.xs, work.targets, **options).values)
+        return explained(work)
 
 
 @pytest.mark.parametrize(("chunk", "projection"), [(1, "before"), (2, "inside"), (3, "joined")])
@@ -72,7 +77,7 @@ def test_captum_agrees(work, reference):
     pytest.importorskip("captum")
     for settings in captum_peer.kinds(work.cell, "cpu", [1, 3], contest.powers_of_two).values():
         for setting in settings:
-            result = contest.by_captum(work, setting, "cpu", False).run()
+            result = contest.by_peer("captum", work, setting, "cpu", False).run()
             assert contest.compare("Captum", result, reference, 1e-5) <= 1e-5
 
 

@@ -77,4 +77,5 @@ def _bound(
         count(what, method, explained, binding.output, options)
         for what in ("evaluations", "in_flight")
     )
-    return binding, Workload(batch, evaluations, in_flight), of_examples
+    shares = traits_of(method).shares_states and options.get("reuse", True) is True
+    return binding, Workload(batch, evaluations, in_flight, shares_states=shares), of_examples

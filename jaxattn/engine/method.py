@@ -36,6 +36,7 @@ def method(
     needs_at: bool = False,
     keeps_input: bool = False,
     backward: bool = True,
+    shares_states: bool = False,
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
@@ -56,6 +57,7 @@ def method(
     needs_at: bool = False,
     keeps_input: bool = False,
     backward: bool = True,
+    shares_states: bool = False,
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
@@ -84,6 +86,8 @@ def method(
             a sequence of names. Otherwise it receives the intermediate as `x`.
         backward: whether the function propagates back from the target, so that each of several
             targets (`jaxattn.each`) counts as an evaluation of its own.
+        shares_states: whether evaluations in flight for one example share the states of loops in
+            `fn`. The engine then has fewer examples in flight, and more evaluations of each.
         draws: whether the function draws random numbers with `key`.
         for_logits: whether a warning is shown for an `fn` that ends in a softmax or a sigmoid.
         remedy: the advice in the warning that is shown if `info["relative_delta"]` exceeds 1 %.
@@ -113,6 +117,7 @@ def method(
         needs_at=needs_at,
         keeps_input=keeps_input,
         backward=backward,
+        shares_states=shares_states,
         draws=draws,
         for_logits=for_logits,
         remedy=remedy,

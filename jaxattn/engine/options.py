@@ -52,6 +52,7 @@ class Traits:
     needs_at: bool = False
     keeps_input: bool = False
     backward: bool = True
+    shares_states: bool = False
     draws: bool = False
     for_logits: bool = False
     remedy: str = ""

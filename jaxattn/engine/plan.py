@@ -38,6 +38,7 @@ class Workload:
         evaluations: the evaluations of `fn` that one example takes.
         in_flight: how many of these can run at once.
         targets: the number of targets that each take evaluations of their own.
+        shares_states: whether evaluations of one example share the states of loops.
         convolves: whether `fn` convolves.
         workers: how many threads there are for parts of the batch.
         in_few_sizes: whether the parts have sizes that serve batches of any length.
@@ -47,6 +48,7 @@ class Workload:
     evaluations: int
     in_flight: int
     targets: int = 1
+    shares_states: bool = False
     convolves: bool = False
     workers: int = 1
     in_few_sizes: bool = False
@@ -83,7 +85,7 @@ def make_plans(
     device = mesh.devices.flat[0] if mesh else device_of(leaves)
     concrete = all(map(is_concrete, leaves))
     rows = binding.rows
-    load.convolves = rows.convolves
+    load.convolves, load.shares_states = rows.convolves, load.shares_states and rows.loops
     if concrete and mesh is None and device.platform == "cpu" and not in_mesh():
         load.workers = _workers(rows.flops * load.evaluations * load.targets, load.batch)
     limit = memory.default_in_flight(device, rows) * load.workers
@@ -188,7 +190,8 @@ def _shares(load: Workload, limit: int, mesh: Mesh | None) -> _Shares:
     limit = limit // workers
     # What is done once for each example is better done for several at once. But XLA takes the
     # reversed kernel of a gradient out of a loop, and with it the fast algorithm of a convolution.
-    least = 1 if load.convolves else _AT_ONCE
+    # And the more coalitions of an example are in flight, the more they have in common.
+    least = 1 if load.convolves or load.shares_states else _AT_ONCE
     return _Shares(mesh, rows, workers, limit, inside, min(limit, max(limit // inside, least)))
 
 

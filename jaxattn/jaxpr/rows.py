@@ -20,6 +20,7 @@ class _Cost(NamedTuple):
         rows: the number of examples that make up for reading its weights.
         bytes: the size of its output.
         convolves: whether it is a convolution.
+        in_loop: whether it is in a scan.
     """
 
     times: int
@@ -27,6 +28,7 @@ class _Cost(NamedTuple):
     rows: float
     bytes: int
     convolves: bool
+    in_loop: bool
 
 
 class Rows(NamedTuple):
@@ -37,12 +39,14 @@ class Rows(NamedTuple):
         bytes: the size of the input and of all intermediates, of one example.
         flops: the floating-point operations of one example.
         convolves: whether it has a convolution.
+        loops: whether it has a scan.
     """
 
     least: int
     bytes: int
     flops: int
     convolves: bool
+    loops: bool
 
 
 def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
@@ -67,17 +71,18 @@ def worthwhile_rows(jaxpr: jex.Jaxpr) -> Rows:
     for_starts = _OPERATION * operations / written if written else 1
     inputs = sum(map(_bytes, jaxpr.invars))
     least = max(1, round(for_weights), round(for_starts))
-    return Rows(least, inputs + written, flops, any(cost.convolves for cost in costs))
+    convolves, loops = any(c.convolves for c in costs), any(c.in_loop for c in costs)
+    return Rows(least, inputs + written, flops, convolves, loops)
 
 
-def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
+def _costs(jaxpr: jex.Jaxpr, times: int, in_loop: bool = False) -> list[_Cost]:
     costs: list[_Cost] = []
     for eqn in jaxpr.eqns:
         name, inner = eqn.primitive.name, sub_jaxprs(eqn)
         if inner and not name.startswith("reduce"):  # a reduction's is its scalar step
             inside = times * eqn.params["length"] if name == "scan" else times
             for body in inner:
-                costs += _costs(body.jaxpr, inside)
+                costs += _costs(body.jaxpr, inside, in_loop or name == "scan")
             continue
         shapes = [getattr(var.aval, "shape", ()) for var in eqn.invars]
         sizes = list(map(math.prod, shapes))
@@ -93,7 +98,8 @@ def _costs(jaxpr: jex.Jaxpr, times: int) -> list[_Cost]:
             flops = 2 * out * sizes[1] // max(1, features)
             rows = 0.75 * sizes[1] / max(1, sizes[0] + out)
         written = sum(map(_bytes, eqn.outvars))
-        costs.append(_Cost(times, flops, rows, written, name == "conv_general_dilated"))
+        convolves = name == "conv_general_dilated"
+        costs.append(_Cost(times, flops, rows, written, convolves, in_loop))
     return costs
 
 

@@ -62,7 +62,13 @@ def _few_groups(number: int) -> int:
     return number
 
 
-@method(evaluations=_coalitions, per_example=PER_EXAMPLE, backward=False, prepare=prepare_groups)
+@method(
+    evaluations=_coalitions,
+    per_example=PER_EXAMPLE,
+    backward=False,
+    shares_states=True,
+    prepare=prepare_groups,
+)
 def shapley_values(
     fn: Callable[..., Any],
     x: Inputs,
@@ -148,6 +154,7 @@ def _along_permutations(x: PyTree, output: PyTree, options: dict[str, Any]) -> i
     evaluations=_along_permutations,
     per_example=PER_EXAMPLE,
     backward=False,
+    shares_states=True,
     draws=True,
     prepare=prepare_groups,
 )

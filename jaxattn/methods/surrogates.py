@@ -46,6 +46,7 @@ def _kernel_evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> i
     evaluations=_kernel_evaluations,
     per_example=PER_EXAMPLE,
     backward=False,
+    shares_states=True,
     draws=True,
     prepare=prepare_groups,
 )
@@ -168,6 +169,7 @@ def _lime_evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int
     evaluations=_lime_evaluations,
     per_example=PER_EXAMPLE,
     backward=False,
+    shares_states=True,
     draws=True,
     prepare=prepare_groups,
 )

@@ -91,7 +91,7 @@ def _series(x: PyTree) -> Any:
 
 
 # The old past depends on the target, and coalitions on it: not `backward=False`.
-@method(evaluations=_evaluations, draws=True)
+@method(evaluations=_evaluations, shares_states=True, draws=True)
 def time_shap(
     fn: Callable[..., Any],
     x: Inputs,
