@@ -21,6 +21,7 @@ import numpy as np
 from scipy.signal import lfilter
 
 import jaxattn as ja
+from benchmarks.faithfulness.runs import RANDOM, Run, random_values
 
 Task: TypeAlias = Literal["feature", "time"]
 
@@ -47,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "extremal_mask": {"mask_weight": 1e-3, "replacement_weight": 10.0, "num_steps": 250},
     "contra_mask": {"mask_weight": 0.06, "num_steps": 300},
+    RANDOM: {},
 }
 #: Masks compare the output of all steps; the other methods explain its sum.
 MASKS = "dynamask", "extremal_mask", "contra_mask"
@@ -89,6 +91,8 @@ def total(x: jax.Array, salient: jax.Array) -> jax.Array:
 
 def values(method: str, task: Task, seed: int, series: Rare) -> np.ndarray:
     """Compute the absolute values that a method gives to all cells."""
+    if method == RANDOM:
+        return np.abs(random_values(series.x.shape, seed))
     options = dict(METHODS[method])
     if method in WITH_BACKGROUND:
         options["background"] = rare(task, seed + 1_000, BACKGROUND).x
@@ -104,9 +108,9 @@ def values(method: str, task: Task, seed: int, series: Rare) -> np.ndarray:
     return np.abs(np.asarray(explained.values))
 
 
-def measured(method: str, task: Task, seed: int, number: int = SERIES) -> dict[str, float]:
+def measured(method: str, seed: int, run: Run, task: Task) -> dict[str, float]:
     """Compute the measures of a method on the series of a seed, pooled over the series."""
-    series = rare(task, seed, number)
+    series = rare(task, seed, run.number)
     got = values(method, task, seed, series)
     return {
         measure: float(getattr(ja.metrics, measure)(got, series.salient, pooled=True))

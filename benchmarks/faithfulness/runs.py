@@ -1,0 +1,27 @@
+"""What a run of the benchmark measures, and the random attribution it compares with."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+#: The name of the control, which stands beside the methods.
+RANDOM = "random"
+
+
+class Run(NamedTuple):
+    """The size of a run.
+
+    Attributes:
+        seeds: the seeds of the data and of the networks.
+        number: of examples of each seed.
+        quick: whether networks are trained briefly, and methods with few steps.
+    """
+
+    seeds: tuple[int, ...]
+    number: int
+    quick: bool
+
+
+def random_values(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Draw an attribution that does not depend on the function: independent normal numbers."""
+    return np.random.default_rng(seed + 5_000).normal(size=shape)
