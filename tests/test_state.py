@@ -85,5 +85,7 @@ def test_values_of_all_steps_at_once_are_those_of_all_prefixes(method, small):
         options["background"] = markov(seed=4, number=5).x[:, :12]
     got = classifier.explained(method, small, x, **options)
     chosen = getattr(ja, method)
-    want = ja.explain(ja.time_forward, small, x, method=chosen, per_step=True, **options)
+    options |= {"method": chosen, "per_step": True, "targets": classifier.itself}
+    fn = jax.tree_util.Partial(classifier.probabilities, small)
+    want = ja.explain(ja.time_forward, fn, x, **options)
     np.testing.assert_allclose(got, want.values, rtol=1e-3, atol=2e-5)
