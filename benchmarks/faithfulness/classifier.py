@@ -49,9 +49,13 @@ OF_PREFIXES: dict[str, dict[str, Any]] = {
 #: Methods of all steps together.
 OF_ALL: dict[str, dict[str, Any]] = {
     "fit": {"per_step": True},
-    "dynamask": {"area": (0.25, 0.3, 0.35), "num_steps": 100},
+    "dynamask": {
+        "area": (0.3, 0.33, 0.36),
+        "perturbation": "fade_baseline",
+        "num_steps": 100,
+    },
     "extremal_mask": {"mask_weight": 1e-3, "num_steps": 150},
-    "contra_mask": {"mask_weight": 0.03, "num_steps": 100},
+    "contra_mask": {"mask_weight": 0.05, "num_steps": 100},
 }
 METHODS = {**OF_DERIVATIVES, **OF_REPLACED, **OF_PREFIXES, **OF_ALL, RANDOM: {}}
 #: A negative importance is less than none.
@@ -124,7 +128,7 @@ def generator(seed: int, quick: bool) -> ja.models.FeatureGenerator:
         untrained,
         markov(seed, QUICK_SERIES).x,
         key=jax.random.key(seed),
-        num_epochs=10 if quick else 40,
+        num_epochs=5 if quick else 20,
         optimizer=optax.adam(1e-2),
     ).generator
 

@@ -56,7 +56,7 @@ TASKS = {
     "rare-time": RARE._replace(measured=functools.partial(rare.measured, task="time")),
     "state": Task(
         "series of 200 steps and 3 features",
-        20,
+        10,
         classifier.METHODS,
         classifier.MEASURES,
         ("auprc",),
