@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         numbers = json.loads(arguments.read.read_text())
     for name, results in numbers["tasks"].items():
-        page.show(name, results, numbers["seeds"])
+        page.show(name, results)
     if arguments.markdown is not None:
         arguments.markdown.write_text(page.markdown(numbers))
 
@@ -35,11 +35,12 @@ def measured(arguments: argparse.Namespace) -> Numbers:
     def run(name: str) -> Run:
         return Run(seeds, arguments.number or TASKS[name].number, arguments.quick)
 
-    numbers: Numbers = {"seeds": arguments.seeds, "quick": arguments.quick, "tasks": {}}
+    numbers: Numbers = {"quick": arguments.quick, "tasks": {}}
     trained = [(name, seed) for name in arguments.tasks for seed in seeds]
     for name, seed in track(trained, "networks", lambda each: f"{each[0]} of seed {each[1]}"):
         task = numbers["tasks"].setdefault(
-            name, {"number": run(name).number, "networks": {}, "methods": {}}
+            name,
+            {"seeds": seeds, "number": run(name).number, "networks": {}, "methods": {}},
         )
         for measure, number in TASKS[name].quality(seed, run(name)).items():
             task["networks"].setdefault(measure, []).append(number)

@@ -41,7 +41,7 @@ COLUMNS = {
 }
 
 
-def show(name: str, results: Numbers, seeds: list[int]) -> None:
+def show(name: str, results: Numbers) -> None:
     """Print the table of a task."""
     task = TASKS[name]
     report.table(
@@ -51,12 +51,13 @@ def show(name: str, results: Numbers, seeds: list[int]) -> None:
             (method, *entries(name, method, measured))
             for method, measured in results["methods"].items()
         ],
-        caption(name, results, seeds),
+        caption(name, results),
     )
 
 
-def caption(name: str, results: Numbers, seeds: list[int]) -> str:
+def caption(name: str, results: Numbers) -> str:
     """Say what the numbers of a table are, and which methods find nothing."""
+    seeds = results["seeds"]
     several = len(seeds) > 1
     texts = [f"Mean ± standard deviation of {len(seeds)} seeds." if several else "One seed."]
     if set(TASKS[name].published).intersection(results["methods"]):
@@ -134,6 +135,6 @@ def markdown(numbers: Numbers) -> str:
             f"## {name}: {results['number']} {task.examples}",
             INTRODUCTIONS[name],
             "\n".join(f"| {' | '.join(row)} |" for row in rows),
-            caption(name, results, numbers["seeds"]),
+            caption(name, results),
         ]
     return "\n\n".join(parts) + "\n"
