@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 import jaxattn as ja
-from benchmarks.faithfulness.runs import RANDOM, Run, random_values
+from benchmarks.faithfulness.runs import RANDOM, Run, options_of_run, random_values
 from benchmarks.faithfulness.state import FEATURES, Markov, markov
 from benchmarks.progress import track
 from jaxattn.jaxpr.reuse.causal_steps import CausalSteps
@@ -154,7 +154,7 @@ def values(method: str, seed: int, quick: bool, series: Markov) -> np.ndarray:
     """Compute the values that a method gives to all features of all steps, most without a sign."""
     if method == RANDOM:
         return np.abs(random_values(series.x.shape, seed))
-    options = {"key": jax.random.key(seed), **METHODS[method]}
+    options = {"key": jax.random.key(seed), **options_of_run(METHODS[method], quick)}
     if method in WITH_BACKGROUND:
         options["background"] = background(method, seed)
     if method == "fit":

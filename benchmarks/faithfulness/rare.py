@@ -21,7 +21,7 @@ import numpy as np
 from scipy.signal import lfilter
 
 import jaxattn as ja
-from benchmarks.faithfulness.runs import RANDOM, Run, random_values
+from benchmarks.faithfulness.runs import RANDOM, Run, options_of_run, random_values
 
 Task: TypeAlias = Literal["feature", "time"]
 
@@ -89,11 +89,11 @@ def total(x: jax.Array, salient: jax.Array) -> jax.Array:
     return energy(x, salient).sum()
 
 
-def values(method: str, task: Task, seed: int, series: Rare) -> np.ndarray:
+def values(method: str, task: Task, seed: int, series: Rare, quick: bool) -> np.ndarray:
     """Compute the absolute values that a method gives to all cells."""
     if method == RANDOM:
         return np.abs(random_values(series.x.shape, seed))
-    options = dict(METHODS[method])
+    options = options_of_run(METHODS[method], quick)
     if method in WITH_BACKGROUND:
         options["background"] = rare(task, seed + 1_000, BACKGROUND).x
     fn = energy if method in MASKS else total
@@ -111,7 +111,7 @@ def values(method: str, task: Task, seed: int, series: Rare) -> np.ndarray:
 def measured(method: str, seed: int, run: Run, task: Task) -> dict[str, float]:
     """Compute the measures of a method on the series of a seed, pooled over the series."""
     series = rare(task, seed, run.number)
-    got = values(method, task, seed, series)
+    got = values(method, task, seed, series, run.quick)
     return {
         measure: float(getattr(ja.metrics, measure)(got, series.salient, pooled=True))
         for measure in MEASURES
