@@ -88,7 +88,7 @@ def test_correlation_and_squared_error_by_hand(adder, monkeypatch):
 
 @pytest.mark.slow
 def test_lrp_recovers_the_numbers_of_trained_networks(monkeypatch):
-    monkeypatch.setattr(addition, "STEPS", 3_000)
+    monkeypatch.setattr(addition, "STEPS", 6_000)
     monkeypatch.setattr(addition, "GOOD", 1e-3)
     addition.adders.cache_clear()
     run = Run(seeds=(1, 2), number=500, quick=False)
