@@ -1,18 +1,17 @@
 """Test the addition benchmark: sequences, networks and evaluation of methods."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import addition
+from benchmarks.faithfulness import addition
+from benchmarks.faithfulness.runs import Run
 
 SEQUENCES = addition.draw(200, seed=3)
 # These fail by design, or their epsilon is large relative to this adder's activations (0.01).
-FAILING = {"LRP-half", "LRP-prop", "LRP", "LRP, conserved bias"}
+FAILING = {"lrp_half", "lrp_proportional", "lrp", "lrp_conserve_bias", "random"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_padding_does_not_change_the_output(adder):
 
 
 @pytest.mark.parametrize("name", addition.METHODS)
-@pytest.mark.representatives("DeepLIFT", "LRP, conserved bias", "LRP-prop")
+@pytest.mark.representatives("deep_lift", "lrp_conserve_bias", "lrp_proportional", "random")
 def test_methods_recover_the_numbers_of_an_exact_adder(adder, name):
     assert jnp.abs(addition.errors(adder, SEQUENCES)).max() < 5e-4
     fit = addition.judge(name, adder, SEQUENCES)
@@ -88,33 +87,28 @@ def test_correlation_and_squared_error_by_hand(adder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_lrp_recovers_the_numbers_of_trained_networks(tmp_path, capsys, monkeypatch):
-    methods = set(addition.METHODS) - {"DeepLIFT", "LRP", "LRP, conserved bias"}
-    monkeypatch.setattr(addition, "METHODS", {name: addition.METHODS[name] for name in methods})
-    path = tmp_path / "new" / "numbers.json"
+def test_lrp_recovers_the_numbers_of_trained_networks(monkeypatch):
+    monkeypatch.setattr(addition, "STEPS", 6_000)
     monkeypatch.setattr(addition, "GOOD", 1e-3)
-    command = ["--networks", "2", "--steps", "3000", "--sequences", "500", "--json", str(path)]
+    addition.adders.cache_clear()
+    run = Run(seeds=(1, 2), number=500, quick=False)
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers and floats
-        addition.main(command)
-    report = json.loads(path.read_text())
-    good = sum(loss < 1e-3 for loss in report["losses"])
-    assert len(set(report["losses"])) == 2
-    assert f"{good} of 2 networks" in capsys.readouterr().out
-    assert report["methods"].keys() == methods
-    for network in range(good):
-        fits = {name: addition.Fit(**fits[network]) for name, fits in report["methods"].items()}
-        rival = min(fits["occlusion"].squared_error, fits["gradient × input"].squared_error)
-        for name in ("LRP, epsilon 1e-6", "integrated gradients"):
-            assert min(fits[name][:2]) > 99.9
-            assert fits[name].squared_error < rival / 100
-        for name in ("LRP-half", "LRP-prop"):
-            assert min(fits[name][:2]) < 90
-            assert fits[name].squared_error > 0.1
+        qualities = [addition.quality(seed, run)["mean squared error"] for seed in run.seeds]
+    assert len(set(qualities)) == 2 and max(qualities) < 1e-3
+    for seed in run.seeds:
+        fits = {name: addition.measured(name, seed, run) for name in addition.METHODS}
+        rival = min(fits[name]["squared_error"] for name in ("occlusion", "input_x_gradient"))
+        for name in ("lrp_epsilon_1e-6", "integrated_gradients"):
+            assert min(fits[name]["first"], fits[name]["second"]) > 99.9
+            assert fits[name]["squared_error"] < rival / 100
+        for name in ("lrp_half", "lrp_proportional", "random"):
+            assert min(fits[name]["first"], fits[name]["second"]) < 90
+            assert fits[name]["squared_error"] > 0.1
 
 
-def test_failed_training_is_reported(adder, capsys, monkeypatch):
-    monkeypatch.setattr(addition, "train", lambda *_: [adder])
+def test_failed_training_is_reported(adder, monkeypatch):
+    monkeypatch.setattr(addition, "train", lambda seeds, _: [adder] * len(seeds))
     monkeypatch.setattr(addition, "GOOD", 0)
-    with pytest.raises(SystemExit):
-        addition.main(["--sequences", "10"])
-    assert "no network learnt to add: the smallest error is" in capsys.readouterr().err
+    addition.adders.cache_clear()
+    with pytest.raises(SystemExit, match="no network of seed 3 learnt to add: the smallest"):
+        addition.adders((3,), quick=False)

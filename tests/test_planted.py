@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import planted
+from benchmarks.faithfulness import planted
 
 # Lower than the 95 % of the benchmark, which trains for longer: this improves gradients.
 LEAST = {"saliency": 0.9, "smooth_grad": 0.9}
@@ -27,7 +27,10 @@ def test_every_method_locates_the_square():
     case = planted.plant(digits[4000:4150], rng, classes=planted.NONE)
     for name in planted.METHODS:
         fraction = planted.found(name, model, case, **QUICK.get(name, {})).mean()
-        assert fraction >= LEAST.get(name, 0.95), (name, fraction)
+        if name == "random":
+            assert fraction < 0.15
+        else:
+            assert fraction >= LEAST.get(name, 0.95), (name, fraction)
 
 
 def test_chance_level_is_low():

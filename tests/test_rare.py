@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.faithfulness.__main__ import main
 from benchmarks.faithfulness.rare import FEATURES, STEPS, SUBSET, energy, measured, rare
+from benchmarks.faithfulness.runs import Run
 
 
 @pytest.mark.parametrize("task, axis", [("feature", 1), ("time", 0)])
@@ -27,7 +27,7 @@ def test_series_and_their_salient_cells(task, axis):
 @pytest.mark.parametrize("method", ["integrated_gradients", "deep_lift", "occlusion"])
 def test_methods_that_give_each_cell_its_square(method, task):
     """The published areas are 1 and 0.13."""
-    got = measured(method, task, seed=1, number=20)
+    got = measured(method, 1, Run((1,), 20, False), task)
     assert got["aup"] > 0.999
     np.testing.assert_allclose(got["aur"], 0.13, atol=0.01)
 
@@ -46,16 +46,6 @@ def test_methods_that_give_each_cell_its_square(method, task):
     ],
 )
 def test_trained_masks_find_the_salient_cells(method, precision, recall, task):
-    got = measured(method, task, seed=1)
+    got = measured(method, 1, Run((1,), 100, False), task)
     assert got["aup"] >= precision
     assert got["aur"] >= recall
-
-
-def test_quick_table(capsys):
-    main(["--quick", "--methods", "input_x_gradient", "integrated_gradients"])
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 100
-    for task in ("rare-feature", "rare-time"):
-        assert f"{task}: 10 series of 50 steps and 50 features" in text
-    rows = [line.split() for line in text.splitlines() if line.startswith("integrated_gradients")]
-    assert [row[1:3] for row in rows] == [["[1]", "1.000"]] * 2

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.signal import lfilter
 
 import jaxattn as ja
+from benchmarks.faithfulness.runs import RANDOM, Run, options_of_run, random_values
 
 Task: TypeAlias = Literal["feature", "time"]
 
@@ -47,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "extremal_mask": {"mask_weight": 1e-3, "replacement_weight": 10.0, "num_steps": 250},
     "contra_mask": {"mask_weight": 0.06, "num_steps": 300},
+    RANDOM: {},
 }
 #: Masks compare the output of all steps; the other methods explain its sum.
 MASKS = "dynamask", "extremal_mask", "contra_mask"
@@ -87,9 +89,11 @@ def total(x: jax.Array, salient: jax.Array) -> jax.Array:
     return energy(x, salient).sum()
 
 
-def values(method: str, task: Task, seed: int, series: Rare) -> np.ndarray:
+def values(method: str, task: Task, seed: int, series: Rare, quick: bool) -> np.ndarray:
     """Compute the absolute values that a method gives to all cells."""
-    options = dict(METHODS[method])
+    if method == RANDOM:
+        return np.abs(random_values(series.x.shape, seed))
+    options = options_of_run(METHODS[method], quick)
     if method in WITH_BACKGROUND:
         options["background"] = rare(task, seed + 1_000, BACKGROUND).x
     fn = energy if method in MASKS else total
@@ -104,10 +108,10 @@ def values(method: str, task: Task, seed: int, series: Rare) -> np.ndarray:
     return np.abs(np.asarray(explained.values))
 
 
-def measured(method: str, task: Task, seed: int, number: int = SERIES) -> dict[str, float]:
+def measured(method: str, seed: int, run: Run, task: Task) -> dict[str, float]:
     """Compute the measures of a method on the series of a seed, pooled over the series."""
-    series = rare(task, seed, number)
-    got = values(method, task, seed, series)
+    series = rare(task, seed, run.number)
+    got = values(method, task, seed, series, run.quick)
     return {
         measure: float(getattr(ja.metrics, measure)(got, series.salient, pooled=True))
         for measure in MEASURES

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.method import method
-from jaxattn.engine.options import count
+from jaxattn.engine.options import count, traits_of, without_partial
 from jaxattn.engine.perturb import broadcast_baseline
 from jaxattn.jaxpr.reuse.causal_steps import CausalSteps
 from jaxattn.methods.gradients import gradient, options_of_method
@@ -218,7 +218,8 @@ def time_forward(
     output = fn(x, *args)
     of_step = jax.eval_shape(lambda x: prefixes.output(x, jnp.asarray(0)), x)
     inner = count("in_flight", method, x, of_step, {"target": target, **options})
-    sizes = _sizes(batch_size, prefixes, inner)
+    backward = traits_of(without_partial(method)).backward
+    sizes = _sizes(batch_size, prefixes, inner, backward)
 
     def explained(t: Int[Array, ""]) -> Attribution:
         def cut(x: Inputs, *args: Any) -> PyTree:
@@ -242,7 +243,7 @@ class _Sizes(NamedTuple):
     of_method: int | None
 
 
-def _sizes(batch_size: int | None, prefixes: Prefixes, inner: int) -> _Sizes:
+def _sizes(batch_size: int | None, prefixes: Prefixes, inner: int, backward: bool) -> _Sizes:
     """Divide the evaluations in flight.
 
     Args:
@@ -250,11 +251,14 @@ def _sizes(batch_size: int | None, prefixes: Prefixes, inner: int) -> _Sizes:
         prefixes: the prefixes. Those of a causal function share evaluations if they go side by
             side.
         inner: how many evaluations the method has in flight on one prefix.
+        backward: whether the method takes derivatives, which prefixes do not share.
     """
     if batch_size is None:
         return _Sizes(prefixes.total, None)
     if prefixes.causal is not None:
         steps = min(prefixes.total, batch_size)
+        if not backward:
+            return _Sizes(steps, min(inner, batch_size))
         return _Sizes(steps, max(1, batch_size // steps))
     return _Sizes(max(1, batch_size // inner), min(inner, batch_size))
 

@@ -1,4 +1,4 @@
-"""Test whether methods locate a planted square: `python -m benchmarks.planted --help`.
+"""Digits in which a square of pixels is planted, and how often methods locate it.
 
 A square of 3 x 3 pixels is planted at a random position of a real digit (14 x 14 pixels, half
 brightness, noise of standard deviation 0.3). It is bright (+1) or dark (-1), and this alone
@@ -21,9 +21,8 @@ Reasons for the settings:
   0.05, and the mask deletes noise as well.
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,12 +32,16 @@ import optax
 from flax import nnx
 
 import jaxattn as ja
-from benchmarks import report
+from benchmarks.faithfulness.runs import RANDOM, Run, random_values
 from benchmarks.progress import track
 
 SIZE, WINDOW = 14, 3
 NOISE = 0.3
 NONE = 2  # the class of digits without a square
+STEPS, QUICK_STEPS = 2_500, 300  # of the training
+
+#: The share of digits with the largest value inside the square.
+MEASURES = ("inside",)
 
 
 class Planted(NamedTuple):
@@ -49,6 +52,7 @@ class Planted(NamedTuple):
     corners: np.ndarray
 
 
+@functools.cache
 def backgrounds() -> np.ndarray:
     """Return 5,000 MNIST digits of half resolution and brightness, in a fixed random order."""
     try:
@@ -117,60 +121,41 @@ METHODS: Mapping[str, dict[str, Any]] = {
     "integrated_gradients": {},
     "occlusion": {"window": (WINDOW, WINDOW)},
     "learned_mask": {"l1": 0.3, "tv": 0.1},
+    RANDOM: {},
 }
 
 
-def found(name: str, model: nnx.Module, planted: Planted, **options: Any) -> np.ndarray:
+@functools.cache
+def network(seed: int, quick: bool) -> nnx.Module:
+    """Return the network of a seed, trained on 4,000 digits."""
+    return train(backgrounds()[:4000], QUICK_STEPS if quick else STEPS, seed=seed)
+
+
+def quality(seed: int, run: Run) -> dict[str, float]:
+    """Return the accuracy of a network on other digits."""
+    test = plant(backgrounds()[4000:], np.random.default_rng(seed))
+    classes = jnp.argmax(network(seed, run.quick)(test.xs), -1)
+    return {"accuracy": float((classes == test.labels).mean())}
+
+
+def measured(name: str, seed: int, run: Run) -> dict[str, float]:
+    """Compute the share of digits, which the network has not seen, that a method locates."""
+    held, rng = backgrounds()[4000:], np.random.default_rng(seed)
+    planted = plant(held[rng.integers(0, len(held), run.number)], rng, classes=NONE)
+    inside = found(name, network(seed, run.quick), planted, seed)
+    return {"inside": float(inside.mean())}
+
+
+def found(
+    name: str, model: nnx.Module, planted: Planted, seed: int = 0, **options: Any
+) -> np.ndarray:
     """Return, for each digit, whether the largest absolute value lies in the square."""
-    options = {**METHODS[name], **options}
-    explained = ja.explain(getattr(ja, name), odds(model), planted.xs, planted.labels, **options)
-    values = np.abs(np.asarray(explained.values)).reshape(len(planted.xs), -1)
-    pixels = np.stack(np.unravel_index(values.argmax(1), (SIZE, SIZE)), 1)
+    if name == RANDOM:
+        values = random_values(planted.xs.shape, seed)
+    else:
+        options = {**METHODS[name], **options}
+        method = getattr(ja, name)
+        values = ja.explain(method, odds(model), planted.xs, planted.labels, **options).values
+    sizes = np.abs(np.asarray(values)).reshape(len(planted.xs), -1)
+    pixels = np.stack(np.unravel_index(sizes.argmax(1), (SIZE, SIZE)), 1)
     return within(pixels, planted.corners)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.planted", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--digits", type=report.positive, default=400, help="default: %(default)s")
-    parser.add_argument(
-        "--seeds", type=report.positive, default=3, help="number of networks to train"
-    )
-    parser.add_argument(
-        "--steps", type=report.positive, default=2500, help="steps of their training"
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the numbers")
-    arguments = parser.parse_args(argv)
-    report.check_file(parser, "--json", arguments.json)
-    digits = backgrounds()
-    kept, held = digits[:4000], digits[4000:]
-    rng = np.random.default_rng(1)
-    test = plant(held, rng)
-    planted = plant(held[rng.integers(0, len(held), arguments.digits)], rng, classes=NONE)
-    accuracies, shares = [], []
-    for seed in range(arguments.seeds):
-        model = train(kept, arguments.steps, seed=seed)
-        accuracies.append(float((jnp.argmax(model(test.xs), -1) == test.labels).mean()))
-        names = track(METHODS, "methods", inside=f"network {seed}")
-        shares.append({name: float(found(name, model, planted).mean()) for name in names})
-    report.table(
-        f"Largest value inside the planted square, {arguments.digits} digits",
-        ("method", *(f"network {seed}" for seed in range(arguments.seeds))),
-        [
-            (label, *(f"{share:.1%}" for share in row))
-            for label, row in (
-                ("(accuracy)", accuracies),
-                *((name, [share[name] for share in shares]) for name in METHODS),
-            )
-        ],
-        f"chance: {WINDOW**2 / SIZE**2:.1%}",
-    )
-    report.write(
-        arguments.json,
-        {"digits": arguments.digits, "accuracy": accuracies, "inside": shares},
-    )
-
-
-if __name__ == "__main__":
-    main()
