@@ -23,11 +23,11 @@ from examples.training import stratified_split
 # Another number trains the networks again: count up with a change of a network or its training.
 FOLDER = Path(__file__).parents[1] / "out" / "small_networks" / "1"
 WORDS = 20  # the longest sentences
-REVIEWS = (
-    "not a bad journey at all .",
-    "interesting , but not compelling .",
-    "it 's never dull and always looks good .",
-)
+REVIEWS = {  # 0 for negative and 1 for positive
+    "a harmless and mildly amusing family comedy .": 0,
+    "this is nothing but familiar territory .": 0,
+    "a moving story of determination and the human spirit .": 1,
+}
 
 
 class Setting(NamedTuple):
@@ -143,7 +143,7 @@ def heartbeats() -> Setting:
     x, usual = x[:, ::2], np.flatnonzero(y < 2)
     x, y = x[usual], y[usual]
     train, test = stratified_split(y, 0.2, seed=0)
-    model = ja.models.SequenceClassifier(1, 16, 2, rngs=nnx.Rngs(0))
+    model = ja.models.SequenceClassifier(1, 16, 2, readout="mean", rngs=nnx.Rngs(0))
     data = batches(x[train], y[train], 64, epochs=4)
     trained("heartbeats", model, lambda m: descend(m, cross_entropy, data, learning_rate=1e-2))
     rows = test[recognised(model, x[test[:200]], y[test[:200]], (0, 1))]
@@ -156,7 +156,7 @@ def motions() -> Setting:
     """Return a GRU with logits at each step on motions (50, 3), and one example of each class.
 
     A smart watch measures the acceleration in three directions at intervals of 0.2 seconds while
-    its owner stands, runs, walks or plays badminton.
+    its owner stands, runs, walks or plays badminton. The acceleration is standardised.
     """
     train, test, _ = series.load("BasicMotions")
     xs, others = (part.x[..., :3].reshape(-1, 50, 2, 3).mean(2) for part in (train, test))
@@ -164,8 +164,7 @@ def motions() -> Setting:
     data = batches(xs, train.labels, 20, epochs=150)
     trained("motions", model, lambda m: descend(m, cross_entropy, data, learning_rate=1e-2))
     rows = recognised(model, others, test.labels, (0, 1, 2, 3))
-    names = [f"acceleration {axis}" for axis in "xyz"]
-    return Setting(model, others[rows], test.labels[rows], names, xs)
+    return Setting(model, others[rows], test.labels[rows], ["x", "y", "z"], xs)
 
 
 @functools.cache
@@ -279,4 +278,4 @@ def _review(name: str, model: Any, data: _Sentences) -> Review:
         np.array([data.vocabulary.get(word, critic.UNKNOWN) for word in sentence], np.int32)
         for sentence in words
     ]
-    return Review(model, words, rows, [1, 0, 1])
+    return Review(model, words, rows, list(REVIEWS.values()))

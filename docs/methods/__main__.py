@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+from PIL import Image
 
 FOLDER = Path(__file__).parent
 IMAGES = FOLDER.parent / "images" / "methods"
@@ -47,9 +48,11 @@ def main(selected: list[str]) -> None:
     IMAGES.mkdir(exist_ok=True)
     for name in selected or names():
         start = time.perf_counter()
-        pixels = plt.imread(draw(name, IMAGES)).shape[1]
+        path = draw(name, IMAGES)
+        picture = Image.open(path).convert("RGB")  # lossless: nothing is transparent
+        picture.save(path, optimize=True)
         text = PICTURE.sub(
-            f'<img src="../images/methods/{name}.png" width="{pixels // 2}"', page(name)
+            f'<img src="../images/methods/{name}.png" width="{picture.width // 2}"', page(name)
         )
         (FOLDER / f"{name}.md").write_text(text, encoding="utf-8")
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
