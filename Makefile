@@ -5,6 +5,7 @@
 #   make sentences   explain film reviews, word by word
 #   make reasons     train a network with a penalty on its attributions
 #   make examples    all networks with attention: dates characters signals captions glimpses
+#   make pages       run the code of docs/methods and draw its pictures
 #   make test        run the quick tests      (make test TESTS="tests/test_flops.py -x")
 #   make test-all    run all tests          (make test-all TESTS=tests/test_flops.py)
 #   make lint        run ruff and mypy
@@ -29,7 +30,7 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 .DELETE_ON_ERROR:
 attention := dates characters signals captions glimpses
 
-.PHONY: demo ecg sentences reasons examples $(attention) test test-all lint benchmark speed clean FORCE
+.PHONY: demo ecg sentences reasons examples $(attention) pages test test-all lint benchmark speed clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -59,6 +60,9 @@ captions: $(VENV)/.demo
 
 glimpses: $(VENV)/.demo
 	@$(python) -m examples.glimpses
+
+pages: $(VENV)/.demo $(VENV)/.beats $(VENV)/.series
+	@$(python) -m docs.methods
 
 # Slow tests also need pretrained networks and further libraries of models.
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series $(if $(filter not,$(TIER)),,$(VENV)/.pretrained)

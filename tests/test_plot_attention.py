@@ -72,6 +72,11 @@ def test_values_are_written_into_cells():
     assert written == {(j, i): f"{w:.2f}" for (i, j), w in np.ndenumerate(WEIGHTS)}
 
 
+def test_small_negative_values_are_written_as_zero():
+    ax = ja.plot.attention([[-0.001, 1.0]], values=True)
+    assert [text.get_text() for text in ax.texts] == ["0.00", "1.00"]
+
+
 @pytest.mark.parametrize("shape", [(6,), (2, 3)])
 def test_heads_share_one_scale(shape):
     heads = np.random.default_rng(1).dirichlet(np.ones(4), (*shape, 3))

@@ -200,5 +200,5 @@ def _write_values(axes: Axes, table: np.ndarray, picture: AxesImage) -> None:
     for (i, j), value in np.ndenumerate(table):
         ground = np.asarray(picture.to_rgba(value))[:3]
         ink = "black" if ground @ (0.299, 0.587, 0.114) > 0.5 else "white"
-        text = f"{value:.2f}"
+        text = f"{value:z.2f}"  # without negative zeros
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize="x-small")
