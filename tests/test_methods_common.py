@@ -394,13 +394,14 @@ def test_constant_function_has_zero_values(name, xs):
 def test_unused_steps_are_exactly_zero(name, model, xs):
     if name in SPREADING:
         pytest.skip("zero up to rounding or sampling")
+    if name == "dynamask":
+        pytest.skip("its area is given, also where fewer features are used; see test_dynamask")
     fine = {
         "feature_ablation": {"groups": None},
         "shapley_values": {"groups": ja.groups.windows((T, D), 1)},
         "occlusion": {"window": 1, "stride": 1},
         "augmented_occlusion": {"window": 1, "stride": 1},
         "learned_mask": {"jitter": 0, "coarseness": 1, "num_steps": 12, "tv": 0.0},
-        "dynamask": {"area": 0.2, "num_steps": 100},
         "extremal_mask": {"num_steps": 60},
         "contra_mask": {"num_steps": 150},
     }
