@@ -107,8 +107,8 @@ def pytest_addoption(parser):
 # the other workers idle.
 LONGEST = (
     "test_fuzz",
-    "test_methods_common", "test_examples", "test_example_dates", "test_front", "test_jacobian",
-    "test_engine_mesh", "test_relevance", "test_example_glimpses", "test_planted",
+    "test_methods_common", "test_method_pages", "test_examples", "test_example_dates", "test_front",
+    "test_jacobian", "test_engine_mesh", "test_relevance", "test_example_glimpses", "test_planted",
     "test_reuse_occlusion", "test_callable", "test_models_glimpses", "test_models_captioner",
     "test_relevance_recurrent", "test_doctests", "test_example_captions",
 )  # fmt: skip
