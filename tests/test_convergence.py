@@ -55,9 +55,9 @@ def test_values_that_do_not_sum_to_the_difference_warn(name):
     )
 
 
-def test_number_of_examples_in_the_warning():
+def test_number_of_outputs_in_the_warning():
     xs = jnp.stack([X, 0 * X, X])
-    with pytest.warns(ja.ConvergenceWarning, match=r"2 of 3 examples"):
+    with pytest.warns(ja.ConvergenceWarning, match=r"2 of 3 outputs"):
         ja.explain(ja.integrated_gradients, steep, xs, num_steps=2)
 
 
