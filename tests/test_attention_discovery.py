@@ -458,6 +458,7 @@ class Encoder(linen.Module):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.representatives("0.1")
 def test_linen(dropout, x):
     model = Encoder(dropout)
     params = {"params": model.init(jax.random.key(0), x)["params"]}
@@ -471,6 +472,7 @@ def test_linen(dropout, x):
         close(ja.attention(Partial(model.apply, params), x, at=name).values, value)
 
 
+@pytest.mark.slow
 def test_linen_layers_that_are_scanned_and_rematerialised(x):
     class Stack(linen.Module):
         @linen.compact

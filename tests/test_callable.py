@@ -141,7 +141,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.representatives("function", "nnx", "unbatched")
+@pytest.mark.representatives("nnx", "unbatched")
 def test_gradient_equals_the_reference(models, name):
     fn, reference = models[name]
     got = ja.explain(ja.gradient, fn, X, Y)

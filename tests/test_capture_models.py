@@ -72,6 +72,7 @@ def test_linen_layers_are_captured_by_path(linen_model, wrap):
     equal(values, expected | {cell: X @ params["LSTMCell_0"]["ii"]["kernel"]}, 1e-5)
 
 
+@pytest.mark.slow
 def test_linen_layers_are_replaced_and_captured(linen_model):
     params, fn = linen_model
     rnn, once, _ = linen_layers(params)

@@ -89,6 +89,7 @@ def test_every_phrase_of_an_lstm_equals_the_reference():
     close(got.values + got.info["irrelevant"], np.full(len(PHRASES), logits))
 
 
+@pytest.mark.slow
 def test_phrase_as_bounds_mask_or_single_steps():
     x = jnp.asarray(X)
     steps = ja.contextual_decomposition(model, x, TARGET)

@@ -57,6 +57,7 @@ def test_gates_hold_the_features_that_are_read():
     assert got.info["losses"][-20:].mean() < 0.5 * got.info["losses"][:20].mean()
 
 
+@pytest.mark.slow
 def test_replacements_are_drawn_to_the_far_examples():
     """Where no feature matters, only the triplet loss moves the replacements."""
 

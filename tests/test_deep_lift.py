@@ -185,6 +185,7 @@ def test_lstm_equals_the_reference_through_time():
     close(values, expected)
 
 
+@pytest.mark.slow
 def test_baseline_near_the_input_gives_gradient_times_difference():
     fn, x = recurrent.MODELS["lstm"], jnp.asarray(X)
     model = lambda x: fn(x, (jnp.asarray(H0), jnp.asarray(C0)))[2]  # noqa: E731

@@ -96,6 +96,7 @@ def test_language_model_is_exact_in_float64(norm, multiplier):
         check_sum(fn, x, rtol=1e-10, multiplier=multiplier)
 
 
+@pytest.mark.slow
 def test_norm_near_the_baseline_is_the_gradient():
     with jax.enable_x64(True):
         x, step = draw(4).astype(float), 1e-6 * draw(4, seed=1).astype(float)

@@ -71,6 +71,7 @@ def test_values_and_info_get_an_axis_of_targets_and_the_output_does_not():
     close(got, stacked([3, 1], ja.integrated_gradients, num_steps=4))
 
 
+@pytest.mark.slow
 def test_without_indices_all_entries_are_targets():
     close(ja.explain(ja.gradient, FN, XS, ja.each()), stacked(range(K)))
     close(ja.gradient(FN, XS[0], ja.each()).values, jax.jacobian(FN)(XS[0]))

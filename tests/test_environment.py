@@ -306,6 +306,7 @@ def test_functions_that_may_read_anything_have_no_environment(fn):
         Environment(fn)
 
 
+@pytest.mark.slow
 def test_traces_keep_no_array_and_no_module_alive():
     w, model = jnp.full(D, 2.0), Linear(2.0)
     refs = weakref.ref(w), weakref.ref(model), weakref.ref(model.w.get_raw_value())

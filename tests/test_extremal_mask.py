@@ -23,6 +23,7 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
+@pytest.mark.slow
 def test_network_equals_a_loop():
     network = ReplacementNetwork.of(jnp.asarray(X), 3, KEY)
     network = network._replace(

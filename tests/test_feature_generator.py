@@ -57,6 +57,7 @@ def test_training_lowers_the_loss_and_leaves_the_generator(trained):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_padding_does_not_change_the_training(trained):
     _, _, (result, padded) = trained
     np.testing.assert_allclose(padded.losses, result.losses, rtol=1e-5)

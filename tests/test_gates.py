@@ -120,6 +120,7 @@ def layer_norms():
     }
 
 
+@pytest.mark.slow
 def test_normalisation_passes_relevance_through():
     found = {
         name: relevance(lambda x, norm=norm: (norm(jnp.tanh(x @ W)) @ U).sum(), rule="z")

@@ -87,7 +87,7 @@ def test_lrp_is_independent_of_the_form_of_a_layer():
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.representatives("epsilon", "alpha_beta")
+@pytest.mark.representatives("epsilon")
 def test_every_rule_is_independent_of_the_form_of_a_layer(rule):
     names = ["one product", "hoisted"]
     close(values(ja.lrp, names, rule=rule, conserve_bias=rule == "epsilon"), names)
@@ -103,6 +103,7 @@ def test_other_methods_are_independent_of_the_form_of_a_layer(method, options):
     close(values(method, names, **options), names)
 
 
+@pytest.mark.slow
 def test_projection_hoisted_out_of_reversed_and_nested_loops():
     def outer(x, project, hoisted):
         def body(state, part):

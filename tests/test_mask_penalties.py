@@ -62,6 +62,7 @@ def kernel(length, sigma):
     return weights / weights.sum(1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_blur_equals_the_product_with_a_normalised_kernel():
     want = kernel(6, 1.5) @ X @ kernel(3, 0.7).T
     np.testing.assert_allclose(gaussian_blur(jnp.asarray(X), (1.5, 0.7)), want, atol=2e-3)

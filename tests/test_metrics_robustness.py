@@ -253,6 +253,7 @@ def test_a_method_that_ignores_the_model_fails_the_randomisation(similarity):
     np.testing.assert_allclose(smooth.mean, 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_smooth_mprt_without_noise_is_mprt():
     model, _ = models()["partial"]
     want = metrics.mprt(ja.gradient, model, XS, key=KEY, similarity="cosine")

@@ -160,6 +160,7 @@ def test_batches_equal_single_images(attention):
             np.testing.assert_allclose(a[i], b, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_weights_are_captured_by_name():
     model, image = make(), pictures()
     out, captured = ja.capture(model, "attention")(image, WORDS)

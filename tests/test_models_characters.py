@@ -65,6 +65,7 @@ def test_weights_sum_to_one_with_bounded_ratio(layer):
     np.testing.assert_allclose(weights[1, 2], alone.weights, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_steps_are_ignored(layer):
     x = inputs(2, T, D)
     mask = np.array([[False, True, True, False, True, False], [False] * T])

@@ -268,6 +268,7 @@ def test_attribution_outside_boxes_is_zero(method, x64):
         assert np.any(value[~outside])
 
 
+@pytest.mark.slow
 def test_relevance_is_conserved(x64):
     model = make()
     found = ja.explain(ja.lrp, model, IMAGES, LABELS, conserve_bias=True)

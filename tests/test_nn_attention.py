@@ -132,6 +132,7 @@ def test_window_beyond_keys_has_zero_weights():
     np.testing.assert_array_equal(weights[2], [0, 1])
 
 
+@pytest.mark.slow
 def test_cross_attention_equals_loop_in_both_directions(x64):
     layer = with_random_parameters(
         lambda: nn.CrossAttention(D, units=(UNITS, 3), param_dtype="float64", rngs=nnx.Rngs(0))

@@ -159,6 +159,7 @@ def test_fully_masked_weights_are_zero():
     np.testing.assert_allclose(got.logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_axes_equal_vmap():
     layer, h = make(), inputs(2, 3, T, M)
     mask = np.arange(T) < np.array([[5, 2, 1], [3, 4, 5]])[..., None]

@@ -97,6 +97,7 @@ def test_batch_axes_equal_single_examples(kind):
             np.testing.assert_allclose(a[i], b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_examples_draw_independent_positions():
     layer = make("hard")
     annotations, hidden = (np.repeat(a[None], 200, 0) for a in inputs())

@@ -221,6 +221,7 @@ def test_branches_are_fitted_to_the_examples_that_take_them():
     close(found[::-1], [pattern(x[taken], w1, 0, "relu"), pattern(x[~taken], w2, 0, "relu")])
 
 
+@pytest.mark.slow
 def test_normalisation_is_part_of_the_neuron():
     """A normalisation with running statistics around the weights can be folded into them."""
     x, w, scale, shift, b, v = draw(6, (N, 4), (4, 5), 5, 5, 4, (5, 3))
@@ -297,6 +298,7 @@ def test_weights_as_patterns_give_the_gradient(name):
     close(values(ones, lambda x: fn(x, *weights), x, 1, attribution=True), score * slope)
 
 
+@pytest.mark.slow
 def test_named_intermediate():
     x, w, v = draw(9, (N, 4), (4, 5), (5, 3))
     hidden = np.tanh(x @ w)
@@ -314,6 +316,7 @@ def test_named_intermediate():
 # Numerics.
 
 
+@pytest.mark.slow
 def test_patterns_are_independent_of_batch_size_and_jit(dense):
     fn, x, *_ = dense
     want = ja.fit_patterns(fn, x)

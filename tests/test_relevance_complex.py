@@ -118,6 +118,7 @@ def test_s5_equals_the_model_in_real_parts_and_its_reference():
     np.testing.assert_allclose(got, parts, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_s5_by_an_associative_scan_equals_its_reference():
     def model(x):
         decay, b, c = models.s5_parameters()

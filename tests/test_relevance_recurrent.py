@@ -301,6 +301,7 @@ def test_padding_receives_no_relevance():
     assert not found.values[T:].any()
 
 
+@pytest.mark.slow
 def test_relevance_of_an_embedding():
     """The relevance of a token is that of its embedding."""
     model, layers, head = CLASSIFIERS["one"]()

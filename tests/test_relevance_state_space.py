@@ -59,6 +59,7 @@ def test_mamba_in_a_batch_and_from_a_layer():
     np.testing.assert_allclose(below, found[0], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_two_signals_name_the_way_out():
     with pytest.raises(ValueError, match=r"combines two signals.*constants"):
         relevance(models.mamba)

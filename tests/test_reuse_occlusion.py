@@ -147,6 +147,7 @@ def test_keras_models():
     assert (got.info["flops_saved"] > 0).all()
 
 
+@pytest.mark.slow
 def test_tokens_and_their_embeddings(x64):
     table, ids = RNG.normal(size=(5, D)), np.array([[3, 1, 4, 1, 0, 2, 2]])
 

@@ -176,6 +176,7 @@ def test_axes_and_logits_are_those_before_layout():
     np.testing.assert_array_equal(softmax.of_output(jnp.asarray(value)), value[0].T)
 
 
+@pytest.mark.slow
 def test_lengths_from_the_input_are_masks():
     """The first feature of the first row is the number of rows to attend to."""
 

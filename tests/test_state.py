@@ -71,6 +71,7 @@ def small():
     return classifier.trained(markov(seed=1, number=200), seed=1, epochs=8, units=16)
 
 
+@pytest.mark.slow
 def test_a_small_classifier_learns_the_labels(small):
     new = markov(seed=2, number=50)
     assert ((np.asarray(small(new.x)) > 0) == new.labels).mean() > 0.7

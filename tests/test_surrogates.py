@@ -57,6 +57,7 @@ def test_any_samples_sum_to_the_difference_and_are_linear_in_the_function(seed, 
     np.testing.assert_allclose(explain(doubled), 2 * explain(one), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_estimates_approach_the_exact_values():
     want = ja.shapley_values(model(), features()).values
 

@@ -326,6 +326,7 @@ def test_mesh_context_uses_the_callers_thread(threads):
     np.testing.assert_allclose(found, ja.explain(ja.gradient, fn, X, 1).values, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_concurrent_calls(threads):
     expected = {method: call(X) for method, call in METHODS.items()}
 

@@ -64,6 +64,7 @@ def test_events_are_exact_shapley_values_of_the_groups(tolerance, x64):
     np.testing.assert_allclose(got.info["groups"].sum(1), totals, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_features_are_exact_shapley_values_of_the_groups(x64):
     x = series()[0]
     got = ja.time_shap(model(), x, level="feature", tolerance=0.1)
