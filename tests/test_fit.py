@@ -183,7 +183,7 @@ def test_window_longer_than_the_series(x):
 def test_padded_steps_have_no_part_in_windows():
     """A narrow Gaussian draws the same for all lengths."""
     options = {"generator": persistent(1e-20), "key": jax.random.key(0), "num_samples": 1}
-    options |= {"window": 2, "args": (jnp.int32(3),), "length_arg": 0}
+    options |= {"window": 3, "args": (jnp.int32(3),), "length_arg": 0}
     got = ja.windowed_fit(last_logits, X, **options).values
     close(got[:3], ja.windowed_fit(last_logits, X[:3], **options).values, 1e-8)
     close(got[3:], 0, 0)
