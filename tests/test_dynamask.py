@@ -117,6 +117,7 @@ def test_batch_of_many_areas_is_independent_of_chunks():
         ({"area": 0.0}, ValueError, r"`area` must lie between 0 and 1, both excluded, got 0.0\."),
         ({"area": (0.1, 1.0)}, ValueError, r"`area` must lie between 0 and 1"),
         ({"area": ()}, ValueError, r"`area` must lie between 0 and 1"),
+        ({"area": jnp.array([0.3, 1.7])}, ValueError, r"`area` must lie between 0 and 1"),
         ({"num_steps": 0}, ValueError, r"`num_steps` must be at least 1, got 0\."),
         ({"mode": "keep"}, ValueError, r"`mode` must be \"preservation\" or \"deletion\""),
         ({"error": "mse"}, ValueError, r"`error` must be \"squared\" or \"cross_entropy\""),
@@ -131,6 +132,11 @@ def test_batch_of_many_areas_is_independent_of_chunks():
 def test_errors(options, error, message):
     with pytest.raises(error, match=message):
         ja.dynamask(reads_two, X, **options)
+
+
+def test_areas_of_all_examples_are_checked():
+    with pytest.raises(ValueError, match=r"`area` must lie between 0 and 1"):
+        ja.explain(ja.learned_mask, jnp.sum, X[None], area=np.array(1.7))
 
 
 def test_outputs_must_be_floating():

@@ -68,6 +68,18 @@ def test_traced_groups_need_their_number():
         jax.jit(lambda g: ablated(X, g).values)(groups)
 
 
+def test_more_traced_groups_than_their_number_join_the_last_one():
+    got = jax.jit(lambda g: ablated(X, g, num_groups=2))(jnp.array([[4], [7], [9]]))
+    np.testing.assert_array_equal(got.info["groups"], [5, 86])
+    np.testing.assert_array_equal(got.values, [[5, 5], [86, 86], [86, 86]])
+
+
+def test_known_groups_have_their_number():
+    message = "`num_groups` must be the number of groups, 2, got 7."
+    with pytest.raises(ValueError, match=message):
+        ablated(X, np.array([[4], [4], [9]]), num_groups=7)
+
+
 def test_groups_of_a_wrapped_method():
     options = {"noise": 0.0, "num_samples": 2, "key": jax.random.key(0)}
     got = ja.smooth_grad(fn, X, method=ja.feature_ablation, groups=[[0], [1], [1]], **options)

@@ -178,3 +178,24 @@ def test_window_longer_than_the_series(x):
         ja.windowed_fit(
             lambda x: x, x, key=jax.random.key(0), generator=constant, per_step=True, window=5
         )
+
+
+def test_padded_steps_have_no_part_in_windows():
+    """A narrow Gaussian draws the same for all lengths."""
+    options = {"generator": persistent(1e-20), "key": jax.random.key(0), "num_samples": 1}
+    options |= {"window": 3, "args": (jnp.int32(3),), "length_arg": 0}
+    got = ja.windowed_fit(last_logits, X, **options).values
+    close(got[:3], ja.windowed_fit(last_logits, X[:3], **options).values, 1e-8)
+    close(got[3:], 0, 0)
+
+
+def test_padded_outputs_have_no_importance():
+    def fn(x, length):
+        return jnp.where(jnp.arange(5) < length, jnp.cumsum(x[:, 0]), 0.0)
+
+    options = {"generator": persistent(1.0), "key": jax.random.key(0), "length_arg": 0}
+    x = jnp.arange(15.0).reshape(5, 3) / 15
+    got = ja.fit(fn, x, args=(3,), per_step=True, num_samples=1, **options)
+    assert got.values[1:3].all()
+    close(got.values[3:], 0, 0)
+    close(got.info["shift"][3:], 0, 0)

@@ -120,3 +120,11 @@ def test_error_of_several_outputs_compares_all_numbers():
     x = jnp.array([1.0, 2.0])
     of = output_error(fn, None, (), "squared", fn(x))
     np.testing.assert_allclose(of(x + 1), (2**2 + 2 * 2**2) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("output", [jnp.ones(()), jnp.ones((3, 1)), [jnp.ones(2), jnp.ones(2)]])
+@pytest.mark.parametrize("target", [None, 0])
+def test_cross_entropy_needs_entries_of_one_output(output, target):
+    message = '`error` must be "squared" unless fn returns one array with at least two entries'
+    with pytest.raises(ValueError, match=message):
+        output_error(lambda x: output, target, (), "cross_entropy", output)

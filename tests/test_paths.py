@@ -231,6 +231,11 @@ def test_path_of_words_is_monotone_and_complete():
         ({"path": "sequential", "reduction": "none"}, ValueError, "`reduction` must be left out"),
         ({"path": "discretised"}, ValueError, "`vocabulary` is missing"),
         (
+            {"path": "discretised", "quadrature": "gauss_legendre"},
+            ValueError,
+            '`quadrature` must be left out for path="discretised"',
+        ),
+        (
             {"path": "discretised", "vocabulary": np.ones((5, 2))},
             ValueError,
             r"`vocabulary` must have shape \(words, 3\), got \(5, 2\)",

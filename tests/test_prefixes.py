@@ -1,5 +1,7 @@
 """Methods on every prefix: cuts by length and by baseline, and causal functions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,14 +128,23 @@ def test_info_has_an_axis_of_steps(x):
     [
         ({"reduction": "sum"}, ValueError, '`reduction` must be "diagonal" or "none", got \'sum\''),
         ({"per_step": 1}, TypeError, "`per_step` must be a bool, got 1"),
-        ({"length_arg": 0}, ValueError, "`length_arg` must be less than the number of args, 0"),
+        (
+            {"length_arg": 0},
+            ValueError,
+            "`length_arg` must be left out without args, and with `at`",
+        ),
+        (
+            {"length_arg": 1, "args": (3,)},
+            ValueError,
+            "`length_arg` must be less than the number of args, 1, got 1",
+        ),
         ({"steps": 3}, TypeError, "time_forward has no option 'steps'; its options are method"),
         ({"method": 3}, TypeError, "`method` must be callable, got int"),
     ],
 )
 def test_wrong_options(options, error, message, x):
     with pytest.raises(error, match=message.replace("(", r"\(")):
-        ja.time_forward(lambda x: jnp.cumsum(x.sum(1)), x, **{"per_step": True} | options)
+        ja.time_forward(lambda x, *_: jnp.cumsum(x.sum(1)), x, **{"per_step": True} | options)
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
@@ -148,3 +159,25 @@ def test_the_diagonal_needs_values_per_step(x):
 
     with pytest.raises(ValueError, match='`reduction` must be "none" for a method whose values'):
         ja.time_forward(lambda x: jnp.cumsum(x.sum(1)), x, per_step=True, method=method)
+
+
+def test_a_method_keeps_a_baseline_or_background_of_its_own():
+    x = jnp.array([[1.0], [2.0], [3.0]])
+    bound = functools.partial(ja.feature_ablation, baseline=5.0)
+    got = ja.time_forward(lambda x: (x**2).sum(), x, method=bound)
+    close(got.values, [[-24], [-21], [-16]])
+    options = {"method": ja.time_shap, "background": x[None], "key": jax.random.key(0)}
+    got = ja.time_forward(lambda x: x.sum(), x, reduction="none", num_samples=6, **options)
+    assert got.values.shape == (3, 3, 1)
+
+
+def test_later_steps_have_no_value_also_where_they_share_a_group():
+    x, channels = jnp.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0, 1]])
+    options = {"method": ja.feature_ablation, "groups": channels, "reduction": "none"}
+    got = ja.time_forward(lambda x: x.sum(), x, **options).values
+    close(got, [[[1, 2], [0, 0]], [[4, 6], [4, 6]]])
+
+
+def test_integers_alone_are_not_cut():
+    with pytest.raises(TypeError, match="`length_arg` is missing: `x` holds integers alone"):
+        ja.time_forward(lambda t: t.astype(float).sum(), jnp.arange(3), method=ja.occlusion)

@@ -86,7 +86,7 @@ def test_options_and_draws_of_the_method(x):
     [
         ({"num_steps": 3}, TypeError, "temporal_saliency_rescaling has no option 'num_steps'"),
         ({"method": None}, TypeError, "`method` must be callable, got NoneType"),
-        ({"length_arg": 0}, ValueError, "`length_arg` must be less than the number of args, 0"),
+        ({"length_arg": 0}, ValueError, "`length_arg` must be left out without args"),
     ],
 )
 def test_wrong_options(options, error, message, x):

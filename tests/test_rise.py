@@ -42,12 +42,12 @@ def test_masked_features_take_the_baseline():
 
 
 def test_integer_leaves_are_never_masked():
-    x = {"a": jnp.ones(5), "b": jnp.arange(3)}
+    x = {"a": jnp.ones((5, 2)), "b": jnp.arange(3)}
 
     def fn(x):
         return x["a"].sum() + (x["b"] == jnp.arange(3)).sum().astype(jnp.float32)
 
-    got = ja.rise(fn, x, key=KEY, num_samples=8)
+    got = ja.rise(fn, x, key=KEY, num_samples=8, grid=(2, 2))
     assert not got.values["b"].any()
     assert (got.values["a"] > 0).any()
 

@@ -177,7 +177,9 @@ def test_lime_of_a_constant_function():
         (ja.lime, {"distance": "l1", "key": KEY}, "`distance` must be"),
         (ja.lime, {"penalty": "l1", "key": KEY}, "`penalty` must be"),
         (ja.lime, {"width": 0.0, "key": KEY}, "`width` must be positive"),
+        (ja.lime, {"width": np.zeros(()), "key": KEY}, "`width` must be positive"),
         (ja.lime, {"alpha": -1.0, "key": KEY}, "`alpha` must not be negative"),
+        (ja.lime, {"alpha": jnp.array(-1.0), "key": KEY}, "`alpha` must not be negative"),
     ],
 )
 def test_errors(method, options, message):

@@ -151,3 +151,30 @@ def test_inputs_that_are_no_series():
         ja.time_shap(lambda x: x.sum(), jnp.ones(4), level="feature")
     with pytest.raises(ValueError, match="`x` must be one array"):
         ja.time_shap(lambda x: x[0].sum(), [jnp.ones((4, 1)), jnp.ones(2)])
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ({}, T),
+        ({"max_events": 5}, 6),
+        ({"level": "feature", "tolerance": None}, D),
+        ({"level": "feature"}, D + 1),
+        ({"level": "cell"}, 10),
+        ({"level": "cell", "num_events": 1}, T),
+    ],
+)
+def test_a_key_is_required_unless_all_coalitions_of_every_game_fit(options, number):
+    def traced(num_samples):
+        each = {"num_samples": num_samples, **options}
+        return jax.eval_shape(lambda x: ja.time_shap(jnp.sum, x, **each).values, jnp.ones((T, D)))
+
+    with pytest.raises(ValueError, match="`key` is missing"):
+        traced(2**number - 3)
+    assert traced(2**number - 2).shape == (T, D)
+
+
+def test_integers_have_no_average_event():
+    with pytest.raises(TypeError, match="`background` must be left out where `x` holds integers"):
+        x = jnp.ones((T, D), jnp.int32)
+        ja.time_shap(lambda x: x.astype(float).sum(), x, background=x[None], key=KEY)

@@ -98,12 +98,12 @@ def feature_groups(x: PyTree, groups: Groups, num_groups: int | None = None) -> 
         x: one example, abstract or not.
         groups: the groups; each array may have a leading axis of examples. `None` makes each
             feature a group of its own.
-        num_groups: the number of traced groups.
+        num_groups: the number of groups, required for traced ones.
 
     Raises:
         TypeError: for groups that are not integers.
-        ValueError: for groups that do not fit `x`, for a single group, and for traced groups
-            without `num_groups`.
+        ValueError: for groups that do not fit `x`, for a single group, for another `num_groups`
+            than the number of known groups, and for traced groups without `num_groups`.
     """
     leaves = jax.tree.leaves(x)
     if isinstance(groups, FeatureGroups):
@@ -118,7 +118,12 @@ def feature_groups(x: PyTree, groups: Groups, num_groups: int | None = None) -> 
             f"shapes {[ids.shape for ids in arrays]} for leaves of {[o.shape for o in leaves]}."
         )
     if all(map(is_concrete, arrays)):
-        return _numbered(list(map(np.asarray, arrays)), leaves)
+        numbered = _numbered(list(map(np.asarray, arrays)), leaves)
+        if num_groups is not None and num_groups != numbered.number:
+            raise ValueError(
+                f"`num_groups` must be the number of groups, {numbered.number}, got {num_groups}."
+            )
+        return numbered
     if num_groups is None:
         raise ValueError(
             "`num_groups` is missing: `groups` is traced here, so the number of groups is unknown."
@@ -126,7 +131,10 @@ def feature_groups(x: PyTree, groups: Groups, num_groups: int | None = None) -> 
     number = check_count("num_groups", num_groups, least=2)
     flat = jnp.concatenate([ids.ravel() for ids in arrays])
     found = jnp.unique(flat, size=number, fill_value=flat.max())
-    ids = [jnp.searchsorted(found, ids).astype(jnp.int32) for ids in arrays]
+    # Ids beyond the given number of groups join the last one.
+    ids = [
+        jnp.minimum(jnp.searchsorted(found, ids), number - 1).astype(jnp.int32) for ids in arrays
+    ]
     return FeatureGroups(ids, number, False, ())
 
 

@@ -63,7 +63,8 @@ def feature_ablation(
             `x`. Features with equal ids, in all leaves, form a group. `None` makes each feature a
             group. Under `jaxattn.explain` it may have a leading axis of examples. `jaxattn.groups`
             makes groups.
-        num_groups: the number of groups, required if `groups` is traced.
+        num_groups: the number of groups, required if `groups` is traced. It must then be at least
+            the number of different ids: the largest ids beyond that number join the last group.
         baseline: the replacement: a number or an array that broadcasts to `x`, or a pytree of these
             with the structure of `x`.
         reuse: whether values that a group leaves unchanged are taken from one unperturbed

@@ -13,7 +13,7 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check
 from jaxattn.engine.batch import chunked_map, wide
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
-from jaxattn.methods.mask_penalties import area_penalty, check_area, smoothness
+from jaxattn.methods.mask_penalties import area_penalty, check_area, prepare_area, smoothness
 from jaxattn.methods.mask_references import PerAxis, Perturbation, perturbation as perturbation_of
 from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer, minimised
 from jaxattn.methods.output_errors import OutputError, output_error
@@ -41,6 +41,7 @@ def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     evaluations=_evaluations,
     in_flight=lambda x, output, options: _number(options),
     sizes=("window", "sigma"),
+    prepare=prepare_area,
 )
 def dynamask(
     fn: Callable[..., Any],

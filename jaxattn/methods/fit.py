@@ -60,7 +60,7 @@ def fit(
         target: not used; the whole distribution is explained.
         generator: `generator(x, key)` returns the mean, of shape (T, D), and the covariance, of
             shape (T, D, D), of the step after each step of `x`, such as a trained
-            `jaxattn.models.FeatureGenerator`.
+            `jaxattn.models.FeatureGenerator`. The covariance must be positive definite.
         num_samples: the number of draws.
         per_step: whether `fn` returns one output per step, with time on the first axis.
         length_arg: which of `args` holds the length of the valid part of `x`. Without it, and
@@ -70,8 +70,8 @@ def fit(
 
     Returns:
         values 2 / (1 + exp(-5 I)) - 1 of shape (T, D), in (-1, 1); zero for the first step, which
-        has no past. `info["importance"]` is I, in nats, and `info["shift"]`, of shape (T,), its
-        first term.
+        has no past, and for padding. `info["importance"]` is I, in nats, and `info["shift"]`, of
+        shape (T,), its first term.
 
     Raises:
         TypeError: if `x` holds integers, or the generator cannot be called.
@@ -106,9 +106,10 @@ def fit(
     clean = series.logits(series.x)
     before = jnp.concatenate([clean[:1], clean[:-1]])
     divergences = _conditional_divergences(series, clean, series.draws(key, num_samples))
-    shift = kl_divergence(clean, before)
-    has_past = (series.steps > 0).astype(shift.dtype)[:, None]
-    importance = has_past * (shift[:, None] - divergences)
+    # The first step has no past, and padding no prediction.
+    valid = (series.steps > 0) & (series.steps < prefixes.length)
+    shift = jnp.where(valid, kl_divergence(clean, before), 0)
+    importance = jnp.where(valid[:, None], shift[:, None] - divergences, 0)
     values = 2 * jax.nn.sigmoid(5 * importance) - 1
     info = {"importance": importance.astype(clean.dtype), "shift": shift.astype(clean.dtype)}
     whole = values.astype(series.x.dtype)

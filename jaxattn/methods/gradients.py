@@ -331,9 +331,14 @@ def options_of_method(
     options: dict[str, Any],
     baseline: PyTree[ArrayLike],
 ) -> dict[str, Any]:
-    """Check the options for a method, as `check_options`, and add `baseline` if it has that."""
+    """Check the options for a method, as `check_options`, and add `baseline` if it has that.
+
+    It is left out where the method has a baseline or a background of its own.
+    """
     check_options(wrapper, own, method, options)
-    takes_baseline = "baseline" in inspect.signature(method).parameters
+    given = {**(method.keywords if isinstance(method, functools.partial) else {}), **options}
+    has_own = "baseline" in given or given.get("background") is not None
+    takes_baseline = "baseline" in inspect.signature(method).parameters and not has_own
     return {"baseline": baseline, **options} if takes_baseline else options
 
 

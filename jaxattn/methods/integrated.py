@@ -53,6 +53,11 @@ def _check_path(path: str, options: dict[str, Any]) -> None:
             given = value is not None if default is None else value != default
             if path != owner and given:
                 raise ValueError(f'`{name}` must be left out unless path="{owner}", got {value!r}.')
+    if path == "discretised" and options["quadrature"] != "midpoint":
+        raise ValueError(
+            '`quadrature` must be left out for path="discretised", which has the trapezoidal rule, '
+            f"got {options['quadrature']!r}."
+        )
     reduction = options["reduction"]
     if reduction not in get_args(PrefixReduction):
         raise ValueError(f'`reduction` must be "diagonal" or "none", got {reduction!r}.')
@@ -120,7 +125,8 @@ def integrated_gradients(
             points for `"midpoint"`, which reuses earlier points, and twofold up to 1024 for
             `"gauss_legendre"`. The result equals that of the final number. Such a call has no
             reverse-mode derivative.
-        quadrature: where the points lie and how they are weighted.
+        quadrature: where the points lie and how they are weighted; not for the discretised path,
+            which has the trapezoidal rule.
         tolerance: the largest relative delta for `num_steps="auto"`.
         path: the path from the baseline to the input. Paths of time steps require a first axis of
             time.
@@ -131,7 +137,7 @@ def integrated_gradients(
         length_arg: for the temporal path, which of `args` holds the length of the valid part of
             `x`. Without it, steps after t are replaced by the baseline unless `fn` is causal.
         vocabulary: for the discretised path, the embeddings of all words, of shape (V, E). The path
-            has `num_steps` segments and the trapezoidal rule.
+            has `num_steps` segments.
         num_neighbors: how many neighbours of a word are compared.
 
     Returns:
@@ -175,7 +181,12 @@ def integrated_gradients(
         [ 1.  3. -4.]
     """
     of_paths: dict[str, Any] = {"vocabulary": vocabulary, "num_neighbors": num_neighbors}
-    of_paths |= {"reduction": reduction, "per_step": per_step, "length_arg": length_arg}
+    of_paths |= {
+        "quadrature": quadrature,
+        "reduction": reduction,
+        "per_step": per_step,
+        "length_arg": length_arg,
+    }
     _check_path(path, of_paths)
     start = broadcast_baseline(baseline, x, keep_integers=True)
     floating, merge = floating_leaves(x, "a gradient")

@@ -1,12 +1,13 @@
 """Penalties of masks: their total variation, and their distance from an area."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxattn._static import is_concrete
 from jaxattn.engine.batch import wide
@@ -48,6 +49,13 @@ def check_area(area: ArrayLike | Sequence[ArrayLike]) -> None:
         areas = np.asarray(area, float)
         if not areas.size or not ((areas > 0) & (areas < 1)).all():
             raise ValueError(f"`area` must lie between 0 and 1, both excluded, got {area!r}.")
+
+
+def prepare_area(x: PyTree, options: dict[str, Any]) -> dict[str, Any]:
+    """Check the option `area` before arrays are traced, and return the options."""
+    if options.get("area") is not None:
+        check_area(options["area"])
+    return options
 
 
 def area_penalty(masks: list[Array], area: ArrayLike) -> Float[Array, ""]:

@@ -15,7 +15,12 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import floating_leaves
 from jaxattn.engine.target import Score, scored
-from jaxattn.methods.mask_penalties import area_penalty, check_area, total_variation
+from jaxattn.methods.mask_penalties import (
+    area_penalty,
+    check_area,
+    prepare_area,
+    total_variation,
+)
 from jaxattn.methods.mask_references import PerAxis, Perturbation, perturbation as perturbation_of
 from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer, minimised
 
@@ -25,6 +30,7 @@ from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer,
     evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 300)) + 2,
     in_flight=lambda x, output, options: 1,
     sizes=("window", "sigma"),
+    prepare=prepare_area,
 )
 def learned_mask(
     fn: Callable[..., Any],

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from jaxattn._types import Inputs, Scalar, Target
 from jaxattn.engine.batch import wide
 from jaxattn.engine.perturb import is_floating
-from jaxattn.engine.target import scored, select, single_output
+from jaxattn.engine.target import scored, select
 
 #: The distance of two outputs.
 OutputError: TypeAlias = Literal["squared", "cross_entropy"]
@@ -36,7 +36,8 @@ def output_error(
 
     Raises:
         ValueError: for an unknown `error`, a target that does not fit the output, or a
-            cross-entropy where fn has several outputs or ends in a softmax.
+            cross-entropy where fn has several outputs, fewer than two entries on the last axis of
+            its output, or ends in a softmax.
         TypeError: if the output holds no floating-point numbers.
     """
     if error not in get_args(OutputError):
@@ -65,7 +66,13 @@ def output_error(
 def _cross_entropy(
     fn: Callable[..., Any], target: Target, args: tuple[Any, ...], output: PyTree
 ) -> Callable[[Inputs], Scalar]:
-    logits = single_output(output, "target")
+    shapes = [leaf.shape for leaf in jax.tree.leaves(output)]
+    if len(shapes) != 1 or shapes[0][-1:] < (2,):
+        raise ValueError(
+            '`error` must be "squared" unless fn returns one array with at least two entries on '
+            f'its last axis, got "cross_entropy" and shapes {shapes}.'
+        )
+    (logits,) = jax.tree.leaves(output)
     if target is None:
         probability = jax.nn.softmax(logits, -1)
 

@@ -14,7 +14,7 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.method import method
 from jaxattn.engine.options import count, traits_of, without_partial
-from jaxattn.engine.perturb import broadcast_baseline
+from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.jaxpr.reuse.causal_steps import CausalSteps
 from jaxattn.methods.gradients import gradient, options_of_method
 from jaxattn.methods.temporal import length_position, series_length
@@ -100,20 +100,24 @@ class Prefixes(NamedTuple):
         """
         args = self.args if args is None else args
         if self.causal is None and self.length_arg is None:
-            seen = self.every_step <= t
-            x = jax.tree.map(
-                lambda leaf, after: jnp.where(
-                    seen.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, after
-                ),
-                x,
-                self.after,
-            )
+            x = jax.tree.map(lambda leaf, after: self.cut(leaf, t, after), x, self.after)
         if self.length_arg is not None:
             length = jnp.asarray(args[self.length_arg])
             shorter = jnp.minimum(t + 1, length.astype(jnp.int32)).astype(length.dtype)
             args = (*args[: self.length_arg], shorter, *args[self.length_arg + 1 :])
         output = self.fn(x, *args)
         return jax.tree.map(lambda leaf: leaf[t], output) if self.per_step else output
+
+    def cut(self, leaf: Array, t: Int[Array, ""], after: ArrayLike) -> Array:
+        """Return an array along time with `after` behind step `t`."""
+        seen = self.every_step <= t
+        return jnp.where(seen.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, after)
+
+    @property
+    def length(self) -> Int[Array, ""]:
+        """The number of valid time steps."""
+        length = self.total if self.length_arg is None else self.args[self.length_arg]
+        return jnp.minimum(jnp.asarray(length).astype(jnp.int32), self.total)
 
     @property
     def every_step(self) -> Int[Array, " T"]:
@@ -167,6 +171,10 @@ def time_forward(
     the evaluations of one `method`, and only its vector-Jacobian products are taken T times. Draws
     with `key` if `method` does.
 
+    The method receives all of `x`, and only `fn` is cut: what it computes from `x` itself, such as
+    the range that relative noise of `jaxattn.smooth_grad` is a part of, or a moving average,
+    includes later steps.
+
     Args:
         key: a random key for a `method` that draws; all prefixes share its draws.
         method: the method.
@@ -176,8 +184,8 @@ def time_forward(
             then selects from the output of one step.
         length_arg: which of `args` holds the length of the valid part of `x`.
         baseline: what stands after the cut without `length_arg`, and the baseline of `method` if it
-            has one: a number or an array that broadcasts to `x`, or a pytree of these with the
-            structure of `x`. Integer leaves are not cut.
+            takes one and has none of its own: a number or an array that broadcasts to `x`, or a
+            pytree of these with the structure of `x`. Integer leaves are not cut.
         **options: options of `method`.
 
     Returns:
@@ -186,8 +194,9 @@ def time_forward(
         target at step t, zero for s > t. `info` is that of `method`, with an axis of length T.
 
     Raises:
-        TypeError: for an option that `method` does not have, a length that is no integer, or a
-            `per_step` that is no bool.
+        TypeError: for an option that `method` does not have, a length that is no integer, a
+            `per_step` that is no bool, or an `x` of integers alone without `length_arg` and
+            `per_step`.
         ValueError: for an unknown reduction, a `length_arg` that is out of range, series of
             different lengths, an output without an axis of time if `per_step`, or values without
             one for `reduction="diagonal"`.
@@ -215,6 +224,12 @@ def time_forward(
         raise ValueError(f'`reduction` must be "diagonal" or "none", got {reduction!r}.')
     options = options_of_method("time_forward", _OWN, method, options, baseline)
     prefixes = Prefixes.of(fn, x, args, baseline, length_arg, per_step)
+    if length_arg is None and not per_step and not any(map(is_floating, jax.tree.leaves(x))):
+        raise TypeError(
+            "`length_arg` is missing: `x` holds integers alone, which are not replaced after the "
+            "cut. Give `fn` the length as one of args, or explain a floating-point intermediate, "
+            'such as at="embedding".'
+        )
     output = fn(x, *args)
     of_step = jax.eval_shape(lambda x: prefixes.output(x, jnp.asarray(0)), x)
     inner = count("in_flight", method, x, of_step, {"target": target, **options})
@@ -230,6 +245,11 @@ def time_forward(
         values = result.values
         if reduction == "diagonal":
             values = jax.tree.map(lambda leaf: _row(leaf, t, prefixes.total), values)
+        else:
+            values = jax.tree.map(
+                lambda leaf: prefixes.cut(leaf, t, 0) if _in_time(leaf, prefixes.total) else leaf,
+                values,
+            )
         return Attribution(values, (), result.info)
 
     result = chunked_map(explained, prefixes.every_step, sizes.steps)
@@ -263,9 +283,14 @@ def _sizes(batch_size: int | None, prefixes: Prefixes, inner: int, backward: boo
     return _Sizes(max(1, batch_size // inner), min(inner, batch_size))
 
 
+def _in_time(values: Array, total: int) -> bool:
+    """Return whether the first axis of values is that of time steps."""
+    return values.shape[:1] == (total,)
+
+
 def _row(values: Array, t: Int[Array, ""], total: int) -> Array:
     """Return the values of one time step."""
-    if values.shape[:1] != (total,):
+    if not _in_time(values, total):
         raise ValueError(
             '`reduction` must be "none" for a method whose values have no leading axis of time '
             f"steps, got values of shape {values.shape}."

@@ -70,9 +70,9 @@ def temporal_saliency_rescaling(
         method: the method R.
         length_arg: which of `args` holds the length of the valid part of `x`, padded on the right:
             the mean is taken over valid steps, and padding has no value.
-        baseline: what replaces a step or a feature, and the baseline of `method` if it has one: a
-            number or an array that broadcasts to `x`, or a pytree of these with the structure of
-            `x`. Integer leaves are not replaced.
+        baseline: what replaces a step or a feature, and the baseline of `method` if it takes one
+            and has none of its own: a number or an array that broadcasts to `x`, or a pytree of
+            these with the structure of `x`. Integer leaves are not replaced.
         **options: options of `method`.
 
     Returns:

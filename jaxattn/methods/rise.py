@@ -90,7 +90,10 @@ def rise(
         raise ValueError(f"`probability` must lie in (0, 1), got {probability}.")
     floating_leaves(x, "a mask")
     leaves, treedef = jax.tree.flatten(x)
-    shapes = [_grid(leaf.shape, grid) for leaf, grid in zip(leaves, _grids(x, grid), strict=True)]
+    shapes = [
+        _grid(leaf.shape, grid) if is_floating(leaf) else ()
+        for leaf, grid in zip(leaves, _grids(x, grid), strict=True)
+    ]
     replacements = jax.tree.leaves(broadcast_baseline(baseline, x, keep_integers=True))
     score_of = scored(fn, target, args)
     score, output = score_of(x)

@@ -42,6 +42,10 @@ def series_length(x: PyTree) -> int:
 def length_position(length_arg: int | np.integer, args: tuple[Any, ...]) -> int:
     """Return which of the further inputs is the length, checked."""
     position = check_count("length_arg", length_arg, 0)
+    if not args:  # with `at`, they are part of the rest of fn
+        raise ValueError(
+            f"`length_arg` must be left out without args, and with `at`, got {position}."
+        )
     if position >= len(args):
         raise ValueError(
             f"`length_arg` must be less than the number of args, {len(args)}, got {position}."

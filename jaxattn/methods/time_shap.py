@@ -75,6 +75,17 @@ def _numbers(settings: _Settings, shape: tuple[int, ...]) -> list[int]:
     return list(numbers.values()) if settings.level == "cell" else [numbers[settings.level]]
 
 
+def _most_groups(settings: _Settings, shape: tuple[int, ...], tolerance: Any) -> int:
+    """Return the largest number of groups that a game can have; some of `_numbers` are absent."""
+    pools = settings.events < shape[0]
+    most = {
+        "event": settings.events + pools,
+        "feature": shape[-1] + (pools or tolerance is not None),
+        "cell": settings.num_events * settings.num_features + 1,
+    }
+    return max(most.values()) if settings.level == "cell" else most[settings.level]
+
+
 def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     shape = _series(x).shape
     settings = _settings(shape, options)
@@ -148,10 +159,10 @@ def time_shap(
         For cells, `info["events"]` and `info["features"]` are the steps and features of the cells.
 
     Raises:
-        TypeError: for a background of another structure.
+        TypeError: for a background of a series of integers.
         ValueError: without a key where coalitions are drawn, for an unknown level, an input that is
             no series, a negative tolerance, both a baseline and a background, or a background of
-            another shape.
+            another structure or shape.
 
     Reference:
         Bento et al. 2021, TimeSHAP: Explaining recurrent models through sequence perturbations,
@@ -173,7 +184,7 @@ def time_shap(
     if isinstance(tolerance, (int, float)) and not tolerance >= 0:
         raise ValueError(f"`tolerance` must not be negative, got {tolerance}.")
     if key is None:
-        if max(_numbers(settings, series.shape)) > settings.num_samples.bit_length():
+        if 2 ** _most_groups(settings, series.shape, tolerance) - 2 > settings.num_samples:
             raise ValueError(
                 "`key` is missing: time_shap draws coalitions, give jax.random.key(0)."
             )
@@ -207,6 +218,12 @@ def _replacement(x: PyTree, baseline: Any, background: Any) -> PyTree:
         return broadcast_baseline(0.0 if baseline is None else baseline, x)
     if baseline is not None:
         raise ValueError("`baseline` must be left out where `background` is given, got both.")
+    dtype = _series(x).dtype
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"`background` must be left out where `x` holds integers, got {dtype}: they have no "
+            "average event, give a `baseline`."
+        )
     series = check_background(background, x)
     average = jax.tree.map(lambda leaf: leaf.mean((0, 1)), series)
     return broadcast_baseline(average, x)

@@ -67,7 +67,7 @@ def windowed_fit(
         target: not used; the whole distribution is explained.
         generator: `generator(x, key)` returns the mean, of shape (T, D), and the covariance, of
             shape (T, D, D), of the step after each step of `x`, such as a trained
-            `jaxattn.models.FeatureGenerator`.
+            `jaxattn.models.FeatureGenerator`. The covariance must be positive definite.
         window: the number of predictions that an observation may affect.
         num_samples: the number of draws.
         per_step: whether `fn` returns one output per step, with time on the first axis.
@@ -77,9 +77,9 @@ def windowed_fit(
             broadcasts to `x`.
 
     Returns:
-        values of shape (T, D), in nats; zero for the first step, which has no past.
-        `info["divergence"]`, of shape (window, T, D), holds the divergences without feature i from
-        step t on, for the prediction at t + w; zero beyond the end.
+        values of shape (T, D), in nats; zero for the first step, which has no past, and for
+        padding. `info["divergence"]`, of shape (window, T, D), holds the divergences without
+        feature i from step t on, for the prediction at t + w; zero beyond the end.
 
     Raises:
         TypeError: if `x` holds integers, or the generator cannot be called.
@@ -122,7 +122,7 @@ def windowed_fit(
     clean, draws = series.logits(series.x), series.draws(key, num_samples)
     by_offset = _windowed_divergences(series, clean, draws, window)
     ends = series.steps[None] + jnp.arange(window, dtype=jnp.int32)[:, None]
-    counts = (series.steps[None] > 0) & (ends < total)
+    counts = (series.steps[None] > 0) & (ends < prefixes.length)
     by_offset = jnp.where(counts[..., None], by_offset, 0)
     # Without the feature from the next step on, for the same prediction.
     later = jnp.concatenate([jnp.zeros_like(by_offset[:1]), jnp.roll(by_offset, -1, 1)[:-1]])
