@@ -162,6 +162,12 @@ def test_numbers_lie_in_the_declared_range(metric, values, truth):
     assert ((found >= limits.low - 1e-6) & (found <= limits.high + 1e-6)).all()
 
 
+@pytest.mark.parametrize("metric", [metrics.auroc, metrics.auprc], ids=name)
+def test_small_differences_count_for_the_order(metric):
+    got = metric(np.float32([[-1000, 1e-5, 2e-5]]), np.array([[0, 0, 1]]))
+    np.testing.assert_array_equal(got, [1])
+
+
 @pytest.mark.parametrize("truth", [True, False])
 def test_truth_of_one_kind(truth):
     marks = np.full((1, 4), truth)
