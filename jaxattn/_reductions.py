@@ -41,11 +41,12 @@ def reduced(
 
 
 def _l2(values: Array, axes: tuple[int, ...]) -> Array:
-    # The largest magnitude is factored out: its square may overflow in half precision.
+    # The largest magnitude is factored out: its square may overflow. So may a half-precision sum.
     largest = jnp.max(jnp.abs(values), axes, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1)
-    norm = jnp.sqrt(jnp.sum(jnp.square(values / scale), axes))
-    return norm * jnp.squeeze(scale, axes)
+    squares = jnp.square(values / scale)
+    total = jnp.sum(squares, axes, dtype=jnp.float32 if squares.dtype.itemsize < 4 else None)
+    return jnp.sqrt(total).astype(squares.dtype) * jnp.squeeze(scale, axes)
 
 
 _REDUCTIONS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
@@ -73,9 +74,8 @@ def _over_spans(
     offsets = np.arange(sizes.max())
     taken = jnp.moveaxis(values, axis, -1)[..., np.minimum(pairs[:, :1] + offsets, length - 1)]
     inside = np.broadcast_to(offsets < sizes[:, None], taken.shape)
-    reduced = _REDUCTIONS["sum" if reduction == "mean" else reduction](
-        jnp.where(inside, taken, 0), (taken.ndim - 1,)
-    )
     if reduction == "mean":
-        reduced /= jnp.asarray(np.broadcast_to(sizes, reduced.shape), reduced.dtype)
-    return jnp.moveaxis(reduced, -1, axis)
+        found = jnp.mean(taken, -1, where=inside)
+    else:
+        found = _REDUCTIONS[reduction](jnp.where(inside, taken, 0), (taken.ndim - 1,))
+    return jnp.moveaxis(found, -1, axis)
