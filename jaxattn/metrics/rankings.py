@@ -84,6 +84,22 @@ def replaced(x: Inputs, by: Inputs, mask: Array) -> Inputs:
     return jax.tree.map(lambda m, a, b: jnp.where(m, b, a), unflat(mask, x), x, by)
 
 
+def widened(number: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Return numbers in the dtype in which to subtract and square: at least 32 bits."""
+    return number.astype(wide(number.dtype))
+
+
+def scaled(values: Float[Array, "*n m"]) -> Float[Array, "*n m"]:
+    """Divide by the largest magnitude of the last axis: squares neither overflow nor vanish."""
+    largest = jnp.abs(values).max(-1, keepdims=True)
+    return values / jnp.where(largest > 0, largest, 1)
+
+
+def norm(values: Float[Array, "*n m"]) -> Float[Array, "*n"]:
+    """Return the Euclidean norm over the last axis."""
+    return jnp.abs(values).max(-1) * jnp.linalg.norm(scaled(values), axis=-1)
+
+
 def correlation(a: Float[Array, "*n m"], b: Float[Array, "*n m"]) -> Float[Array, "*n"]:
     """Return Pearson's correlation over the last axis; NaN if either is constant up to rounding."""
 
@@ -93,7 +109,7 @@ def correlation(a: Float[Array, "*n m"], b: Float[Array, "*n m"]) -> Float[Array
         constant = norm <= 16 * jnp.finfo(values.dtype).eps * size
         return rest, jnp.where(constant, jnp.nan, norm)
 
-    (a, of_a), (b, of_b) = centred(a), centred(b.astype(a.dtype))
+    (a, of_a), (b, of_b) = centred(scaled(a)), centred(scaled(b.astype(a.dtype)))
     return jnp.clip((a * b).sum(-1) / (of_a * of_b), -1, 1)
 
 
