@@ -131,6 +131,8 @@ def test_spans_of_lengths_and_of_words():
     np.testing.assert_array_equal(ja.groups.spans([1, 3]), [0, 1, 1, 1])
     got = ja.groups.spans(words=[None, 4, 4, 2, None])
     np.testing.assert_array_equal(got, [0, 1, 1, 2, 3])
+    pair = ja.groups.spans(words=[None, 0, 1, None, 0, 1, None])
+    np.testing.assert_array_equal(pair, [0, 1, 2, 3, 4, 5, 6])
 
 
 @pytest.mark.parametrize(
