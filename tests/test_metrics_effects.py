@@ -196,6 +196,19 @@ def test_pytrees_and_integer_leaves():
         metrics.non_sensitivity(fn, xs, None, values, key=KEY)
 
 
+def test_equal_features_are_drawn_around_their_value():
+    ones = jnp.ones((1, 3))
+    np.testing.assert_array_equal(
+        metrics.non_sensitivity(jnp.sum, ones, None, ones, key=KEY, num_samples=2), [0]
+    )
+
+
+def test_sensitivity_n_of_two_features():
+    xs = jnp.array([[1.0, 2]])
+    got = metrics.sensitivity_n(lambda x: x[0] + 3 * x[1], xs, None, xs, key=KEY, num_samples=8)
+    np.testing.assert_allclose(got, [1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
 def test_bad_attribution_raises(metric):
     with pytest.raises(ValueError, match=r"`attribution` must have the shape of xs, \(2, 4\)"):
