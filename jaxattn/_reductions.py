@@ -28,7 +28,10 @@ def reduced(
     if reduction not in get_args(Reduction):
         raise ValueError(f'`reduction` must be "sum", "mean", "l2" or "absmax", got {reduction!r}.')
     values = jnp.asarray(values)
-    axes = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    try:
+        axes = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    except TypeError as error:
+        raise TypeError(f"`axis` must be an int or several, got {axis!r}.") from error
     if not axes or any(not -values.ndim <= one < values.ndim for one in axes):
         raise ValueError(
             f"`axis` must hold axes of the values, of shape {values.shape}, got {axis}."
@@ -62,9 +65,10 @@ def _over_spans(
 ) -> Array:
     """Reduce each span of an axis."""
     length = values.shape[axis]
-    pairs = np.asarray(spans)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu" or not len(pairs):
+    are_pairs = {np.shape(pair) for pair in spans} == {(2,)}
+    if not are_pairs or np.asarray(spans).dtype.kind not in "iu":
         raise ValueError(f"`spans` must be pairs of ints, got {spans!r}.")
+    pairs = np.asarray(spans)
     if (pairs[:, 0] < 0).any() or (pairs[:, 0] >= pairs[:, 1]).any() or pairs.max() > length:
         raise ValueError(
             f"`spans` must not be empty and lie within the axis, of length {length}, got {spans!r}."

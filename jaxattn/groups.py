@@ -62,6 +62,7 @@ def channels(shape: Sequence[int], axis: int = -1) -> Int[np.ndarray, "..."]:
         the channel of each feature, of `shape`.
 
     Raises:
+        TypeError: for an axis that is not an int.
         ValueError: for an axis that `shape` does not have.
 
     Examples:
@@ -71,6 +72,8 @@ def channels(shape: Sequence[int], axis: int = -1) -> Int[np.ndarray, "..."]:
                [0, 1, 2]], dtype=int32)
     """
     shape = _shape(shape)
+    if not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"`axis` must be an int, got {axis!r}.")
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"`axis` must be an axis of shape {shape}, got {axis}.")
     numbers = np.arange(shape[axis], dtype=np.int32)

@@ -167,8 +167,15 @@ def test_scores_in_half_precision_do_not_overflow():
 
 def test_non_finite_attribution_raises():
     xs = np.ones((1, 3), np.float32)
-    with pytest.raises(ValueError, match="`attribution` holds 3 NaN"):
-        ja.metrics.deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), score="logit")
+    with pytest.raises(ValueError, match=r"`attribution` holds 3 NaN .* as float32\.$"):
+        deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), score="logit")
+
+
+@pytest.mark.parametrize("shape, missing", [((0, 3), "example"), ((1, 0), "feature")])
+def test_empty_inputs_raise(shape, missing):
+    xs = np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=f"`xs` must hold at least one {missing}"):
+        deletion(lambda x: x.sum(), xs, None, xs, score="logit")
 
 
 def test_completeness_equals_delta_with_integer_leaves():

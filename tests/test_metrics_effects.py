@@ -230,6 +230,11 @@ def test_bad_arguments_raise():
         metrics.sensitivity_n(*shared, key=KEY, sizes=[0])
     with pytest.raises(ValueError, match="`sizes` must hold at least one size"):
         metrics.sensitivity_n(*shared, key=KEY, sizes=[])
+    with pytest.raises(TypeError, match="`sizes` must be a list of ints, got 2"):
+        metrics.sensitivity_n(*shared, key=KEY, sizes=2)
+    for noise in ("a", None):
+        with pytest.raises(TypeError, match=f"`noise` must be a number, got {noise!r}"):
+            metrics.infidelity(*shared, key=KEY, noise=noise)
     with pytest.raises(ValueError, match="`noise` must be a number and not negative"):
         metrics.infidelity(*shared, key=KEY, noise=-1.0)
     with pytest.raises(TypeError, match="`rescale` must be a bool"):

@@ -393,6 +393,8 @@ def test_bad_arguments_raise():
         metrics.pixel_flipping(*shared, features_per_step=0)
     with pytest.raises(ValueError, match="`window` must be at least 1"):
         metrics.region_perturbation(*shared, window=9)
+    with pytest.raises(ValueError, match="`window` must not cover all of xs, got 4"):
+        metrics.region_perturbation(*shared, window=4)
     with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
         metrics.region_perturbation(*shared, window=2, num_steps=0)
     with pytest.raises(ValueError, match="`groups` must hold at least two groups"):
@@ -409,6 +411,9 @@ def test_bad_arguments_of_road_raise():
         metrics.road(*shared, key=KEY, noise=-0.1)
     with pytest.raises(ValueError, match="`axes` must be axes of an example"):
         metrics.road(*shared, key=KEY, axes=(1,), score="logit")
+    for axes in (0, (0, 0)):
+        with pytest.raises(ValueError, match="`axes` must be different axes of an example"):
+            metrics.road(*shared, key=KEY, axes=axes)
     with pytest.raises(TypeError, match="floating-point"):
         metrics.road(total, np.ones((1, 4), int), None, np.ones((1, 4)), key=KEY, score="logit")
 

@@ -346,5 +346,11 @@ def test_bad_randomisation_arguments_raise():
         metrics.efficient_mprt(*shared, key=KEY, num_bins=1)
     with pytest.raises(ValueError, match="`targets` must be indices of at least two classes"):
         metrics.random_logit(ja.gradient, lambda x: x.sum()[None], XS, 0, key=KEY)
+    with pytest.raises(ValueError, match=r"`targets` must be indices .* got None"):
+        metrics.random_logit(ja.gradient, lambda x: x, XS, None, key=KEY)
+    with pytest.raises(ValueError, match="`key` is missing: parameters are drawn"):
+        metrics.mprt(*shared, key=None)
+    with pytest.raises(ValueError, match="`shift` must broadcast to the shape"):
+        metrics.input_invariance(ja.gradient, linear, XS, shift=np.ones(2))
     with pytest.raises(TypeError, match="gradient has no option 'steps'"):
         metrics.random_logit(ja.gradient, lambda x: x, XS, 0, key=KEY, steps=1)

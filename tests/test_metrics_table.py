@@ -142,6 +142,8 @@ def test_bad_tables_raise():
         metrics.table([ja.gradient], fn, XS, 0, [fn])
     with pytest.raises(ValueError, match="`methods` must be a dict if names occur twice"):
         metrics.table([ja.gradient, ja.gradient], fn, XS, 0)
+    with pytest.raises(TypeError, match="`methods` must be a list or a dict, got gradient"):
+        metrics.table(ja.gradient, fn, XS, 0)
     with pytest.raises(ValueError, match="`metrics` must hold at least one"):
         metrics.table([ja.gradient], fn, XS, 0, [])
     with pytest.raises(ValueError, match="`metrics` must return a number per example"):
@@ -238,10 +240,10 @@ def test_bad_reductions_raise():
     for spans in ([(0, 4)], [(1, 1)], [(-1, 2)]):
         with pytest.raises(ValueError, match="`spans` must not be empty and lie within the axis"):
             reduced(1, spans=spans)
-    for spans in ([], [(0.5, 1)], [1, 2]):
+    for spans in ([], [(0.5, 1)], [1, 2], [(0, 1), (1,)]):
         with pytest.raises(ValueError, match="`spans` must be pairs of ints"):
             reduced(1, spans=spans)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="`axis` must be an int"):
         reduced(1.5)
     with pytest.raises(ValueError, match="`values` must have a leading axis"):
         ja.Attribution(jnp.float32(1), jnp.zeros(())).importance()

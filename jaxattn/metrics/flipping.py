@@ -334,4 +334,6 @@ def _window_groups(xs: Inputs, window: int | Sequence[int]) -> WholeGroups:
         counts = [int(place[-1]) + 1 for place in places]
         ids.append(np.ravel_multi_index(np.ix_(*places), counts) + number)
         number += math.prod(counts)
+    if number < 2:
+        raise ValueError(f"`window` must not cover all of xs, got {window!r}.")
     return whole_groups(jax.tree.unflatten(treedef, ids), xs)

@@ -93,6 +93,8 @@ def road(
     values = values_like(attribution, xs)
     features = features_of(values)
     check_amount("noise", noise)
+    if axes is not None and (np.ndim(axes) != 1 or len(set(axes)) < len(axes)):
+        raise ValueError(f"`axes` must be different axes of an example, got {axes!r}.")
     counts = [min(count, features - 1) for count in top_counts(fraction, features)]
     scores = explain(
         _scores_imputed,

@@ -231,6 +231,8 @@ def table(
 
 def _by_name(argument: str, given: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     """Return methods or metrics by their names."""
+    if callable(given):
+        raise TypeError(f"`{argument}` must be a list or a dict, got {name_of(given)}.")
     if isinstance(given, Mapping):
         found = dict(given)
     else:

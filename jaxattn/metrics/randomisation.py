@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target, check_count
 from jaxattn.engine.batch import chunked_sum
 from jaxattn.engine.explain import explain
+from jaxattn.engine.inputs import check_key
 from jaxattn.engine.method import method as make_method
 from jaxattn.engine.options import count
 from jaxattn.engine.perturb import floating_leaves, is_floating
@@ -267,6 +268,7 @@ def _split(key: RandomKey | None) -> Array:
     """Return a key for the parameters and one for the explanations."""
     if key is None:
         raise ValueError("`key` is missing: parameters are drawn, give key=jax.random.key(0).")
+    check_key(key)
     return jax.random.split(key)
 
 

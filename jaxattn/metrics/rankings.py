@@ -1,5 +1,6 @@
 """Values of an attribution, checked and flattened over all leaves, and their order."""
 
+import math
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def values_of(attribution: Attribution | PyTree[ArrayLike]) -> PyTree[Array]:
         ValueError: for no examples, no features, or values that are not finite.
     """
     values = attribution.values if isinstance(attribution, Attribution) else attribution
-    check_finite_numbers("attribution", values)
+    check_finite_numbers("attribution", values, optional=False)
     values = jax.tree.map(jnp.asarray, values)
     leaves = jax.tree.leaves(values)
     if not leaves or any(leaf.ndim == 0 or leaf.shape[0] == 0 for leaf in leaves):
@@ -45,13 +46,16 @@ def values_like(attribution: Attribution | PyTree[ArrayLike], xs: Inputs) -> PyT
             f"`attribution` must have the shape of xs, {shapes[1]}, got {shapes[0]}; sum values of "
             "an intermediate (at=) over the axes that xs does not have."
         )
-    check_finite_numbers("attribution", values)
+    check_finite_numbers("attribution", values, optional=False)
     return values
 
 
 def features_of(values: PyTree[Any]) -> int:
-    """Return the number of features of one example of a batch."""
-    return sum(leaf[0].size for leaf in jax.tree.leaves(values))
+    """Return the number of features of one example of a batch, at least one."""
+    features = sum(math.prod(jnp.shape(leaf)[1:]) for leaf in jax.tree.leaves(values))
+    if not features:
+        raise ValueError("`xs` must hold at least one feature, got none.")
+    return features
 
 
 def flat(tree: PyTree[Array | np.ndarray]) -> Float[Array, " n"]:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxattn._types import Inputs, Method, RandomKey, Target
+from jaxattn.engine.examples import example_structs
 from jaxattn.engine.explain import explain
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.metrics.direction import metric
@@ -357,8 +358,8 @@ def input_invariance(
     if key is not None:
         options["key"] = key
     shared = {"args": args, "batch_size": batch_size, "mesh": mesh, **options}
-    one = jax.tree.map(lambda leaf: leaf[0], xs)
-    offset = broadcast_baseline(shift, one, keep_integers=True)
+    one = example_structs(xs)
+    offset = broadcast_baseline(shift, one, keep_integers=True, name="shift")
     offset = jax.tree.map(
         lambda leaf, d: d if is_floating(leaf) else jnp.zeros_like(leaf), one, offset
     )

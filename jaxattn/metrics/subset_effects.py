@@ -202,6 +202,8 @@ def sensitivity_n(
 
 def _check_sizes(name: str, sizes: Sequence[int], features: int) -> None:
     """Raise an error for sizes that are not ints between 1 and the number of features."""
+    if np.ndim(sizes) != 1:
+        raise TypeError(f"`{name}` must be a list of ints, got {sizes!r}.")
     if not len(sizes):
         raise ValueError(f"`{name}` must hold at least one size, got {sizes}.")
     for size in sizes:

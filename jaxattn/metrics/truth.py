@@ -41,8 +41,12 @@ def features(
             f"`truth` must have the shape of the attribution, {shapes[1]}, got {shapes[0]}."
         )
     marks = jax.vmap(flat)(jax.tree.map(jnp.asarray, truth))
-    if is_concrete(marks) and not bool(((marks == 0) | (marks == 1)).all()):
-        raise ValueError("`truth` must hold booleans, or the numbers 0 and 1.")
+    if is_concrete(marks):
+        wrong = marks[(marks != 0) & (marks != 1)]
+        if wrong.size:
+            raise ValueError(
+                f"`truth` must hold booleans, or the numbers 0 and 1, got {float(wrong[0]):g}."
+            )
     return Features(jax.vmap(flat)(values), marks == 1)
 
 
