@@ -28,7 +28,10 @@ def reduced(
     if reduction not in get_args(Reduction):
         raise ValueError(f'`reduction` must be "sum", "mean", "l2" or "absmax", got {reduction!r}.')
     values = jnp.asarray(values)
-    axes = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    try:
+        axes = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    except TypeError as error:
+        raise TypeError(f"`axis` must be an int or several, got {axis!r}.") from error
     if not axes or any(not -values.ndim <= one < values.ndim for one in axes):
         raise ValueError(
             f"`axis` must hold axes of the values, of shape {values.shape}, got {axis}."
@@ -41,11 +44,12 @@ def reduced(
 
 
 def _l2(values: Array, axes: tuple[int, ...]) -> Array:
-    # The largest magnitude is factored out: its square may overflow in half precision.
+    # The largest magnitude is factored out: its square may overflow. So may a half-precision sum.
     largest = jnp.max(jnp.abs(values), axes, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1)
-    norm = jnp.sqrt(jnp.sum(jnp.square(values / scale), axes))
-    return norm * jnp.squeeze(scale, axes)
+    squares = jnp.square(values / scale)
+    total = jnp.sum(squares, axes, dtype=jnp.float32 if squares.dtype.itemsize < 4 else None)
+    return jnp.sqrt(total).astype(squares.dtype) * jnp.squeeze(scale, axes)
 
 
 _REDUCTIONS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
@@ -61,9 +65,10 @@ def _over_spans(
 ) -> Array:
     """Reduce each span of an axis."""
     length = values.shape[axis]
-    pairs = np.asarray(spans)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu" or not len(pairs):
+    are_pairs = {np.shape(pair) for pair in spans} == {(2,)}
+    if not are_pairs or np.asarray(spans).dtype.kind not in "iu":
         raise ValueError(f"`spans` must be pairs of ints, got {spans!r}.")
+    pairs = np.asarray(spans)
     if (pairs[:, 0] < 0).any() or (pairs[:, 0] >= pairs[:, 1]).any() or pairs.max() > length:
         raise ValueError(
             f"`spans` must not be empty and lie within the axis, of length {length}, got {spans!r}."
@@ -73,9 +78,8 @@ def _over_spans(
     offsets = np.arange(sizes.max())
     taken = jnp.moveaxis(values, axis, -1)[..., np.minimum(pairs[:, :1] + offsets, length - 1)]
     inside = np.broadcast_to(offsets < sizes[:, None], taken.shape)
-    reduced = _REDUCTIONS["sum" if reduction == "mean" else reduction](
-        jnp.where(inside, taken, 0), (taken.ndim - 1,)
-    )
     if reduction == "mean":
-        reduced /= jnp.asarray(np.broadcast_to(sizes, reduced.shape), reduced.dtype)
-    return jnp.moveaxis(reduced, -1, axis)
+        found = jnp.mean(taken, -1, where=inside)
+    else:
+        found = _REDUCTIONS[reduction](jnp.where(inside, taken, 0), (taken.ndim - 1,))
+    return jnp.moveaxis(found, -1, axis)

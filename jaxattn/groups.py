@@ -62,6 +62,7 @@ def channels(shape: Sequence[int], axis: int = -1) -> Int[np.ndarray, "..."]:
         the channel of each feature, of `shape`.
 
     Raises:
+        TypeError: for an axis that is not an int.
         ValueError: for an axis that `shape` does not have.
 
     Examples:
@@ -71,6 +72,8 @@ def channels(shape: Sequence[int], axis: int = -1) -> Int[np.ndarray, "..."]:
                [0, 1, 2]], dtype=int32)
     """
     shape = _shape(shape)
+    if not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"`axis` must be an int, got {axis!r}.")
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"`axis` must be an axis of shape {shape}, got {axis}.")
     numbers = np.arange(shape[axis], dtype=np.int32)
@@ -84,8 +87,9 @@ def spans(
 
     Args:
         lengths: the number of tokens of each span.
-        words: instead of lengths, the word of each token, as tokenizers return it. Each token
-            without a word (`None`), such as a separator, becomes a group of its own.
+        words: instead of lengths, the word of each token, as tokenizers return it. Consecutive
+            tokens of one word form a span; each token without a word (`None`), such as a separator,
+            becomes a group of its own.
 
     Returns:
         the span of each token. For features of tokens add an axis: `spans(...)[:, None]`.
@@ -107,9 +111,9 @@ def spans(
         if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
             raise ValueError(f"`lengths` must be ints of at least 1, got {lengths!r}.")
         return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    numbers: dict[object, int] = {}
-    keys = [("token", i) if word is None else word for i, word in enumerate(words or ())]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int32)
+    tokens = list(words or ())
+    starts = [i == 0 or word is None or word != tokens[i - 1] for i, word in enumerate(tokens)]
+    return np.cumsum(starts, dtype=np.int32) - np.int32(1)
 
 
 def superpixels(image: Any, num_segments: int = 50, **options: Any) -> Int[np.ndarray, "..."]:

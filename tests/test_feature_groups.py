@@ -143,6 +143,8 @@ def test_spans_of_lengths_and_of_words():
     np.testing.assert_array_equal(ja.groups.spans([1, 3]), [0, 1, 1, 1])
     got = ja.groups.spans(words=[None, 4, 4, 2, None])
     np.testing.assert_array_equal(got, [0, 1, 1, 2, 3])
+    pair = ja.groups.spans(words=[None, 0, 1, None, 0, 1, None])
+    np.testing.assert_array_equal(pair, [0, 1, 2, 3, 4, 5, 6])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,7 @@ def test_spans_of_lengths_and_of_words():
         (lambda: ja.groups.windows((3,), 1.5), TypeError, "`window` must hold ints"),
         (lambda: ja.groups.windows((), 1), ValueError, "`shape` must be the shape of an array"),
         (lambda: ja.groups.channels((3,), 1), ValueError, "`axis` must be an axis of shape"),
+        (lambda: ja.groups.channels((3,), 0.0), TypeError, "`axis` must be an int"),
         (lambda: ja.groups.spans(), ValueError, "`lengths` or `words` must be given"),
         (lambda: ja.groups.spans([1, 0]), ValueError, "`lengths` must be ints of at least 1"),
         (lambda: ja.groups.superpixels(np.ones(3)), ValueError, "`image` must have shape"),

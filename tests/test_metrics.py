@@ -149,10 +149,33 @@ def test_log_probability_score(metric):
     np.testing.assert_allclose(curves["log_probability"], np.log(curves["probability"]), rtol=1e-5)
 
 
+def test_scores_in_half_precision_do_not_overflow():
+    xs = np.float16([[4e4, 0]])
+    curve = deletion(jnp.max, xs, None, xs, num_steps=1, score="logit")
+    np.testing.assert_allclose(curve.auc, [2e4], rtol=1e-3)
+    xs = np.full((1, 100), 1000, np.float16)
+    residual = completeness(lambda x: x.astype(jnp.float32).sum(), xs, None, xs)
+    np.testing.assert_array_equal(residual, [0])
+    xs = np.float16([[300]])
+    np.testing.assert_array_equal(ja.metrics.mse(lambda x: x, xs, 0, xs), [9e4])
+    xs = np.float16([[1, 2, 4]])
+    weights = np.float16([1, 8, 300])
+    options = {"key": jax.random.key(0)}
+    got = ja.metrics.monotonicity_correlation(lambda x: x @ weights, xs, None, xs, **options)
+    np.testing.assert_allclose(got, [1], rtol=1e-6)
+
+
 def test_non_finite_attribution_raises():
     xs = np.ones((1, 3), np.float32)
-    with pytest.raises(ValueError, match="`attribution` holds 3 NaN"):
-        ja.metrics.deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), score="logit")
+    with pytest.raises(ValueError, match=r"`attribution` holds 3 NaN .* as float32\.$"):
+        deletion(lambda x: x.sum(), xs, None, np.full((1, 3), np.nan), score="logit")
+
+
+@pytest.mark.parametrize("shape, missing", [((0, 3), "example"), ((1, 0), "feature")])
+def test_empty_inputs_raise(shape, missing):
+    xs = np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=f"`xs` must hold at least one {missing}"):
+        deletion(lambda x: x.sum(), xs, None, xs, score="logit")
 
 
 def test_completeness_equals_delta_with_integer_leaves():

@@ -196,6 +196,19 @@ def test_pytrees_and_integer_leaves():
         metrics.non_sensitivity(fn, xs, None, values, key=KEY)
 
 
+def test_equal_features_are_drawn_around_their_value():
+    ones = jnp.ones((1, 3))
+    np.testing.assert_array_equal(
+        metrics.non_sensitivity(jnp.sum, ones, None, ones, key=KEY, num_samples=2), [0]
+    )
+
+
+def test_sensitivity_n_of_two_features():
+    xs = jnp.array([[1.0, 2]])
+    got = metrics.sensitivity_n(lambda x: x[0] + 3 * x[1], xs, None, xs, key=KEY, num_samples=8)
+    np.testing.assert_allclose(got, [1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
 def test_bad_attribution_raises(metric):
     with pytest.raises(ValueError, match=r"`attribution` must have the shape of xs, \(2, 4\)"):
@@ -217,6 +230,11 @@ def test_bad_arguments_raise():
         metrics.sensitivity_n(*shared, key=KEY, sizes=[0])
     with pytest.raises(ValueError, match="`sizes` must hold at least one size"):
         metrics.sensitivity_n(*shared, key=KEY, sizes=[])
+    with pytest.raises(TypeError, match="`sizes` must be a list of ints, got 2"):
+        metrics.sensitivity_n(*shared, key=KEY, sizes=2)
+    for noise in ("a", None):
+        with pytest.raises(TypeError, match=f"`noise` must be a number, got {noise!r}"):
+            metrics.infidelity(*shared, key=KEY, noise=noise)
     with pytest.raises(ValueError, match="`noise` must be a number and not negative"):
         metrics.infidelity(*shared, key=KEY, noise=-1.0)
     with pytest.raises(TypeError, match="`rescale` must be a bool"):

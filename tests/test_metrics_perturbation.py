@@ -334,6 +334,17 @@ def test_numbers_are_independent_of_batch_size_and_devices(metric, options):
     np.testing.assert_allclose(measure(model, xs, 1, values, **own, **options), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_monotonicity_of_unsigned_attributions(dtype):
+    """The score stays if the first feature is added first, and falls otherwise."""
+    values = np.array([[0, 1]], dtype)
+    ones = jnp.ones((1, 2))
+    got = metrics.monotonicity(
+        lambda x: x[0] - (1 - x[0]) * x[1], ones, None, values, score="logit"
+    )
+    np.testing.assert_array_equal(got, [1])
+
+
 def test_replacements():
     xs = np.array([[[0.0, 1], [3.0, 1], [6.0, 4], [0.0, 2]]], np.float32)
     near = metrics.moving_average(xs, window=1)
@@ -375,10 +386,15 @@ def test_bad_arguments_raise():
         metrics.accuracy(lambda x: x.sum()[None], XS, 0, VALUES)
     with pytest.raises(ValueError, match="`score` must be"):
         metrics.comprehensiveness(*shared, score="odds")
+    for metric in (metrics.log_odds, metrics.cross_entropy):
+        with pytest.raises(ValueError, match='`score` must be "log_probability" or "logit"'):
+            metric(*shared, score="probability")
     with pytest.raises(ValueError, match="`features_per_step` must be at least 1"):
         metrics.pixel_flipping(*shared, features_per_step=0)
     with pytest.raises(ValueError, match="`window` must be at least 1"):
         metrics.region_perturbation(*shared, window=9)
+    with pytest.raises(ValueError, match="`window` must not cover all of xs, got 4"):
+        metrics.region_perturbation(*shared, window=4)
     with pytest.raises(ValueError, match="`num_steps` must be at least 1"):
         metrics.region_perturbation(*shared, window=2, num_steps=0)
     with pytest.raises(ValueError, match="`groups` must hold at least two groups"):
@@ -395,6 +411,9 @@ def test_bad_arguments_of_road_raise():
         metrics.road(*shared, key=KEY, noise=-0.1)
     with pytest.raises(ValueError, match="`axes` must be axes of an example"):
         metrics.road(*shared, key=KEY, axes=(1,), score="logit")
+    for axes in (0, (0, 0)):
+        with pytest.raises(ValueError, match="`axes` must be different axes of an example"):
+            metrics.road(*shared, key=KEY, axes=axes)
     with pytest.raises(TypeError, match="floating-point"):
         metrics.road(total, np.ones((1, 4), int), None, np.ones((1, 4)), key=KEY, score="logit")
 

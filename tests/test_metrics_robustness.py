@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 
 import jaxattn as ja
 from jaxattn import metrics
+from jaxattn.metrics.similarities import similarity_of
 
 KEY = jax.random.key(0)
 XS = jnp.array([[1.0, 2, -1], [0.5, -1, 2]])
@@ -65,6 +66,45 @@ def test_relative_output_stability_closed_form():
     )
     # Values 2 x^2 and output x^2: the relative change is |x'^2 - x^2| / x^2.
     np.testing.assert_allclose(got, [1 / 4], rtol=1e-2)
+
+
+def test_changes_of_a_zero_explanation_are_undefined():
+    zeros = jnp.zeros((1, 3))
+    assert np.isnan(metrics.max_sensitivity(ja.gradient, square, zeros, key=KEY)).all()
+    assert np.isnan(metrics.input_invariance(ja.input_x_gradient, square, zeros, shift=1.0)).all()
+    model = Partial(lambda w, x: x @ w, jnp.ones(3))
+    assert np.isnan(metrics.efficient_mprt(ja.input_x_gradient, model, zeros, key=KEY)).all()
+
+
+def test_an_undefined_explanation_of_a_changed_input_counts():
+    def fn(x):
+        return jnp.where(x > 1, jnp.sqrt(x - 1), 0).sum()  # its gradient is NaN for x < 1
+
+    got = metrics.relative_input_stability(ja.gradient, fn, jnp.array([[1.01]]), key=KEY)
+    assert np.isnan(got).all()
+
+
+def test_similarities_of_very_small_and_large_numbers():
+    ones = jnp.ones((1, 2))
+    small, large = jnp.array([[1e-25, 0]]), jnp.full((1, 2), 1e20)
+    np.testing.assert_allclose(similarity_of(small, ones, kind="cosine"), 2**-0.5, rtol=1e-6)
+    np.testing.assert_allclose(similarity_of(large, ones, kind="cosine"), 1, rtol=1e-6)
+    rising = jnp.array([[1.0, 2]])
+    np.testing.assert_allclose(similarity_of(small, rising, kind="pearson"), -1, rtol=1e-6)
+    got = metrics.max_sensitivity(
+        ja.input_x_gradient, lambda x: 1e25 * x.sum(), jnp.ones((1, 2)), key=KEY
+    )
+    assert 0 < got[0] < 0.02 + 1e-6
+
+
+def test_options_of_the_inner_method_may_differ_between_examples():
+    groups = np.array([[0, 0, 1], [0, 1, 1]])
+    options = {"key": KEY, "num_samples": 1}
+    got = metrics.max_sensitivity(ja.feature_ablation, linear, XS, groups=groups, **options)
+    assert (got > 0).all()
+    method = functools.partial(ja.feature_ablation, batch_size=None)
+    got = metrics.max_sensitivity(method, linear, XS, baseline=XS + 1, **options)
+    assert (got > 0).all()
 
 
 def test_changes_of_the_predicted_class_do_not_count():
@@ -307,5 +347,11 @@ def test_bad_randomisation_arguments_raise():
         metrics.efficient_mprt(*shared, key=KEY, num_bins=1)
     with pytest.raises(ValueError, match="`targets` must be indices of at least two classes"):
         metrics.random_logit(ja.gradient, lambda x: x.sum()[None], XS, 0, key=KEY)
+    with pytest.raises(ValueError, match=r"`targets` must be indices .* got None"):
+        metrics.random_logit(ja.gradient, lambda x: x, XS, None, key=KEY)
+    with pytest.raises(ValueError, match="`key` is missing: parameters are drawn"):
+        metrics.mprt(*shared, key=None)
+    with pytest.raises(ValueError, match="`shift` must broadcast to the shape"):
+        metrics.input_invariance(ja.gradient, linear, XS, shift=np.ones(2))
     with pytest.raises(TypeError, match="gradient has no option 'steps'"):
         metrics.random_logit(ja.gradient, lambda x: x, XS, 0, key=KEY, steps=1)

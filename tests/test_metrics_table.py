@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich
 from hypothesis import given, settings
 
 import jaxattn as ja
@@ -60,7 +61,7 @@ def test_table_holds_the_numbers_of_the_metrics(found):
 def test_table_sorts_by_the_first_metric_and_marks_the_best(found):
     assert (np.diff(found.mean[:, 0]) <= 0).all()
     signs = np.array([1, -1, -1, 0, -1, 1])
-    merits = np.where(signs, signs * found.mean, -abs(found.mean))
+    merits = np.where(signs, signs * found.mean, -abs(found.values).mean(2))
     np.testing.assert_array_equal(found.best, merits == merits.max(0))
 
 
@@ -74,6 +75,27 @@ def test_markdown_and_printed_table():
     table = comparison.__rich__()
     assert [column.header for column in table.columns] == ["method", "x ↓", "y →0"]
     assert table.row_count == 2
+
+
+def test_errors_of_opposite_sign_do_not_cancel():
+    values = np.array([[[5.0, -5]], [[0.1, 0.1]]])
+    found = metrics.Comparison(("a", "b"), ("completeness",), ("zero",), values)
+    np.testing.assert_array_equal(found.best[:, 0], [False, True])
+
+
+def test_names_are_not_markup(capsys):
+    values = np.ones((1, 1, 2))
+    rich.print(metrics.Comparison(("ig[zeros]",), ("size[all]",), ("lower",), values))
+    printed = capsys.readouterr().out
+    assert "ig[zeros]" in printed
+    assert "size[all]" in printed
+
+
+def test_logarithms_of_a_probability_keep_their_score():
+    options = {"targets": 0, "metrics": [metrics.cross_entropy, metrics.log_odds], "show": False}
+    found = metrics.table([ja.gradient], fn, XS, score="probability", **options)
+    default = metrics.table([ja.gradient], fn, XS, **options)
+    np.testing.assert_array_equal(found.values, default.values)
 
 
 def test_table_is_printed(capsys):
@@ -120,6 +142,8 @@ def test_bad_tables_raise():
         metrics.table([ja.gradient], fn, XS, 0, [fn])
     with pytest.raises(ValueError, match="`methods` must be a dict if names occur twice"):
         metrics.table([ja.gradient, ja.gradient], fn, XS, 0)
+    with pytest.raises(TypeError, match="`methods` must be a list or a dict, got gradient"):
+        metrics.table(ja.gradient, fn, XS, 0)
     with pytest.raises(ValueError, match="`metrics` must hold at least one"):
         metrics.table([ja.gradient], fn, XS, 0, [])
     with pytest.raises(ValueError, match="`metrics` must return a number per example"):
@@ -197,6 +221,13 @@ def test_docstring_example_of_an_attribution_runs(function):
     assert runner.run(example).failed == 0
 
 
+def test_reductions_in_half_precision_do_not_overflow():
+    thousands = ja.Attribution(jnp.full((1, 200), 1000, jnp.float16), None)
+    np.testing.assert_array_equal(thousands.reduce(-1, "mean", spans=[(0, 200)]).values, [[1000]])
+    ones = ja.Attribution(jnp.ones((1, 70_000), jnp.float16), None)
+    np.testing.assert_allclose(ones.reduce(-1, "l2").values, [np.sqrt(70_000)], rtol=1e-3)
+
+
 def test_bad_reductions_raise():
     with pytest.raises(ValueError, match='`reduction` must be "sum", "mean", "l2" or "absmax"'):
         reduced(-1, "max")
@@ -209,10 +240,10 @@ def test_bad_reductions_raise():
     for spans in ([(0, 4)], [(1, 1)], [(-1, 2)]):
         with pytest.raises(ValueError, match="`spans` must not be empty and lie within the axis"):
             reduced(1, spans=spans)
-    for spans in ([], [(0.5, 1)], [1, 2]):
+    for spans in ([], [(0.5, 1)], [1, 2], [(0, 1), (1,)]):
         with pytest.raises(ValueError, match="`spans` must be pairs of ints"):
             reduced(1, spans=spans)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="`axis` must be an int"):
         reduced(1.5)
     with pytest.raises(ValueError, match="`values` must have a leading axis"):
         ja.Attribution(jnp.float32(1), jnp.zeros(())).importance()

@@ -162,6 +162,12 @@ def test_numbers_lie_in_the_declared_range(metric, values, truth):
     assert ((found >= limits.low - 1e-6) & (found <= limits.high + 1e-6)).all()
 
 
+@pytest.mark.parametrize("metric", [metrics.auroc, metrics.auprc], ids=name)
+def test_small_differences_count_for_the_order(metric):
+    got = metric(np.float32([[-1000, 1e-5, 2e-5]]), np.array([[0, 0, 1]]))
+    np.testing.assert_array_equal(got, [1])
+
+
 @pytest.mark.parametrize("truth", [True, False])
 def test_truth_of_one_kind(truth):
     marks = np.full((1, 4), truth)
@@ -235,7 +241,7 @@ def test_metrics_of_traced_and_half_precision_values():
 def test_bad_truth_raises(metric):
     with pytest.raises(ValueError, match=r"`truth` must have the shape .*\(2, 4, 3\).*\(2, 12\)"):
         metric(VALUES, TRUE.reshape(2, 12))
-    with pytest.raises(ValueError, match="`truth` must hold booleans"):
+    with pytest.raises(ValueError, match=r"`truth` must hold booleans.* got 2"):
         metric(VALUES, 2 * TRUE)
     with pytest.raises(ValueError, match="`attribution` holds 24 NaN"):
         metric(np.full_like(VALUES, np.nan), TRUE)

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from jaxattn._static import is_array, is_concrete
 from jaxattn._types import Inputs, Method
-from jaxattn.engine.options import traits_of
+from jaxattn.engine.options import traits_of, without_partial
 
 
 def batch_length(xs: Inputs, args: tuple[PyTree, ...]) -> int:
@@ -72,7 +72,8 @@ def split_batched(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the options that all examples share from those with one value for each example."""
     batched = {}
-    for name in traits_of(method).per_example:
+    inner = without_partial(options.get("method"))  # smooth_grad takes the options of this one too
+    for name in (*traits_of(method).per_example, *traits_of(inner).per_example):
         leaves = jax.tree.leaves(options.get(name))
         inputs = jax.tree.leaves(x)
         if len(leaves) != len(inputs) or not all(map(is_array, leaves)):

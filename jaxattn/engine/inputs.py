@@ -42,8 +42,8 @@ def check_inputs(name: str, x: PyTree, args: object, key: object) -> None:
     _check_arrays(name, x)
     for i, argument in enumerate(args):
         _check_arrays(f"args[{i}]", argument)
-    if key is not None and not _is_key(key):
-        raise TypeError(f"`key` must be a random key such as jax.random.key(0), got {key!r}.")
+    if key is not None:
+        check_key(key)
 
 
 def _check_arrays(name: str, x: PyTree) -> None:
@@ -93,6 +93,12 @@ def check_baseline_option(options: dict[str, Any], explained: PyTree, check_fini
         check_finite_numbers("baseline", baseline)
 
 
+def check_key(key: object) -> None:
+    """Raise an error for what is not a random key."""
+    if not _is_key(key):
+        raise TypeError(f"`key` must be a random key such as jax.random.key(0), got {key!r}.")
+
+
 def _is_key(key: object) -> bool:
     if not isinstance(key, jax.Array | np.ndarray):
         return False
@@ -101,17 +107,24 @@ def _is_key(key: object) -> bool:
     return key.ndim == 1 and key.dtype == np.uint32
 
 
-def check_finite_numbers(name: str, xs: PyTree) -> None:
-    """Raise an error for NaN and infinity, which would make attributions NaN in silence."""
+def check_finite_numbers(name: str, xs: PyTree, *, optional: bool = True) -> None:
+    """Raise an error for NaN and infinity, which would make attributions NaN in silence.
+
+    Args:
+        name: the name of the argument.
+        xs: its value.
+        optional: whether the caller has an option `check_finite`.
+    """
     # Arrays may be concrete inside of a trace too. A number that overflows in the dtype that JAX
     # casts it to counts as infinite.
     with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
         leaves = [x for x in jax.tree.leaves(xs) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
         if all(map(is_concrete, leaves)) and not _all_finite(leaves):
             count = sum(int((~jnp.isfinite(leaf)).sum()) for leaf in leaves)
+            remedy = "; check_finite=False skips this check." if optional else "."
             raise ValueError(
-                f"`{name}` holds {count} NaN or infinite numbers as {jnp.result_type(leaves[0])}; "
-                "check_finite=False skips this check."
+                f"`{name}` holds {count} NaN or infinite numbers as {jnp.result_type(leaves[0])}"
+                + remedy
             )
 
 

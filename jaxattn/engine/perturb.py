@@ -59,13 +59,16 @@ def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., I
     return floating, merge
 
 
-def broadcast_baseline(baseline: PyTree, x: Inputs, *, keep_integers: bool = False) -> Inputs:
+def broadcast_baseline(
+    baseline: PyTree, x: Inputs, *, keep_integers: bool = False, name: str = "baseline"
+) -> Inputs:
     """Return the baseline in the structure, shape and dtype of `x`.
 
     Args:
         baseline: a number or an array for every leaf of `x`, or a pytree like `x` of such.
         x: the input.
         keep_integers: whether integer leaves stay what they are in `x`.
+        name: the name of the option, for errors.
 
     Raises:
         ValueError: if the baseline does not broadcast to `x`, has another structure, or does not
@@ -73,9 +76,9 @@ def broadcast_baseline(baseline: PyTree, x: Inputs, *, keep_integers: bool = Fal
         TypeError: if an integer input would lose the baseline's fraction.
     """
     leaves, treedef = jax.tree.flatten(x)
-    values = leaves_like(x, baseline, "baseline", lambda value: jax.tree_util.all_leaves([value]))
+    values = leaves_like(x, baseline, name, lambda value: jax.tree_util.all_leaves([value]))
     filled = [
-        leaf if keep_integers and not is_floating(leaf) else _broadcast(value, leaf)
+        leaf if keep_integers and not is_floating(leaf) else _broadcast(value, leaf, name)
         for value, leaf in zip(values, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, filled)
@@ -104,25 +107,25 @@ def leaves_like(x: PyTree, value: PyTree, name: str, is_one: Callable[[PyTree], 
     return leaves
 
 
-def _broadcast(baseline: ArrayLike, x: Array | np.ndarray) -> Array:
+def _broadcast(baseline: ArrayLike, x: Array | np.ndarray, name: str) -> Array:
     try:
         value = jnp.asarray(baseline)
     except TypeError as error:
-        raise TypeError(f"`baseline` must be numbers, got {baseline!r}.") from error
+        raise TypeError(f"`{name}` must be numbers, got {baseline!r}.") from error
     try:
         fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
-            f"`baseline` must broadcast to the shape {x.shape} of x, got shape {value.shape}."
+            f"`{name}` must broadcast to the shape {x.shape} of x, got shape {value.shape}."
         )
     whole = isinstance(baseline, int) or (isinstance(baseline, float) and baseline.is_integer())
     exact = jnp.issubdtype(x.dtype, jnp.integer) or jnp.issubdtype(x.dtype, jnp.bool_)
     if exact and jnp.issubdtype(value.dtype, jnp.inexact) and not whole:
-        raise TypeError(f"`baseline` must hold integers like x, {x.dtype}, got {value.dtype}.")
+        raise TypeError(f"`{name}` must hold integers like x, {x.dtype}, got {value.dtype}.")
     if jnp.iscomplexobj(value) and not jnp.iscomplexobj(x):
-        raise TypeError(f"`baseline` must be real like x, {x.dtype}, got {value.dtype}.")
+        raise TypeError(f"`{name}` must be real like x, {x.dtype}, got {value.dtype}.")
     _check_range(baseline, x.dtype)
     value = value.astype(x.dtype)
     return jnp.broadcast_to(value.reshape((1,) * (x.ndim - value.ndim) + value.shape), x.shape)

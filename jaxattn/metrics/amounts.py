@@ -15,6 +15,8 @@ def check_amount(name: str, value: Any, *, positive: bool = False) -> None:
         value: its value.
         positive: whether zero is an error, too.
     """
+    if value is None or isinstance(value, str):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
     is_number = jnp.ndim(value) == 0
     if not is_number or (is_concrete(value) and not (value > 0 if positive else value >= 0)):
         what = "a positive number" if positive else "a number and not negative"

@@ -75,7 +75,10 @@ def effective_complexity(
 ) -> Float[Array, " B"]:
     """Compute the effective complexity: the number of features whose magnitude is not negligible.
 
-    Lower is better, if few features shall explain the target; from 0 to the number of features.
+    Lower is better, if few features shall explain the target; from 0 to the number of features. It
+    counts the magnitudes above a threshold, as the library Quantus does; the authors of the metric
+    search for the fewest features that keep the prediction. It depends on the scale of the
+    attribution: compare methods whose values have the same units.
 
     Args:
         attribution: as for `sparseness`.

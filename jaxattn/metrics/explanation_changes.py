@@ -19,7 +19,7 @@ from jaxattn.engine.method import method as make_method
 from jaxattn.engine.options import count, name_of
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.metrics.amounts import check_amount
-from jaxattn.metrics.rankings import flat
+from jaxattn.metrics.rankings import flat, norm
 
 #: What the change of an explanation is divided by.
 Relative: TypeAlias = Literal["explanation", "distance", "input", "output"]
@@ -114,7 +114,10 @@ def _changes(
     relative_to: Relative,
     **options: Any,
 ) -> Attribution:
-    """Compute the relative changes of the explanation of one example; NaN where one is invalid."""
+    """Compute the relative changes of the explanation of one example.
+
+    A change of zero size is NaN; one that alters the predicted class is -inf for the stabilities.
+    """
     if key is None:
         raise ValueError("`key` is missing: changes are drawn, give key=jax.random.key(0).")
     floating_leaves(x, "a change")
@@ -147,9 +150,9 @@ def _changes(
     output = jax.tree.map(lambda leaf: leaf[0], outputs)
     inputs, flat_outputs = jax.vmap(flat)(moved), jax.vmap(flat)(outputs)
     numerators, denominators = _parts(relative_to, values, inputs, flat_outputs)
-    ratios = numerators / denominators
+    ratios = numerators / jnp.where(denominators > 0, denominators, jnp.nan)
     if relative_to in ("input", "output"):
-        ratios = jnp.where(_same_class(outputs), ratios, jnp.nan)
+        ratios = jnp.where(_same_class(outputs), ratios, -jnp.inf)
     return Attribution(ratios, output)
 
 
@@ -166,9 +169,6 @@ def _parts(
 
     def relative(of: Array) -> Array:
         return change(of) / jnp.where(of[:1] == 0, _EPSILON, of[:1])
-
-    def norm(of: Array) -> Array:
-        return jnp.linalg.norm(of, axis=1)
 
     if relative_to == "explanation":
         return norm(change(values)), jnp.broadcast_to(norm(values[:1]), len(values) - 1)

@@ -16,7 +16,7 @@ from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.engine.target import Score, scored
 from jaxattn.metrics.direction import metric
-from jaxattn.metrics.rankings import features_of, values_like
+from jaxattn.metrics.rankings import features_of, flat, values_like, widened
 from jaxattn.metrics.score_curves import Curve, scores_after
 
 
@@ -167,10 +167,7 @@ def completeness(
     ends = explain(
         _ends, fn, xs, targets, args=args, batch_size=batch_size, mesh=mesh, baseline=baseline
     )
-    sums = [
-        leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in map(jnp.asarray, jax.tree.leaves(values))
-    ]
-    return sum(sums[1:], sums[0]) - ends.values
+    return jax.vmap(flat)(values).sum(1) - ends.values
 
 
 def _curve(
@@ -223,4 +220,4 @@ def _ends(
     # As in the gradient methods: beside floating leaves, integer leaves keep their values.
     mixed = any(map(is_floating, jax.tree.leaves(x)))
     start = broadcast_baseline(baseline, x, keep_integers=mixed)
-    return Attribution(here - score_of(start)[0], output)
+    return Attribution(widened(here) - widened(score_of(start)[0]), output)

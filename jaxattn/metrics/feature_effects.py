@@ -17,7 +17,14 @@ from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.engine.target import Score, scored
 from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
-from jaxattn.metrics.rankings import correlation, flat, mean_ranks, replaced, values_like
+from jaxattn.metrics.rankings import (
+    correlation,
+    flat,
+    mean_ranks,
+    replaced,
+    values_like,
+    widened,
+)
 
 
 @metric(better="higher", low=-1, high=1)
@@ -98,7 +105,8 @@ def monotonicity_correlation(
     """Compute the monotonicity correlation: whether larger attributions belong to larger effects.
 
     Each feature is replaced alone, by uniform draws between the lowest and the highest feature of
-    its array. The result is Spearman's rank correlation over the features between the magnitude of
+    its array; if all are equal to v, between v - m and v + m for m = max(|v|, 1). The result is
+    Spearman's rank correlation over the features between the magnitude of
     the attribution and the mean squared change of the score. Higher is better, from -1 to 1.
     Further arguments and errors are those of `comprehensiveness`.
 
@@ -166,9 +174,10 @@ def non_sensitivity(
     """Compute non-sensitivity: how many features have an attribution but no effect, or the reverse.
 
     Each feature is replaced alone, by uniform draws between the lowest and the highest feature of
-    its array. It has no effect if no draw changes the score. Lower is better: 0 if exactly the
-    features without an effect have an attribution of zero, and at most the number of features.
-    Further arguments and errors are those of `comprehensiveness`.
+    its array; if all are equal to v, between v - m and v + m for m = max(|v|, 1). It has no
+    effect if no draw changes the score. Lower is better: 0 if exactly the features without an
+    effect have an attribution of zero, and at most the number of features. Further arguments and
+    errors are those of `comprehensiveness`.
 
     Cost: `n * num_samples + 2` evaluations of `fn` per example of n features. Draws: `key` is
     required.
@@ -258,7 +267,7 @@ def _effects(
     def score_with(number: Int[Array, ""]) -> Scalar:
         """Return the score with one feature replaced; -1 replaces none."""
         sample, feature = number // features, jnp.where(number < 0, -1, number % features)
-        return score_of(replaced(x, replacement(sample), numbers == feature))[0]
+        return widened(score_of(replaced(x, replacement(sample), numbers == feature))[0])
 
     # The unperturbed score is from the same program: rounding differs between programs.
     every = jnp.arange(-1, features * num_samples, dtype=jnp.int32)
@@ -268,7 +277,10 @@ def _effects(
 
 
 def _drawn(key: RandomKey, x: Inputs) -> Inputs:
-    """Draw features uniformly between the lowest and the highest of each array."""
+    """Draw features uniformly between the lowest and the highest of each array.
+
+    Equal features are drawn from a range around them, since no draw would change them otherwise.
+    """
     leaves, treedef = jax.tree.flatten(x)
 
     def draw(key: RandomKey, leaf: Array) -> Array:
@@ -278,8 +290,10 @@ def _drawn(key: RandomKey, x: Inputs) -> Inputs:
             )
         if leaf.size == 0:
             return leaf
-        low = leaf.min()
-        return low + (leaf.max() - low) * jax.random.uniform(key, leaf.shape, leaf.dtype)
+        low, high = leaf.min(), leaf.max()
+        reach = jnp.where(high > low, 0, jnp.maximum(jnp.abs(low), 1))
+        low, high = low - reach, high + reach
+        return low + (high - low) * jax.random.uniform(key, leaf.shape, leaf.dtype)
 
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(treedef, list(map(draw, keys, leaves)))

@@ -16,7 +16,7 @@ from jaxattn.engine.explain import explain
 from jaxattn.engine.perturb import sliding_windows
 from jaxattn.engine.target import Score
 from jaxattn.metrics.direction import metric
-from jaxattn.metrics.rankings import features_of, values_like
+from jaxattn.metrics.rankings import features_of, flat, values_like
 from jaxattn.metrics.replacements import channel_mean
 from jaxattn.metrics.score_curves import Curve, WholeGroups, scores_after, whole_groups
 
@@ -298,7 +298,9 @@ def monotonicity(
         [1. 0.]
     """
     # The deletion of the features with the baseline as the input: the lowest values come first.
-    reverse = jax.tree.map(lambda leaf: -jnp.asarray(leaf), values_like(attribution, xs))
+    reverse = jax.tree.map(
+        lambda leaf: -flat(jnp.asarray(leaf)).reshape(jnp.shape(leaf)), values_like(attribution, xs)
+    )
     size = check_count("features_per_step", features_per_step)
     features = features_of(reverse)
     scores = explain(
@@ -332,4 +334,6 @@ def _window_groups(xs: Inputs, window: int | Sequence[int]) -> WholeGroups:
         counts = [int(place[-1]) + 1 for place in places]
         ids.append(np.ravel_multi_index(np.ix_(*places), counts) + number)
         number += math.prod(counts)
+    if number < 2:
+        raise ValueError(f"`window` must not cover all of xs, got {window!r}.")
     return whole_groups(jax.tree.unflatten(treedef, ids), xs)

@@ -19,7 +19,7 @@ from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import Score, scored
 from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
-from jaxattn.metrics.rankings import features_of, flat, ranks, unflat, values_like
+from jaxattn.metrics.rankings import features_of, flat, ranks, unflat, values_like, widened
 from jaxattn.metrics.top_features import Fractions, top_counts
 
 
@@ -93,6 +93,8 @@ def road(
     values = values_like(attribution, xs)
     features = features_of(values)
     check_amount("noise", noise)
+    if axes is not None and (np.ndim(axes) != 1 or len(set(axes)) < len(axes)):
+        raise ValueError(f"`axes` must be different axes of an example, got {axes!r}.")
     counts = [min(count, features - 1) for count in top_counts(fraction, features)]
     scores = explain(
         _scores_imputed,
@@ -154,7 +156,7 @@ def _scores_imputed(
             )
             for leaf, mask, one in zip(jax.tree.leaves(x), removed, keys, strict=True)
         ]
-        return score_of(jax.tree.unflatten(treedef, filled))[0]
+        return widened(score_of(jax.tree.unflatten(treedef, filled))[0])
 
     drawn = jax.random.split(key, len(counts)), jnp.asarray(counts)
     return Attribution(chunked_map(score_without, drawn, batch_size), fn(x, *args))
@@ -224,10 +226,7 @@ def _neighbours(values: Float[Array, "..."], axes: Sequence[int]) -> Float[Array
 
     An offset along m axes has the weight 1 / m.
     """
-    around = jnp.pad(
-        values,
-        [(1, 1) if a in {i % values.ndim for i in axes} else (0, 0) for a in range(values.ndim)],
-    )
+    around = jnp.pad(values, [(1, 1) if a in axes else (0, 0) for a in range(values.ndim)])
     total = jnp.zeros_like(values)
     for offset in itertools.product((0, 1, 2), repeat=len(axes)):
         distance = sum(o != 1 for o in offset)

@@ -18,7 +18,7 @@ from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import Score, scored
 from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
-from jaxattn.metrics.rankings import flat, values_like
+from jaxattn.metrics.rankings import flat, values_like, widened
 from jaxattn.metrics.subset_effects import Changes
 
 #: Maps a key and an input to a change of the input.
@@ -167,8 +167,8 @@ def _of_changes(
             )
         moved = jax.tree.map(lambda leaf, d: leaf - jnp.asarray(d, leaf.dtype), x, change)
         product = jnp.sum(values * flat(change).astype(values.dtype))
-        return product, score_of(moved)[0]
+        return product, widened(score_of(moved)[0])
 
     sums, scores = chunked_map(of_change, jax.random.split(key, num_samples), batch_size)
     here, output = score_of(x)
-    return Attribution(Changes(sums, here - scores), output)
+    return Attribution(Changes(sums, widened(here) - scores), output)

@@ -11,16 +11,17 @@ import numpy as np
 import rich
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, PyTree
+from rich.markup import escape
 from rich.table import Table
 
 from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target, check_bool
 from jaxattn.engine.explain import explain
-from jaxattn.engine.options import name_of
+from jaxattn.engine.options import name_of, without_partial
 from jaxattn.engine.target import Score
 from jaxattn.metrics.conciseness import complexity, sparseness
 from jaxattn.metrics.direction import Direction, properties
 from jaxattn.metrics.faithfulness import deletion, insertion
-from jaxattn.metrics.perturbation import comprehensiveness, sufficiency
+from jaxattn.metrics.perturbation import comprehensiveness, cross_entropy, log_odds, sufficiency
 from jaxattn.metrics.randomisation import Randomisation
 from jaxattn.metrics.score_curves import Curve
 from jaxattn.metrics.truth import aup, auprc, aur, auroc, entropy, information
@@ -70,10 +71,16 @@ class Comparison:
 
     @property
     def best(self) -> Bool[np.ndarray, "methods metrics"]:
-        """Whether a method has the best mean of a metric."""
-        merits = np.stack([_merit(b, m) for b, m in zip(self.better, self.mean.T, strict=True)], 1)
-        highest = np.where(np.isnan(merits), -np.inf, merits).max(0)
-        return (merits == highest) & ~np.isnan(merits)
+        """Whether a method has the best mean of a metric, or of its magnitude if 0 is best."""
+        highest = np.where(np.isnan(self.merits), -np.inf, self.merits).max(0)
+        return (self.merits == highest) & ~np.isnan(self.merits)
+
+    @property
+    def merits(self) -> Float[np.ndarray, "methods metrics"]:
+        """Means of numbers that are higher where a metric is better: errors do not cancel."""
+        by_metric = zip(self.better, self.values.swapaxes(0, 1), strict=True)
+        merits = np.stack([_merit(better, values) for better, values in by_metric], 1)
+        return merits.sum(2, where=self._defined) / self._number
 
     def to_markdown(self) -> str:
         """Return the table in Markdown: means with standard errors, the best ones in bold type."""
@@ -86,9 +93,11 @@ class Comparison:
 
     def __rich__(self) -> Table:
         """Return the table for a terminal."""
-        table = Table("method", *self._titles)
+        table = Table("method", *map(escape, self._titles))
         for name, cells in self._rows():
-            table.add_row(name, *(f"[bold]{text}[/]" if best else text for text, best in cells))
+            table.add_row(
+                escape(name), *(f"[bold]{text}[/]" if best else text for text, best in cells)
+            )
         return table
 
     @property
@@ -151,7 +160,8 @@ def table(
             `insertion`, `comprehensiveness`, `sufficiency`, `sparseness` and `complexity`.
         truth: which features are true, for metrics that compare with the truth.
         score: the score of all metrics that have one: `"logit"`, `"probability"` or
-            `"log_probability"`; by default that of each metric.
+            `"log_probability"`; by default that of each metric. `log_odds` and `cross_entropy` take
+            the logarithm of a probability.
         key: a random key, for methods and metrics that draw.
         args: further inputs of `fn`, each leaf with a leading axis of length B.
         batch_size: how many evaluations of `fn` are in flight.
@@ -209,7 +219,7 @@ def table(
         numbers.append([_measured(name, m, inputs, given) for m in measures.values()])
     values = np.asarray(numbers, float)
     found = Comparison(tuple(explained), tuple(measures), better, values)
-    merit = _merit(better[0], found.mean[:, 0])
+    merit = found.merits[:, 0]
     order = np.argsort(-np.where(np.isnan(merit), -np.inf, merit), kind="stable")
     found = dataclasses.replace(
         found, methods=tuple(found.methods[i] for i in order), values=values[order]
@@ -221,6 +231,8 @@ def table(
 
 def _by_name(argument: str, given: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     """Return methods or metrics by their names."""
+    if callable(given):
+        raise TypeError(f"`{argument}` must be a list or a dict, got {name_of(given)}.")
     if isinstance(given, Mapping):
         found = dict(given)
     else:
@@ -252,6 +264,11 @@ def _measured(
         raise ValueError(f"`key` is missing: {label} draws, give key=jax.random.key(0).")
     bound = measure.keywords if isinstance(measure, functools.partial) else {}
     options = {n: v for n, v in given.items() if n in parameters and n not in bound}
+    if (
+        without_partial(measure) in (cross_entropy, log_odds)
+        and options.get("score") == "probability"
+    ):
+        del options["score"]
     found = measure(*(inputs[n] for n in positional), **options)
     if isinstance(found, Curve):
         found = found.auc
@@ -264,9 +281,9 @@ def _measured(
 
 
 def _merit(
-    better: Direction, means: Float[np.ndarray, " methods"]
-) -> Float[np.ndarray, " methods"]:
-    """Return numbers that are higher where a mean is better."""
+    better: Direction, values: Float[np.ndarray, "methods B"]
+) -> Float[np.ndarray, "methods B"]:
+    """Return numbers that are higher where a value is better."""
     if better == "zero":
-        return -np.abs(means)
-    return means if better == "higher" else -means
+        return -np.abs(values)
+    return values if better == "higher" else -values

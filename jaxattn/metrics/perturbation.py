@@ -155,7 +155,8 @@ def log_odds(
     It is log p(x without the top fraction) - log p(x). Lower is better: the features with the
     highest attributions are needed. It is 0 where the baseline equals the input. Arguments and
     errors are those of `comprehensiveness`; for a network that returns probabilities pass
-    `target=lambda output: jnp.log(output[0])` and `score="logit"`.
+    `targets=lambda output: jnp.log(output[0])` and `score="logit"`. A score of `"probability"` is
+    an error.
 
     Cost: one evaluation of `fn` per fraction, and two more, per example. Deterministic.
 
@@ -175,6 +176,7 @@ def log_odds(
         >>> print(ja.metrics.log_odds(fn, xs, 0, values, fraction=0.5).round(3))
         [-0.109]
     """
+    _check_logarithmic(score)
     found = compare(
         fn, xs, targets, attribution, args, fraction, baseline, batch_size, mesh, score=score
     )
@@ -243,7 +245,7 @@ def cross_entropy(
 
     It is -log p(x without the top fraction), for the probability of the target. Higher is better:
     the features with the highest attributions are needed. With the default score it is at least 0.
-    Arguments and errors are those of `comprehensiveness`, and hints those of `log_odds`.
+    Arguments and errors are those of `log_odds`.
 
     Cost: one evaluation of `fn` per fraction, and two more, per example. Deterministic.
 
@@ -263,6 +265,7 @@ def cross_entropy(
         >>> print(ja.metrics.cross_entropy(fn, xs, 0, values, fraction=1.0).round(3))
         [0.693]
     """
+    _check_logarithmic(score)
     found = compare(
         fn, xs, targets, attribution, args, fraction, baseline, batch_size, mesh, score=score
     )
@@ -370,3 +373,8 @@ def mae(
         quantity="output" if targets is None else "score",
     )
     return found.per_example(found.mean(jnp.abs))
+
+
+def _check_logarithmic(score: Score) -> None:
+    if score == "probability":
+        raise ValueError(f'`score` must be "log_probability" or "logit", got {score!r}.')

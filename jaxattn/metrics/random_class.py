@@ -117,10 +117,12 @@ def _of_two_classes(
     if key is None:
         raise ValueError("`key` is missing: a class is drawn, give key=jax.random.key(0).")
     shape = single_output(jax.eval_shape(fn, x, *args), "targets").shape
-    if target is None or callable(target) or not shape or shape[-1] < 2:
+    are_indices = target is not None and not callable(target)
+    if not are_indices or not shape or shape[-1] < 2:
+        got = "None" if target is None else "a callable"
+        got = f"an output of shape {shape}" if are_indices else got
         raise ValueError(
-            "`targets` must be indices of at least two classes for random_logit, got an output of "
-            f"shape {shape}."
+            f"`targets` must be indices of at least two classes for random_logit, got {got}."
         )
     *row, label = (jnp.asarray(i, jnp.int32) for i in index(target))
     of_class, of_method = jax.random.split(key)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from jaxattn._types import Attribution, Inputs, Method, RandomKey, Target, check_count
 from jaxattn.engine.batch import chunked_sum
 from jaxattn.engine.explain import explain
+from jaxattn.engine.inputs import check_key
 from jaxattn.engine.method import method as make_method
 from jaxattn.engine.options import count
 from jaxattn.engine.perturb import floating_leaves, is_floating
@@ -115,10 +116,11 @@ def mprt(
         >>> print(found.layers, found.similarity.shape)
         ('readout', 'hidden') (2, 2)
     """
+    of_model, of_method = _split(key)
     explained = functools.partial(
-        _explained, method, xs, targets, args, key, batch_size, mesh, options
+        _explained, method, xs, targets, args, of_method, batch_size, mesh, options
     )
-    return _randomised(explained, model, xs, args, key, order, similarity, control)
+    return _randomised(explained, model, xs, args, of_model, order, similarity, control)
 
 
 @metric(better="lower", low=-1, high=1)
@@ -186,10 +188,11 @@ def smooth_mprt(
     check_count("num_samples", num_samples)
     check_amount("noise", noise)
     own = {"method": method, "num_samples": num_samples, "noise": jnp.asarray(noise)}
+    of_model, of_method = _split(key)
     explained = functools.partial(
-        _explained, _averaged, xs, targets, args, key, batch_size, mesh, options | own
+        _explained, _averaged, xs, targets, args, of_method, batch_size, mesh, options | own
     )
-    return _randomised(explained, model, xs, args, key, order, similarity, control)
+    return _randomised(explained, model, xs, args, of_model, order, similarity, control)
 
 
 @metric(better="higher")
@@ -249,15 +252,24 @@ def efficient_mprt(
         True
     """
     check_count("num_bins", num_bins, least=2)
+    of_model, of_method = _split(key)
     explained = functools.partial(
-        _explained, method, xs, targets, args, key, batch_size, mesh, options
+        _explained, method, xs, targets, args, of_method, batch_size, mesh, options
     )
     parameters = Parameters.of(model)
-    entropies = [
+    before, after = (
         _histogram_entropy(explained(each), num_bins=num_bins)
-        for each in (model, parameters.randomised(parameters.layers, key))
-    ]
-    return (entropies[1] - entropies[0]) / entropies[0]
+        for each in (model, parameters.randomised(parameters.layers, of_model))
+    )
+    return (after - before) / jnp.where(before > 0, before, jnp.nan)
+
+
+def _split(key: RandomKey | None) -> Array:
+    """Return a key for the parameters and one for the explanations."""
+    if key is None:
+        raise ValueError("`key` is missing: parameters are drawn, give key=jax.random.key(0).")
+    check_key(key)
+    return jax.random.split(key)
 
 
 def _explained(

@@ -1,5 +1,6 @@
 """Values of an attribution, checked and flattened over all leaves, and their order."""
 
+import math
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def values_of(attribution: Attribution | PyTree[ArrayLike]) -> PyTree[Array]:
         ValueError: for no examples, no features, or values that are not finite.
     """
     values = attribution.values if isinstance(attribution, Attribution) else attribution
-    check_finite_numbers("attribution", values)
+    check_finite_numbers("attribution", values, optional=False)
     values = jax.tree.map(jnp.asarray, values)
     leaves = jax.tree.leaves(values)
     if not leaves or any(leaf.ndim == 0 or leaf.shape[0] == 0 for leaf in leaves):
@@ -45,13 +46,16 @@ def values_like(attribution: Attribution | PyTree[ArrayLike], xs: Inputs) -> PyT
             f"`attribution` must have the shape of xs, {shapes[1]}, got {shapes[0]}; sum values of "
             "an intermediate (at=) over the axes that xs does not have."
         )
-    check_finite_numbers("attribution", values)
+    check_finite_numbers("attribution", values, optional=False)
     return values
 
 
 def features_of(values: PyTree[Any]) -> int:
-    """Return the number of features of one example of a batch."""
-    return sum(leaf[0].size for leaf in jax.tree.leaves(values))
+    """Return the number of features of one example of a batch, at least one."""
+    features = sum(math.prod(jnp.shape(leaf)[1:]) for leaf in jax.tree.leaves(values))
+    if not features:
+        raise ValueError("`xs` must hold at least one feature, got none.")
+    return features
 
 
 def flat(tree: PyTree[Array | np.ndarray]) -> Float[Array, " n"]:
@@ -84,6 +88,22 @@ def replaced(x: Inputs, by: Inputs, mask: Array) -> Inputs:
     return jax.tree.map(lambda m, a, b: jnp.where(m, b, a), unflat(mask, x), x, by)
 
 
+def widened(number: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Return numbers in the dtype in which to subtract and square: at least 32 bits."""
+    return number.astype(wide(number.dtype))
+
+
+def scaled(values: Float[Array, "*n m"]) -> Float[Array, "*n m"]:
+    """Divide by the largest magnitude of the last axis: squares neither overflow nor vanish."""
+    largest = jnp.abs(values).max(-1, keepdims=True)
+    return values / jnp.where(largest > 0, largest, 1)
+
+
+def norm(values: Float[Array, "*n m"]) -> Float[Array, "*n"]:
+    """Return the Euclidean norm over the last axis."""
+    return jnp.abs(values).max(-1) * jnp.linalg.norm(scaled(values), axis=-1)
+
+
 def correlation(a: Float[Array, "*n m"], b: Float[Array, "*n m"]) -> Float[Array, "*n"]:
     """Return Pearson's correlation over the last axis; NaN if either is constant up to rounding."""
 
@@ -93,7 +113,7 @@ def correlation(a: Float[Array, "*n m"], b: Float[Array, "*n m"]) -> Float[Array
         constant = norm <= 16 * jnp.finfo(values.dtype).eps * size
         return rest, jnp.where(constant, jnp.nan, norm)
 
-    (a, of_a), (b, of_b) = centred(a), centred(b.astype(a.dtype))
+    (a, of_a), (b, of_b) = centred(scaled(a)), centred(scaled(b.astype(a.dtype)))
     return jnp.clip((a * b).sum(-1) / (of_a * of_b), -1, 1)
 
 

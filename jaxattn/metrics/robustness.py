@@ -10,11 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxattn._types import Inputs, Method, RandomKey, Target
+from jaxattn.engine.examples import example_structs
 from jaxattn.engine.explain import explain
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.explanation_changes import ratios_of_changes
-from jaxattn.metrics.rankings import flat
+from jaxattn.metrics.rankings import flat, norm
 
 
 @metric(better="lower", low=0)
@@ -357,8 +358,8 @@ def input_invariance(
     if key is not None:
         options["key"] = key
     shared = {"args": args, "batch_size": batch_size, "mesh": mesh, **options}
-    one = jax.tree.map(lambda leaf: leaf[0], xs)
-    offset = broadcast_baseline(shift, one, keep_integers=True)
+    one = example_structs(xs)
+    offset = broadcast_baseline(shift, one, keep_integers=True, name="shift")
     offset = jax.tree.map(
         lambda leaf, d: d if is_floating(leaf) else jnp.zeros_like(leaf), one, offset
     )
@@ -370,10 +371,11 @@ def input_invariance(
     here = explain(method, fn, xs, targets, **shared).values
     there = explain(method, shifted, moved, targets, **shared).values
     before, after = (jax.vmap(flat)(values) for values in (here, there))
-    return jnp.linalg.norm(after - before, axis=1) / jnp.linalg.norm(before, axis=1)
+    size = norm(before)
+    return norm(after - before) / jnp.where(size > 0, size, jnp.nan)
 
 
 def _largest_valid(ratios: Float[Array, "B samples"]) -> Float[Array, " B"]:
-    """Return the largest ratio; one without a valid sample is NaN."""
-    largest = jnp.nanmax(jnp.where(jnp.isnan(ratios), -jnp.inf, ratios), axis=1)
+    """Return the largest ratio; NaN where all are -inf, those of another class."""
+    largest = ratios.max(1)
     return jnp.where(jnp.isneginf(largest), jnp.nan, largest)

@@ -15,7 +15,7 @@ from jaxattn.engine.feature_groups import Groups, feature_groups
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline
 from jaxattn.engine.target import Score, scored
-from jaxattn.metrics.rankings import flat, ranks, unflat
+from jaxattn.metrics.rankings import flat, ranks, unflat, widened
 
 #: How the value of a group follows from those of its features.
 OfGroup: TypeAlias = Literal["sum", "mean"]
@@ -119,7 +119,7 @@ def scores_after(
 
     def score_after(count: Int[Array, ""]) -> Scalar:
         mixed = jax.tree.map(lambda r, a, b: jnp.where(r < count, a, b), rank, after, before)
-        return score_of(mixed)[0]
+        return widened(score_of(mixed)[0])
 
     scores = chunked_map(score_after, jnp.asarray(counts, jnp.int32), batch_size)
     return Attribution(scores, fn(x, *args), {"groups": number})

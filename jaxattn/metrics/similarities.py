@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxattn.metrics.rankings import correlation, mean_ranks
+from jaxattn.metrics.rankings import correlation, mean_ranks, scaled
 
 #: How two explanations are compared.
 Similarity: TypeAlias = Literal["spearman", "pearson", "cosine"]
@@ -26,6 +26,7 @@ def similarity_of(
 ) -> Float[Array, " B"]:
     """Return the similarity of two explanations of each example."""
     if kind == "cosine":
+        a, b = scaled(a), scaled(b)
         norms = jnp.linalg.norm(a, axis=1) * jnp.linalg.norm(b, axis=1)
         return jnp.clip((a * b).sum(1) / norms, -1, 1)
     if kind == "spearman":

@@ -24,6 +24,7 @@ from jaxattn.metrics.rankings import (
     ranks,
     replaced,
     values_like,
+    widened,
 )
 
 
@@ -148,7 +149,7 @@ def sensitivity_n(
         key: a random key, such as `jax.random.key(0)`. Example i draws with `fold_in(key, i)`.
         args: as for `comprehensiveness`.
         sizes: the sizes of subsets; by default up to 10, spaced logarithmically from 1 to 0.8 times
-            the number of features.
+            the number of features, and without that of all features.
         num_samples: the number of subsets of each size.
         baseline: as for `comprehensiveness`.
         score: as for `comprehensiveness`.
@@ -178,7 +179,8 @@ def sensitivity_n(
     """
     features = features_of(values_like(attribution, xs))
     if sizes is None:
-        spaced = np.geomspace(1, max(1, 0.8 * features), 10)
+        # All but one at most: the only subset of all features has no correlation.
+        spaced = np.geomspace(1, max(1, min(0.8 * features, features - 1)), 10)
         sizes = np.unique(np.rint(spaced).astype(int)).tolist()
     _check_sizes("sizes", sizes, features)
     found = _of_subsets(
@@ -200,6 +202,8 @@ def sensitivity_n(
 
 def _check_sizes(name: str, sizes: Sequence[int], features: int) -> None:
     """Raise an error for sizes that are not ints between 1 and the number of features."""
+    if np.ndim(sizes) != 1:
+        raise TypeError(f"`{name}` must be a list of ints, got {sizes!r}.")
     if not len(sizes):
         raise ValueError(f"`{name}` must hold at least one size, got {sizes}.")
     for size in sizes:
@@ -271,7 +275,7 @@ def _of_replacements(
     def of_subset(drawn: tuple[RandomKey, Int[Array, ""]]) -> tuple[Array, Array]:
         key, size = drawn
         subset = ranks(jax.random.uniform(key, values.shape)) < size
-        return jnp.sum(values, where=subset), score_of(replaced(x, by, subset))[0]
+        return jnp.sum(values, where=subset), widened(score_of(replaced(x, by, subset))[0])
 
     # An empty subset gives the unperturbed score: rounding differs between programs.
     every = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.asarray(sizes)])

@@ -15,7 +15,7 @@ from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method
 from jaxattn.engine.perturb import broadcast_baseline
 from jaxattn.engine.target import Score, index, scored, single_output
-from jaxattn.metrics.rankings import features_of, flat, ranks, replaced, values_like
+from jaxattn.metrics.rankings import features_of, flat, ranks, replaced, values_like, widened
 
 #: One fraction, or several.
 Fractions: TypeAlias = float | Sequence[float] | np.ndarray
@@ -126,7 +126,7 @@ def _replaced_ranges(
     def after(limits: Int[Array, "2"]) -> Array:
         changed = replaced(x, by, (places >= limits[0]) & (places < limits[1]))
         if quantity == "score":
-            return scored(fn, target, args, score=score)(changed)[0]
+            return widened(scored(fn, target, args, score=score)(changed)[0])
         output = fn(changed, *args)
         return flat(output) if quantity == "output" else _correct(output, target)
 

@@ -41,23 +41,38 @@ def features(
             f"`truth` must have the shape of the attribution, {shapes[1]}, got {shapes[0]}."
         )
     marks = jax.vmap(flat)(jax.tree.map(jnp.asarray, truth))
-    if is_concrete(marks) and not bool(((marks == 0) | (marks == 1)).all()):
-        raise ValueError("`truth` must hold booleans, or the numbers 0 and 1.")
+    if is_concrete(marks):
+        wrong = marks[(marks != 0) & (marks != 1)]
+        if wrong.size:
+            raise ValueError(
+                f"`truth` must hold booleans, or the numbers 0 and 1, got {float(wrong[0]):g}."
+            )
     return Features(jax.vmap(flat)(values), marks == 1)
 
 
 def _measured(
-    examples: Features, measure: Callable[[Features], Array], pooled: bool
+    examples: Features,
+    measure: Callable[[Features], Array],
+    pooled: bool,
+    *,
+    of_order: bool = False,
 ) -> Float[Array, "*B"]:
-    """Apply a measure to the normalised features of each example, or of all examples together."""
+    """Apply a measure to the normalised features of each example, or of all examples together.
+
+    A measure of the order of the features does not need the normalisation of a single example,
+    which may round different values to equal ones.
+    """
     check_bool("pooled", pooled)
-    return _normalised(examples, measure=measure, pooled=pooled)
+    normalise = pooled or not of_order
+    return _compiled(examples, measure=measure, pooled=pooled, normalise=normalise)
 
 
-@functools.partial(jax.jit, static_argnames=("measure", "pooled"))
-def _normalised(
-    examples: Features, *, measure: Callable[[Features], Array], pooled: bool
+@functools.partial(jax.jit, static_argnames=("measure", "pooled", "normalise"))
+def _compiled(
+    examples: Features, *, measure: Callable[[Features], Array], pooled: bool, normalise: bool
 ) -> Float[Array, "*B"]:
+    if not normalise:
+        return jax.vmap(measure)(examples)
     values, truth = examples
     low = values.min(1, keepdims=True)
     extent = values.max(1, keepdims=True) - low
@@ -243,8 +258,8 @@ def auroc(
 
     It is the probability that a true feature has a higher value than a false one, where equal
     values count half. Higher is better, from 0 to 1; a random or constant attribution has 0.5. With
-    a mask of an object as `truth` it measures localisation. Normalisation, which matters only if
-    `pooled`, arguments and errors are those of `aup`.
+    a mask of an object as `truth` it measures localisation. Values are normalised only if `pooled`;
+    arguments and errors are those of `aup`.
 
     Returns:
         one number per example, or a single one if `pooled`; NaN if all or no features are true.
@@ -259,7 +274,7 @@ def auroc(
         >>> print(ja.metrics.auroc(values, jnp.array([[False, True, False, True]])))
         [0.625]
     """
-    return _measured(features(attribution, truth), _area_under_roc, pooled)
+    return _measured(features(attribution, truth), _area_under_roc, pooled, of_order=True)
 
 
 @metric(better="higher", low=0, high=1)
@@ -273,8 +288,7 @@ def auprc(
 
     It is the mean, over the true features, of the precision with the feature's value as threshold.
     Higher is better, from 0 to 1; the expectation of a random attribution is about the share of
-    true features. Normalisation, which matters only if `pooled`, arguments and errors are those of
-    `aup`.
+    true features. Values are normalised only if `pooled`; arguments and errors are those of `aup`.
 
     Returns:
         one number per example, or a single one if `pooled`; NaN if no feature is true.
@@ -291,7 +305,7 @@ def auprc(
         >>> print(ja.metrics.auprc(values, jnp.array([[False, True, False, True]])))
         [0.75]
     """
-    return _measured(features(attribution, truth), _average_precision, pooled)
+    return _measured(features(attribution, truth), _average_precision, pooled, of_order=True)
 
 
 @metric(better="higher", low=0)
