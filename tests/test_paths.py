@@ -206,7 +206,7 @@ def test_path_of_words_is_monotone_and_complete():
         return jnp.tanh(x.sum(0) @ jnp.arange(4.0) / 4)
 
     options = {"vocabulary": vocabulary, "num_neighbors": 8, "baseline": baseline}
-    got = integrate(fn, x, path="discretised", num_steps=12, batch_size=5, **options)
+    got = ja.integrated_gradients(fn, x, path="discretised", num_steps=12, batch_size=5, **options)
     points = jax.jit(word_path, static_argnums=(3, 4))(
         x, jnp.broadcast_to(baseline, x.shape), vocabulary, 12, 8
     ).points
