@@ -60,13 +60,13 @@ def floating_leaves(x: Inputs, purpose: str) -> tuple[list[Any], Callable[..., I
 
 
 def broadcast_baseline(
-    baseline: PyTree, x: Inputs, *, keep_integers: bool = False, name: str = "baseline"
+    baseline: PyTree, x: PyTree, *, keep_integers: bool = False, name: str = "baseline"
 ) -> Inputs:
     """Return the baseline in the structure, shape and dtype of `x`.
 
     Args:
         baseline: a number or an array for every leaf of `x`, or a pytree like `x` of such.
-        x: the input.
+        x: the input, abstract or not; integers that are kept are returned as they are.
         keep_integers: whether integer leaves stay what they are in `x`.
         name: the name of the option, for errors.
 
@@ -107,7 +107,7 @@ def leaves_like(x: PyTree, value: PyTree, name: str, is_one: Callable[[PyTree], 
     return leaves
 
 
-def _broadcast(baseline: ArrayLike, x: Array | np.ndarray, name: str) -> Array:
+def _broadcast(baseline: ArrayLike, x: Any, name: str) -> Array:
     try:
         value = jnp.asarray(baseline)
     except TypeError as error:
