@@ -265,8 +265,9 @@ def test_each_order_draws_its_layers():
     np.testing.assert_allclose(alone.similarity[:, -1], down.similarity[:, 0], atol=1e-6)
     # By hand: the layers have the means and standard deviations of before.
     number = dict(zip(sorted(original), range(3), strict=True))
+    key = jax.random.split(KEY)[0]  # the other one is for the explanations
     drawn = {
-        n: w.mean() + w.std() * jax.random.normal(jax.random.fold_in(KEY, number[n]), w.shape)
+        n: w.mean() + w.std() * jax.random.normal(jax.random.fold_in(key, number[n]), w.shape)
         for n, w in original.items()
     }
     before = ja.explain(ja.gradient, model, XS).values
