@@ -162,7 +162,7 @@ class Work(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What another library does: a function that is measured, and one that is compared if given."""
+    """An explanation by another library: a function that is measured, and one for comparison."""
 
     run: Callable[[], Any]
     compared: Callable[[], Any] | None = None

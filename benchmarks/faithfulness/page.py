@@ -12,7 +12,7 @@ from benchmarks.faithfulness.wording import INTRODUCTIONS, OPENING
 
 
 class Column(NamedTuple):
-    """How a measure is shown.
+    """The heading, unit and direction of a measure.
 
     Attributes:
         heading: its name and unit.

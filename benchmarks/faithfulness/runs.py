@@ -1,4 +1,4 @@
-"""What a run of the benchmark measures, and the random attribution it compares with."""
+"""The measurements of a run of the benchmark, and the random attribution for comparison."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
