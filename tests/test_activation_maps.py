@@ -174,6 +174,7 @@ def rectified(x):
     return layer.mean((0, 1, 2)) @ waves(8, 2.1, 1, (4, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "total", "size", "row"),
     [

@@ -50,12 +50,14 @@ def test_positions_are_uniformly_distributed():
     np.testing.assert_allclose(counts[:5] / len(marked), 2 / 5, atol=0.03)
 
 
+@pytest.mark.slow
 def test_padding_does_not_change_the_output(adder):
     xs, lengths, _ = SEQUENCES
     short = int(np.argmin(lengths))
     np.testing.assert_allclose(adder(xs[short], lengths[short]), adder(xs[short, :4]), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", addition.METHODS)
 @pytest.mark.representatives("deep_lift", "lrp_conserve_bias", "lrp_proportional", "random")
 def test_methods_recover_the_numbers_of_an_exact_adder(adder, name):

@@ -78,6 +78,9 @@ def test_at_selects_weights_in_a_batch(x, layers):
         np.testing.assert_allclose(np.concatenate(got.values), layers, atol=1e-6)
 
 
+@pytest.mark.representatives(
+    "attention-half", "value_zeroing-layer_0", "gradient_x_attention-layer_?"
+)
 @pytest.mark.parametrize("at", ["layer_0", "layer_?", "half"])
 @pytest.mark.parametrize("method", [ja.attention, ja.value_zeroing, ja.gradient_x_attention])
 def test_intermediates_that_hold_no_weights_raise(method, at, x):

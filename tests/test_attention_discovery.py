@@ -241,6 +241,18 @@ def decoder(x):
     return jax.lax.scan(step, VECTOR, None, length=3)[1]
 
 
+@pytest.mark.representatives(
+    "plain",
+    "masked",
+    "heads",
+    "additive",
+    "pooling",
+    "a cache of keys in a scan",
+    "windows",
+    "a branch",
+    "vmapped rows",
+    "states of a scan",
+)
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_weights_of_plain_functions(kind, x):
     network, expected = WRITTEN[kind]
@@ -420,6 +432,7 @@ KERAS = {
 }
 
 
+@pytest.mark.representatives("Attention", "MultiHeadAttention", "grouped queries")
 @pytest.mark.parametrize("kind", KERAS)
 def test_keras_layers(kind, x):
     model, expected = KERAS[kind](x)
@@ -457,6 +470,7 @@ class Encoder(linen.Module):
         return x.mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.representatives("0.1")
 def test_linen(dropout, x):
@@ -549,6 +563,7 @@ def test_equinox(x):
     close(ja.attention(Model(layer), x).values, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_dot_product_attention_with_grouped_queries(groups):
     x = draw(0, T, 4, 3)

@@ -235,6 +235,7 @@ def test_output_length_must_be_an_integer(x):
         LAYER["decoder"]()(x, output_length=2.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [-1, 4])
 @pytest.mark.representatives("4")
 def test_traced_out_of_range_id_gives_nan(place):

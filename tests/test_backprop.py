@@ -121,6 +121,19 @@ RELUS = {
 }
 
 
+@pytest.mark.representatives(
+    "jax",
+    "nnx",
+    "linen",
+    "keras",
+    "equinox",
+    "max",
+    "clip",
+    "where positive",
+    "remat",
+    "scan",
+    "cond",
+)
 @pytest.mark.parametrize("form", RELUS)
 def test_every_form_of_relu_is_detected(form):
     def fn(z):
@@ -271,6 +284,7 @@ def of_keras(weights):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [of_linen, of_nnx, of_equinox, of_haiku, of_keras])
 @pytest.mark.representatives("of_nnx")
 def test_relus_of_every_library(library):

@@ -59,6 +59,7 @@ def test_padding_of_the_last_chunk_is_not_summed():
     assert chunked_sum(lambda x: x, jnp.ones(7), 2) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [chunked_map, chunked_sum])
 def test_gradients_through_chunks_equal_the_unchunked(chunked):
     def loss(a):

@@ -140,6 +140,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.representatives("nnx", "unbatched")
 def test_gradient_equals_the_reference(models, name):

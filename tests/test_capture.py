@@ -149,6 +149,7 @@ def test_capture_preserves_the_gradient(case):
     equal(got, jax.grad(lambda x: fn(x).sum())(X))
 
 
+@pytest.mark.slow
 def test_captured_values_are_differentiable():
     equal(
         jax.jacobian(lambda x: intermediates(plain, "sine", x=x)["sine"].sum())(X),

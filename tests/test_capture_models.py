@@ -122,6 +122,7 @@ def keras_model():
     return keras.Model(x, [score, weights])
 
 
+@pytest.mark.slow
 def test_keras_layers_are_captured_by_path(keras_model):
     names = ["both", "forward_lstm", "both/backward_lstm", "attention", "mean", "dense", "*/query"]
     (score, weights), values = ja.capture(keras_model, *names)(X)
@@ -187,6 +188,7 @@ class Equinox(eqx.Module):
         return jax.lax.scan(step, jnp.zeros(3), x)[0]
 
 
+@pytest.mark.slow
 def test_tags_of_nnx_and_equinox():
     model = Nnx(2.0)
     output, values = ja.capture(model)(X)

@@ -22,6 +22,7 @@ def constant(x):
     return jnp.ones(2) + 0 * x[0, 0]
 
 
+@pytest.mark.slow
 def test_first_loss_closed_form(x64):
     """All gates are centred at one half, and replacements are zero.
 

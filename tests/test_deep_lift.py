@@ -59,6 +59,7 @@ NETWORKS |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("lstm", "normalised", "attentive")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_sum_to_the_difference_from_the_baseline(name):

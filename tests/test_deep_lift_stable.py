@@ -78,6 +78,7 @@ def language_model(norm, blocks, dtype=np.float32):
     return fn
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("factored")
 @pytest.mark.parametrize("norm", NORMS)
 def test_language_model_with_the_zero_baseline(norm):
@@ -159,6 +160,7 @@ def padded(seed, length):
     return np.concatenate([draw(length, 3, seed=seed), np.full((4 - length, 3), -1, np.float32)])
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("masked_scan")
 @pytest.mark.parametrize("fn", [masked_loop, masked_scan])
 def test_mask_that_both_runs_share(fn):
@@ -180,6 +182,7 @@ def hidden_logits(x):
     return jax.nn.softmax(jnp.where(x[:, 0] > 0, x[:, 1], -jnp.inf)) @ np.arange(4.0, dtype="f4")
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("masked_loop", "shares")
 @pytest.mark.parametrize("fn", [masked_loop, masked_scan, shares])
 def test_mask_that_differs(fn):
@@ -235,6 +238,7 @@ def test_choice_among_equal_elements_of_the_baseline(choice):
     check_sum(CHOICES[choice], np.array([0.3, -2.0, 1.5], np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 5])
 @pytest.mark.parametrize("penalty", [1e4, 1e9])
 def test_mask_that_covers_all_keys_of_the_baseline(penalty, rows):

@@ -59,8 +59,8 @@ WITH_EXAMPLE = [name for name in PUBLIC if examples(name).examples]
 
 
 def tier(name):
-    """Leave the examples of layers, networks and plots to the full tier."""
-    slow = name.startswith(("jaxattn.models", "jaxattn.nn", "jaxattn.plot"))
+    """Leave the examples of metrics, layers, networks and plots to the full tier."""
+    slow = name.startswith(("jaxattn.metrics", "jaxattn.models", "jaxattn.nn", "jaxattn.plot"))
     return pytest.param(name, marks=pytest.mark.slow) if slow else name
 
 

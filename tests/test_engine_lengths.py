@@ -97,6 +97,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, batch_size",
     [("occlusion", 6), ("integrated gradients", None), ("smooth gradient", 6)],

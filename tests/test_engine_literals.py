@@ -49,6 +49,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_changing_float_compiles_two_programs(name):
     method, options = METHODS[name]

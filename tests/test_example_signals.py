@@ -98,6 +98,7 @@ def test_checkpoints_are_saved(run, data):
     assert np.abs(np.asarray(model.head.kernel[...]) - before).max() > 0.01
 
 
+@pytest.mark.slow
 def test_inaccurate_network_raises(data, monkeypatch, tmp_path):
     monkeypatch.setattr(signals, "load", lambda name: data)
     monkeypatch.setattr(signals, "fit", lambda *args, **options: None)

@@ -93,6 +93,7 @@ def test_every_rule_is_independent_of_the_form_of_a_layer(rule):
     close(values(ja.lrp, names, rule=rule, conserve_bias=rule == "epsilon"), names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, options",
     [(ja.contextual_decomposition, {}), (ja.deep_lift, {"multiplier": "reveal_cancel"})],

@@ -100,6 +100,7 @@ def test_baseline_equal_to_the_input_gives_zeros(x64):
     close(got.info["relative_delta"], 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 7])
 def test_rows_sum_to_integrated_gradients_and_values_are_symmetric(batch_size, x64):
     got = ja.integrated_hessians(network, X, baseline=0.3, batch_size=batch_size, **EXACT)

@@ -75,6 +75,7 @@ def test_pytrees_of_outputs_over_pytrees_of_inputs(mode):
     close(got, (squares, {"sum": total}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.representatives("reverse", "auto")
 def test_jacobian_of_a_target_is_the_gradient(mode, x):
@@ -187,6 +188,7 @@ def test_reduction_without_time_steps_raises(fn, x, options, message):
         ja.jacobian(fn, x, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "forward"])
 @pytest.mark.representatives("auto")
 def test_while_loop_uses_forward_mode(mode, x):

@@ -149,6 +149,7 @@ def test_log_probability_score(metric):
     np.testing.assert_allclose(curves["log_probability"], np.log(curves["probability"]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_in_half_precision_do_not_overflow():
     xs = np.float16([[4e4, 0]])
     curve = deletion(jnp.max, xs, None, xs, num_steps=1, score="logit")

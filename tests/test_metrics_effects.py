@@ -124,6 +124,7 @@ def test_infidelity_of_a_given_perturbation():
     np.testing.assert_allclose(got, [(1 - 2) ** 2, (1.5 - 0.75) ** 2], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
 @pytest.mark.representatives("infidelity", "monotonicity_correlation")
 def test_a_perfect_attribution_beats_a_random_one(metric):
@@ -142,6 +143,7 @@ def test_a_perfect_attribution_beats_a_random_one(metric):
         assert ((each >= limits.low) & (each <= limits.high)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
 @pytest.mark.representatives("infidelity", "faithfulness_estimate")
 def test_constant_attribution_and_constant_function(metric):
@@ -160,6 +162,7 @@ def test_a_baseline_equal_to_the_input_is_undefined_for_correlations():
         assert np.isnan(metric(linear, XS, None, XS, baseline=XS)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", EFFECTS, ids=name)
 @pytest.mark.representatives("infidelity")
 def test_numbers_depend_on_the_key_alone(metric):

@@ -191,6 +191,7 @@ def test_pixel_flipping_is_deletion_of_single_features():
     np.testing.assert_allclose(five.fractions, [0, 5 / 12, 10 / 12, 1])
 
 
+@pytest.mark.slow
 def test_region_perturbation_closed_form():
     xs = jnp.arange(15.0).reshape(1, 5, 3)
     values = jnp.zeros((1, 5, 3)).at[0, 4, 0].set(3.0).at[0, 0, 2].set(1.0)

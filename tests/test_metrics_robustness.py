@@ -44,6 +44,7 @@ def test_a_constant_explanation_is_stable(metric):
     np.testing.assert_array_equal(metric(ja.gradient, linear, XS, key=KEY), [0, 0])
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_square_is_proportional_to_the_input():
     """The explanation is 2 x: the change is 2 d, and relative changes equal those of the input."""
     shared = (ja.gradient, square, XS)
@@ -239,6 +240,7 @@ def models():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["partial", "linen", "nnx", "equinox"])
 @pytest.mark.representatives("equinox")
 def test_layers_are_found_in_the_order_of_use(library):
@@ -316,6 +318,7 @@ def test_efficient_mprt_closed_form():
     np.testing.assert_allclose(got, [(np.log(4) - before) / before], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_random_logit_closed_form():
     rows = jnp.array([[1.0, 2, 3], [3.0, 2, 1], [3.0, 2, 1]])
     got = metrics.random_logit(ja.gradient, lambda x: rows @ x, XS, 0, key=KEY)

@@ -41,6 +41,7 @@ def found():
     return metrics.table(methods, fn, XS, 0, measures, truth=TRUTH, key=KEY, show=False)
 
 
+@pytest.mark.slow
 def test_table_holds_the_numbers_of_the_metrics(found):
     assert found.values.shape == (3, 6, 2)
     assert found.metrics == (
@@ -176,6 +177,7 @@ REDUCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.representatives("mean")
 @settings(max_examples=5, deadline=None)

@@ -23,6 +23,7 @@ def inputs(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("lengths", [None, np.array([3, 0, 5])])
 @every_readout

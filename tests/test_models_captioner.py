@@ -182,6 +182,7 @@ def log_likelihood(logits, words):
     return sum(normalised[t, words[t]] for t in range(steps)), steps
 
 
+@pytest.mark.slow
 def test_soft_loss_is_sum_of_terms(x64):
     model, images = make(dtype=jnp.float64), pictures(2, dtype=np.float64)
     words = np.array([[2, 0, 0], [1, 2, 1]], np.int32)
@@ -383,6 +384,7 @@ def test_beam_search_returns_attention_weights():
     assert not all(np.asarray(word_mask(found.words)).all(1))
 
 
+@pytest.mark.slow
 def test_greedy_caption_is_argmax_at_each_step():
     model, images = make("hard"), pictures(2, 3)
     found = nnx.jit(models.greedy_caption)(model, images)

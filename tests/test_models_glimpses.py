@@ -47,6 +47,7 @@ def loop(model, image, noise):
     return [np.stack(part) for part in zip(*steps, strict=True)]
 
 
+@pytest.mark.slow
 def test_equals_equations(x64):
     model = make()
     drawn, sure = model.look(IMAGES[0], key=KEY), model.look(IMAGES[0])

@@ -25,6 +25,7 @@ def inputs(*shape):
     return np.random.default_rng(0).normal(size=shape)
 
 
+@pytest.mark.slow
 def test_published_example_shapes():
     x = jax.ShapeDtypeStruct((240, 4), jnp.float32)
     want = {"self": ((240, 60), (240, 240), 72000), "weighted": ((60,), (240,), 300)}
@@ -59,6 +60,7 @@ def test_head_inputs_are_values_and_weights_or_outputs(attention, beside):
     np.testing.assert_allclose(logits, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.representatives("weighted-weights")
 def test_padding_is_ignored(attention, beside):
@@ -82,6 +84,7 @@ def test_padding_is_ignored(attention, beside):
     np.testing.assert_allclose(model(x[1], lengths[1]), logits[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.representatives("weighted-weights")
 def test_relevance_is_conserved(attention, beside, x64):

@@ -50,6 +50,7 @@ def check(got, weights, values):
     np.testing.assert_allclose(got.values, np.asarray(weights) @ values, rtol=0, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_additive_equals_a_loop(use_bias, x64):
     layer = additive(use_bias=use_bias)
@@ -79,6 +80,7 @@ def scores_of(layer, queries, keys):
     return (np.tanh(np.array(both) @ w["Wa"]) @ w["Va"])[..., 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["dot", "general", "concat"])
 def test_multiplicative_equals_a_loop(score, x64):
     layer = multiplicative(score)
@@ -123,6 +125,7 @@ def test_local_predictive_equals_published_formula(normalize, mask, x64):
     assert np.allclose(got.weights.sum(1), 1) == normalize
 
 
+@pytest.mark.slow
 def test_window_beyond_keys_has_zero_weights():
     layer = nn.MultiplicativeAttention(Q, local="monotonic", window=1, rngs=nnx.Rngs(0))
     x = inputs(0, T_OUT, Q).astype(np.float32)
@@ -242,6 +245,7 @@ def test_fully_masked_output_is_zero(kind):
         np.testing.assert_array_equal(array, 0)
 
 
+@pytest.mark.slow
 @every_layer
 def test_leading_axes_are_batches(kind):
     layer = LAYERS[kind]("float32")
@@ -257,6 +261,7 @@ def test_leading_axes_are_batches(kind):
     np.testing.assert_allclose(same.weights[0, 0], found.weights[0, 0], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 @every_layer
 def test_weights_are_captured_and_replaced(kind):
     layer = LAYERS[kind]("float32")
@@ -300,6 +305,7 @@ def test_integers_without_weights_become_floats():
     assert nn.ScaledDotProductAttention()(np.arange(6).reshape(3, 2)).weights.dtype == "float32"
 
 
+@pytest.mark.representatives("predictive")
 @every_layer
 def test_relevance_is_conserved(kind, x64):
     layer = LAYERS[kind]("float64")

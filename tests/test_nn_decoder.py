@@ -120,6 +120,7 @@ def test_output_length_defaults_to_input_length():
     assert layer(h, teacher=np.zeros((2, K), np.int32)).logits.shape == (2, K)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [[0, 1, 2], [2, 3, 4], [1, 3]])
 @pytest.mark.representatives("places1")
 def test_masked_steps_are_ignored(places):

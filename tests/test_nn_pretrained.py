@@ -142,6 +142,7 @@ def standard_promotion():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("True-True-lstm")
 @every_cell
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -179,6 +180,7 @@ def test_stacked_keras_layers(standard_promotion):
     np.testing.assert_allclose(nn.from_keras(ours, weights)(x).state, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_loaded_weights_keep_layer_dtype():
     layer = nn.LSTM(D, H, param_dtype="bfloat16", rngs=nnx.Rngs(0))
     nn.from_torch(layer, state_dict("lstm"))

@@ -101,6 +101,7 @@ def test_equals_a_plain_loop(cell, options, padding, x64):
     np.testing.assert_allclose(full.state, got.state[-1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("True-lstm")
 @every_cell
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -160,6 +161,7 @@ def test_length_zero_state_is_zero(cell):
     assert not outputs.any() and not state.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, T), min_size=3, max_size=3), st.sampled_from(["right", "left"]))
 def test_outputs_are_equivariant_to_padding_side(lengths, padding):
@@ -180,6 +182,7 @@ _LSTM = make("lstm", bidirectional=True)
 _run = nnx.jit(lambda layer, x, n, padding: layer(x, n, padding=padding), static_argnums=3)
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("lstm")
 @every_cell
 def test_gradients_equal_finite_differences(cell, x64):
@@ -242,6 +245,7 @@ def test_initial_weights():
         np.testing.assert_array_equal(first.bias, bias)
 
 
+@pytest.mark.slow
 def test_step_functions_equal_layers():
     x = inputs(1, D)
     w = make("lstm").weights()
@@ -337,6 +341,7 @@ def gru_by_autodiff(w, hidden, x):
     return (1 - update) * new + update * hidden
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("lstm")
 @pytest.mark.parametrize(
     ("cell", "step", "by_autodiff"),

@@ -140,6 +140,7 @@ def test_compat_masks_only_pairs_of_padding(attention_type, width, x64):
     assert (got.weights[5, 4] > 0) == (width == 3)
 
 
+@pytest.mark.slow
 def test_fully_masked_step_is_zero():
     layer = nn.SeqSelfAttention(D, attention_width=1, rngs=nnx.Rngs(0))
     x, mask = inputs(2, T, D).astype(np.float32), np.array([[1, 0, 1, 1, 1, 1], [0] * T], bool)
@@ -149,6 +150,7 @@ def test_fully_masked_step_is_zero():
     np.testing.assert_array_equal(values, np.where(mask[..., None], x, 0))
 
 
+@pytest.mark.slow
 def test_single_step_attends_to_itself():
     x = inputs(1, D).astype(np.float32)
     for layer in (
@@ -170,6 +172,7 @@ def test_bfloat16_is_kept():
     np.testing.assert_allclose(weights.astype("float32"), want, rtol=0, atol=0.03)
 
 
+@pytest.mark.slow
 def test_attention_regularizer(x64):
     a = np.stack([softmax(row) for row in inputs(2 * T, T)]).reshape(2, T, T)
     want = sum(((w @ w.T - np.eye(T)) ** 2).sum() for w in a) / 2
@@ -204,6 +207,7 @@ def head(q, k, v, history_only, mask):
     return weights @ v, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history_only", [False, True])
 def test_scaled_dot_product_equals_formula(history_only, x64):
     layer = nn.ScaledDotProductAttention(history_only=history_only)
@@ -217,6 +221,7 @@ def test_scaled_dot_product_equals_formula(history_only, x64):
     np.testing.assert_allclose(alone.values, layer(k, k, k).values, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("history_only", [False, True])
 @pytest.mark.representatives("False-relu", "True-None")
@@ -271,11 +276,9 @@ LRP_LAYERS = {
 }
 
 
+@pytest.mark.representatives("weighted-cp_lrp")
 @pytest.mark.parametrize("attention", ["cp_lrp", "attnlrp"])
 @pytest.mark.parametrize("kind", LRP_LAYERS)
-@pytest.mark.representatives(
-    "narrow-attnlrp", "heads-attnlrp", "additive-cp_lrp", "weighted-cp_lrp"
-)
 def test_relevance_is_conserved(kind, attention, x64):
     layer, x, readout = LRP_LAYERS[kind](), inputs(T, D), inputs(D)
     mask = jnp.arange(T) < 4

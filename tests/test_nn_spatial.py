@@ -47,6 +47,7 @@ def test_soft_attention_equals_equations(x64):
     assert abs(beta - 1) > 0.05
 
 
+@pytest.mark.slow
 def test_soft_attention_by_hand():
     # W_a, W_h and w have one unit; the scores are tanh(0) and tanh(1).
     layer = nn.SoftSpatialAttention(1, 1, 1, rngs=nnx.Rngs(0))
@@ -104,6 +105,7 @@ def test_batch_examples_draw_independent_positions():
     assert len(set(layer(annotations, hidden, key=jax.random.key(0)).position.tolist())) > 1
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.representatives("hard")
 def test_masked_positions_are_ignored(kind):
@@ -141,6 +143,7 @@ def test_fully_masked_output_is_zero(kind):
         np.testing.assert_array_equal(leaf, 0)
 
 
+@pytest.mark.slow
 @both
 def test_weights_are_captured_and_replaced(kind):
     layer = make(kind)
@@ -157,6 +160,7 @@ def test_weights_are_captured_and_replaced(kind):
     assert list(ja.capture(renamed)(annotations, hidden)[1]) == ["look"]
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.representatives("hard")
 def test_dtypes_promote(kind, x64):

@@ -154,6 +154,7 @@ def convolutional():
     return fn, x, kernel, b1, w2
 
 
+@pytest.mark.slow
 def test_convolutional_network(convolutional):
     fn, x, kernel, b1, w2 = convolutional
     rows = np.stack([patches(image, 3) for image in x])
@@ -197,6 +198,7 @@ def lstm(w, u, b):
     return fn
 
 
+@pytest.mark.slow
 @every_estimator
 @pytest.mark.representatives("relu")
 def test_time_steps_are_samples_and_two_products_are_one_layer(estimator):

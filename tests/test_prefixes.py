@@ -72,6 +72,7 @@ def test_values_are_those_of_the_truncated_series(name, x):
     close(got.values[2, 3:], 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 3])
 @pytest.mark.representatives("3")
 def test_lengths_cut_a_network_that_is_not_causal(batch_size, x):
@@ -161,6 +162,7 @@ def test_the_diagonal_needs_values_per_step(x):
         ja.time_forward(lambda x: jnp.cumsum(x.sum(1)), x, per_step=True, method=method)
 
 
+@pytest.mark.slow
 def test_a_method_keeps_a_baseline_or_background_of_its_own():
     x = jnp.array([[1.0], [2.0], [3.0]])
     bound = functools.partial(ja.feature_ablation, baseline=5.0)

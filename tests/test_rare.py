@@ -23,6 +23,7 @@ def test_series_and_their_salient_cells(task, axis):
     np.testing.assert_allclose(np.std(driven), 2, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["feature", "time"])
 @pytest.mark.parametrize("method", ["integrated_gradients", "deep_lift", "occlusion"])
 def test_methods_that_give_each_cell_its_square(method, task):

@@ -415,6 +415,7 @@ def test_affine_map_in_a_scan_is_one_layer(case):
     close(got.info["absorbed"], score[1] - values.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("einsum", "split afterwards")
 @pytest.mark.parametrize("form", list(FORMS)[1:])
 def test_forms_of_an_affine_map_are_equivalent(form):
@@ -520,6 +521,7 @@ def plain_promotion():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("nnx")
 @pytest.mark.parametrize("name", NORMS)
 def test_normalisation_of_every_library_passes_relevance_through(name, x64, plain_promotion):
@@ -637,6 +639,7 @@ def test_missing_differentiable_path_raises(fn):
         ja.lrp(fn, VECTOR)
 
 
+@pytest.mark.slow
 def test_z_b_equals_bounded():
     bounds = {"low": -3.0, "high": 3.0}
 

@@ -132,6 +132,7 @@ def test_s5_by_an_associative_scan_equals_its_reference():
     np.testing.assert_allclose(relevance(model, x), want, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_fourier_layers_are_linear():
     def spectral(x):
         """A global filter in the frequency domain, a readout of a real signal."""
@@ -152,6 +153,7 @@ def test_size_of_a_complex_number_divides_by_squares():
     np.testing.assert_allclose(relevance(fn)[:2], X[:2] ** 2 / size, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_deep_lift_through_complex_numbers_sums_to_the_difference():
     def fn(x):
         h = jax.lax.scan(recurrence, np.zeros(D, complex), x * K)[1]
@@ -164,6 +166,7 @@ def test_deep_lift_through_complex_numbers_sums_to_the_difference():
         np.testing.assert_allclose(found.values.sum(), high - low, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_contextual_decomposition_of_complex_states():
     x, phrase = models.draw(models.T, models.D, seed=3), jnp.arange(models.T) < 3
     got, want = (

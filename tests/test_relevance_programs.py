@@ -130,6 +130,7 @@ def test_associative_scan_is_the_recurrence(rates, reverse):
     compare(associative(rates, reverse), sequential(rates, reverse), rule="z", rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_size_of_an_associative_scan_grows_with_the_logarithm_of_the_steps():
     def size(steps):
         x = jnp.ones((steps, D))
@@ -161,6 +162,7 @@ def normalised_block(x):
         return (h * jnp.sin(x @ W)).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", [attention_block, normalised_block])
 @pytest.mark.parametrize("choice", ["first", "half"])
 @pytest.mark.representatives("first-attention_block")
@@ -179,6 +181,7 @@ def proposed(fn, **options):
     return re.search(r"products={'(.*?)': ", str(error.value)).group(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", [attention_block, normalised_block])
 def test_refusal_proposes_a_name_that_is_the_product_s_alone(fn):
     name = proposed(fn)
@@ -340,6 +343,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.representatives("top_k", "row of a layer")
 def test_choices_are_constants(name):
@@ -402,6 +406,7 @@ NORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", NORMS)
 def test_forms_of_a_norm_have_the_relevance_of_rsqrt(form):
     rng = np.random.default_rng(0)
@@ -421,6 +426,7 @@ def test_forms_of_a_norm_have_the_relevance_of_rsqrt(form):
         np.testing.assert_allclose(total, found.output[1], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_units_that_are_off_and_centred_behind_pass_relevance_on():
     """A ReLU of zero has relevance, that of minus the mean: the limit of leaky ReLUs."""
     rng = np.random.default_rng(0)

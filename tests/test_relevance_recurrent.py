@@ -289,6 +289,7 @@ def test_stacked_and_bidirectional_layers(name):
             )
 
 
+@pytest.mark.slow
 def test_padding_receives_no_relevance():
     model, layers, head = CLASSIFIERS["bidirectional"]()
     rows = np.concatenate([X, np.full((2, D), 7.0)])
@@ -463,6 +464,7 @@ def haiku_gru():
     return Partial(model.apply, redraw(model.init(jax.random.key(0), [X, H0])))
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("haiku")
 @pytest.mark.parametrize(
     "make",

@@ -34,6 +34,7 @@ def relevance(fn, x=None, **options):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("0.0")
 @pytest.mark.parametrize("bias", [0.0, 1.0])
 def test_mamba_equals_its_reference(bias):
@@ -82,6 +83,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.representatives("mlstm", "min_gru")
 def test_gated_linear_recurrences_equal_their_references(name):
@@ -104,6 +106,7 @@ def test_products_of_signals_conserve_relevance(name):
         assert abs(found.values).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slstm", "mlstm", "min_gru", "min_gru_in_logarithms"])
 @pytest.mark.representatives("mlstm", "min_gru_in_logarithms")
 def test_deep_lift_sums_to_the_difference(name):
@@ -113,6 +116,7 @@ def test_deep_lift_sums_to_the_difference(name):
     np.testing.assert_allclose(found.values.sum(), difference, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", ["all", "half", "proportional"])
 def test_a_recurrence_of_logarithms_equals_the_recurrence(gates):
     """Relevance of a logarithm is that of its exponential, divided as in a sum of exponentials."""
@@ -122,6 +126,7 @@ def test_a_recurrence_of_logarithms_equals_the_recurrence(gates):
     np.testing.assert_allclose(found.info["absorbed"], want.info["absorbed"], rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cumulative",
     [
@@ -175,6 +180,7 @@ def scopes(x):
     return (left * right).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["block/left", "left", ["*/left"], ("*left", "block/left")])
 def test_layers_and_patterns_are_constants(names):
     x = inputs()
@@ -199,6 +205,7 @@ COMBINATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_a_constant_is_like_an_array_of_its_values(name):
     combine = COMBINATIONS[name]
@@ -209,6 +216,7 @@ def test_a_constant_is_like_an_array_of_its_values(name):
     np.testing.assert_allclose(named.info["absorbed"], closed.info["absorbed"], atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", ["all", "half", "proportional"])
 @pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.gelu, jax.nn.mish, jax.nn.softplus])
 def test_activations_that_are_products_pass_relevance_on(activation, gates):

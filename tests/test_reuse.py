@@ -217,17 +217,8 @@ OTHERS = {
 }
 
 
+@pytest.mark.representatives("rnn reversed", "lstm", "nested")
 @pytest.mark.parametrize("name", SAVING)
-@pytest.mark.representatives(
-    "lstm",
-    "bidirectional, stacked",
-    "attention",
-    "nested",
-    "rnn reversed",
-    "custom rule",
-    "length from the input",
-    "flipped before",
-)
 def test_loops_start_at_the_first_change(name):
     costs = check_reuse(SAVING[name], X, SHORT, WIDE)
     assert costs[0] < 0.9, costs

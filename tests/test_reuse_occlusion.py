@@ -97,6 +97,7 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("True-lstm")
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("padded", [False, True])
@@ -160,6 +161,7 @@ def test_tokens_and_their_embeddings(x64):
     check_occlusion(model, ids, 1, at="embedding", window=2)
 
 
+@pytest.mark.slow
 def test_windows_per_leaf(x64):
     tree = {"series": XS, "spare": XS + 1, "scale": np.ones((B, 2))}
 
@@ -194,12 +196,14 @@ def test_devices(shape, x64):
     check_occlusion(network, XS, 1, mesh=mesh, window=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, atol", [("float32", 1e-6), ("bfloat16", 0.02)])
 def test_dtypes(dtype, atol):
     got = check_occlusion(network, jnp.asarray(XS, dtype), 1, atol=atol, window=2)
     assert got.info["flops_saved"].dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.representatives("float32")
 def test_irrelevant_windows_are_exactly_zero(dtype):

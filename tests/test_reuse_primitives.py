@@ -110,6 +110,7 @@ def random_program(seed):
     return fn
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("0", "1")
 @pytest.mark.parametrize("seed", range(8))
 def test_random_programs(seed):

@@ -73,6 +73,7 @@ def test_linearity(one, other):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(tables)
 def test_features_without_influence_are_exactly_zero(table):

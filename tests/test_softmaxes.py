@@ -129,6 +129,7 @@ REFERENCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFERENCES)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.representatives("attnlrp-scaled")
@@ -222,6 +223,7 @@ def test_half_precision_between_exponentials_and_sum():
     compare({"bfloat16": weights}, jax.nn.softmax, {"attention": "attnlrp"}, tolerance=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["stabiliser", "bounded sum", "logsumexp", "transposed"])
 def test_difference_methods_sum_to_the_difference(form):
     fn, x = attend(PLAIN[form]), jnp.asarray(X)

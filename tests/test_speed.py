@@ -64,6 +64,7 @@ def reference(work):
         return explained(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "projection"), [(1, "before"), (2, "inside"), (3, "joined")])
 @pytest.mark.representatives("image-saliency-1-before")
 def test_handwritten_code_agrees(work, reference, chunk, projection):
@@ -81,6 +82,7 @@ def test_captum_agrees(work, reference):
             assert contest.compare("Captum", result, reference, 1e-5) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("image-saliency", "image-occlusion")
 def test_work_is_deterministic(work):
     again = cells.prepare(work.cell)

@@ -77,6 +77,7 @@ def test_a_small_classifier_learns_the_labels(small):
     assert ((np.asarray(small(new.x)) > 0) == new.labels).mean() > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*classifier.OF_DERIVATIVES, *classifier.OF_REPLACED])
 @pytest.mark.representatives("integrated_gradients", "occlusion")
 def test_values_of_all_steps_at_once_are_those_of_all_prefixes(method, small):

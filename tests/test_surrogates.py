@@ -75,6 +75,7 @@ def test_a_linear_function_is_exact_with_few_samples():
     np.testing.assert_allclose(got.values, features() * jnp.arange(float(N)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_groups_that_an_example_lacks(x64):
     """The values of the other groups are exact if all their coalitions fit."""
     xs, groups = jnp.stack([features()] * 2), np.stack([np.arange(N) % 7, np.arange(N) % 5])
@@ -121,6 +122,7 @@ def test_coalitions_are_of_groups_that_exist():
     assert len({row.tobytes() for row in members[:14]}) == 14
 
 
+@pytest.mark.representatives("lasso-0.02-peer2")
 @pytest.mark.parametrize(
     ("penalty", "alpha", "peer"),
     [

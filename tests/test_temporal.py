@@ -49,11 +49,13 @@ def test_values_are_predictions_of_truncated_series(bidirectional, direction, x)
     close(whole, jax.nn.softmax(got.output)[1])
 
 
+@pytest.mark.slow
 def test_causal_network_matches_its_readout_of_all_steps(x):
     by_steps = classifier(readout="steps")
     close(score(classifier(), x).values, jax.nn.softmax(by_steps(x))[:, 1], 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -93,6 +95,7 @@ def test_selected_steps(steps, lengths, x):
     close(got, np.asarray(score(model, x).values)[list(steps)])
 
 
+@pytest.mark.slow
 def test_lengths_per_example(x):
     model, lengths = classifier(), jnp.array([T, 2], jnp.int32)
     xs = jnp.stack([x, jnp.where(jnp.arange(T)[:, None] < 2, x, 99.0)])
@@ -154,6 +157,7 @@ def test_prefixes_share_half_of_the_steps():
     assert 0.45 < (shared.flops - traced.flops) / (32 * traced.flops) < 0.5
 
 
+@pytest.mark.slow
 def test_length_that_is_also_used_in_arithmetic():
     def fn(x, length):
         valid = jnp.arange(x.shape[0]) < length

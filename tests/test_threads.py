@@ -269,6 +269,7 @@ CONTEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_jax_settings_apply_in_threads(name, threads, patient):
     def call(xs=X):
@@ -362,6 +363,7 @@ def test_threads_compile_after_clear_caches(threads):
     np.testing.assert_allclose(call(), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fn_that_calls_a_method(threads):
     def important(x):
         return ja.integrated_gradients(fn, x, 1, num_steps=5, check_finite=False).values.sum()
@@ -373,6 +375,7 @@ def test_fn_that_calls_a_method(threads):
     np.testing.assert_allclose(found[5], one, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_that_call_explain(threads):
     """A part cannot end before a part of another call has run in some thread."""
 

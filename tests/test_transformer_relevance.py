@@ -12,6 +12,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 IDS, TARGET = np.array([3, 7, 1, 1, 9, 4]), 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True], ids=["layer_norm+gelu", "rms_norm+swiglu"])
 @pytest.mark.parametrize("attention", ["attnlrp", "cp_lrp"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.02])
