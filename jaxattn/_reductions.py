@@ -65,7 +65,9 @@ def _over_spans(
 ) -> Array:
     """Reduce each span of an axis."""
     length = values.shape[axis]
-    are_pairs = {np.shape(pair) for pair in spans} == {(2,)}
+    are_pairs = isinstance(spans, (Sequence, np.ndarray)) and {
+        np.shape(pair) for pair in spans
+    } == {(2,)}
     if not are_pairs or np.asarray(spans).dtype.kind not in "iu":
         raise ValueError(f"`spans` must be pairs of ints, got {spans!r}.")
     pairs = np.asarray(spans)

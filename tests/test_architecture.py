@@ -42,8 +42,9 @@ jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.i
 jaxpr.reuse.coalition_plan jaxpr.reuse.coalition_tree jaxpr.reuse.affine_prefix
 jaxpr.reuse.causal_steps
 
-engine.batch engine.perturb engine.background engine.inputs engine.scopes engine.nnx_modules
-engine.equinox_modules engine.closures engine.environment engine.lengths engine.memo
+engine.numbers engine.batch engine.perturb engine.background engine.inputs engine.scopes
+engine.nnx_modules engine.equinox_modules engine.closures engine.environment engine.lengths
+engine.memo
 engine.callable engine.target engine.each engine.options engine.feature_groups
 engine.coalitions
 engine.intermediates engine.compiled engine.placement engine.threads engine.memory

@@ -114,8 +114,8 @@ def test_interleaved_scan_steps_raise(x):
 @pytest.mark.parametrize(
     ("residual", "error", "match"),
     [
-        (-1.0, ValueError, "`residual` must be finite and not negative, got -1.0"),
-        (float("nan"), ValueError, "`residual` must be finite"),
+        (-1.0, ValueError, "`residual` must be a number and finite and not negative, got -1.0"),
+        (float("nan"), ValueError, "`residual` must be a number and finite"),
         ("1", TypeError, "`residual` must be a number, got '1'"),
     ],
 )

@@ -186,7 +186,7 @@ def test_invalid_samples_and_keys_raise(method):
 @pytest.mark.parametrize(
     ("noise", "message"),
     [
-        (-0.1, "`noise` must not be negative, got -0.1"),
+        (-0.1, "`noise` must be a number and not negative, got -0.1"),
         (np.ones(2), r"one number, got shape \(2,\)"),
     ],
 )

@@ -174,7 +174,7 @@ def test_input_invariance_closed_form():
 def test_bad_robustness_arguments_raise(metric):
     shared = (ja.gradient, linear, XS)
     for radius in (0.0, -1.0, np.nan):
-        with pytest.raises(ValueError, match="`radius` must be a positive number"):
+        with pytest.raises(ValueError, match="`radius` must be a number and positive"):
             metric(*shared, key=KEY, radius=radius)
     with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
         metric(*shared, key=KEY, num_samples=0)

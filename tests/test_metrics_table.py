@@ -242,7 +242,7 @@ def test_bad_reductions_raise():
     for spans in ([(0, 4)], [(1, 1)], [(-1, 2)]):
         with pytest.raises(ValueError, match="`spans` must not be empty and lie within the axis"):
             reduced(1, spans=spans)
-    for spans in ([], [(0.5, 1)], [1, 2], [(0, 1), (1,)]):
+    for spans in (5, [], [(0.5, 1)], [1, 2], [(0, 1), (1,)]):
         with pytest.raises(ValueError, match="`spans` must be pairs of ints"):
             reduced(1, spans=spans)
     with pytest.raises(TypeError, match="`axis` must be an int"):

@@ -183,3 +183,17 @@ def test_later_steps_have_no_value_also_where_they_share_a_group():
 def test_integers_alone_are_not_cut():
     with pytest.raises(TypeError, match="`length_arg` is missing: `x` holds integers alone"):
         ja.time_forward(lambda t: t.astype(float).sum(), jnp.arange(3), method=ja.occlusion)
+    with pytest.raises(TypeError, match="`length_arg` is missing: `x` holds integers alone"):
+        ja.time_forward(lambda t: t.astype(float)[::-1], jnp.arange(3), per_step=True)
+
+
+def test_integers_of_a_causal_function_are_explained():
+    table = jnp.array([[0.0], [1.0], [3.0]])
+    options = {"per_step": True, "method": ja.feature_ablation, "baseline": 0}
+    options |= {"groups": np.arange(3), "reduction": "none"}
+
+    def fn(ids):
+        return jax.lax.scan(lambda total, row: (total + row[0],) * 2, 0.0, table[ids])[1]
+
+    got = ja.time_forward(fn, jnp.array([2, 1, 2]), **options)
+    close(got.values, [[3, 0, 0], [3, 1, 0], [3, 1, 3]])

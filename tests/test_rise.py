@@ -57,7 +57,7 @@ def test_integer_leaves_are_never_masked():
     [
         ({"key": None}, ValueError, "`key` is missing"),
         ({"num_samples": 0}, ValueError, "`num_samples` must be at least 1"),
-        ({"probability": 1.0}, ValueError, r"`probability` must lie in \(0, 1\)"),
+        ({"probability": 1.0}, ValueError, r"`probability` must be a number and in \(0, 1\)"),
         ({"grid": (2, 2)}, ValueError, "`grid` must have at most as many axes"),
         ({"grid": 0}, ValueError, "`grid` must be at least 1"),
         ({"grid": 1.5}, TypeError, "`grid` must hold ints"),

@@ -178,10 +178,14 @@ def test_lime_of_a_constant_function():
         (ja.lime, {"num_samples": 0, "key": KEY}, "`num_samples` must be at least 1"),
         (ja.lime, {"distance": "l1", "key": KEY}, "`distance` must be"),
         (ja.lime, {"penalty": "l1", "key": KEY}, "`penalty` must be"),
-        (ja.lime, {"width": 0.0, "key": KEY}, "`width` must be positive"),
-        (ja.lime, {"width": np.zeros(()), "key": KEY}, "`width` must be positive"),
-        (ja.lime, {"alpha": -1.0, "key": KEY}, "`alpha` must not be negative"),
-        (ja.lime, {"alpha": jnp.array(-1.0), "key": KEY}, "`alpha` must not be negative"),
+        (ja.lime, {"width": 0.0, "key": KEY}, "`width` must be a number and positive"),
+        (ja.lime, {"width": np.zeros(()), "key": KEY}, "`width` must be a number and positive"),
+        (ja.lime, {"alpha": -1.0, "key": KEY}, "`alpha` must be a number and not negative"),
+        (
+            ja.lime,
+            {"alpha": jnp.array(-1.0), "key": KEY},
+            "`alpha` must be a number and not negative",
+        ),
     ],
 )
 def test_errors(method, options, message):

@@ -125,7 +125,7 @@ def test_estimates_sum_to_the_difference():
     ("options", "message"),
     [
         ({"level": "word"}, "`level` must be"),
-        ({"tolerance": -1.0}, "`tolerance` must not be negative"),
+        ({"tolerance": -1.0}, "`tolerance` must be a number and not negative"),
         (
             {"baseline": 0.0, "background": np.zeros((2, T, D), np.float32)},
             "`baseline` must be left out",

@@ -13,7 +13,15 @@ from jaxattn.engine.callable import as_function
 from jaxattn.engine.checks import SHARED, Request, check_at
 from jaxattn.engine.compiled import in_engine
 from jaxattn.engine.each import Each, checked_targets, over_targets
-from jaxattn.engine.options import Count, Prepare, Selection, Traits, selected_part
+from jaxattn.engine.numbers import Condition
+from jaxattn.engine.options import (
+    Count,
+    Prepare,
+    Selection,
+    Traits,
+    check_numbers,
+    selected_part,
+)
 from jaxattn.engine.parts import compute
 from jaxattn.jaxpr.capture import split_at
 
@@ -40,6 +48,7 @@ def method(
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
+    numbers: Mapping[str, Condition] | None = None,
     prepare: Prepare | None = None,
 ) -> Callable[[Callable[P, Attribution]], Callable[P, Attribution]]: ...
 
@@ -61,6 +70,7 @@ def method(
     draws: bool = False,
     for_logits: bool = False,
     remedy: str = "",
+    numbers: Mapping[str, Condition] | None = None,
     prepare: Prepare | None = None,
 ) -> Callable[..., Any]:
     """Make a method of a pure function of one example.
@@ -91,6 +101,8 @@ def method(
         draws: whether the function draws random numbers with `key`.
         for_logits: whether a warning is shown for an `fn` that ends in a softmax or a sigmoid.
         remedy: the advice in the warning that is shown if `info["relative_delta"]` exceeds 1 %.
+        numbers: what must hold for options that are one number each, traced or not: "not negative",
+            "positive", "finite and not negative", "in (0, 1)" or "in [0, 1]".
         prepare: `(x, options) -> options`, called before anything is traced, with the abstract
             input of one example and the options of the call, which may have a leading axis of
             examples: for what must be known outside of `jit`, such as the number of groups.
@@ -121,6 +133,7 @@ def method(
         draws=draws,
         for_logits=for_logits,
         remedy=remedy,
+        numbers=numbers or {},
         prepare=prepare,
     )
     if core is None:
@@ -146,6 +159,7 @@ def _method(core: Callable[..., Attribution], traits: Traits) -> Callable[..., A
         **options: Any,
     ) -> Attribution:
         if in_engine.get():
+            check_numbers(method, options)
             if at is not None:  # else `x` may be the intermediate already
                 check_at(method, at)
             function = as_function(fn)

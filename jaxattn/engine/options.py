@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Protocol
+import inspect
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jaxtyping import PyTree
 from jaxattn._static import UnkeyableError, is_array, typed_key
 from jaxattn._types import Method
 from jaxattn.engine.callable import Recipe, known
+from jaxattn.engine.numbers import Condition, check_number
 
 
 class Prepare(Protocol):
@@ -56,6 +59,7 @@ class Traits:
     draws: bool = False
     for_logits: bool = False
     remedy: str = ""
+    numbers: Mapping[str, Condition] = dataclasses.field(default_factory=dict)
     prepare: Prepare | None = None
 
 
@@ -119,7 +123,7 @@ def with_sizes(method: Method, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepared(method: Method, x: PyTree, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options as the method prepares them outside of `jit`.
+    """Return the options, checked, as the method prepares them outside of `jit`.
 
     Args:
         method: the method; one that it wraps (`method=`) prepares its own options, too.
@@ -127,10 +131,23 @@ def prepared(method: Method, x: PyTree, options: dict[str, Any]) -> dict[str, An
         options: those of a call, which may have a leading axis of examples.
     """
     for each in (method, options.get("method")):
+        check_numbers(each, options)
         prepare = traits_of(each).prepare
         if prepare is not None:
             options = prepare(x, options)
     return options
+
+
+def check_numbers(method: Any, options: dict[str, Any]) -> None:
+    """Check options that a method declares as numbers; `None` is valid if annotated so."""
+    for name, condition in traits_of(method).numbers.items():
+        if name not in options:
+            continue
+        if options[name] is None:
+            annotation = inspect.signature(method).parameters[name].annotation
+            if types.NoneType in get_args(annotation):
+                continue
+        check_number(name, options[name], condition)
 
 
 def as_tuples(sizes: PyTree) -> PyTree:

@@ -36,6 +36,7 @@ def _checked_key(key: RandomKey | None, method: str) -> RandomKey:
     evaluations=lambda x, output, options: _num_samples(options, 64),
     per_example=(),
     draws=True,
+    numbers={"noise": "not negative"},
     for_logits=True,
 )
 def expected_gradients(
@@ -98,10 +99,6 @@ def expected_gradients(
     """
     key = _checked_key(key, "expected_gradients")
     check_count("num_samples", num_samples)
-    if jnp.ndim(noise) != 0:
-        raise ValueError(f"`noise` must be one number, got shape {jnp.shape(noise)}.")
-    if isinstance(noise, (int, float)) and not noise >= 0:
-        raise ValueError(f"`noise` must not be negative, got {noise}.")
     noiseless = isinstance(noise, (int, float)) and noise == 0
     floating_leaves(x, "a gradient")
     size, examples = background_size(background, x), check_background(background, x)

@@ -194,6 +194,7 @@ def _samples_times(what: str, x: PyTree, output: PyTree, options: dict[str, Any]
 @method(
     draws=True,
     for_logits=True,
+    numbers={"noise": "not negative"},
     evaluations=functools.partial(_samples_times, "evaluations"),
     in_flight=functools.partial(_samples_times, "in_flight"),
 )
@@ -258,7 +259,7 @@ def smooth_grad(
         >>> print(ja.smooth_grad(fn, x, key=key, num_samples=8, statistic="variance").values)
         [0. 0.]
     """
-    key = _checked_key(key, method, num_samples, noise, statistic)
+    key = _checked_key(key, method, num_samples, statistic)
     check_options("smooth_grad", _OWN, method, options)
     check_bool("relative", relative)
     floating_leaves(x, "noise")
@@ -281,7 +282,6 @@ def _checked_key(
     key: RandomKey | None,
     method: Callable[..., Attribution],
     num_samples: int,
-    noise: ArrayLike,
     statistic: Statistic,
 ) -> RandomKey:
     """Return the key, once the options of `smooth_grad` are checked."""
@@ -294,10 +294,6 @@ def _checked_key(
     check_count("num_samples", num_samples, least=2 if statistic == "variance" else 1)
     if not callable(method):
         raise TypeError(f"`method` must be callable, got {type(method).__name__}.")
-    if jnp.ndim(noise) != 0:
-        raise ValueError(f"`noise` must be one number, got shape {jnp.shape(noise)}.")
-    if isinstance(noise, (int, float)) and not noise >= 0:
-        raise ValueError(f"`noise` must not be negative, got {noise}.")
     return key
 
 

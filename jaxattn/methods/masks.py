@@ -27,6 +27,7 @@ from jaxattn.methods.mask_training import MaskMode, check_mode, check_optimizer,
 
 @method(
     draws=True,
+    numbers={"initial": "in [0, 1]"},
     evaluations=lambda x, output, o: check_count("num_steps", o.get("num_steps", 300)) + 2,
     in_flight=lambda x, output, options: 1,
     sizes=("window", "sigma"),
@@ -127,8 +128,6 @@ def learned_mask(
         [1. 0.] -1.0
     """
     check_count("num_steps", num_steps)
-    if isinstance(initial, (int, float)) and not 0 <= initial <= 1:
-        raise ValueError(f"`initial` must lie in [0, 1], got {initial}.")
     check_count("jitter", jitter, 0)
     if jitter and key is None:
         raise ValueError(f"`key` is missing: jitter={jitter} draws, give key=jax.random.key(0).")

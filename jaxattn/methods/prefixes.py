@@ -195,8 +195,8 @@ def time_forward(
 
     Raises:
         TypeError: for an option that `method` does not have, a length that is no integer, a
-            `per_step` that is no bool, or an `x` of integers alone without `length_arg` and
-            `per_step`.
+            `per_step` that is no bool, or an `x` of integers alone without `length_arg`,
+            unless `fn` is a scan that returns an output per step.
         ValueError: for an unknown reduction, a `length_arg` that is out of range, series of
             different lengths, an output without an axis of time if `per_step`, or values without
             one for `reduction="diagonal"`.
@@ -224,7 +224,8 @@ def time_forward(
         raise ValueError(f'`reduction` must be "diagonal" or "none", got {reduction!r}.')
     options = options_of_method("time_forward", _OWN, method, options, baseline)
     prefixes = Prefixes.of(fn, x, args, baseline, length_arg, per_step)
-    if length_arg is None and not per_step and not any(map(is_floating, jax.tree.leaves(x))):
+    integers_alone = not any(map(is_floating, jax.tree.leaves(x)))
+    if length_arg is None and prefixes.causal is None and integers_alone:
         raise TypeError(
             "`length_arg` is missing: `x` holds integers alone, which are not replaced after the "
             "cut. Give `fn` the length as one of args, or explain a floating-point intermediate, "

@@ -24,6 +24,7 @@ Grid: TypeAlias = int | np.integer | np.ndarray | Sequence[int | np.integer]
 @method(
     evaluations=lambda x, output, o: check_count("num_samples", o.get("num_samples", 512)) + 1,
     sizes=("grid",),
+    numbers={"probability": "in (0, 1)"},
     backward=False,
     draws=True,
 )
@@ -86,8 +87,6 @@ def rise(
     count = check_count("num_samples", num_samples)
     if key is None:
         raise ValueError("`key` is missing: rise draws masks, give key=jax.random.key(0).")
-    if isinstance(probability, (int, float)) and not 0 < probability < 1:
-        raise ValueError(f"`probability` must lie in (0, 1), got {probability}.")
     floating_leaves(x, "a mask")
     leaves, treedef = jax.tree.flatten(x)
     shapes = [

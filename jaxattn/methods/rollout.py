@@ -1,7 +1,6 @@
 """Attention across layers: attention rollout and attention flow."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -44,10 +43,6 @@ def _mixing_matrices(
     """
     if heads not in get_args(Heads):
         raise ValueError(f'`heads` must be "mean", "max" or "min", got {heads!r}.')
-    if not isinstance(residual, (int, float, np.generic, np.ndarray, jax.Array)):
-        raise TypeError(f"`residual` must be a number, got {residual!r}.")
-    if isinstance(residual, (int, float)) and not 0 <= residual < math.inf:
-        raise ValueError(f"`residual` must be finite and not negative, got {residual}.")
     located = locate(fn, inputs, at)
     layers = _in_call_order(located)
     shapes = [layer.shape for layer in layers]
@@ -90,7 +85,12 @@ def _in_call_order(located: Located) -> list[Array]:
     return layers
 
 
-@method(keeps_input=True, backward=False, per_example=())
+@method(
+    keeps_input=True,
+    backward=False,
+    per_example=(),
+    numbers={"residual": "finite and not negative"},
+)
 def attention_rollout(
     fn: Callable[..., Any],
     x: Inputs,
@@ -149,7 +149,12 @@ def attention_rollout(
     return Attribution(values, output, info)
 
 
-@method(keeps_input=True, backward=False, per_example=())
+@method(
+    keeps_input=True,
+    backward=False,
+    per_example=(),
+    numbers={"residual": "finite and not negative"},
+)
 def attention_flow(
     fn: Callable[..., Any],
     x: Inputs,

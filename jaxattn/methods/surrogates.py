@@ -9,7 +9,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxattn._static import is_concrete
 from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, check_count
 from jaxattn.engine.coalition_reuse import scores_of_members
 from jaxattn.engine.coalitions import Game
@@ -166,19 +165,14 @@ def _lime_evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int
     return check_count("num_samples", options.get("num_samples", 512)) + 2
 
 
-def _prepare_lime(x: PyTree, options: dict[str, Any]) -> dict[str, Any]:
-    """Check the kernel and the penalty before arrays are traced, and prepare the groups."""
-    _check_strengths(options.get("width"), options.get("alpha"))
-    return prepare_groups(x, options)
-
-
 @method(
     evaluations=_lime_evaluations,
     per_example=PER_EXAMPLE,
     backward=False,
     shares_states=True,
     draws=True,
-    prepare=_prepare_lime,
+    numbers={"width": "positive", "alpha": "not negative"},
+    prepare=prepare_groups,
 )
 def lime(
     fn: Callable[..., Any],
@@ -278,16 +272,7 @@ def _checked_fit(
         raise ValueError(f'`distance` must be "cosine" or "euclidean", got {distance!r}.')
     if penalty not in get_args(Penalty):
         raise ValueError(f'`penalty` must be "ridge" or "lasso", got {penalty!r}.')
-    _check_strengths(width, alpha)
     return _ALPHA[penalty] if alpha is None else alpha
-
-
-def _check_strengths(width: ArrayLike | None, alpha: ArrayLike | None) -> None:
-    """Raise an error for a width or a penalty that is known and out of range."""
-    if width is not None and is_concrete(width) and not np.all(np.asarray(width) > 0):
-        raise ValueError(f"`width` must be positive, got {width}.")
-    if alpha is not None and is_concrete(alpha) and not np.all(np.asarray(alpha) >= 0):
-        raise ValueError(f"`alpha` must not be negative, got {alpha}.")
 
 
 def _closeness(

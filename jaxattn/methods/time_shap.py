@@ -102,7 +102,12 @@ def _series(x: PyTree) -> Any:
 
 
 # The old past depends on the target, and coalitions on it: not `backward=False`.
-@method(evaluations=_evaluations, shares_states=True, draws=True)
+@method(
+    evaluations=_evaluations,
+    shares_states=True,
+    draws=True,
+    numbers={"tolerance": "not negative"},
+)
 def time_shap(
     fn: Callable[..., Any],
     x: Inputs,
@@ -181,8 +186,6 @@ def time_shap(
     options = {"level": level, "num_samples": num_samples, "max_events": max_events}
     options |= {"num_events": num_events, "num_features": num_features}
     settings = _settings(series.shape, options)
-    if isinstance(tolerance, (int, float)) and not tolerance >= 0:
-        raise ValueError(f"`tolerance` must not be negative, got {tolerance}.")
     if key is None:
         if 2 ** _most_groups(settings, series.shape, tolerance) - 2 > settings.num_samples:
             raise ValueError(

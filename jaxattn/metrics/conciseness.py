@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jaxattn._types import Attribution
-from jaxattn.metrics.amounts import check_amount
+from jaxattn.engine.numbers import check_number
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import flat, values_of
 
@@ -101,7 +101,7 @@ def effective_complexity(
         [2.]
     """
     magnitudes = _magnitudes(attribution)
-    check_amount("tolerance", tolerance)
+    check_number("tolerance", tolerance)
     above = magnitudes > jnp.asarray(tolerance, magnitudes.dtype)
     return above.sum(1).astype(magnitudes.dtype)
 

@@ -16,9 +16,9 @@ from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.checks import SHARED
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method as make_method
+from jaxattn.engine.numbers import check_number
 from jaxattn.engine.options import count, name_of
 from jaxattn.engine.perturb import floating_leaves, is_floating
-from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.rankings import flat, norm
 
 #: What the change of an explanation is divided by.
@@ -58,7 +58,7 @@ def ratios_of_changes(
     """Return the ratio of the change of the explanation for each changed input."""
     check_options(method, options)
     check_count("num_samples", num_samples)
-    check_amount("radius", radius, positive=True)
+    check_number("radius", radius, "positive")
     return explain(
         _changes,
         fn,

@@ -13,9 +13,9 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target, check
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method
+from jaxattn.engine.numbers import check_number
 from jaxattn.engine.perturb import broadcast_baseline, is_floating
 from jaxattn.engine.target import Score, scored
-from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import (
     correlation,
@@ -218,7 +218,7 @@ def non_sensitivity(
         [2.]
     """
     values = jax.vmap(flat)(values_like(attribution, xs))
-    check_amount("tolerance", tolerance)
+    check_number("tolerance", tolerance)
     options: dict[str, Any] = {"num_samples": check_count("num_samples", num_samples)}
     options |= {"score": score}
     options |= {"args": args, "key": key, "batch_size": batch_size, "mesh": mesh}

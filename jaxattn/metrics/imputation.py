@@ -15,9 +15,9 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Scalar, Target
 from jaxattn.engine.batch import chunked_map, wide
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method
+from jaxattn.engine.numbers import check_number
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import Score, scored
-from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import features_of, flat, ranks, unflat, values_like, widened
 from jaxattn.metrics.top_features import Fractions, top_counts
@@ -92,7 +92,7 @@ def road(
     """
     values = values_like(attribution, xs)
     features = features_of(values)
-    check_amount("noise", noise)
+    check_number("noise", noise)
     if axes is not None and (np.ndim(axes) != 1 or len(set(axes)) < len(axes)):
         raise ValueError(f"`axes` must be different axes of an example, got {axes!r}.")
     counts = [min(count, features - 1) for count in top_counts(fraction, features)]

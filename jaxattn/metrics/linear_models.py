@@ -14,9 +14,9 @@ from jaxattn._types import Attribution, Inputs, RandomKey, Target, check_bool, c
 from jaxattn.engine.batch import chunked_map
 from jaxattn.engine.explain import explain
 from jaxattn.engine.method import method
+from jaxattn.engine.numbers import check_number
 from jaxattn.engine.perturb import floating_leaves, is_floating
 from jaxattn.engine.target import Score, scored
-from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.rankings import flat, values_like, widened
 from jaxattn.metrics.subset_effects import Changes
@@ -95,7 +95,7 @@ def infidelity(
     """
     values = values_like(attribution, xs)
     check_bool("rescale", rescale)
-    check_amount("noise", noise)
+    check_number("noise", noise)
     found = explain(
         _of_changes,
         fn,

@@ -16,9 +16,9 @@ from jaxattn.engine.batch import chunked_sum
 from jaxattn.engine.explain import explain
 from jaxattn.engine.inputs import check_key
 from jaxattn.engine.method import method as make_method
+from jaxattn.engine.numbers import check_number
 from jaxattn.engine.options import count
 from jaxattn.engine.perturb import floating_leaves, is_floating
-from jaxattn.metrics.amounts import check_amount
 from jaxattn.metrics.direction import metric
 from jaxattn.metrics.explanation_changes import check_options, inner_count
 from jaxattn.metrics.parameters_by_layer import Parameters
@@ -186,7 +186,7 @@ def smooth_mprt(
     """
     check_options(method, options)
     check_count("num_samples", num_samples)
-    check_amount("noise", noise)
+    check_number("noise", noise)
     own = {"method": method, "num_samples": num_samples, "noise": jnp.asarray(noise)}
     of_model, of_method = _split(key)
     explained = functools.partial(
