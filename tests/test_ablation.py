@@ -1,5 +1,7 @@
 """Feature ablation and permutation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,3 +120,11 @@ def test_draws_need_a_key_and_samples():
         )
     with pytest.raises(TypeError, match="`reuse` must be a bool"):
         ja.feature_ablation(product, jnp.ones(3), reuse="no")
+
+
+def test_groups_of_a_partial_inner_method_may_differ_between_examples():
+    groups = np.array([[0, 0, 1, 1], [0, 1, 1, 1]])
+    inner = functools.partial(ja.feature_ablation, groups=groups)
+    options = {"key": jax.random.key(0), "num_samples": 2, "noise": 0.0}
+    got = ja.explain(ja.smooth_grad, jnp.sum, jnp.ones((2, 4)), method=inner, **options)
+    np.testing.assert_allclose(got.values, [[2, 2, 2, 2], [1, 3, 3, 3]])

@@ -85,8 +85,22 @@ def check_request(request: Request) -> Request:
         check_sharding(request.x, args)
     check_at(method, request.at)
     _check_names(method, options)
-    options = with_sizes(method, options)
+    options = with_sizes(method, _with_inner_options(method, options))
     return request._replace(method=method, options=options, args=args, mesh=mesh)
+
+
+def _with_inner_options(method: Method, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with those that a partial inner method binds, unless `method` has them too."""
+    inner, own = options.get("method"), inspect.signature(method).parameters
+    passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in own.values())
+    while passes_on and isinstance(inner, functools.partial) and not inner.args:
+        kept = {name: inner.keywords[name] for name in inner.keywords.keys() & own.keys()}
+        moved = {name: inner.keywords[name] for name in inner.keywords.keys() - own.keys()}
+        inner = functools.partial(inner.func, **kept) if kept else inner.func
+        options = {**moved, **options, "method": inner}
+        if kept:
+            break
+    return options
 
 
 def _check_order(request: Request) -> None:

@@ -117,7 +117,7 @@ def selected_part(method: Method, output: PyTree, options: dict[str, Any]) -> Py
 
 def with_sizes(method: Method, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options with numpy arrays of sizes as tuples: shapes depend on them."""
-    inner = options.get("method")  # smooth_grad takes the options of this one too
+    inner = without_partial(options.get("method"))  # smooth_grad takes the options of this one too
     names = (*traits_of(method).sizes, *traits_of(inner).sizes)
     return options | {name: as_tuples(options[name]) for name in names if name in options}
 
@@ -130,7 +130,7 @@ def prepared(method: Method, x: PyTree, options: dict[str, Any]) -> dict[str, An
         x: what is explained of one example, abstract or not.
         options: those of a call, which may have a leading axis of examples.
     """
-    for each in (method, options.get("method")):
+    for each in (method, without_partial(options.get("method"))):
         check_numbers(each, options)
         prepare = traits_of(each).prepare
         if prepare is not None:
