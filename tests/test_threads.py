@@ -427,3 +427,18 @@ def test_inside_jit(threads):
 def test_progress_counts_all_parts(threads, capsys):
     ja.explain(ja.gradient, fn, X, 0, batch_size=6, progress=True)
     assert "100%" in capsys.readouterr().out
+
+
+def decomposed(x):
+    return jnp.linalg.eigvalsh(jnp.outer(x, x)).sum()
+
+
+@pytest.mark.parametrize(("fn", "method"), [(decomposed, ja.occlusion), (jnp.sum, ja.kernel_shap)])
+def test_programs_that_decompose_matrices_run_one_after_the_other(fn, method, threads):
+    """On a CPU as many of them as XLA has threads could wait for each other forever."""
+    options = {"batch_size": 40, "key": jax.random.key(0)}
+    ja.explain(method, fn, X, **options)
+    assert len(threads) > 1
+    assert not others(threads)
+    ja.explain(ja.occlusion, jnp.sum, X, **options)
+    assert others(threads)

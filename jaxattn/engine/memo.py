@@ -86,6 +86,7 @@ class Memos:
         lengths: the lengths of batches with which a call was made.
         analysed: calls that analyse the structure of a function, and depend on its literals.
         completed: plans that have run to their end.
+        serial: whether parts of a plan must run one after the other.
     """
 
     traces: Memo[KnownTrace] = dataclasses.field(default_factory=Memo)
@@ -99,6 +100,7 @@ class Memos:
     lengths: Memo[Lengths] = dataclasses.field(default_factory=Memo)
     analysed: Memo[bool] = dataclasses.field(default_factory=Memo)
     completed: Memo[bool] = dataclasses.field(default_factory=Memo)
+    serial: Memo[bool] = dataclasses.field(default_factory=Memo)
 
     def clear(self) -> None:
         """Forget everything."""

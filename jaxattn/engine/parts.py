@@ -151,19 +151,33 @@ def _results(work: Work, progress: bool) -> Iterator[Attribution]:
 
 def _run(binding: Binding, parts: Iterator[PyTree], plan: Plan) -> Iterator[Attribution]:
     """Run parts one after the other, or on a CPU as many at a time as there are workers."""
-    key = binding.key, plan
-    if key not in MEMOS.completed:  # only the end of a first run shows that it fits the memory
-        result = launch.run_part(binding, next(parts), plan)
+    key, first = (binding.key, plan), next(parts)
+    if key in MEMOS.completed:
+        parts = itertools.chain([first], parts)
+    else:  # only the end of a first run shows that it fits the memory
+        result = launch.run_part(binding, first, plan)
         if all(map(is_concrete, jax.tree.leaves(result))):
             jax.block_until_ready(result)
             MEMOS.completed[key] = True
         yield result
-    if plan.workers == 1:
+    if plan.workers == 1 or _is_serial(binding, first, plan):
         yield from (launch.run_part(binding, part, plan) for part in parts)
     else:
         yield from side_by_side(
             lambda part: launch.run_part(binding, part, plan), parts, plan.workers
         )
+
+
+def _is_serial(binding: Binding, part: PyTree, plan: Plan) -> bool:
+    """Return whether parts must run one after the other.
+
+    On a CPU a batch of matrices is decomposed in XLA's threads, and the thread that divides the
+    batch waits there for the others: where as many programs do so as there are threads, all wait.
+    """
+    key = binding.key, plan
+    if key not in MEMOS.serial:
+        MEMOS.serial[key] = launch.calls_lapack(binding, part, plan)
+    return MEMOS.serial[key]
 
 
 def _concatenated(rows: Sequence[np.ndarray], batch: int) -> jax.Array:
