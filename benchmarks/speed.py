@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 results[name] = measure(name, CELLS[name], arguments)
             except contest.DisagreementError as disagreement:
                 failed[name] = str(disagreement)
+            # A cell can take half an hour: what is measured is kept if the rest is stopped.
+            report.write(arguments.json, as_json(results, failed, arguments))
     show(results, arguments)
-    report.write(arguments.json, as_json(results, failed, arguments))
     if arguments.plot is not None and results:
         from benchmarks import charts
 

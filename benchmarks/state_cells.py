@@ -85,7 +85,7 @@ def prepare(cell: Cell) -> Work:
     """Return the classifier and series of a cell; they are the same at every call."""
     net = cell.network
     trained = net.units == UNITS
-    model = classifier(0) if trained else Classifier(net.units, rngs=nnx.Rngs(0))
+    model = classifier(0, quick=False) if trained else Classifier(net.units, rngs=nnx.Rngs(0))
     xs = markov(1_000, cell.batch).x[:, : net.steps]
     weights = {
         "forward": gru_weights(model.gru),

@@ -15,7 +15,7 @@ ORDER = """
 _static _reductions _types
 
 jaxpr.interpreter jaxpr.flat jaxpr.literals jaxpr.program jaxpr.names jaxpr.relu jaxpr.flops
-jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
+jaxpr.lapack jaxpr.rows jaxpr.pair_arithmetic jaxpr.real_pairs
 
 jaxpr.structure.primitive_classes jaxpr.structure.bounds jaxpr.structure.facts
 jaxpr.structure.producers jaxpr.structure.axes jaxpr.structure.equality

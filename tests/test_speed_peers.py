@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxattn as ja
 from benchmarks import cells, coalition_cells, contest, speed, state_cells
+from benchmarks.faithfulness import classifier
 
 NETWORKS = {
     "image": cells.Network(6, 8, 3, 2, bidirectional=True),
@@ -97,3 +99,15 @@ def test_values_that_are_compared_may_be_others_than_those_that_are_measured():
         "peer", [("a", build), ("b", build)], np.ones(3), tolerance=1e-4
     )
     assert (best.setting, difference, calls) == ("a", 0, [1])
+
+
+def test_full_size_of_state_has_the_trained_network(monkeypatch):
+    network = classifier.Classifier(classifier.UNITS, rngs=nnx.Rngs(3))
+    monkeypatch.setattr(classifier, "trained", lambda *series_and_seed: network)
+    classifier.classifier.cache_clear()
+    try:
+        work = state_cells.prepare(CELLS["state-fit"])
+    finally:
+        classifier.classifier.cache_clear()  # the untrained one
+    assert work.model is network
+    assert work.xs.shape == (8, 200, 3)

@@ -433,12 +433,14 @@ def decomposed(x):
     return jnp.linalg.eigvalsh(jnp.outer(x, x)).sum()
 
 
-@pytest.mark.parametrize(("fn", "method"), [(decomposed, ja.occlusion), (jnp.sum, ja.kernel_shap)])
-def test_programs_that_decompose_matrices_run_one_after_the_other(fn, method, threads):
+def test_programs_that_decompose_batches_of_matrices_run_one_after_the_other(threads):
     """On a CPU as many of them as XLA has threads could wait for each other forever."""
-    options = {"batch_size": 40, "key": jax.random.key(0)}
-    ja.explain(method, fn, X, **options)
+    ja.explain(ja.occlusion, decomposed, X, batch_size=40)
     assert len(threads) > 1
     assert not others(threads)
-    ja.explain(ja.occlusion, jnp.sum, X, **options)
+
+
+@pytest.mark.parametrize("method", [ja.occlusion, ja.kernel_shap, ja.lime])
+def test_other_programs_run_side_by_side(method, threads):
+    ja.explain(method, jnp.sum, X, batch_size=40, key=jax.random.key(0))
     assert others(threads)

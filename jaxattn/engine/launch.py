@@ -12,10 +12,9 @@ from jaxattn._types import Attribution
 from jaxattn.engine.binding import Binding
 from jaxattn.engine.compiled import Plan, Spec, jitted, run
 from jaxattn.engine.placement import over_examples, part_struct
-from jaxattn.jaxpr.interpreter import primitive_names
+from jaxattn.jaxpr import lapack
 from jaxattn.jaxpr.literals import LiteralsNeededError
 from jaxattn.jaxpr.program import UntracedError
-from jaxattn.jaxpr.structure.primitive_classes import LAPACK
 
 Result = TypeVar("Result")
 
@@ -35,13 +34,13 @@ def compile_part(binding: Binding, examples: PyTree, plan: Plan) -> jax.stages.C
     )
 
 
-def calls_lapack(binding: Binding, examples: PyTree, plan: Plan) -> bool:
-    """Return whether the program of a plan, which JAX has in its cache, calls LAPACK on a CPU."""
+def decomposes_batches(binding: Binding, examples: PyTree, plan: Plan) -> bool:
+    """Return whether the program of a plan decomposes batches of matrices on a CPU."""
     part = part_struct(examples, plan)
     jaxpr = _with_traces(
         binding, plan, lambda spec, arrays: jitted(spec).trace(spec, arrays, part).jaxpr
     )
-    return any(name in LAPACK for name in primitive_names(jaxpr.jaxpr))
+    return lapack.takes_batches(jaxpr.jaxpr)
 
 
 def trace_part(binding: Binding, examples: PyTree, plan: Plan) -> jax.stages.Traced:

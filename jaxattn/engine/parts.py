@@ -176,7 +176,7 @@ def _is_serial(binding: Binding, part: PyTree, plan: Plan) -> bool:
     """
     key = binding.key, plan
     if key not in MEMOS.serial:
-        MEMOS.serial[key] = launch.calls_lapack(binding, part, plan)
+        MEMOS.serial[key] = launch.decomposes_batches(binding, part, plan)
     return MEMOS.serial[key]
 
 

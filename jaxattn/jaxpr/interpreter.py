@@ -42,14 +42,6 @@ def sub_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
     return found
 
 
-def primitive_names(jaxpr: jex.Jaxpr) -> Iterator[str]:
-    """Yield the name of the primitive of each equation, also of those inside of equations."""
-    for eqn in jaxpr.eqns:
-        yield eqn.primitive.name
-        for inner in sub_jaxprs(eqn):
-            yield from primitive_names(inner.jaxpr)
-
-
 def struct_of(atom: JaxprAtom) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of an operand."""
     aval: Any = atom.aval

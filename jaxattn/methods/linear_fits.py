@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxattn._types import Scalar
+from jaxattn.methods.pseudo_inverse import pseudo_inverse
 
 Penalty: TypeAlias = Literal["ridge", "lasso"]
 
@@ -66,7 +67,7 @@ def fit_with_sum(
         return kept - means * (ones if vectors.ndim == 1 else ones[:, None])
 
     projected = project(project(gram).T)
-    inverse = jnp.linalg.pinv((projected + projected.T) / 2, hermitian=True)
+    inverse = pseudo_inverse((projected + projected.T) / 2)
     deviation = project(jnp.dot(inverse, project(moment), precision=_EXACT))
     return mean * ones + deviation
 
@@ -94,7 +95,7 @@ def fit_with_penalty(
     moment = jnp.dot((centred * share[:, None]).T, rest, precision=_EXACT)
     if penalty == "ridge":
         with_penalty = gram + size / total * jnp.eye(gram.shape[0], dtype=dtype)
-        inverse = jnp.linalg.pinv(with_penalty, hermitian=True)
+        inverse = pseudo_inverse(with_penalty)
         coefficients = jnp.dot(inverse, moment, precision=_EXACT)
     else:
         coefficients = _lasso(gram, moment, size)

@@ -35,8 +35,3 @@ CHOOSING = {
     "scatter_add": slice(1, 2),
     "select_n": slice(0, 1),
 }
-#: Primitives that call LAPACK on a CPU.
-LAPACK = frozenset(
-    "cholesky cholesky_update eig eigh geqp3 geqrf hessenberg householder_product lu ormqr schur "
-    "svd symmetric_product triangular_solve tridiagonal tridiagonal_solve".split()
-)
