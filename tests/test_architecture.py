@@ -39,8 +39,8 @@ jaxpr.propagation.patterns jaxpr.propagation.decomposed_values jaxpr.propagation
 
 jaxpr.reuse.extents jaxpr.reuse.extent_rules jaxpr.reuse.step_values jaxpr.reuse.loop_split
 jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.incremental
-jaxpr.reuse.coalition_plan jaxpr.reuse.coalition_tree jaxpr.reuse.affine_prefix
-jaxpr.reuse.causal_steps
+jaxpr.reuse.coalition_plan jaxpr.reuse.coalition_runs jaxpr.reuse.coalition_loop
+jaxpr.reuse.coalition_tree jaxpr.reuse.affine_prefix jaxpr.reuse.causal_steps
 
 engine.numbers engine.batch engine.perturb engine.background engine.inputs engine.scopes
 engine.nnx_modules engine.equinox_modules engine.closures engine.environment engine.lengths

@@ -9,6 +9,7 @@ import jaxattn as ja
 from jaxattn.engine.coalition_reuse import window_game
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.feature_groups import feature_groups
+from jaxattn.jaxpr.flops import count_equations
 
 T, D, H = 12, 2, 3
 KEY = jax.random.key(0)
@@ -75,11 +76,32 @@ def test_nested_and_enumerated_coalitions_take_fewer_operations(name):
     game = Game(score_of, x, 0 * x, feature_groups(x, ja.groups.windows(X.shape, 1)))
     windows = window_game(game)
     assert windows is not None
-    assert windows._pays([(i, i + 1, i + 2) for i in range(T)], T + 1)
-    assert windows._pays([(i, i + 1, 2 ** (i + 1)) for i in range(T)], 2**T)
+    assert windows._pays(lambda way: [(i, i + 1, i + 2) for i in range(T)], T + 1)
+    assert windows._pays(lambda way: [(i, i + 1, 2 ** (i + 1)) for i in range(T)], 2**T)
     # Without shared states there are still only two projections of each row.
-    assert windows._pays([(0, T, 100)], 100)
-    assert not windows._pays([(0, T, 101)], 50)
+    assert windows._pays(lambda way: [(0, T, 100)], 100)
+    assert not windows._pays(lambda way: [(0, T, 101)], 50)
+
+
+def test_work_does_not_depend_on_evaluations_in_flight():
+    """Coalitions share the same states, however many of them are in flight."""
+    weights, recurrent = np.ones((D, 64), np.float32), np.ones((64, 64), np.float32)
+
+    def fn(x):
+        def advance(h, row):
+            return jnp.tanh(row @ weights + h @ recurrent), None
+
+        return jax.lax.scan(advance, jnp.zeros(64), x)[0].sum()
+
+    def flops(method, batch_size, **options):
+        options |= {"key": KEY, "groups": ja.groups.windows(X.shape, 1), "batch_size": batch_size}
+        closed = jax.make_jaxpr(lambda x: method(fn, x, **options).values)(X)
+        return count_equations(closed.jaxpr.eqns)
+
+    for method, samples in (ja.shapley_value_sampling, 8), (ja.kernel_shap, 200):
+        few, many = (flops(method, size, num_samples=samples) for size in (26, 400))
+        assert many <= few <= 1.1 * many  # the last chunk may repeat coalitions
+        assert few < 0.8 * flops(method, 400, num_samples=samples, reuse=False)
 
 
 def test_nothing_is_shared_without_windows_or_loops():

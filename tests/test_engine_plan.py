@@ -59,21 +59,6 @@ def test_parts_cover_all_examples_within_the_batch_size(batch_size, workers, mon
         assert plan.examples * calls > 16 * workers or calls == workers
 
 
-@pytest.mark.parametrize("method", [ja.kernel_shap, ja.lime, ja.shapley_value_sampling])
-def test_coalitions_that_share_states_come_before_examples(method):
-    def loop(x):
-        return jax.lax.scan(lambda state, row: (jnp.tanh(state + row), None), jnp.zeros(()), x)[0]
-
-    def examples_and_inside(fn, **options):
-        options |= {"key": jax.random.key(0), "batch_size": 30}
-        plan = prepare(method, fn, X, **options).plan
-        return plan.examples, plan.inside
-
-    assert examples_and_inside(loop) == (1, 30)
-    assert examples_and_inside(loop, reuse=False) == (10, 3)
-    assert examples_and_inside(jnp.sum) == (10, 3)
-
-
 def test_many_examples_are_divided_into_equal_parts():
     got = prepare(ja.occlusion, fn, np.concatenate([X] * 20), 0, batch_size=500).plan
     assert (got.examples, got.inside) == (67, 7)  # 200 in 3 parts

@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import jaxattn as ja
+from tests import mutants
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -28,3 +29,7 @@ def test_lint_limits_the_size_of_functions():
 def test_new_names_of_the_changelog_are_public():
     for name in ("LRPRule", "LRP_PRESETS", "method"):
         assert name in ja.__all__
+
+
+def test_mutants_occur_in_the_library():
+    assert mutants.check(ROOT, range(1, len(mutants.MUTANTS) + 1)) == 0

@@ -1,5 +1,6 @@
 """Coalitions of windows of rows, such as time steps, that share the states of loops."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxattn.engine.batch import balanced, chunked_map, wide
+from jaxattn.engine.batch import DEFAULT, chunked_map, wide
 from jaxattn.engine.coalitions import Game
 from jaxattn.engine.window_groups import LEAST_SAVED, with_derivative_of
 from jaxattn.jaxpr.flat import is_replayable, opens_rules
@@ -20,6 +21,9 @@ from jaxattn.jaxpr.reuse.step_values import AnyArray
 
 #: The segments of a chain of nested coalitions. More save little, and each is a loop to compile.
 _SEGMENTS = 8
+
+#: A sixteenth of all rows that are computed are few.
+_FEW = 16
 
 
 class WindowGame(NamedTuple):
@@ -49,14 +53,13 @@ class WindowGame(NamedTuple):
     ) -> Float[Array, "samples coalitions"] | None:
         """Return the scores of the first 0, 1, ... groups of permutations.
 
-        `None` if too little is saved, or a permutation has more coalitions than may be in flight.
+        `None` if too little is saved.
         """
         size = self.number + 1
         bounds = _chain_bounds(self.number)
         counts = [(a, b, b + 1) for a, b in itertools.pairwise(bounds)]
-        if not self._pays(counts, size) or (batch_size is not None and batch_size < size):
+        if not self._pays(lambda direction: counts, size):
             return None
-        samples = None if batch_size is None else max(1, batch_size // size)
 
         def trees(places: Int[Array, " windows"]) -> Trees:
             ranks = jnp.arange(size, dtype=jnp.int32)
@@ -64,42 +67,47 @@ class WindowGame(NamedTuple):
             chains = [self._chain(places, bounds, direction) for direction in (1, -1)]
             return Trees(present, *chains)
 
-        return self._scores(trees, places[:, self.order], samples)
+        at_once = max(1, (batch_size or DEFAULT) // size)
+        return self._scores(trees, places[:, self.order], at_once, batch_size)
 
     def of_members(
         self, members: Bool[Array, "coalitions groups"], batch_size: int | None
     ) -> Float[Array, " coalitions"] | None:
         """Return the scores of coalitions; `None` if too little is saved."""
         count = members.shape[0]
-        chunks, size = balanced(count, batch_size)
-        bounds = _prefix_bounds(self.number, size)
-        runs = [*(2**b for b in bounds[1:-1]), size]
-        counts = [(a, b, n) for a, b, n in zip(bounds, bounds[1:], runs, strict=False)]
-        if not self._pays(counts, size):
+        lengths = np.diff(self.edges).tolist()
+        bounds = {way: _prefix_bounds(lengths[::way], count) for way in (1, -1)}
+
+        def counts(direction: int) -> list[tuple[int, int, int]]:
+            spans = list(itertools.pairwise(bounds[direction]))
+            return [(a, b, 2**b if b < self.number else count) for a, b in spans]
+
+        if not self._pays(counts, count):
             return None
-        rows = np.minimum(np.arange(chunks * size), count - 1).reshape(chunks, size)
 
         def trees(members: Bool[Array, "coalitions windows"]) -> Trees:
-            both = [self._prefixes(members, bounds, direction) for direction in (1, -1)]
+            both = [self._prefixes(members, bounds[direction], direction) for direction in (1, -1)]
             return Trees(members[:, self._window_of_row], *both)
 
-        scores = self._scores(trees, members[:, self.order][rows], 1)
-        return scores.ravel()[:count]
+        return self._scores(trees, members[None, :, self.order], 1, batch_size)[0]
 
     @property
     def _window_of_row(self) -> Int[np.ndarray, " rows"]:
         return np.repeat(np.arange(self.number, dtype=np.int32), np.diff(self.edges))
 
-    def _pays(self, counts: Sequence[tuple[int, int, int]], coalitions: int) -> bool:
+    def _pays(
+        self, counts: Callable[[int], Sequence[tuple[int, int, int]]], coalitions: int
+    ) -> bool:
         """Return whether runs along trees save enough.
 
         Args:
-            counts: the first window of each segment, one past the last, and its runs.
+            counts: from a direction to the first window of each segment, one past the last, and its
+                runs.
             coalitions: the number of coalitions.
         """
 
         def sizes(direction: int) -> list[tuple[int, int]]:
-            spans = [(*self._rows(a, b, direction), runs) for a, b, runs in counts]
+            spans = [(*self._rows(a, b, direction), runs) for a, b, runs in counts(direction)]
             return [(hi - lo, runs) for lo, hi, runs in spans]
 
         plain = self.plan.traced.flops * coalitions
@@ -161,18 +169,33 @@ class WindowGame(NamedTuple):
         return segments
 
     def _scores(
-        self, trees: Callable[[Array], Trees], options: Array, batch_size: int | None
-    ) -> Float[Array, "..."]:
-        """Return the scores of the coalitions that each of several options makes."""
+        self,
+        trees: Callable[[Array], Trees],
+        options: Array,
+        at_once: int,
+        batch_size: int | None,
+    ) -> Float[Array, "options coalitions"]:
+        """Return the scores of the coalitions that each of several options makes.
+
+        Args:
+            trees: from an option to its coalitions.
+            options: the options.
+            at_once: how many options are in flight.
+            batch_size: the evaluations in flight.
+        """
         traced = self.plan.traced
         (x,), (replacement,) = map(jax.tree.leaves, (self.game.x, self.game.replacement))
+        of_each = max(1, (batch_size or DEFAULT) // at_once)
 
         def reused(constants: list[AnyArray], x: Array, absent: Array, options: Array) -> Array:
             def of_option(option: Array) -> Array:
-                scores: Array = run_tree(self.plan, x, absent, trees(option), constants)[0]
+                over_runs = functools.partial(chunked_map, batch_size=of_each)
+                scores: Array = run_tree(self.plan, x, absent, trees(option), constants, over_runs)[
+                    0
+                ]
                 return scores
 
-            scores: Array = chunked_map(of_option, options, batch_size)
+            scores: Array = chunked_map(of_option, options, at_once)
             return scores
 
         def whole(constants: list[AnyArray], x: Array, absent: Array, options: Array) -> Array:
@@ -183,9 +206,10 @@ class WindowGame(NamedTuple):
                     one: Array = traced.run(constants, mixed)[0]
                     return one
 
-                return jax.vmap(score)(trees(option).present)
+                scores: Array = chunked_map(score, trees(option).present, of_each)
+                return scores
 
-            scores: Array = chunked_map(of_option, options, batch_size)
+            scores: Array = chunked_map(of_option, options, at_once)
             return scores
 
         call = with_derivative_of(whole, reused) if opens_rules(traced.flat) else reused
@@ -230,10 +254,21 @@ def _chain_bounds(number: int) -> list[int]:
     return [-(-number * i // segments) for i in range(segments + 1)]
 
 
-def _prefix_bounds(number: int, coalitions: int) -> list[int]:
+def _prefix_bounds(lengths: Sequence[int], coalitions: int) -> list[int]:
     """Return the same for any coalitions: as long as there are fewer prefixes than coalitions.
 
-    Two windows at a time: a loop for each would save little more, and take longer to compile.
+    A segment has two windows where its runs are few beside all others: a loop for each window
+    would save little more, and take longer to compile.
+
+    Args:
+        lengths: the rows of each window.
+        coalitions: the number of coalitions.
     """
-    deep = min(number - 1, max(0, (coalitions - 1).bit_length() - 1))
-    return [0, *range(2 - deep % 2, deep + 1, 2), number]
+    deep = min(len(lengths) - 1, max(0, (coalitions - 1).bit_length() - 1))
+    rows = [2 ** (i + 1) * length for i, length in enumerate(lengths[:deep])]
+    least = sum(rows) + coalitions * sum(lengths[deep:])
+    bounds = [0]
+    while bounds[-1] < deep:
+        two = bounds[-1] + 1 < deep and rows[bounds[-1]] * _FEW <= least
+        bounds.append(bounds[-1] + 1 + two)
+    return [*bounds, len(lengths)]

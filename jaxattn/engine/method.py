@@ -96,8 +96,8 @@ def method(
             a sequence of names. Otherwise it receives the intermediate as `x`.
         backward: whether the function propagates back from the target, so that each of several
             targets (`jaxattn.each`) counts as an evaluation of its own.
-        shares_states: whether evaluations in flight for one example share the states of loops in
-            `fn`. The engine then has fewer examples in flight, and more evaluations of each.
+        shares_states: whether evaluations of one example share the states of loops in `fn`. The
+            memory of these states does not depend on the evaluations in flight.
         draws: whether the function draws random numbers with `key`.
         for_logits: whether a warning is shown for an `fn` that ends in a softmax or a sigmoid.
         remedy: the advice in the warning that is shown if `info["relative_delta"]` exceeds 1 %.

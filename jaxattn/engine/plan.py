@@ -98,9 +98,9 @@ def make_plans(
         division = functools.partial(few_sizes, exact=tuple(lengths.exact.values()))
         load.in_few_sizes = True
     if concrete and batch_size is None:
-        limit = _suitable(
-            binding, load, examples, _Trial(division, limit, mesh, device, rows.least)
-        )
+        # States that coalitions share take the same memory with fewer of them in flight.
+        least = limit if load.shares_states else rows.least
+        limit = _suitable(binding, load, examples, _Trial(division, limit, mesh, device, least))
     plans = division(load, limit, mesh)
     if lengths is not None and not load.in_few_sizes:
         lengths.exact[load.examples] = plans[0].examples
@@ -190,8 +190,7 @@ def _shares(load: Workload, limit: int, mesh: Mesh | None) -> _Shares:
     limit = limit // workers
     # What is done once for each example is better done for several at once. But XLA takes the
     # reversed kernel of a gradient out of a loop, and with it the fast algorithm of a convolution.
-    # And the more coalitions of an example are in flight, the more they have in common.
-    least = 1 if load.convolves or load.shares_states else _AT_ONCE
+    least = 1 if load.convolves else _AT_ONCE
     return _Shares(mesh, rows, workers, limit, inside, min(limit, max(limit // inside, least)))
 
 

@@ -90,7 +90,8 @@ def _evaluations(x: PyTree, output: PyTree, options: dict[str, Any]) -> int:
     shape = _series(x).shape
     settings = _settings(shape, options)
     of_games = [kernel_size(n, settings.num_samples) + 2 for n in _numbers(settings, shape)]
-    return sum(of_games) + 2 * settings.events + 1
+    pruning = 0 if options.get("tolerance", 0) is None else 2 * settings.events
+    return sum(of_games) + pruning + 1
 
 
 def _series(x: PyTree) -> Any:
@@ -134,8 +135,9 @@ def time_shap(
     values are Shapley values of the groups by KernelSHAP: exact if all their coalitions fit
     `num_samples`, otherwise estimates from coalitions that are drawn in complementary pairs.
 
-    Cost: 2 evaluations of `fn` per event for pruning, and at most `num_samples + 2` for the groups;
-    cells take three times these. Draws coalitions: `key` is required, unless all fit.
+    Cost: 2 evaluations of `fn` per event for pruning, if there is a tolerance, and at most
+    `num_samples + 2` for the groups; cells take three times the latter. Draws coalitions: `key` is
+    required, unless all fit.
 
     Args:
         level: `"event"`: each step that is not in the old past is a group; `"feature"`: each
@@ -160,7 +162,8 @@ def time_shap(
         f(baseline): first that of the old past (with all else, for cells), then those of events in
         order (the last `max_events`; 0 for those in the old past), of features, or of cells by
         event, then feature. `info["pruned"]` is the number of steps in the old past, and
-        `info["pruning"]` the Shapley value of the steps before each of the last `max_events` steps.
+        `info["pruning"]` the Shapley value of the steps before each of the last `max_events` steps,
+        unless the tolerance is `None`.
         For cells, `info["events"]` and `info["features"]` are the steps and features of the cells.
 
     Raises:
@@ -195,9 +198,11 @@ def time_shap(
     score_of = scored(fn, target, args)
     score, output = score_of(x)
     run = _Run(score_of, x, _replacement(x, baseline, background), settings, batch_size)
-    pruning = run.pruning()
-    pruned = _pruned(pruning, tolerance, series.shape[0])
-    info = {"pruned": pruned, "pruning": pruning}
+    info = {"pruned": jnp.asarray(series.shape[0] - settings.events, jnp.int32)}
+    if tolerance is not None:
+        info["pruning"] = run.pruning()
+        info["pruned"] = _pruned(info["pruning"], tolerance, series.shape[0])
+    pruned = info["pruned"]
     if level != "cell":
         values, ids = run.values_at(level, pruned, key)
     else:
@@ -232,13 +237,11 @@ def _replacement(x: PyTree, baseline: Any, background: Any) -> PyTree:
     return broadcast_baseline(average, x)
 
 
-def _pruned(pruning: Float[Array, " events"], tolerance: Any, length: int) -> Int[Array, ""]:
+def _pruned(pruning: Float[Array, " events"], tolerance: ArrayLike, length: int) -> Int[Array, ""]:
     """Return the number of steps in the old past: those before the last t within the tolerance."""
     events = pruning.shape[0]
     steps = jnp.arange(length - events, length, dtype=jnp.int32)
     least = jnp.asarray(length - events, jnp.int32)
-    if tolerance is None:
-        return least
     within = jnp.abs(pruning) <= jnp.asarray(tolerance, pruning.dtype)
     return jnp.maximum(least, jnp.where(within, steps, 0).max())
 
