@@ -80,9 +80,9 @@ class TreeLoop:
         self.pairs: dict[Var, Pair] = {}
         self.own: dict[Var, Atom] = {}
         self.steps = list(split.late)
-        values = {v: tree.values[atom] for v, atom in changed.items()}
-        pairs = {v: value for v, value in values.items() if isinstance(value, Pair)}
-        if len(pairs) == len(values):
+        if not self.shared.repeats_early:
+            values = {v: tree.values[atom] for v, atom in changed.items()}
+            pairs = {v: value for v, value in values.items() if isinstance(value, Pair)}
             wanted = [*split.frontier, *(y for y in self.ys if y in split.early_variables)]
             wanted = list(dict.fromkeys(v for v in wanted if isinstance(v, Var)))
             versions = [

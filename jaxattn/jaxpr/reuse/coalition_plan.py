@@ -20,6 +20,11 @@ from jaxattn.jaxpr.reuse.loop_split import BodySplit, ScanBody, split_body
 from jaxattn.jaxpr.reuse.reuse_plan import Traced
 
 
+#: Early steps with an eighth of the operations of late steps are cheaper to compute than to select:
+#: XLA does not vectorise a fusion of the selection with what reads it.
+_CHEAP = 8
+
+
 class Segment(NamedTuple):
     """Some rows of the input, and the runs that differ up to its end.
 
@@ -93,12 +98,15 @@ class SharedLoop(NamedTuple):
         split: the steps of its body.
         direction: the order of the input's rows in which it runs.
         flipped: whether its rows are in the reverse order of those of the input.
+        repeats_early: whether each run computes the early steps anew, instead of selecting one of
+            two versions of their results.
     """
 
     body: ScanBody
     split: BodySplit
     direction: int
     flipped: bool
+    repeats_early: bool
 
 
 #: How a step is computed of which an operand depends on the coalition.
@@ -141,9 +149,10 @@ class TreePlan:
                     total += whole
                 case RowwiseStep(kind):
                     total += whole * self._share(sizes, kind.direction)
-                case SharedLoop(_, split, direction, _):
-                    late = count_equations([s.eqn for s in split.late])
-                    total += late * self.rows * self._share(sizes, direction) + 2 * whole
+                case SharedLoop(_, split, direction, _, repeats_early):
+                    steps = [*split.early, *split.late] if repeats_early else split.late
+                    of_row = count_equations([s.eqn for s in steps])
+                    total += of_row * self.rows * self._share(sizes, direction) + 2 * whole
                 case _:
                     total += whole * coalitions
         return total
@@ -225,14 +234,16 @@ def _plan_loop(
     if body.length != rows or direction not in (0, own):
         return None
     changed = {v for v, kind in zip(body.xs, of_xs, strict=True) if kind is not None}
-    return SharedLoop(body, split_body(body, changed, [False] * n_carry), own, flipped)
+    split = split_body(body, changed, [False] * n_carry)
+    early, late = (count_equations([s.eqn for s in steps]) for steps in (split.early, split.late))
+    return SharedLoop(body, split, own, flipped, direction != 0 or _CHEAP * early <= late)
 
 
 def _output_kinds(step: Step, how: How) -> list[Kind | None]:
     match how:
         case RowwiseStep(kind):
             return [kind] * len(step.outputs)
-        case SharedLoop(body, split, direction, flipped):
+        case SharedLoop(body, split, direction, flipped, _):
             carries: list[Kind | None] = [
                 PER_COALITION if changes else None for changes in split.carry_changes
             ]

@@ -97,7 +97,8 @@ class _Tree(SharedValues):
             present, own = run
             return Run(self, segment, present, own).rowwise(step)
 
-        rows: list[AnyArray] = self.over_runs(of_run, (segment.present, self.own(step.inputs, s)))
+        # Not in chunks: the rows of all runs are kept anyway.
+        rows: list[AnyArray] = jax.vmap(of_run)((segment.present, self.own(step.inputs, s)))
         return rows
 
     def _version(self, atom: Atom, i: int) -> ArrayLike:
