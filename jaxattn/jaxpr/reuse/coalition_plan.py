@@ -19,7 +19,6 @@ from jaxattn.jaxpr.reuse.extents import UNCHANGED, Rows
 from jaxattn.jaxpr.reuse.loop_split import BodySplit, ScanBody, split_body
 from jaxattn.jaxpr.reuse.reuse_plan import Traced
 
-
 #: Early steps with an eighth of the operations of late steps are cheaper to compute than to select:
 #: XLA does not vectorise a fusion of the selection with what reads it.
 _CHEAP = 8
