@@ -1,14 +1,20 @@
 """jaxattn: functional explainers for recurrent and attention networks in JAX.
 
 A method (`gradient`, `saliency`, `integrated_gradients`, `occlusion`, ...) explains one example;
-`explain` runs a method over a batch. `metrics` evaluate attributions, `plot` draws them, `nn` and
-`models` hold networks.
+`explain` runs a method over a batch. `metrics` evaluate attributions, `plot` draws them,
+`introspect` looks inside of recurrent layers, `nn` and `models` hold networks.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxattn import groups as groups, metrics as metrics, models as models, nn as nn
+from jaxattn import (
+    groups as groups,
+    introspect as introspect,
+    metrics as metrics,
+    models as models,
+    nn as nn,
+)
 from jaxattn._types import (
     Attribution as Attribution,
     AttributionWarning as AttributionWarning,
@@ -145,6 +151,7 @@ __all__ = [
     "intermediate",
     "internal_influence",
     "intervene",
+    "introspect",
     "jacobian",
     "kernel_shap",
     "layer_conductance",

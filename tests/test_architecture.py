@@ -42,6 +42,10 @@ jaxpr.reuse.loop_schedule jaxpr.reuse.rerun jaxpr.reuse.reuse_plan jaxpr.reuse.i
 jaxpr.reuse.coalition_plan jaxpr.reuse.coalition_runs jaxpr.reuse.coalition_loop
 jaxpr.reuse.coalition_tree jaxpr.reuse.affine_prefix jaxpr.reuse.causal_steps
 
+jaxpr.recurrence.affine_maps jaxpr.recurrence.polynomials jaxpr.recurrence.cells
+jaxpr.recurrence.time_axis jaxpr.recurrence.recurrent_layers jaxpr.recurrence.observed_runs
+jaxpr.recurrence.cell_weights
+
 engine.numbers engine.batch engine.perturb engine.background engine.inputs engine.scopes
 engine.nnx_modules engine.equinox_modules engine.closures engine.environment engine.lengths
 engine.memo

@@ -21,6 +21,11 @@ UNDOCUMENTED = {"END", "LRP_PRESETS", "Padding"}
 WITHOUT_EXAMPLE = set(
     """
     jaxattn.AttributionWarning jaxattn.Benchmark jaxattn.ConvergenceWarning
+    jaxattn.introspect.FiniteReport jaxattn.introspect.GRUGates jaxattn.introspect.GateGradients
+    jaxattn.introspect.GateValues jaxattn.introspect.History jaxattn.introspect.LSTMGates
+    jaxattn.introspect.LayerInfo jaxattn.introspect.MemoryReach jaxattn.introspect.NonFinite
+    jaxattn.introspect.RNNGates jaxattn.introspect.Saturation
+    jaxattn.introspect.StateJacobians jaxattn.introspect.States jaxattn.introspect.Weights
     jaxattn.metrics.Comparison jaxattn.metrics.Curve jaxattn.metrics.Properties
     jaxattn.metrics.Randomisation jaxattn.models.Caption jaxattn.models.CaptionLoss
     jaxattn.models.GlimpseLoss jaxattn.models.Glimpses jaxattn.models.NextStep
@@ -37,7 +42,7 @@ def public_objects():
     """Yield the name and the object of every public function and class."""
     packages = {"jaxattn": ja} | {
         f"jaxattn.{name}": getattr(ja, name)
-        for name in ("groups", "metrics", "models", "nn", "plot")
+        for name in ("groups", "introspect", "metrics", "models", "nn", "plot")
     }
     for prefix, package in packages.items():
         for name in package.__all__:
@@ -60,7 +65,8 @@ WITH_EXAMPLE = [name for name in PUBLIC if examples(name).examples]
 
 def tier(name):
     """Leave the examples of metrics, layers, networks and plots to the full tier."""
-    slow = name.startswith(("jaxattn.metrics", "jaxattn.models", "jaxattn.nn", "jaxattn.plot"))
+    packages = ("introspect", "metrics", "models", "nn", "plot")
+    slow = name.startswith(tuple(f"jaxattn.{package}" for package in packages))
     return pytest.param(name, marks=pytest.mark.slow) if slow else name
 
 
@@ -107,7 +113,7 @@ def test_every_public_function_has_an_example():
     assert sorted(WITHOUT_EXAMPLE - missing) == [], "these have an example"
 
 
-@pytest.mark.parametrize("package", [ja, ja.metrics, ja.models, ja.nn, ja.plot])
+@pytest.mark.parametrize("package", [ja, ja.introspect, ja.metrics, ja.models, ja.nn, ja.plot])
 def test_public_names_are_in_all(package):
     assert all(
         getattr(package, name).__doc__ for name in package.__all__ if name not in UNDOCUMENTED

@@ -3,6 +3,7 @@
 import ast
 import io
 import sys
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -133,7 +134,9 @@ def bars(figure):
 
 def test_every_public_function_is_covered():
     # Panels and Text are classes. The other functions have test files of their own.
-    others = "Panels Text text captions glimpses features_0d features_1d features_2d features_hist"
+    others = """Panels Text text captions glimpses features_0d features_1d features_2d features_hist
+        features_hist_v2 hist_clipped rnn_heatmap rnn_histogram gate_activations state_trajectories
+        memory_reach"""
     assert {name.split()[0] for name in CASES} == set(plot.__all__) - set(others.split())
 
 
@@ -152,6 +155,10 @@ def test_imports_nothing_but_numpy_and_matplotlib():
                 assert own or name.partition(".")[0] in allowed, f"{path.name}: {name}"
 
 
+GATES = {"update": np.eye(3), "new": -np.eye(3)}
+WEIGHTS = types.SimpleNamespace(kernel=GATES, recurrent=GATES, bias=GATES, layer="gru")
+REACH = types.SimpleNamespace(norms=np.ones(4), steps=2.0)
+
 # Functions tested in other files; here only the type of their results is tested.
 OTHERS = {
     "captions": (lambda: plot.captions(PICTURE, ["a", "b"], np.ones((2, 4))), (3,)),
@@ -161,6 +168,13 @@ OTHERS = {
     "features_2d samples": (lambda: plot.features_2d(PICTURES), (3,)),
     "features_hist": (lambda: plot.features_hist(TRACE), ()),
     "features_hist channels": (lambda: plot.features_hist(CHANNELS), (2,)),
+    "features_hist_v2": (lambda: plot.features_hist_v2([[TRACE, TRACE]]), (1, 2)),
+    "gate_activations": (lambda: plot.gate_activations(GATES), (2,)),
+    "hist_clipped": (lambda: plot.hist_clipped(TRACE), ()),
+    "memory_reach": (lambda: plot.memory_reach(REACH), ()),
+    "rnn_heatmap": (lambda: plot.rnn_heatmap(WEIGHTS), (3, 2)),
+    "rnn_histogram": (lambda: plot.rnn_histogram(WEIGHTS), (3, 2)),
+    "state_trajectories": (lambda: plot.state_trajectories(CHANNELS), ()),
     "glimpses": (lambda: plot.glimpses(PICTURE, [[0, 0], [0.5, 0.5]], 2), ()),
     "text": (lambda: plot.text("abc", [1, 2, 3]).draw(), ()),
 }

@@ -16,7 +16,7 @@ from jaxattn.jaxpr.program import Program, Signature
 _NUMBERS = (int, float, complex, np.generic)
 
 
-class _Reemitted(Wrapper):
+class Reemitted(Wrapper):
     """The traced program with changes, compiled if it is called eagerly.
 
     Without compilation the loops of the changed program would be compiled at every call.
@@ -25,6 +25,7 @@ class _Reemitted(Wrapper):
     change: Callable[[Callable[..., Any], PyTree], Callable[..., Any]]
 
     def __call__(self, *inputs: PyTree) -> PyTree:
+        """Run the changed program."""
         leaves = jax.tree.leaves(inputs)
         disabled = getattr(jax.config, "jax_disable_jit")  # noqa: B009  # made at run time
         if leaves and all(map(is_concrete, leaves)) and not disabled:
@@ -38,13 +39,13 @@ class _Reemitted(Wrapper):
         return self.change(as_function(self.fn), options)(*inputs)
 
 
-class Capture(_Reemitted):
+class Capture(Reemitted):
     """The result of `capture`: `fn` and the values of the names that are its options."""
 
     change = staticmethod(captured)
 
 
-class Intervene(_Reemitted):
+class Intervene(Reemitted):
     """The result of `intervene`: `fn` with the replacements that are its options."""
 
     change = staticmethod(intervened)
@@ -54,7 +55,7 @@ def _up_to(fn: Callable[..., Any], names: tuple[str]) -> Callable[..., Any]:
     return lambda *inputs: split_at(fn, inputs, names[0]).value
 
 
-class Intermediate(_Reemitted):
+class Intermediate(Reemitted):
     """The result of `intermediate`: `fn` up to the name that is its option."""
 
     change = staticmethod(_up_to)

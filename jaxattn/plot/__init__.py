@@ -19,6 +19,13 @@ Scores and features:
     curve: Deletion and insertion curves.
     score_over_time: The temporal output score.
     features_0d, features_1d, features_2d, features_hist: The features of a layer.
+    features_hist_v2, hist_clipped: Histograms in rows and columns, and with clipped peaks.
+
+Inside of a recurrent layer, from the results of `jaxattn.introspect`:
+    rnn_heatmap, rnn_histogram: Weights or gradients by gate.
+    gate_activations: Gates over time.
+    state_trajectories: The path of the hidden state.
+    memory_reach: How the influence of a state decays.
 
 Each function takes the arrays, or the `Attribution`, of one example; the plural ones take several.
 Those that draw one panel return its `matplotlib.axes.Axes`, those that draw several return
@@ -43,8 +50,11 @@ from jaxattn.plot.comparisons import comparison, comparison_grid
 from jaxattn.plot.curves import curve, score_over_time
 from jaxattn.plot.features import features_0d, features_1d, features_2d, features_hist
 from jaxattn.plot.glimpse_paths import glimpses
+from jaxattn.plot.histograms import features_hist_v2, hist_clipped
 from jaxattn.plot.jacobians import jacobian, temporal_jacobian
 from jaxattn.plot.pictures import image, images
+from jaxattn.plot.recurrent_values import gate_activations, memory_reach, state_trajectories
+from jaxattn.plot.rnn_weights import rnn_heatmap, rnn_histogram
 from jaxattn.plot.style import Panels
 from jaxattn.plot.text_pages import Text, text
 from jaxattn.plot.time_series import series
@@ -63,12 +73,19 @@ __all__ = [
     "features_1d",
     "features_2d",
     "features_hist",
+    "features_hist_v2",
+    "gate_activations",
     "glimpses",
+    "hist_clipped",
     "image",
     "images",
     "jacobian",
+    "memory_reach",
+    "rnn_heatmap",
+    "rnn_histogram",
     "score_over_time",
     "series",
+    "state_trajectories",
     "temporal_jacobian",
     "text",
     "window",

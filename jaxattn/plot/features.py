@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from jaxattn.plot import style
 from jaxattn.plot.feature_panels import feature_grid, finish_panels
+from jaxattn.plot.histograms import check_bins, mark_zero
 from jaxattn.plot.style import ColorMap, Panels, Values
 
 Range = Literal["auto"] | Sequence[float | int] | None
@@ -102,6 +103,9 @@ def features_2d(
     titles: Sequence[str] | None = None,
     xlabel: str = "column",
     ylabel: str = "row",
+    channel_axis: int = -1,
+    max_steps: int | None = None,
+    reverse_half: bool = False,
     colorbar: bool = True,
     label: str = "value",
 ) -> Axes | Panels:
@@ -121,6 +125,11 @@ def features_2d(
         titles: N titles.
         xlabel: Label of the columns.
         ylabel: Label of the rows.
+        channel_axis: Which of the last two axes holds channels, for the two options below; -1 for
+            channels to the right, -2 for channels downwards. The other one holds time steps.
+        max_steps: Number of time steps to draw; all by default.
+        reverse_half: Whether to reverse the second half of the channels in time, such as the
+            backward half of a bidirectional layer whose outputs are in the order of computation.
         colorbar: Whether to add a colour bar.
         label: Label of the colour bar.
 
@@ -129,7 +138,8 @@ def features_2d(
 
     Raises:
         ValueError: If a shape or length does not fit, a value is not finite, `norm` is not a range,
-            or the grid has fewer cells than samples.
+            the grid has fewer cells than samples, or `reverse_half` is used for an odd number of
+            channels.
         TypeError: If `x` does not hold real numbers.
 
     Examples:
@@ -144,6 +154,7 @@ def features_2d(
         raise ValueError(f"`x` must have shape (R, C) or (N, R, C), got {maps.shape}.")
     several = maps.ndim == 3
     maps = maps if several else maps[None]
+    maps = _in_time(maps, channel_axis, max_steps, reverse_half)
     low, high = _range(norm, maps)
     scale = Normalize(low, high)
     colours = cmap or (style.DIVERGING if low < 0 < high else style.SEQUENTIAL)
@@ -167,7 +178,9 @@ def features_hist(
     *,
     ax: Axes | np.ndarray | None = None,
     bins: int = 30,
+    limits: tuple[float, float] | None = None,
     equal_axes: bool = False,
+    center_zero: bool = False,
     zero_line: bool = True,
     rows: int | None = None,
     columns: int | None = None,
@@ -183,7 +196,9 @@ def features_hist(
             per channel. NaN is left out.
         ax: Axes to draw on for `(n,)`, otherwise an array `(C,)` of them; a new figure by default.
         bins: Number of bars over the range of a channel, or over that of all if `equal_axes`.
+        limits: The range of the bars, the same for all channels; by default that of the values.
         equal_axes: Whether all panels have the same bins and the same scale.
+        center_zero: Whether zero is in the middle of each panel.
         zero_line: Whether to draw a line at zero in panels whose range holds zero.
         rows: Number of panels per column.
         columns: Number of panels per row; by default the grid is slightly wider than high.
@@ -197,7 +212,8 @@ def features_hist(
 
     Raises:
         ValueError: If a shape or length does not fit, a value is infinite, a channel holds NaN
-            only, `bins` is below 1, or the grid has fewer cells than channels.
+            only, `bins` is below 1, `limits` is no range, or the grid has fewer cells than
+            channels.
         TypeError: If `x` does not hold real numbers.
 
     Examples:
@@ -207,8 +223,7 @@ def features_hist(
         >>> len(ax.patches)
         6
     """
-    if bins < 1:
-        raise ValueError(f"`bins` must be at least 1, got {bins}.")
+    check_bins(bins, limits)
     values = _channels_last(x, channel_axis, (1, 2, 3))
     several = values.ndim > 1
     by_channel = values.reshape(-1, values.shape[-1] if several else 1).T
@@ -217,11 +232,12 @@ def features_hist(
     size = (1.6, 1.15) if several else (5.0, 3.0)
     place = _as_array(ax, several)
     grid = feature_grid(place, len(channels), "channels", size, rows=rows, columns=columns)
-    limits = (float(np.nanmin(values)), float(np.nanmax(values))) if equal_axes else None
+    if equal_axes and limits is None:
+        limits = float(np.nanmin(values)), float(np.nanmax(values))
     for panel, channel in zip(grid.axes, channels, strict=True):
         panel.hist(channel, bins=bins, range=limits, color=style.PALETTE[0])
-        if zero_line and channel.min() <= 0 <= channel.max():
-            panel.axvline(0, color=style.HIGHLIGHT, linewidth=0.8, zorder=1)
+        low, high = limits or (float(channel.min()), float(channel.max()))
+        mark_zero(panel, center_zero, zero_line and low <= 0 <= high)
     names = [""] if not several and channel_names is None else channel_names
     finish_panels(grid, names, xlabel, title, same_x=equal_axes, same_y=equal_axes)
     for panel in grid.axes[:: grid.columns or len(grid.axes)]:
@@ -316,6 +332,26 @@ def _channels_last(x: ArrayLike, axis: int, ranks: tuple[int, ...]) -> np.ndarra
             f"`x` must have a number in each channel, got NaN alone in {empty.sum()} of them."
         )
     return values
+
+
+def _in_time(
+    maps: np.ndarray, channel_axis: int, max_steps: int | None, reverse_half: bool
+) -> np.ndarray:
+    """Return the first time steps of maps `(N, R, C)`, half of the channels reversed in time."""
+    if channel_axis not in (-1, -2):
+        raise ValueError(f"`channel_axis` must be -1 or -2, got {channel_axis}.")
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    series = np.moveaxis(maps, channel_axis, -1)
+    half, odd = divmod(series.shape[-1], 2)
+    if reverse_half:
+        if odd:
+            raise ValueError(
+                "`reverse_half` must be False for an odd number of channels, got "
+                f"{series.shape[-1]} channels."
+            )
+        series = np.concatenate([series[..., :half], series[:, ::-1, half:]], axis=-1)
+    return np.moveaxis(series[:, :max_steps], -1, channel_axis)
 
 
 def _as_array(ax: Axes | np.ndarray | None, several: bool) -> Axes | np.ndarray | None:

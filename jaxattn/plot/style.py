@@ -159,6 +159,7 @@ def panels(
     layout: str = "constrained",
     sharex: bool = False,
     sharey: Literal["none", "row"] = "none",
+    height_ratios: Sequence[float] | None = None,
 ) -> Panels:
     """Return `ax` as an array of Axes of this shape, or the Axes of a new figure.
 
@@ -171,6 +172,7 @@ def panels(
         layout: The layout engine of the new figure.
         sharex: Whether its Axes share one x axis.
         sharey: Which of its Axes share a y axis: "none" or "row".
+        height_ratios: The relative heights of its rows; equal by default.
 
     Returns:
         The Axes.
@@ -181,7 +183,7 @@ def panels(
     if ax is None:
         _, grid = plt.subplots(
             rows, columns, squeeze=False, figsize=figsize, layout=layout, sharex=sharex,
-            sharey=sharey,
+            sharey=sharey, height_ratios=height_ratios,
         )  # fmt: skip
         for spare in grid.flat[math.prod(shape) :]:
             spare.remove()

@@ -1,0 +1,1 @@
+"""Recurrent layers of a traced program: their cells, gates, weights and values."""
