@@ -72,9 +72,11 @@ def check_after_call(fn):
 
 
 def jaxtyped(fn=None, *, typechecker, decorate=jaxtyping.jaxtyped):
-    """Decorate only functions with annotations."""
+    """Decorate only functions with annotations, and no results that JAX fills with placeholders."""
     if fn is None:
         return functools.partial(jaxtyped, typechecker=typechecker)
+    if isinstance(fn, type) and fn.__module__ == "jaxattn.introspect.results":
+        return fn
     if isinstance(fn, types.FunctionType) and not fn.__annotations__:
         return fn
     return decorate(fn, typechecker=typechecker)
