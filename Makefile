@@ -6,6 +6,7 @@
 #   make reasons     train a network with a penalty on its attributions
 #   make examples    all networks with attention: dates characters signals captions glimpses
 #   make pages       run the code of docs/methods and draw its pictures
+#   make docs        build the documentation in site/
 #   make test        run the quick tests      (make test TESTS="tests/test_flops.py -x")
 #   make test-all    run all tests          (make test-all TESTS=tests/test_flops.py)
 #   make lint        run ruff and mypy
@@ -30,7 +31,7 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 .DELETE_ON_ERROR:
 attention := dates characters signals captions glimpses
 
-.PHONY: demo ecg sentences reasons examples $(attention) pages test test-all lint benchmark speed clean FORCE
+.PHONY: demo ecg sentences reasons examples $(attention) pages docs test test-all lint benchmark speed clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -63,6 +64,12 @@ glimpses: $(VENV)/.demo
 
 pages: $(VENV)/.demo $(VENV)/.beats $(VENV)/.series
 	@$(python) -m docs.methods
+	@$(python) -m docs.guides
+
+# The index lies beside the pages, so they are read without a server too.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 # Slow tests also need pretrained networks and further libraries of models.
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series $(if $(filter not,$(TIER)),,$(VENV)/.pretrained)
@@ -83,7 +90,7 @@ speed: $(VENV)/.demo $(VENV)/.peers
 	@$(python) -m benchmarks.speed --peers captum
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest $(VENV) out site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is created again if its Python is missing, too old or has no pip.
@@ -97,7 +104,7 @@ $(VENV)/pyvenv.cfg: $(if $(filter True,$(sound)),,FORCE)
 	@$(PYTHON) -m venv --clear $(VENV)
 
 # A stamp for each extra of pyproject.toml, created when all of it is installed.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "setting up $(VENV) for '$*' (about a minute)"
 	@$(pip) -e '.[$*]'
 	@touch $@

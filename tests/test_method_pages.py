@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 import jaxattn as ja
-from docs.methods.__main__ import FOLDER, IMAGES, PICTURE, block, draw, names, page
+from docs.methods.__main__ import FOLDER, IMAGES, block, draw, names, page
+from docs.pages import PICTURE
 
 METHODS = sorted(name for name, method in vars(ja).items() if hasattr(method, "traits"))
 SECTIONS = [
@@ -37,7 +38,7 @@ def test_page_has_all_sections(name):
 def test_page_shows_its_picture_at_half_its_size(name):
     [(shown, width)] = PICTURE.findall(page(name))
     path = IMAGES / f"{name}.png"
-    assert shown == name
+    assert shown == f"methods/{name}"
     assert plt.imread(path).shape[1] // 2 == int(width)
     assert path.stat().st_size < 100_000
     assert re.search(r' alt="[^"]{30,}">$', page(name), re.MULTILINE)

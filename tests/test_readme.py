@@ -10,31 +10,13 @@ import numpy as np
 import pytest
 
 import jaxattn as ja
+from docs.pages import blocks, numbers_and_text
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-PRINTED = re.compile(r"^print\(.*\)  +# (.*)$", re.MULTILINE)
-NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?|-?\d+")
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Return the code of each Python block and the output shown for it.
-
-    The output is the text block that follows, or the comments behind the calls of `print`.
-    """
-    return [
-        (code, output or "\n".join(PRINTED.findall(code))) for code, output in BLOCK.findall(text)
-    ]
-
 
 BLOCKS = blocks(README.read_text())
 QUICK = {0, 2}  # the first example, and the Keras model
-
-
-def numbers_and_text(output: str) -> tuple[list[float], list[str]]:
-    """Separate the numbers of an output from its words."""
-    return [float(n) for n in NUMBER.findall(output)], NUMBER.sub("#", output).split()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""How-to pages, and the program that draws their pictures and those of other pages with code."""
