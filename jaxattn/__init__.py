@@ -1,8 +1,9 @@
 """jaxattn: functional explainers for recurrent and attention networks in JAX.
 
 A method (`gradient`, `saliency`, `integrated_gradients`, `occlusion`, ...) explains one example;
-`explain` runs a method over a batch. `metrics` evaluate attributions, `plot` draws them,
-`introspect` looks inside of recurrent layers, `nn` and `models` hold networks.
+`explain` runs a method over a batch. `metrics` evaluate attributions, `plot` draws them, `report`
+writes a page of them, `introspect` looks inside of recurrent layers, `nn` and `models` hold
+networks.
 """
 
 import importlib
@@ -108,6 +109,7 @@ from jaxattn.methods.windowed_fit import windowed_fit as windowed_fit
 
 if TYPE_CHECKING:
     from jaxattn import plot as plot
+    from jaxattn.reporting.page import report as report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -166,6 +168,7 @@ __all__ = [
     "pattern_attribution",
     "pattern_net",
     "plot",
+    "report",
     "rise",
     "saliency",
     "shapley_value_sampling",
@@ -184,9 +187,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import `plot` on first use: matplotlib takes longer to import than everything else."""
+    """Import `plot` and `report` on first use: matplotlib takes longer than everything else."""
     if name == "plot":
         return importlib.import_module("jaxattn.plot")
+    if name == "report":
+        return importlib.import_module("jaxattn.reporting").report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,6 +1,7 @@
 """The vocabulary of the library: what a method takes and what every method returns."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -187,6 +188,12 @@ class Attribution:
         """Shapes and dtypes; the numbers are in the fields."""
         fields = (f"{f.name}={_shapes(getattr(self, f.name))}" for f in dataclasses.fields(self))
         return f"Attribution({', '.join(fields)})"
+
+    def _repr_html_(self) -> str | None:
+        """Return a drawing of the values for a notebook; `None`, for the repr, if they are many."""
+        # Imported by name on first use, as `jaxattn.plot` is: it imports this module.
+        drawn: str | None = importlib.import_module("jaxattn.reporting.notebook").result_html(self)
+        return drawn
 
 
 #: A function that returns the `Attribution` of one example:

@@ -57,6 +57,7 @@ engine.binding engine.launch engine.plan engine.convergence engine.result_checks
 engine.call engine.method engine.explain engine.benchmark
 
 groups methods metrics nn models introspect plot
+reporting
 """.split()
 
 # Parts that may import only some of the preceding parts.

@@ -65,6 +65,6 @@ def test_layout_in_the_docs_lists_every_module():
     layout = text.partition("```\njaxattn/")[2].partition("```")[0]
     listed = set(re.findall(r"(\w+)\.py", layout)) - {"__init__"}
     package = ROOT / "jaxattn"
-    folders = [package / name for name in ("engine", "jaxpr", "metrics")]
+    folders = [package / name for name in ("engine", "jaxpr", "metrics", "reporting")]
     paths = [*package.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     assert listed == {path.stem for path in paths} - {"__init__"}

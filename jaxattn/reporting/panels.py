@@ -1,0 +1,273 @@
+"""Panels: arrays as PNG images, SVG drawings and coloured words, each with its scale in numbers."""
+
+import base64
+import dataclasses
+import html
+import struct
+import zlib
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from markupsafe import Markup
+
+from jaxattn.plot.style import DIVERGING, SEQUENTIAL
+from jaxattn.plot.text_pages import text
+
+#: The colour of NaN, which no colour map here contains, in grey either.
+NAN_COLOUR = (0, 0, 0)
+#: The longest series that is drawn point by point, and the most lines and heads in one panel.
+_MOST_POINTS, _MOST_LINES, _MOST_HEADS = 2000, 8, 8
+_DASHES = ("", "6 3", "2 2", "8 3 2 3", "12 4", "1 3", "4 1", "9 2 2 2 2 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One drawing.
+
+    Attributes:
+        title: what is drawn.
+        body: the HTML of the drawing.
+        caption: the scale and extreme values, in words.
+        group: the class of a derivative, or `None`.
+        shown: whether the panel is visible at first.
+    """
+
+    title: str
+    body: Markup
+    caption: str
+    group: int | None = None
+    shown: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The range of colours of one panel: from -limit to limit if signed, else from 0 to limit."""
+
+    limit: float
+    signed: bool
+
+
+def scale_of(values: Shaped[np.ndarray, "..."]) -> Scale:
+    """Return the scale of values; NaN and infinity do not count."""
+    finite = values[np.isfinite(values)]
+    limit = float(np.abs(finite).max()) if finite.size else 0.0
+    return Scale(limit or 1.0, bool((finite < 0).any()))
+
+
+def colours(
+    values: Float[np.ndarray, "..."], scale: Scale | None = None
+) -> UInt8[np.ndarray, "... 3"]:
+    """Return RGB colours: diverging about zero if a value is negative, otherwise sequential."""
+    scale = scale or scale_of(values)
+    fractions = np.clip(np.nan_to_num(values / scale.limit, nan=0.0), -1, 1)
+    positions = (fractions + 1) / 2 if scale.signed else np.maximum(fractions, 0)
+    cmap = mpl.colormaps[DIVERGING if scale.signed else SEQUENTIAL]
+    rgb = cmap(positions, bytes=True)[..., :3]
+    return np.where(np.isnan(values)[..., None], np.asarray(NAN_COLOUR, np.uint8), rgb).astype(
+        np.uint8
+    )
+
+
+def described(values: Float[np.ndarray, "..."]) -> str:
+    """Return the scale, the extreme values and the number of NaN in words."""
+    scale, finite = scale_of(values), values[np.isfinite(values)]
+    start = f"-{scale.limit:.3g}" if scale.signed else "0"
+    words = [f"scale {start} to {scale.limit:.3g}"]
+    if finite.size:
+        words.append(f"values {finite.min():.3g} to {finite.max():.3g}")
+    if np.isnan(values).any():
+        words.append(f"{np.isnan(values).sum()} NaN (black)")
+    if np.isinf(values).any():
+        words.append(f"{np.isinf(values).sum()} infinite")
+    return "; ".join(words)
+
+
+def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Encode RGB pixels as a PNG file."""
+    height, width, _ = pixels.shape
+    rows = np.concatenate(
+        [np.zeros((height, 1), np.uint8), pixels.reshape(height, width * 3)], axis=1
+    )
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def picture(pixels: UInt8[np.ndarray, "H W 3"], alt: str, kind: str = "pixels") -> Markup:
+    """Return an image element that holds pixels; the style of the page enlarges it."""
+    data = base64.b64encode(png(pixels)).decode()
+    height, width, _ = pixels.shape
+    return Markup(
+        '<img class="{}" loading="lazy" width="{}" height="{}" alt="{}" '
+        'src="data:image/png;base64,{}">'
+    ).format(kind, width, height, alt, data)
+
+
+def image_panel(title: str, values: Shaped[np.ndarray, "..."]) -> Panel:
+    """Draw values (H, W) or (H, W, C), summed over channels, at their own resolution."""
+    values = values.sum(-1) if values.ndim == 3 else values
+    if values.ndim != 2:
+        return failure(title, f"Values of shape {values.shape} are not an image.")
+    return Panel(
+        title, picture(colours(values), f"{title}: {described(values)}"), described(values)
+    )
+
+
+def input_image(x: Shaped[np.ndarray, "..."]) -> Panel:
+    """Draw the input: RGB if it has three channels, otherwise grey."""
+    grey = x if x.ndim == 2 else x.mean(-1)
+    shown = x if x.ndim == 3 and x.shape[-1] == 3 else np.repeat(grey[..., None], 3, -1)
+    finite = shown[np.isfinite(shown)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    unit = np.clip((np.nan_to_num(shown, nan=low) - low) / ((high - low) or 1.0), 0, 1)
+    caption = f"{low:.3g} (black) to {high:.3g} (white)"
+    missing = np.isnan(shown).any(-1)
+    pixels = np.rint(255 * unit).astype(np.uint8)
+    if missing.any():
+        pixels = np.where(missing[..., None], np.asarray((230, 159, 0), np.uint8), pixels).astype(
+            np.uint8
+        )
+        caption += f"; {missing.sum()} NaN (orange)"
+    return Panel("input", picture(pixels, f"input: {caption}"), caption)
+
+
+def series_panel(title: str, values: Shaped[np.ndarray, "..."]) -> Panel:
+    """Draw values (T,) or (T, D) as lines over a strip of their colours, time to the right."""
+    lines = values[:, None] if values.ndim == 1 else values
+    if lines.ndim != 2:
+        return failure(title, f"Values of shape {values.shape} are not a series.")
+    strip = picture(colours(lines.T), f"{title}: {described(values)}", "strip")
+    caption = f"{described(values)}; {_extent(lines)}"
+    return Panel(title, Markup("{}{}").format(lines_svg(lines, title), strip), caption)
+
+
+def input_series(x: Shaped[np.ndarray, "..."]) -> Panel:
+    """Draw the input series as lines."""
+    lines = x[:, None] if x.ndim == 1 else x
+    finite = lines[np.isfinite(lines)]
+    caption = f"values {finite.min():.3g} to {finite.max():.3g}" if finite.size else "no values"
+    if np.isnan(lines).any():
+        caption += f"; {np.isnan(lines).sum()} NaN (gaps)"
+    return Panel("input", lines_svg(lines, "input"), f"{caption}; {_extent(lines)}")
+
+
+def _extent(lines: Float[np.ndarray, "T D"]) -> str:
+    steps, features = lines.shape
+    drawn = "" if features <= _MOST_LINES else f", lines of the first {_MOST_LINES}"
+    return f"{steps} steps of {features} feature{'s' * (features > 1)}{drawn}"
+
+
+def lines_svg(lines: Float[np.ndarray, "T D"], title: str) -> Markup:
+    """Draw the first features as lines of distinct dashes; NaN leaves a gap."""
+    stride = -(-len(lines) // _MOST_POINTS)
+    lines = lines[::stride, :_MOST_LINES].astype(float)
+    finite = lines[np.isfinite(lines)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    span = (high - low) or 1.0
+    across = np.arange(len(lines)) + 0.5
+    paths = []
+    for feature, line in enumerate(lines.T):
+        ys = 60 - 56 * (line - low) / span - 2
+        colour = f"var(--line{feature % 8})"
+        paths.append(
+            f'<path d="{_path(across, ys)}" stroke="{colour}" '
+            f'stroke-dasharray="{_DASHES[feature % 8]}"/>'
+        )
+    zero = 58 + 56 * low / span
+    return Markup(
+        f'<svg class="series" viewBox="0 0 {len(lines)} 60" preserveAspectRatio="none" role="img" '
+        f'aria-label="{html.escape(title)}"><line class="zero" x1="0" x2="{len(lines)}" '
+        f'y1="{zero:.2f}" y2="{zero:.2f}"/>{"".join(paths)}</svg>'
+    )
+
+
+def _path(xs: Float[np.ndarray, " T"], ys: Float[np.ndarray, " T"]) -> str:
+    """Return the path through the finite points; a lone one becomes a short stroke."""
+    parts, pen = [], False
+    for x, y in zip(xs, ys, strict=True):
+        if np.isfinite(y):
+            parts.append(f"{'L' if pen else 'M'}{x:g} {y:.2f}" + ("" if pen else "h.01"))
+        pen = bool(np.isfinite(y))
+    return "".join(parts)
+
+
+def text_panel(title: str, values: Shaped[np.ndarray, "..."], tokens: Sequence[str]) -> Panel:
+    """Colour words by values (T,) or (T, E), summed over the embedding; NaN is written out."""
+    values = values.sum(-1) if values.ndim == 2 else values
+    if values.shape != (len(tokens),):
+        return failure(title, f"Values of shape {values.shape} do not fit {len(tokens)} tokens.")
+    scale = scale_of(values)
+    finite = np.clip(np.nan_to_num(values, nan=0.0), -scale.limit, scale.limit)
+    words = [
+        word if np.isfinite(value) else f"{word} [{'NaN' if np.isnan(value) else value}]"
+        for word, value in zip(tokens, values, strict=True)
+    ]
+    kind = "relevance" if scale.signed else "attention"
+    cmap = DIVERGING if scale.signed else SEQUENTIAL
+    drawn = text(words, finite, kind=kind, limit=scale.limit, cmap=cmap)  # type: ignore[arg-type]
+    body = Markup('<div class="words">{}</div>').format(Markup(drawn.html))
+    return Panel(title, body, described(values).replace(" (black)", ""))
+
+
+def input_text(tokens: Sequence[str]) -> Panel:
+    """Show the words of the input."""
+    body = Markup('<p class="plain" dir="auto">{}</p>').format(" ".join(tokens))
+    return Panel("input", body, f"{len(tokens)} tokens")
+
+
+def failure(title: str, why: str) -> Panel:
+    """Return a panel that says why nothing is drawn."""
+    return Panel(title, Markup('<p class="failed"><b>Failed.</b> {}</p>').format(why), "")
+
+
+def values_panel(
+    title: str, values: Shaped[np.ndarray, "..."], kind: str, tokens: Sequence[str] | None
+) -> Panel:
+    """Draw the values of one example as its kind requires."""
+    if kind == "text" and tokens is not None:
+        return text_panel(title, values, tokens)
+    return image_panel(title, values) if kind == "image" else series_panel(title, values)
+
+
+def input_panel(x: Shaped[np.ndarray, "..."], kind: str, tokens: Sequence[str] | None) -> Panel:
+    """Draw the input of one example."""
+    if kind == "text" and tokens is not None:
+        return input_text(tokens)
+    return input_image(x) if kind == "image" else input_series(x)
+
+
+def attention_panels(name: str, weights: Float[np.ndarray, "..."]) -> list[Panel]:
+    """Draw attention weights (..., queries, keys), one panel per matrix, up to eight."""
+    matrices = weights.reshape(-1, *weights.shape[-2:])
+    panels = []
+    for i, matrix in enumerate(matrices[:_MOST_HEADS]):
+        title = name if len(matrices) == 1 else f"{name}, {i + 1} of {len(matrices)}"
+        panel = image_panel(title, matrix)
+        rows, columns = matrix.shape
+        caption = f"{panel.caption}; {rows} queries down, {columns} keys across"
+        panels.append(dataclasses.replace(panel, caption=caption))
+    return panels
+
+
+def legend(signed: bool) -> Panel:
+    """Draw the colours from one end of the scale to the other."""
+    ramp = np.linspace(-1 if signed else 0, 1, 101)[None]
+    title = "signed values" if signed else "values without sign"
+    caption = (
+        "-1 opposes (blue) · 0 (white) · 1 supports (red), times the limit of a panel"
+        if signed
+        else "0 (white) · 1 (dark purple), times the limit of a panel"
+    )
+    return Panel(title, picture(colours(ramp), f"legend: {caption}", "ramp"), caption)
