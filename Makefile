@@ -71,12 +71,14 @@ docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
-# Slow tests also need pretrained networks and further libraries of models.
-test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series $(if $(filter not,$(TIER)),,$(VENV)/.pretrained)
+# Slow tests also need pretrained networks, further libraries of models, and playwright; those of
+# pages are skipped where Chromium is not installed.
+slow := $(VENV)/.pretrained $(VENV)/.browser
+test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series $(if $(filter not,$(TIER)),,$(slow))
 	@CHECK_TYPES=$(CHECK_TYPES) $(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
 
 test-all: TIER :=
-test-all: $(VENV)/.pretrained test
+test-all: $(slow) test
 
 lint: $(VENV)/.lint
 	@$(python) -m ruff check
@@ -104,7 +106,7 @@ $(VENV)/pyvenv.cfg: $(if $(filter True,$(sound)),,FORCE)
 	@$(PYTHON) -m venv --clear $(VENV)
 
 # A stamp for each extra of pyproject.toml, created when all of it is installed.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.browser $(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "setting up $(VENV) for '$*' (about a minute)"
 	@$(pip) -e '.[$*]'
 	@touch $@

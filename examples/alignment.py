@@ -1,6 +1,7 @@
 """Evaluate the attention of a date translator as an explanation of its output."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,9 @@ from flax import nnx
 from scipy.stats import spearmanr
 
 import jaxattn as ja
+from examples import gallery
 from examples.dates import (
+    END,
     LABELS,
     OUTPUT_LENGTH,
     OUTPUT_PARTS,
@@ -42,6 +45,19 @@ class Translations(NamedTuple):
     labels: np.ndarray
     probabilities: np.ndarray
     attention: np.ndarray
+
+
+def write(
+    page: gallery.Gallery, model: ja.models.Translator, shown: Sequence[DateText], texts: Texts
+) -> Path:
+    """Write the page with the attributions of all outputs of a few dates."""
+    ids, lengths = texts.take(np.arange(len(shown)))
+    return page.write(
+        model, np.asarray(one_hot(model, ids)), None,
+        {"saliency": ja.saliency, "LRP": ja.lrp, "input × gradient": ja.input_x_gradient},
+        args=(lengths,), class_names=["·", *LABELS[1:]],
+        tokens=[gallery.padded([*dated.text, LABELS[END]], ids.shape[1]) for dated in shown],
+    )  # fmt: skip
 
 
 def one_hot(model: ja.models.Translator, ids: np.ndarray) -> jax.Array:

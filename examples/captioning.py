@@ -105,8 +105,10 @@ def main(
     tables.append(("Other wrong words", *other_errors(page, trained, test, other)))
     tables.append(("Explaining a word", *explain_names(page, trained, test, vocabulary)))
     for name, columns, rows, reading in tables:
-        page.table(name.lower().replace(" ", "-"), name, columns, rows, reading)
-    path = page.write()
+        page.table(name, columns, rows, reading)
+    shown = clean[: describing.EXPLAINED]
+    references = [test.references[i] for i in shown]
+    path = describing.write(page, trained["soft"].model, test.images[shown], references, vocabulary)
     for name, columns, rows, _ in tables:
         print_table(console, name, columns, rows)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)

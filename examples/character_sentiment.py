@@ -7,7 +7,6 @@ Tomatoes, and short sentences of IMDb's audience, each with the label of its who
 """
 
 import argparse
-import html
 import re
 import time
 from collections import defaultdict
@@ -159,22 +158,6 @@ def by_word(
     return {w: (len(s), *np.mean(s, axis=0)) for w, s in occurrences.items() if len(s) >= min_count}
 
 
-class Page(gallery.Gallery):
-    """A gallery that also shows coloured characters."""
-
-    def characters(
-        self, name: str, heading: str, coloured: Sequence[plot.Text], captions: Sequence[str],
-        reading: str,
-    ) -> None:  # fmt: skip
-        """Add sentences, each below its caption."""
-        shown = "\n<br>\n".join(
-            f"<p><b>{html.escape(caption)}</b></p>\n{text.html}"
-            for caption, text in zip(captions, coloured, strict=True)
-        )
-        reading = f'<b class="how">How to read it.</b> {html.escape(reading)}'
-        self._sections.append((name, heading, f'<p class="reading">{reading}</p>\n{shown}'))
-
-
 def coloured(text: str, explained: Explained, i: int) -> plot.Text:
     """Return a sentence coloured by scaled attention, by raw attention, and by relevance."""
     values = {name: v[i, -len(text) :] for name, v in explained.values.items()}
@@ -246,7 +229,7 @@ def main(
         reached = f"test accuracy {accuracies[worst]:.1%} of {worst}"
         raise SystemExit(f"{reached} is below {min_accuracy:.0%}")
 
-    page = Page(
+    page = gallery.Gallery(
         out,
         "Attention and attributions of a character-level sentiment model",
         [
@@ -265,7 +248,7 @@ def main(
         ],
     )
     page.table(
-        "networks", "The two networks", columns, facts,
+        "The two networks", columns, facts,
         f"The accuracy is for {len(test):,} test sentences of critics. |Σα - 1| is the largest "
         "deviation of the summed attention weights from 1, caused by rounding. There is no mask, "
         "so that the padding before a text also has attention: its share is in the column “on "
@@ -285,6 +268,7 @@ def main(
         tables[name] = on_deletion(page, name, network, explained)
         if name == KERAS:
             continue
+        first = explained
         if console.is_terminal:
             print(coloured(sentences[0], explained, 0).ansi)
         draw(page, sentences, explained)
@@ -292,18 +276,22 @@ def main(
     for name, table in tables.items():
         title = f"{name}: probability of the prediction without characters"
         gallery.print_table(console, title, *table)
-    path = page.write()
+    path = page.write(
+        model, first.ids[:SHOWN], None, {name: v[:SHOWN] for name, v in first.values.items()},
+        tokens=[gallery.padded(text, width, left=True) for text in sentences[:SHOWN]],
+    )  # fmt: skip
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path
 
 
 def on_characters(
-    page: Page, network: str, texts: Sequence[str], labels: np.ndarray, explained: Explained
-) -> None:
+    page: gallery.Gallery, network: str, texts: Sequence[str], labels: np.ndarray,
+    explained: Explained,
+) -> None:  # fmt: skip
     """Add the first sentences, coloured by attention and relevance."""
     shown = range(min(SHOWN, len(texts)))
-    page.characters(
-        f"characters-{network.split(',')[0]}", f"Characters, by {network}",
+    page.texts(
+        f"Characters, by {network}",
         [coloured(texts[i], explained, i) for i in shown],
         [
             f"label {'positive' if labels[i] else 'negative'}; predicted probability of “positive” "
@@ -319,7 +307,7 @@ def on_characters(
     )  # fmt: skip
 
 
-def draw(page: Page, texts: Sequence[str], explained: Explained) -> None:
+def draw(page: gallery.Gallery, texts: Sequence[str], explained: Explained) -> None:
     """Add a figure of four sentences."""
     chosen = sorted(range(len(texts)), key=lambda i: abs(len(texts[i]) - 60))[:4]
     gap = plot.text(" ", [0.0]).lines
@@ -338,7 +326,7 @@ def draw(page: Page, texts: Sequence[str], explained: Explained) -> None:
 
 
 def on_deletion(
-    page: Page, name: str, network: Network, explained: Explained
+    page: gallery.Gallery, name: str, network: Network, explained: Explained
 ) -> tuple[list[str], list[list[str]]]:
     """Add the table of deletion scores and rank correlations of one network."""
     curves = dict(sorted(deletion(network, explained).items(), key=lambda curve: curve[1].mean()))
@@ -353,7 +341,7 @@ def on_deletion(
     ]  # fmt: skip
     columns = ["method", *map(str, DELETED[1:]), "± err.", "r(attn)", "r(occl)"]
     page.table(
-        f"deletion-{name.split(',')[0]}", f"Deletion scores: {name}", columns, rows,
+        f"Deletion scores: {name}", columns, rows,
         f"The mean probability of the prediction for {len(explained.ids)} test sentences of at "
         f"most {explained.ids.shape[1]} characters: {curves['random'][:, 0].mean():.3f} with all "
         "characters, and without the 1, 5 and 20 characters with the highest values of a method, "
@@ -368,7 +356,7 @@ def on_deletion(
     return columns, rows
 
 
-def on_words(page: Page, texts: Sequence[str], explained: Explained) -> None:
+def on_words(page: gallery.Gallery, texts: Sequence[str], explained: Explained) -> None:
     """Add tables of the words with the largest attention and the largest relevance."""
     words = by_word(texts, explained, min_count=max(2, len(texts) // 120))
     columns = ["word", "occurrences", "attention", "LRP for “positive”"]
@@ -380,7 +368,7 @@ def on_words(page: Page, texts: Sequence[str], explained: Explained) -> None:
     for name, order in orders.items():
         rows = [[w, str(words[w][0]), f"{words[w][1]:.2f}", f"{words[w][2]:+.2f}"] for w in order]
         page.table(
-            name.replace(" ", "-"), f"The {name} words", columns, rows,
+            f"The {name} words", columns, rows,
             "Means over the characters and occurrences of frequent words, for jaxattn's network "
             f"and the {len(texts):,} test sentences of at most {explained.ids.shape[1]} "
             "characters. An attention of 1 is the mean over the sentence. A relevance of 1 is the "

@@ -49,6 +49,7 @@ UNUSUAL = {
     "March 3rd 2001": date(2001, 3, 3),
     "the 12 of August, 1996": date(1996, 8, 12),
 }
+SHOWN_DATES = 8
 SHOWN = (("en_US", "full"), ("en_GB", "d MMMM YYY"), ("fr", "full"), ("ru", "long"))
 AMBIGUITY_SAMPLE = 200  # number of dates of a format that are tested for ambiguity
 
@@ -203,7 +204,7 @@ def main(
     tables = {"Exact matches on other days": accuracies(test, correct, locales)}
     on_maps(page, test, test_texts, translations, correct)
     page.table(
-        "accuracy", "Exact matches by format", *tables["Exact matches on other days"],
+        "Exact matches by format", *tables["Exact matches on other days"],
         f"The fraction of {len(test):,} test dates whose 11 characters are all correct. Test days "
         "are not in the training set. Some numeric dates are ambiguous, as the order of day and "
         "month depends on the locale: the last column is the fraction of texts with several "
@@ -222,7 +223,7 @@ def main(
     )
     tables["Attention and the gold alignment"] = alignment_table(english_alignment, full_alignment)
     page.table(
-        "alignment", "Attention and the gold alignment",
+        "Attention and the gold alignment",
         *tables["Attention and the gold alignment"],
         "The source characters of an output digit are those of the year, the month or the day in "
         "the text. The first number is the share of the digit's attention on its source "
@@ -241,7 +242,7 @@ def main(
     kept_translations = Translations(*(a[chosen] for a in translations))
     tables["One part replaced"] = swap_table(model, vocabulary, kept, kept_texts, kept_translations)
     page.table(
-        "findings", "The effect of one part on the output", *tables["One part replaced"],
+        "The effect of one part on the output", *tables["One part replaced"],
         f"In {len(kept)} correctly translated English long dates, one part is replaced by another "
         "value. The columns are: the share of the text; the share of the attention on this part, "
         "of its own digits and of the other digits; how often its digits are correct after the "
@@ -251,7 +252,7 @@ def main(
     on_unusual(page, model, vocabulary, tables)
     first_texts = kept_texts.take(np.arange(len(kept))[:num_explained])
     on_methods(page, model, kept[:num_explained], first_texts, tables)
-    path = page.write()
+    path = alignment.write(page, model, kept[: min(num_explained, SHOWN_DATES)], first_texts)
     for title, table in tables.items():
         gallery.print_table(console, title, *table)
     console.print(*page.about[2:], sep="\n", soft_wrap=True)
@@ -313,7 +314,7 @@ def on_unusual(
         alt="Attention matrices of two unusual dates.",
     )  # fmt: skip
     page.table(
-        "unusual", "Unusual dates", *table,
+        "Unusual dates", *table,
         "Words such as “20th”, and the year before an English month, are not in the training data. "
         "The last column contains the input character with the largest attention of each output "
         "digit; ␣ is a space and ⏎ the end token.",
@@ -374,7 +375,7 @@ def on_methods(
         alt="Deletion curves of attention, saliency, LRP, occlusion and a random ranking.",
     )  # fmt: skip
     page.table(
-        "judged", "Attention as an explanation", *table,
+        "Attention as an explanation", *table,
         f"{conclusion} The columns are: the share of the magnitude on the source characters; how "
         "often the largest value is on a source character, for all digits and for the month; "
         "the rank correlation of the magnitudes with those of attention and of occlusion; and the "
@@ -383,7 +384,7 @@ def on_methods(
         strong="attention",
     )  # fmt: skip
     page.table(
-        "elsewhere", "Translations with replaced attention weights", *tables["Replaced attention"],
+        "Translations with replaced attention weights", *tables["Replaced attention"],
         "The fraction of these dates that are translated correctly if only the attention weights "
         "are replaced. Weights of another date are cut at the end of the text and normalized to a "
         "sum of 1. With “source characters only”, the dashes and the end token keep their own "

@@ -13,6 +13,7 @@ from flax import nnx
 
 import jaxattn as ja
 from examples import checkpoints
+from examples.gallery import Gallery
 from examples.scenes import COLOURS, NAMES, Scenes, Vocabulary, word_cells
 from examples.training import bar
 
@@ -21,6 +22,7 @@ KINDS = ("soft", "hard")
 # photographs, leads to uniform attention here: 3 to 8 words cannot cover 64 locations.
 PENALTY = 0.01
 SCORE_WEIGHT, EXPECTED_SHARE = 0.1, 0.5  # for hard attention: see `ja.models.hard_caption_loss`
+EXPLAINED, EXPLAINED_WORDS = 8, 3  # in the part of a page with the attributions of words
 CONTEXT_ONLY = 0.4  # fraction of the training steps of soft attention: see `train`
 QUICK = {"channels": (16, 32, 96, 96), "hidden_features": 128, "attention_units": 64}
 FULL = {
@@ -177,6 +179,21 @@ def bleu(generated: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 def exact(generated: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
     """Return the fraction of captions that equal their references."""
     return float(np.mean([a == b for a, b in zip(generated, references, strict=True)]))
+
+
+def write(
+    page: Gallery, model: ja.models.Captioner, images: np.ndarray,
+    references: Sequence[Sequence[str]], vocabulary: Vocabulary,
+) -> Path:  # fmt: skip
+    """Write the page with attributions of the first words of a few reference captions."""
+    ids = vocabulary.encode(references)
+    positions = np.broadcast_to(np.arange(EXPLAINED_WORDS), (len(ids), EXPLAINED_WORDS))
+    return page.write(
+        model, np.asarray(network_input(images)),
+        ja.each(np.stack([positions, ids[:, :EXPLAINED_WORDS]], -1)),
+        {"saliency": ja.saliency, "LRP": ja.lrp},
+        args=(ids,), class_names=["(end)", *vocabulary.words[1:]],
+    )  # fmt: skip
 
 
 class TrainedCaptioner(NamedTuple):

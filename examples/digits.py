@@ -81,7 +81,9 @@ def main(
         "does not change the input.",
     )  # fmt: skip
     mistake(page, model, xs[test], labels[test], probabilities)
-    return gallery.finish(page, console, evaluation, "digits", "pixels")
+    return gallery.finish(
+        page, console, model, inputs, targets, evaluation, "digits", "pixels", kind="image"
+    )
 
 
 def comparison(page, xs, labels, evaluation, chosen):

@@ -1,47 +1,25 @@
-"""Write figures as PNG files and as one self-contained HTML page."""
+"""Collect figures and tables of an example, and write them with `jaxattn.report`."""
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import jaxattn as ja
 from examples import method_curves
 from examples.explaining import EqualArea, Evaluation, TimedAttribution
 
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #f6f6f4; color: #222; font: 17px/1.55 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; margin: 0 0 .75rem; }
-p { max-width: 46rem; margin: 0 0 .75rem; }
-section { background: #fff; border: 1px solid #e2e2de; border-radius: 8px; margin: 1.75rem 0 0;
-  padding: 1.5rem; }
-figure { margin: 0; }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-figcaption, .reading { border-left: 3px solid #0072b2; margin: 1rem 0 0; max-width: 46rem;
-  padding-left: .9rem; }
-.reading { margin: 0 0 1rem; }
-b.how { color: #0072b2; font-weight: 600; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { border-bottom: 1px solid #e2e2de; padding: .35rem .7rem; text-align: right; }
-th { font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-tr.strong td { font-weight: 600; }
-nav a { color: #0072b2; margin-right: 1.2em; white-space: nowrap; }
-"""
+#: The most examples of which a page shows every method.
+SHOWN = 24
 
 
 class Gallery:
-    """A page of figures and tables, in the order in which they are added.
+    """The sections of a page, in the order in which they are added.
 
     Args:
         folder: folder of the page and of the PNG files; created if it does not exist.
@@ -53,63 +31,76 @@ class Gallery:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.title = title
-        self.about = about
-        self._sections: list[tuple[str, str, str]] = []
+        self.about = list(about)
+        self.sections: dict[str, list[Any]] = {}
 
     def figure(self, name: str, heading: str, drawn: Any, reading: str, *, alt: str) -> None:
         """Add the figure of the Axes `drawn` to the page, save it as `name`.png, and close it."""
         figure = np.ravel(drawn)[0].figure
         path = self.folder / f"{name}.png"
         figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+        figure.set_label(alt)
         plt.close(figure)
-        data = base64.b64encode(path.read_bytes()).decode()
-        body = (
-            f'<figure>\n<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">\n'
-            f'<figcaption><b class="how">How to read it.</b> {html.escape(reading)}</figcaption>\n'
-            "</figure>"
-        )
-        self._sections.append((name, heading, body))
+        self.sections[heading] = [figure, reading]
 
     def table(
-        self, name: str, heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]],
-        reading: str, *, strong: str = "",
+        self, heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]], reading: str,
+        *, strong: str = "",
     ) -> None:  # fmt: skip
         """Add a table; the row that begins with `strong` is bold."""
+        self.sections[heading] = [reading, table_of("", columns, rows, strong=strong)]
 
-        def line(cells, kind):
-            mark = ' class="strong"' if cells[0] == strong else ""
-            inner = "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells)
-            return f"<tr{mark}>{inner}</tr>"
+    def texts(
+        self, heading: str, texts: Sequence[ja.plot.Text], captions: Sequence[str], reading: str
+    ) -> None:
+        """Add coloured texts, each below its caption."""
+        pairs = zip(captions, texts, strict=True)
+        self.sections[heading] = [reading, *(part for pair in pairs for part in pair)]
 
-        body = (
-            f'<p class="reading"><b class="how">How to read it.</b> {html.escape(reading)}</p>\n'
-            f'<div class="scroll"><table>\n<thead>{line(columns, "th")}</thead>\n<tbody>\n'
-            + "\n".join(line(row, "td") for row in rows)
-            + "\n</tbody>\n</table></div>"
-        )
-        self._sections.append((name, heading, body))
+    def write(
+        self,
+        fn: Callable[..., Any],
+        xs: np.ndarray,
+        targets: Any,
+        methods: Mapping[str, Any],
+        **options: Any,
+    ) -> Path:
+        """Write the page with the predictions and attributions of some examples; return its path.
 
-    def write(self) -> Path:
-        """Write the page and return its path."""
-        title = html.escape(self.title)
-        about = "\n".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in self.about)
-        links = "\n".join(
-            f'<a href="#{name}">{html.escape(heading)}</a>' for name, heading, _ in self._sections
-        )
-        sections = "\n".join(
-            f'<section id="{name}">\n<h2>{html.escape(heading)}</h2>\n{body}\n</section>'
-            for name, heading, body in self._sections
-        )
-        page = self.folder / "index.html"
-        page.write_text(
-            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-            f"<h1>{title}</h1>\n{about}\n<nav>\n{links}\n</nav>\n{sections}\n"
-            f"</main>\n</body>\n</html>\n",
-            encoding="utf-8",
-        )
-        return page
+        Args:
+            fn: the network.
+            xs: the examples, (B, ...).
+            targets: their targets.
+            methods: methods, or values (B, ...), by name.
+            **options: further arguments of `jaxattn.report`.
+        """
+        outputs = np.zeros(len(xs))
+        given = {
+            name: method if callable(method) else ja.Attribution(method, outputs)
+            for name, method in methods.items()
+        }
+        return ja.report(
+            fn, xs, targets, given, path=self.folder / "index.html", title=self.title,
+            about=self.about, sections=self.sections, **{"metrics": [], "curves": False, **options},
+        )  # fmt: skip
+
+
+def padded(tokens: Sequence[str], length: int, *, left: bool = False) -> list[str]:
+    """Return tokens with empty ones for padding on the right or on the left."""
+    padding = [""] * (length - len(tokens))
+    return [*padding, *tokens] if left else [*tokens, *padding]
+
+
+def table_of(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, strong: str = ""
+) -> Table:
+    """Return a table; the row that begins with `strong` is bold."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        table.add_row(*map(escape, row), style="bold" if row[0] == strong else None)
+    return table
 
 
 def method_rows(
@@ -142,12 +133,7 @@ def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Print a table to the console."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(table_of(title, columns, rows))
 
 
 def deletion(
@@ -177,15 +163,16 @@ def deletion(
 
 
 def finish(
-    page: Gallery, console: Console, evaluation: Evaluation, inputs_name: str, features_name: str
-) -> Path:
+    page: Gallery, console: Console, model: Callable[..., Any], inputs: np.ndarray,
+    targets: np.ndarray, evaluation: Evaluation, inputs_name: str, features_name: str,
+    **options: Any,
+) -> Path:  # fmt: skip
     """Add the closing tables, write the page, print the tables, and return the page's path."""
     count, size = evaluation.values["gradient"].shape[0], evaluation.values["gradient"][0].size
     methods = method_rows(evaluation.explained, evaluation.curves)
     area = area_rows(evaluation.area)
     compared = [name for name in evaluation.area.after if name != "learned mask"]
     page.table(
-        "methods",
         "Time and deletion AUC of each method",
         *methods,
         f"Each method explained {count} {inputs_name} in two halves. The time of the first half "
@@ -197,7 +184,6 @@ def finish(
         strong="random",
     )
     page.table(
-        "equal-area",
         f"The learned mask and {len(compared)} other rankings at equal area",
         *area,
         f"In each of {count} {inputs_name}, as many {features_name} are deleted as the learned "
@@ -206,7 +192,8 @@ def finish(
         "compared with these methods only. A lower probability means a better selection.",
         strong="highest by learned mask",
     )
-    path = page.write()
+    shown = {name: v[:SHOWN] for name, v in evaluation.values.items() if name != "Jacobian"}
+    path = page.write(model, inputs[:SHOWN], targets[:SHOWN], shown, jacobian=True, **options)
     print_table(console, "Methods", *methods)
     print_table(
         console,

@@ -18,6 +18,7 @@ import optax
 from flax import nnx
 from rich.console import Console
 
+import jaxattn as ja
 from examples import checkpoints, clutter, gallery, looking, training
 from jaxattn.models import RecurrentAttention, glimpse_loss
 
@@ -283,7 +284,7 @@ def main(
     ]
     columns = ["digits", "error, one path", f"mean of {PATHS} paths", "published, 60,000 digits"]
     page.table(
-        "errors", "Test errors", columns, rows,
+        "Test errors", columns, rows,
         "Error rates with standard errors. The network is trained for one path. The mean of the "
         f"probabilities over {PATHS} sampled paths uses {PATHS} times as many glimpses. Random "
         "glimpses: the same network with the same number of epochs, but with random locations in "
@@ -297,20 +298,24 @@ def main(
     looking.curves(page, curves, errors[0])
     aim = looking.on_the_digit(networks["learned"], scenes)
     page.table(
-        "aim", "Locations and the digit", *aim,
+        "Locations and the digit", *aim,
         "The fraction of glimpses of the cluttered test scenes whose centre is in the 28 × 28 "
         "pixels of the digit, and the median distance from the digit's centre.",
     )  # fmt: skip
     relevance = looking.relevance(page, networks["learned"], scenes)
     redirected_table = ["locations", "error"], redirection_rows(networks["learned"], scenes)
     page.table(
-        "redirected", "Errors with replaced locations", *redirected_table,
+        "Errors with replaced locations", *redirected_table,
         "The locations of the network with learned glimpses are replaced, as by "
         "ja.intervene(model, {“locations”: ...}); its weights are unchanged. Each row is for one "
         "path per image.",
     )  # fmt: skip
     looking.mistakes(page, networks["learned"], scenes, glimpses)
-    path = page.write()
+    shown = slice(0, gallery.SHOWN)
+    path = page.write(
+        networks["learned"], scenes.images[shown], scenes.labels[shown],
+        {"saliency": ja.saliency, "LRP": ja.lrp}, kind="image",
+    )  # fmt: skip
     gallery.print_table(console, "Errors", columns, rows)
     gallery.print_table(console, "Glimpses on the digit", *aim)
     gallery.print_table(console, "Attribution by region", *relevance)

@@ -92,7 +92,7 @@ def main(
     )
     recalls = recall_rows(labels[test], predictions)
     page.table(
-        "recall", "Recall of each class", *recalls,
+        "Recall of each class", *recalls,
         "Recall is the fraction of test beats of a class that are classified correctly. The last "
         "column is the most frequent wrong prediction. PVC is a premature ventricular contraction, "
         "supraventricular is a premature or ectopic beat. For classes with low recall or few test "
@@ -111,7 +111,10 @@ def main(
         "random.",
     )  # fmt: skip
     gallery.print_table(console, "Test beats", *recalls)
-    return gallery.finish(page, console, evaluation, "heartbeats", "samples")
+    return gallery.finish(
+        page, console, model, inputs, targets, evaluation, "heartbeats", "samples",
+        kind="series", class_names=CLASSES,
+    )  # fmt: skip
 
 
 def recall_rows(labels: np.ndarray, predictions: np.ndarray) -> tuple[list[str], list[list[str]]]:

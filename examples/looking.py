@@ -243,7 +243,7 @@ def relevance(
         alt="Paths over cluttered digits, and below them LRP and saliency.",
     )  # fmt: skip
     page.table(
-        "regions", "Attribution by region", columns, rows,
+        "Attribution by region", columns, rows,
         f"The share of the attribution's magnitude in each region, over {len(images)} test scenes. "
         "The last row is the share of the region in the image, which a uniform attribution would "
         "have.",

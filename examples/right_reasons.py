@@ -90,9 +90,9 @@ def main(
         "penalty on LRP": (stamped_train, functools.partial(ja.lrp, epsilon=0.01)),
         "shuffled squares": (stamped(xs[train], shuffled_train), None),
     }
-    table, shares = [], {}
+    table, shares, models = [], {}, {}
     for name, (digits, method) in networks.items():
-        model = ja.models.SequenceClassifier(
+        model = models[name] = ja.models.SequenceClassifier(
             ROWS, units, CLASSES, bidirectional=True, rngs=nnx.Rngs(0)
         )
         start = time.perf_counter()
@@ -124,7 +124,7 @@ def main(
     )
     columns = ["network", "kept", "shuffled", "none", "IG", "LRP", "time"]
     page.table(
-        "accuracy", "Accuracy, and the share of the attribution in the corner", columns, table,
+        "Accuracy, and the share of the attribution in the corner", columns, table,
         f"“Kept”, “shuffled” and “none” are accuracies on {len(test):,} test digits: with squares "
         "that encode the label as in training, with squares of other digits, and without squares. "
         "“IG” and “LRP” are the shares of the magnitude of integrated gradients and of LRP in the "
@@ -136,7 +136,14 @@ def main(
         strong="no penalty",
     )  # fmt: skip
     attention(page, shares)
-    path = page.write()
+    digits = test_sets[1][: gallery.SHOWN]
+    shown_labels = labels[test][: gallery.SHOWN]
+    penalised = ja.explain(ja.gradient, models["penalty on the gradient"], digits, shown_labels)
+    methods = {
+        "gradient, no penalty": ja.gradient, "LRP, no penalty": ja.lrp,
+        "gradient, penalty on the gradient": penalised.values,
+    }  # fmt: skip
+    path = page.write(models["no penalty"], digits, shown_labels, methods, kind="image")
     gallery.print_table(
         console, "Accuracy by kind of square, and share of the corner", columns, table
     )

@@ -173,7 +173,13 @@ def main(
             on_features(page, data)
         on_series(page, data, explained)
         tables.append(on_deletion(page, data, explained))
-    path = page.write()
+    vowels = sets[0]
+    shown = Series(*(part[: gallery.SHOWN] for part in vowels.test))
+    path = page.write(
+        next(iter(vowels.networks.values())), shown.x, shown.labels,
+        {"saliency": ja.saliency, "input × gradient": ja.input_x_gradient, "LRP": ja.lrp},
+        args=(shown.lengths,), kind="series", class_names=vowels.classes,
+    )  # fmt: skip
     for data, table in zip(sets, tables, strict=True):
         gallery.print_table(console, f"{data.name}: deletion of time steps", *table)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
@@ -196,7 +202,7 @@ def on_accuracy(page: gallery.Gallery, sets: list[Trained]) -> tuple[list[str], 
             rows.append([data.name, kind, score, f"{data.uniform_accuracy[kind]:.1%}", *shapes])
     counts = "; ".join(f"{d.name}: {d.train_count} and {len(d.test.labels)}" for d in sets)
     page.table(
-        "accuracy", "Test accuracy with learned and with uniform attention", columns, rows,
+        "Test accuracy with learned and with uniform attention", columns, rows,
         f"Numbers of training and test series, in the archive's split: {counts}. “Self” is the "
         "network with SeqSelfAttention, “weighted” the network with SeqWeightedAttention. The "
         f"accuracy is the mean over {len(scores)} networks of each kind. “Uniform” is the accuracy "
@@ -346,7 +352,7 @@ def on_deletion(
         alt="Deletion curves of attention and other methods, for two networks.",
     )  # fmt: skip
     page.table(
-        f"methods-{data.name}", f"{data.name}: deletion scores", columns, list(table.values()),
+        f"{data.name}: deletion scores", columns, list(table.values()),
         "For each network: the mean probability of its prediction without the fifth of the time "
         "steps with the highest attribution; the area under the curve (AUC) with its standard "
         "error, where lower is better; and the rank correlation with attention, averaged over "

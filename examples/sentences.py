@@ -7,7 +7,6 @@ each with the label of its whole review.
 """
 
 import argparse
-import html
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -83,6 +82,8 @@ class Explained(NamedTuple):
         return words if self.predictions[i] else -words
 
 
+# In the part of the page where each sentence has all methods.
+IN_REPORT = ("LRP", "integrated gradients", "occlusion", "DeepLIFT", "saliency")
 UNSIGNED = {"saliency", "learned mask", "random"}
 
 
@@ -213,7 +214,7 @@ def main(
     ends = np.cumsum(list(map(len, chosen)))
     general, negated, pairs = np.split(np.arange(len(all_sentences)), ends[:-1])
 
-    page = Page(
+    page = gallery.Gallery(
         out,
         "Word attributions of a sentiment classifier",
         [
@@ -232,47 +233,53 @@ def main(
     negation_table = on_negations(page, model, explained, negated, pairs)
     on_others(page, explained, general)
     method_table = on_deletion(page, model, explained, general)
-    path = page.write()
+    rows = np.concatenate([pairs, general])[: gallery.SHOWN]
+    shown = explained.texts.take(rows)
+    path = page.write(
+        model, shown.ids, explained.predictions[rows],
+        {name: explained.attributions[name][rows] for name in IN_REPORT},
+        args=(shown.lengths,), class_names=("negative", "positive"),
+        tokens=[gallery.padded(explained.sentences[i], shown.ids.shape[1]) for i in rows],
+    )  # fmt: skip
     gallery.print_table(console, "Negations", *negation_table)
     gallery.print_table(console, "Probability of the prediction without words", *method_table)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path
 
 
-class Page(gallery.Gallery):
-    """A gallery that also shows coloured words."""
+def on_words(
+    page: gallery.Gallery, heading: str, explained: Explained, captions: Mapping[int, str],
+    note: str,
+) -> None:  # fmt: skip
+    """Add sentences, each below its caption, coloured by every method with a sign."""
+    coloured = [
+        plot.text(
+            explained.sentences[i],
+            {name: explained.support_for_positive(name, i) for name in explained.signed},
+        )
+        for i in captions
+    ]
+    page.texts(
+        heading, coloured, list(captions.values()),
+        "Red words support “positive”, blue words support “negative”, white words have no effect. "
+        f"Each line has its own scale. {note}",
+    )  # fmt: skip
 
-    def words(
-        self, name: str, heading: str, explained: Explained, captions: Mapping[int, str], note: str
-    ) -> None:
-        """Add sentences, each below its caption, coloured by every method with a sign."""
-        body = [
-            '<p class="reading"><b class="how">How to read it.</b> Red words support “positive”, '
-            "blue words support “negative”, white words have no effect. Each line has its own "
-            "scale. "
-            f"{html.escape(note)}</p>"
-        ]
-        for i, caption in captions.items():
-            lines = {name: explained.support_for_positive(name, i) for name in explained.signed}
-            coloured = plot.text(explained.sentences[i], lines)
-            body.append(f"<p><b>{html.escape(caption)}</b></p>\n{coloured.html}\n<br>")
-        self._sections.append((name, heading, "\n".join(body)))
 
-
-def on_pairs(page: Page, explained: Explained, rows: np.ndarray) -> None:
+def on_pairs(page: gallery.Gallery, explained: Explained, rows: np.ndarray) -> None:
     """Add the predictions and attributions of the pairs with and without a negation."""
     positive = [f"{p:.2f}" for p in explained.positive[rows]]
     changed = explained.predictions[rows[::2]] != explained.predictions[rows[1::2]]
     page.table(
-        "pairs", "The effect of a negation on the prediction",
+        "The effect of a negation on the prediction",
         ["sentence", "positive", "negated", "positive"],
         [[a, positive[2 * k], b, positive[2 * k + 1]] for k, (a, b, _) in enumerate(PAIRS)],
         "The numbers are the predicted probability that the sentence to the left is positive. The "
         f"negation changes the predicted class in {changed.sum()} of these {len(changed)} pairs.",
     )  # fmt: skip
     rows_shown = [i for k in SHOWN for i in rows[2 * k : 2 * k + 2]]
-    page.words(
-        "words-of-pairs", "Attributions with and without a negation", explained,
+    on_words(
+        page, "Attributions with and without a negation", explained,
         {i: f"positive with probability {explained.positive[i]:.2f}" for i in rows_shown},
         "If an attribution reflects the effect of the negation on the prediction, the negated word "
         "changes its colour, or the negation has the opposite colour and a larger magnitude.",
@@ -280,8 +287,9 @@ def on_pairs(page: Page, explained: Explained, rows: np.ndarray) -> None:
 
 
 def on_negations(
-    page: Page, model: Critic, explained: Explained, rows: np.ndarray, pair_rows: np.ndarray
-) -> tuple[list[str], list[list[str]]]:
+    page: gallery.Gallery, model: Critic, explained: Explained, rows: np.ndarray,
+    pair_rows: np.ndarray,
+) -> tuple[list[str], list[list[str]]]:  # fmt: skip
     """Compare the attributions of negations with their effect on the prediction."""
 
     def shares(method, plain, negated, word):
@@ -318,7 +326,7 @@ def on_negations(
         ])  # fmt: skip
     columns = ["method", "word", "negated", "“not”", "sign changed", "same sign", "corr."]
     page.table(
-        "negations", "Attributions of negations", columns, table,
+        "Attributions of negations", columns, table,
         f"The first four numbers refer to the {len(PAIRS)} pairs and to the class predicted for "
         "the sentence without negation. “Word” and “negated” are the shares of the word in the "
         "summed magnitudes without and with the negation, “not” is the share of the negation; a "
@@ -329,8 +337,8 @@ def on_negations(
         "nearly the same change.",
     )  # fmt: skip
     largest = np.argsort(np.abs(change))[::-1][:5]
-    page.words(
-        "words-of-negations", "Test sentences with a negation", explained,
+    on_words(
+        page, "Test sentences with a negation", explained,
         {
             rows[k]: f"positive with probability {explained.positive[rows[k]]:.2f}; without "
             f"“{explained.sentences[rows[k]][positions[k]]}”, {without_negation[k]:.2f}"
@@ -341,17 +349,17 @@ def on_negations(
     return columns, table
 
 
-def on_others(page: Page, explained: Explained, rows: np.ndarray) -> None:
+def on_others(page: gallery.Gallery, explained: Explained, rows: np.ndarray) -> None:
     """Add the first test sentences."""
-    page.words(
-        "words", "Test sentences", explained,
+    on_words(
+        page, "Test sentences", explained,
         {i: f"positive with probability {explained.positive[i]:.2f}" for i in rows[:6]},
         "These are the first correctly classified test sentences with at least 10 words.",
     )  # fmt: skip
 
 
 def on_deletion(
-    page: Page, model: Critic, explained: Explained, rows: np.ndarray
+    page: gallery.Gallery, model: Critic, explained: Explained, rows: np.ndarray
 ) -> tuple[list[str], list[list[str]]]:
     """Add the deletion curves of all methods and the table of times and probabilities."""
     texts, predictions = explained.texts.take(rows), explained.predictions[rows]
@@ -381,7 +389,7 @@ def on_deletion(
         means = (f"{p:.3f}" for p in curve.mean(0)[counts])
         table.append([method, time_taken, *means, f"{error:.3f}"])
     page.table(
-        "methods", "Time and deletion scores of each method", columns, table,
+        "Time and deletion scores of each method", columns, table,
         "The mean probability of the predicted class, "
         f"{curves['random'][:, 0].mean():.3f} for the whole sentence, without the 1, 2, 3 and 5 "
         "words with the highest attribution, and the standard error of the last. Lower is better. "

@@ -16,7 +16,16 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from examples.describing import QUICK, bleu, exact, loss_rows, train_both, training_note
+from examples.describing import (
+    EXPLAINED,
+    QUICK,
+    bleu,
+    exact,
+    loss_rows,
+    train_both,
+    training_note,
+    write,
+)
 from examples.gallery import Gallery, print_table
 from examples.scenes import CANVAS, Vocabulary
 from jaxattn import plot
@@ -140,8 +149,10 @@ def main(
                 alt="Stamps with a panel for each word, bright where attention is large.",
             )  # fmt: skip
     for name, table in tables.items():
-        page.table(name.lower().replace(" ", "-"), name, *table)
+        page.table(name, *table)
         print_table(console, name, *table[:2])
-    path = page.write()
+    shown = test[:EXPLAINED]
+    references = [captions[i] for i in shown]
+    path = write(page, trained["soft"].model, images[shown], references, vocabulary)
     console.print(f"The page is at [bold]{path.resolve()}", soft_wrap=True)
     return path

@@ -74,6 +74,11 @@ def vocabulary(data):
     return vocabulary_of([critics.texts[i] for i in split(data)[0]] + viewers.texts, min_count=50)
 
 
+def own_sections(path):
+    """Return the part of a page before its table of predictions."""
+    return path.read_text(encoding="utf-8").partition('<section id="predictions">')[0]
+
+
 class Cells(HTMLParser):
     """Collect the lines of characters on a page: a label, and each cell with its background."""
 
@@ -106,9 +111,7 @@ class Cells(HTMLParser):
 def test_page_has_one_cell_per_character_with_exact_colour(run):
     folder, _, sentences, read = run
     lines = [
-        (label, cells)
-        for label, cells in Cells((folder / "index.html").read_text(encoding="utf-8")).lines
-        if cells
+        (label, cells) for label, cells in Cells(own_sections(folder / "index.html")).lines if cells
     ]
     shown = example.SHOWN
     kinds = ["attention", "raw attention", "LRP", "occlusion"]
@@ -164,7 +167,7 @@ def test_figure_is_saved_and_embedded_in_page(run):
         assert min(image.size) > 35
         assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
     page = (folder / "index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 1
+    assert len(re.findall(r'<img class="figure"[^>]* alt="[^"]{20,}"', page)) >= 1
     assert not re.search(r'(src|href)="(?!data:|#)|url\(', page)
 
 

@@ -60,8 +60,8 @@ def test_figures_are_embedded_with_captions(run):
             assert min(picture.size) > 75
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
     page = path.read_text(encoding="utf-8")
-    assert len(re.findall(r'<img src="data:image/png;base64,\S+" alt="[^"]{20,}">', page)) == 6
-    captions = re.findall(r"<figcaption>.*?How to read it\.</b> (\S.{60,}?\.)</figcaption>", page)
+    figures = r'<img class="figure"[^>]* alt="[^"]{20,}" src="data:image/png;[^<]*</div>\s*'
+    captions = re.findall(figures + r"<p>(\S.{60,}?\.)</p>", page)
     assert len(captions) == 6
     assert str(path) in printed.replace("\n", "")
 

@@ -1,23 +1,24 @@
 """The page of a report: its numbers, colours, escaping, failures and size."""
 
 import base64
+import functools
 import io
-import shutil
 from html.parser import HTMLParser
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib import colormaps
+from flax import nnx
+from matplotlib import colormaps, pyplot
 from matplotlib.image import imread
+from rich.table import Table
 
 import jaxattn as ja
-from jaxattn.reporting import curve_drawing
+from jaxattn.reporting import contents, curve_drawing, panels
 
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 IMAGES = np.random.default_rng(1).normal(size=(3, 8, 8)).astype(np.float32)
-CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "img", "input", "link", "br"}
 
 
@@ -123,6 +124,8 @@ def test_a_failed_method_gives_its_reason(page):
     assert len(failures) == 3
     assert all("ValueError: no <em>layer</em>" in each["text"] for each in failures)
     assert not page.all("em")
+    costs = [e["text"] for e in page.all("tr") if e["text"].startswith(("broken", "<b>given"))]
+    assert len(costs) == 1 and "failed: ValueError" in costs[0]
 
 
 def test_markup_of_the_user_is_escaped(page):
@@ -201,6 +204,117 @@ def test_attention_of_the_network_is_shown(tmp_path):
     assert page.all("details")
 
 
+def test_attention_that_fails_is_a_warning(tmp_path, monkeypatch):
+    def broken_attention(fn, x, target=None, **options):
+        raise ValueError("no weights")
+
+    monkeypatch.setattr(contents, "attention", broken_attention)
+    page = written(tmp_path, lambda x: x.sum(), IMAGES, None, [ja.gradient], metrics=[])
+    assert any("no weights" in e["text"] for e in page.all("li"))
+
+
+def translated(x):
+    """Return scores (4, 3) of an output sequence, whose symbol at p is that of input p + 1."""
+    return x[1:5, :3]
+
+
+def svg_pixels(element):
+    return pixels({"src": element["href"]})
+
+
+def test_an_output_sequence_is_a_matrix_of_outputs_and_tokens(tmp_path):
+    xs = np.zeros((1, 6, 3), np.float32)
+    xs[0, range(1, 5), [2, 0, 1, 0]] = -1.0
+    xs[0, range(1, 5), [0, 1, 2, 1]] = 2.0
+    page = written(
+        tmp_path, translated, xs, None, {"values": ja.input_x_gradient},
+        tokens=[["a", "b", "<i>", "d", "e", "f"]], class_names=["X", "Y", "Z"],
+    )  # fmt: skip
+    labels = [e["text"] for e in page.all("text") if e.get("text-anchor") != "middle"]
+    assert labels[:4] == ["X", "Y", "Z", "Y"]
+    drawn = svg_pixels(page.all("image", class_="")[0])
+    expected = np.zeros((4, 6))
+    expected[range(4), range(1, 5)] = 1.0
+    np.testing.assert_allclose(drawn, 255 * colormaps["Purples"](expected)[..., :3], atol=6)
+    assert [e["text"] for e in page.all("td")][1] == "XYZY"
+    assert "several targets" in page.all("li")[0]["text"]
+
+
+def test_output_tokens_name_the_rows(tmp_path):
+    xs = np.random.default_rng(6).normal(size=(2, 6, 3)).astype(np.float32)
+    words = [["one", "two", "three", "four"], ["un", "deux", "trois", "quatre"]]
+    page = written(tmp_path, translated, xs, None, [ja.saliency], output_tokens=words)
+    assert [e["text"] for e in page.all("h3")][1] == "Example 1: un deux trois quatre"
+    assert "quatre" in [e["text"] for e in page.all("text")]
+
+
+def test_several_targets_of_an_image_are_images(tmp_path):
+    page = written(tmp_path, network, IMAGES, ja.each([0, 2]), [ja.gradient], class_names="abc")
+    titles = [e["text"] for e in page.all("h4")]
+    assert titles[-2:] == ["gradient: a", "gradient: c"]
+    gradients = np.asarray(jax.jacobian(network)(jnp.asarray(IMAGES[2])))
+    drawn = pixels(page.all("img", class_="pixels")[-1])
+    positions = (gradients[2] / abs(gradients[2]).max() + 1) / 2
+    np.testing.assert_allclose(drawn, 255 * colormaps["RdBu_r"](positions)[..., :3], atol=6)
+
+
+def test_negative_values_have_marks():
+    values = np.array([[1.0, -1.0], [-0.02, -0.5]])
+    marks = panels.sign_marks(values)
+    np.testing.assert_array_equal(marks[1::3, 1::3, 3], [[0, 255], [0, 255]])
+    assert marks[..., 3].sum() == 2 * 255
+    assert marks[1, 4, 0] == 255 and marks[4, 4, 0] == 0  # white on dark, black on light
+    assert panels.sign_marks(np.abs(values)) is None
+
+
+def test_recurrent_layers_are_shown(tmp_path):
+    lstm = ja.nn.LSTM(2, 3, rngs=nnx.Rngs(0))
+    xs = np.random.default_rng(7).normal(size=(2, 5, 2)).astype(np.float32)
+    call = {"metrics": [], "kind": "series"}
+
+    def model(x):
+        return lstm(x)[-1]
+
+    page = written(tmp_path, model, xs, None, [ja.gradient], **call)
+    assert "Recurrent layers" in [e["text"] for e in page.all("h2")]
+    assert len(page.all("img", class_="figure")) == 3
+    assert "forget" in [e["text"] for e in page.all("td")]
+    without = written(tmp_path, model, xs, None, [ja.gradient], recurrent=False, **call)
+    assert not without.all("img", class_="figure")
+
+
+def test_sections_hold_texts_tables_figures_and_html(tmp_path):
+    table = Table("name", "time", title="<b>Times</b>")
+    table.add_row("one", "3.5 ms")
+    table.add_row("two", "1,200 ms")
+    axes = ja.plot.curve([0.0, 1.0], {"a": np.ones((2, 2))})
+    axes.figure.set_label('a "curve"')
+    page = written(
+        tmp_path, network, IMAGES, None, [ja.gradient], metrics=[], about="First.\n\n<Second>.",
+        sections={"<Own>": ["One.\n\nTwo.", table, axes], "Text": ja.plot.text(["x"], [1.0])},
+    )  # fmt: skip
+    paragraphs = [e["text"] for e in page.all("p")]
+    assert paragraphs[:2] == ["First.", "<Second>."] and {"One.", "Two."} <= set(paragraphs)
+    assert [e["text"] for e in page.all("h2")][:2] == ["<Own>", "Text"]
+    assert [e.get("data-number") for e in page.all("td")[:4]] == [None, "3.5", None, "1200.0"]
+    (figure,) = page.all("img", class_="figure")
+    assert figure["alt"] == 'a "curve"' and pixels(figure).shape[1] > 2 * int(figure["width"]) - 2
+    assert not pyplot.fignum_exists(axes.figure.number)
+    assert next(e["text"] for e in page.all("span") if e.get("title")) == "x"
+
+
+def test_evaluations_are_counted_with_the_defaults_of_options(tmp_path):
+    def plain(fn, x, target=None, **options):
+        return ja.gradient(fn, x, target)
+
+    methods = {"steps": functools.partial(ja.integrated_gradients, num_steps=7), "plain": plain,
+               "default": ja.integrated_gradients, "gradient": ja.gradient}  # fmt: skip
+    page = written(tmp_path, network, IMAGES, None, methods, metrics=[], curves=False)
+    cost = [e["text"] for e in page.all("td")][-5 * 4 :]
+    one = cost[3::5]
+    assert one[1] == "not declared" and int(one[0]) < int(one[2]) and one[3] == "1"
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -216,6 +330,10 @@ def test_attention_of_the_network_is_shown(tmp_path):
         ({"kind": "text"}, ValueError, "`tokens` must be given"),
         ({"class_names": ["a"]}, ValueError, "`class_names` must be 3 names"),
         ({"jacobian": "no"}, TypeError, "`jacobian` must be a bool"),
+        ({"curves": 1}, TypeError, "`curves` must be a bool"),
+        ({"output_tokens": [["a"]] * 3}, ValueError, "`output_tokens` must be None unless"),
+        ({"sections": ["text"]}, TypeError, "`sections` must be a dict"),
+        ({"sections": {"a": 3}}, TypeError, "`sections` must hold strings"),
     ],
 )
 def test_errors_name_the_argument(tmp_path, change, error, message):
@@ -247,40 +365,3 @@ def test_a_notebook_shows_small_results_only():
     assert attribution_of({"a": IMAGES, "b": IMAGES})._repr_html_() is None
     assert jax.jit(lambda x: x if ja.Attribution(x, x)._repr_html_() is None else -x)(1.0) == 1
     assert callable(ja.report)
-
-
-@pytest.mark.slow
-def test_a_browser_switches_and_sorts(tmp_path):
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    path = tmp_path / "r.html"
-    methods = [ja.gradient, ja.saliency]
-    ja.report(network, IMAGES, None, methods, path=path, metrics=[], jacobian=True)
-    problems = []
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for width, scheme in ((360, "light"), (1400, "dark")):
-            tab = browser.new_context(
-                viewport={"width": width, "height": 900}, color_scheme=scheme
-            ).new_page()
-            tab.on("console", lambda message: problems.append(message.text))
-            tab.on("pageerror", lambda error: problems.append(str(error)))
-            tab.goto(path.as_uri())
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            tab.focus("input[name=class]:checked")
-            tab.keyboard.press("ArrowRight")  # to the first class
-            visible = "[...document.querySelectorAll('[data-class]')].filter(e => !e.hidden)"
-            assert tab.evaluate(f"{visible}.map(e => e.dataset.class)") == ["0"] * 3
-            assert tab.locator(".example .panel:visible").count() == 3 * 4
-            score = tab.locator("#predictions th button").nth(3)
-            for order in (1, -1):
-                score.focus()
-                tab.keyboard.press("Enter")
-                cells = tab.locator("#predictions tbody tr td:nth-child(4)").all_inner_texts()
-                numbers = [float(cell) for cell in cells]
-                assert numbers == sorted(numbers)[::order]
-            background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (background == "rgb(20, 20, 22)") is (scheme == "dark")
-        browser.close()
-    assert not problems

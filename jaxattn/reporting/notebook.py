@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxattn.reporting import panels
+from jaxattn.reporting.example_panels import values_panel
 from jaxattn.reporting.inputs_shown import checked_kind
 from jaxattn.reporting.page import templates
 
@@ -29,5 +29,5 @@ def result_html(attribution: Any) -> str | None:
     if not 1 <= values.ndim <= 3:
         return None
     kind = checked_kind("auto", values.shape, None)
-    panel = panels.values_panel(repr(attribution), values, kind, None)
+    panel = values_panel(repr(attribution), values, kind, None)
     return str(templates().get_template("result.html.j2").render(panel=panel))

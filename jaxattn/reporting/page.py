@@ -1,18 +1,11 @@
-"""The page of a report: its rows and panels, and the templates that lay them out."""
+"""The page of a report, and the templates that lay it out."""
 
-import dataclasses
 import functools
-import importlib
-import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jinja2
-import numpy as np
-from jaxtyping import Float
 from markupsafe import Markup
 
 from jaxattn._types import (
@@ -23,53 +16,28 @@ from jaxattn._types import (
     Target,
     check_bool,
 )
-from jaxattn.engine.options import name_of
 from jaxattn.methods.gradients import gradient, input_x_gradient, saliency
 from jaxattn.methods.integrated import integrated_gradients
-from jaxattn.metrics.direction import Direction
 from jaxattn.reporting import panels
-from jaxattn.reporting.contents import Contents, contents, methods_by_name
+from jaxattn.reporting.contents import Contents, classes_of, contents, outputs_of
 from jaxattn.reporting.curve_drawing import curves_svg
+from jaxattn.reporting.example_panels import shown
 from jaxattn.reporting.inputs_shown import (
     Kind,
+    Labels,
     checked_examples,
     checked_kind,
     checked_names,
+    checked_outputs,
     checked_tokens,
 )
+from jaxattn.reporting.method_runs import methods_by_name
+from jaxattn.reporting.provenance import call_of
+from jaxattn.reporting.recurrent_inside import recurrent_parts
+from jaxattn.reporting.sections import introduction, sections_of
+from jaxattn.reporting.sheets import costs, metric_sheet, predictions
 
 _METHODS = (gradient, saliency, input_x_gradient, integrated_gradients)
-_BETTER: dict[Direction, str] = {"higher": "higher is better", "lower": "lower is better",
-                                 "zero": "zero is better"}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A cell of a table: what is read, and the number by which it sorts (`None`: by the text)."""
-
-    text: str
-    number: float | None = None
-    best: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Sheet:
-    """A table that can be sorted by each column."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """One example: its heading, and the panels of its rows by their names."""
-
-    number: int
-    heading: str
-    panels: list[panels.Panel]
-    classes: list[panels.Panel]
-    attention: list[panels.Panel]
 
 
 def report(
@@ -83,8 +51,13 @@ def report(
     kind: Kind = "auto",
     tokens: Sequence[Sequence[str]] | None = None,
     class_names: Sequence[str] | None = None,
+    output_tokens: Sequence[Sequence[str]] | None = None,
     metrics: Any = None,
+    curves: bool = True,
     jacobian: bool = False,
+    recurrent: bool = True,
+    about: str | Sequence[str] = (),
+    sections: Mapping[str, Any] | None = None,
     args: tuple[Any, ...] = (),
     key: RandomKey | None = None,
     batch_size: int | None = None,
@@ -92,17 +65,19 @@ def report(
     """Write predictions and explanations as one HTML file that needs no other file.
 
     The page has a table of the predictions, each example with all methods side by side, the time
-    and the evaluations of each method, metrics, deletion curves, and the attention of a network
-    that has it. A method that fails gets a panel with its error.
+    and the evaluations of each method, metrics, deletion curves, the attention of a network that
+    has it, and the inside of its recurrent layers. A method that fails gets a panel with its error.
 
-    Cost: two explanations per method and example, `num_steps + 2` evaluations for each deletion
-    curve, and the cost of each metric.
+    Cost: two explanations per method and example, 12 evaluations for each deletion curve, and the
+    cost of each metric.
 
     Args:
         fn: maps one example to an output, as for `jaxattn.explain`.
         xs: the examples: one array with a leading axis of length B.
         targets: the entry of the output that is explained, as for `jaxattn.explain`. By default the
-            largest entry of an output that is a vector.
+            largest entry of an output that is a vector, and the best symbol at each of at most 100
+            positions of an output (S, V) that is a sequence. Several targets (`jaxattn.each`) are
+            drawn as a matrix of targets and tokens or time steps, or as an image each.
         methods: the methods, or a dict of methods or attributions by name.
         path: the path of the HTML file.
         title: the title of the page.
@@ -110,11 +85,21 @@ def report(
             `"text"` (T,) or (T, E). `"auto"` takes examples with `tokens` for text, those with
             three axes for images, and those with two axes, both of at least 6 and neither twice as
             long as the other, for images; all others for series.
-        tokens: the T words of each example.
-        class_names: the name of each class.
-        metrics: the metrics, as for `jaxattn.metrics.table`; an empty list for none.
+        tokens: the T words of each example. Empty ones stand for padding and are not drawn.
+        class_names: the name of each class, or of each symbol of an output sequence.
+        output_tokens: the S words of the output sequence of each example; by default the names of
+            the best symbols.
+        metrics: the metrics, as for `jaxattn.metrics.table`; an empty list for none. They are not
+            computed for several targets.
+        curves: whether deletion curves are drawn.
         jacobian: whether the derivative of each class is shown, by a switch, if the output is a
             vector of at most 20 classes.
+        recurrent: whether weights, gates and memory of recurrent layers are shown.
+        about: the introduction: a text whose paragraphs are separated by empty lines, or a list of
+            paragraphs.
+        sections: further sections by heading: each a part or a list of them. A part is a text, a
+            matplotlib figure or its Axes, which is closed, a table of rich, or an object that a
+            notebook shows as HTML, which is not escaped.
         args: further inputs of `fn`, each leaf with a leading axis of length B.
         key: a random key, for methods and metrics that draw.
         batch_size: how many evaluations of `fn` are in flight.
@@ -123,9 +108,11 @@ def report(
         the path of the page.
 
     Raises:
-        TypeError: if `xs` or the output is not one array, or a method is not a method.
+        TypeError: if `xs` or the output is not one array, a method is not a method, or a part of a
+            section cannot be shown.
         ValueError: for no methods, a kind that does not fit, tokens or class names of a wrong
-            number, or examples without a leading axis.
+            number, or examples without a leading axis. Whatever does not depend on a method is
+            checked before the first one runs.
         OSError: if the file cannot be written; this is checked before anything is computed.
 
     Examples:
@@ -137,26 +124,46 @@ def report(
         >>> ja.report(fn, jnp.ones((2, 8)), None, [ja.gradient], path=page, metrics=[]).name
         'report.html'
     """
-    check_bool("jacobian", jacobian)
+    for name, flag in (("jacobian", jacobian), ("curves", curves), ("recurrent", recurrent)):
+        check_bool(name, flag)
     named = methods_by_name(methods)
     array = checked_examples(xs)
     shape = array.shape[1:]
     kind_ = checked_kind(kind, shape, tokens)
     lines = checked_tokens(tokens, len(array), shape[0])
     file = writable(path)
+    outputs = outputs_of(fn, xs, args, batch_size)
+    labels = Labels(
+        kind_,
+        checked_names(class_names, classes_of(outputs)),
+        lines,
+        checked_outputs(output_tokens, outputs.shape),
+    )
+    added = sections_of(sections or {})
     found = contents(
         fn,
         xs,
+        outputs,
         targets,
         named,
         metrics=metrics,
+        with_curves=curves,
         with_jacobian=jacobian,
         args=args,
         key=key,
         batch_size=batch_size,
     )
-    names = checked_names(class_names, found.classes)
-    page = rendered(found, title, kind_, lines, names, call_of(fn, array, named, metrics, jacobian))
+    inside, unseen = recurrent_parts(fn, xs, args) if recurrent else ([], [])
+    page = rendered(
+        found,
+        labels,
+        title=title,
+        about=introduction(about),
+        sections=added,
+        inside=sections_of({"Recurrent layers": inside}) if inside else [],
+        problems=[*found.problems, *unseen],
+        made=call_of(fn, array, named, metrics, jacobian),
+    )
     file.write_text(page, encoding="utf-8")
     return file
 
@@ -181,15 +188,14 @@ def writable(path: str | Path) -> Path:
     return file
 
 
-def rendered(
-    found: Contents,
-    title: str,
-    kind: str,
-    tokens: list[list[str]] | None,
-    names: list[str],
-    made: list[tuple[str, str]],
-) -> str:
-    """Return the HTML of a page."""
+def rendered(found: Contents, labels: Labels, **more: Any) -> str:
+    """Return the HTML of a page.
+
+    Args:
+        found: what is shown.
+        labels: the names of classes and tokens.
+        **more: further variables of the template.
+    """
     signs = [panels.scale_of(e.values).signed for e in found.explained if e.values is not None]
     if found.jacobian is not None:
         signs.append(panels.scale_of(found.jacobian).signed)
@@ -197,18 +203,16 @@ def rendered(
         templates()
         .get_template("page.html.j2")
         .render(
-            title=title,
-            wide=kind != "image",
-            predictions=predictions(found, names),
+            wide=labels.kind != "image",
+            predictions=predictions(found, labels),
             legends=[panels.legend(signed) for signed in sorted(set(signs))],
-            switch=list(enumerate(names)) if found.jacobian is not None else [],
-            examples=[shown(found, i, kind, tokens, names) for i in range(len(found.xs))],
+            switch=list(enumerate(labels.classes)) if found.jacobian is not None else [],
+            examples=[shown(found, i, labels) for i in range(len(found.xs))],
             costs=costs(found),
             metrics=metric_sheet(found),
             curves=curves_svg(found.curves),
             notes=[(e.name, note) for e in found.explained for note in e.notes],
-            problems=found.problems,
-            made=made,
+            **more,
         )
     )
     return page
@@ -227,164 +231,3 @@ def templates() -> jinja2.Environment:
 
     environment.globals["source"] = source
     return environment
-
-
-def named_class(names: list[str], index: int) -> str:
-    """Return the name of a class, or its number if it has none."""
-    return names[index] if 0 <= index < len(names) else str(index)
-
-
-def predicted(output: Float[np.ndarray, " K"]) -> int | None:
-    """Return the largest entry; `None` if one is NaN."""
-    return None if np.isnan(output).any() else int(output.argmax())
-
-
-def shown(
-    found: Contents, i: int, kind: str, tokens: list[list[str]] | None, names: list[str]
-) -> Shown:
-    """Return the panels of one example."""
-    line = None if tokens is None else tokens[i]
-    drawn = [panels.input_panel(found.xs[i], kind, line)]
-    for each in found.explained:
-        if each.values is None:
-            drawn.append(panels.failure(each.name, each.error))
-        else:
-            drawn.append(panels.values_panel(each.name, each.values[i], kind, line))
-    output, heading, first = found.outputs[i], f"Example {i}", 0
-    if found.classes is not None and found.classes > 1:
-        best = predicted(output)
-        first = 0 if best is None else best
-        heading += ": NaN" if best is None else f": {named_class(names, best)}"
-    elif output.size == 1:
-        heading += f": {output.ravel()[0]:.4g}"
-    if found.targets is not None and found.classes:
-        heading += f" (explained: {named_class(names, int(found.targets[i]))})"
-    classes = []
-    for k, values in enumerate(found.jacobian[i] if found.jacobian is not None else ()):
-        panel = panels.values_panel(f"derivative of {names[k]}", values, kind, line)
-        classes.append(dataclasses.replace(panel, group=k, shown=k == first))
-    attention = [
-        panel
-        for name, weights in found.attention.items()
-        for panel in panels.attention_panels(name, weights[i])
-    ]
-    return Shown(i, heading, drawn, classes, attention)
-
-
-def number(value: float, digits: int = 4) -> Cell:
-    """Return the cell of a number; NaN is written as NaN."""
-    return Cell("NaN" if np.isnan(value) else f"{value:.{digits}g}", float(value))
-
-
-def predictions(found: Contents, names: list[str]) -> Sheet:
-    """Return the table of predictions: the largest scores of each example."""
-    classes = found.classes
-    rows: list[tuple[Cell, ...]] = []
-    if classes is None or classes == 1:
-        flat = found.outputs.reshape(len(found.outputs), -1)
-        caption = f"Output of shape {found.outputs.shape[1:]}; of several numbers the mean"
-        rows = [(Cell(str(i), i), number(float(output.mean()))) for i, output in enumerate(flat)]
-        return Sheet(caption, ("example", "output"), tuple(rows))
-    top = min(3, classes)
-    columns = ["example", "prediction"]
-    columns += ["explained"] if found.targets is not None else []
-    columns += ["score", *(f"{place}. class" for place in ("2", "3")[: top - 1])]
-    for i, output in enumerate(found.outputs):
-        order = np.argsort(-output, kind="stable")[:top]
-        best = predicted(output)
-        row = [Cell(str(i), i), Cell("NaN" if best is None else named_class(names, best))]
-        if found.targets is not None:
-            row.append(Cell(named_class(names, int(found.targets[i]))))
-        row.append(number(float(output[order[0]]) if best is not None else np.nan))
-        for k in order[1:]:
-            row.append(Cell(f"{names[k]} ({number(float(output[k])).text})", float(output[k])))
-        rows.append(tuple(row))
-    caption = "The largest entries of the output of each example"
-    return Sheet(caption, tuple(columns), tuple(rows))
-
-
-def costs(found: Contents) -> Sheet:
-    """Return the table of the cost of each method."""
-    columns = ("method", "first call (s)", "second call (s)", "evaluations per example", "state")
-    rows = []
-    for each in found.explained:
-        untimed = np.isnan(each.first_seconds)
-        times = [
-            Cell("–", np.inf) if untimed else number(seconds, 3)
-            for seconds in (each.first_seconds, each.second_seconds)
-        ]
-        declared = each.evaluations
-        evaluations = (
-            Cell("not declared", np.inf) if declared is None else Cell(f"{declared}", declared)
-        )
-        state = f"failed: {each.error}" if each.error else ("given" if untimed else "done")
-        rows.append((Cell(each.name), *times, evaluations, Cell(state)))
-    return Sheet(
-        f"Seconds for {len(found.xs)} examples; the first call includes compilation",
-        columns,
-        tuple(rows),
-    )
-
-
-def metric_sheet(found: Contents) -> Sheet | None:
-    """Return the table of metrics."""
-    if found.table is None:
-        return None
-    table = found.table
-    pairs = zip(table.metrics, table.better, strict=True)
-    columns = ("method", *(f"{name} ({_BETTER[better]})" for name, better in pairs))
-    rows = []
-    for i, name in enumerate(table.methods):
-        numbers = zip(table.mean[i], table.standard_error[i], table.best[i], strict=True)
-        cells = [
-            dataclasses.replace(
-                number(mean, 3),
-                text=number(mean, 3).text + ("" if np.isnan(error) else f" ± {error:.2g}"),
-                best=bool(best),
-            )
-            for mean, error, best in numbers
-        ]
-        rows.append((Cell(name), *cells))
-    return Sheet("Means with standard errors; the best in bold with a star", columns, tuple(rows))
-
-
-def call_of(
-    fn: Callable[..., Any],
-    xs: np.ndarray,
-    methods: Mapping[str, Any],
-    metrics: Any,
-    jacobian: bool,
-) -> list[tuple[str, str]]:
-    """Return the call that makes a page, the versions and the device."""
-    described = []
-    for name, method in methods.items():
-        options = getattr(method, "keywords", {})
-        inside = ", ".join(f"{key}={_short(value)}" for key, value in options.items())
-        described.append(f"{name}({inside})" if inside else name)
-    device = jax.devices()[0]
-    names = (
-        "default"
-        if metrics is None
-        else ", ".join(
-            list(metrics) if isinstance(metrics, Mapping) else [name_of(each) for each in metrics]
-        )
-    )
-    call = (
-        f"jaxattn.report({name_of(fn)}, {xs.dtype}{list(xs.shape)}, "
-        f"methods=[{', '.join(described)}], metrics=[{names}], jacobian={jacobian})"
-    )
-    versions = [
-        f"{package} {importlib.metadata.version(package)}" for package in ("jax", "jaxlib", "numpy")
-    ]
-    versions.insert(0, f"jaxattn {importlib.import_module('jaxattn').__version__}")
-    return [
-        ("Call", call),
-        ("Versions", ", ".join([*versions, f"Python {platform.python_version()}"])),
-        ("Device", f"{jax.device_count()} × {device.device_kind} ({device.platform})"),
-    ]
-
-
-def _short(value: Any) -> str:
-    if hasattr(value, "shape") and np.ndim(value):
-        return f"array of shape {np.shape(value)}"
-    return name_of(value) if callable(value) else repr(value)[:60]

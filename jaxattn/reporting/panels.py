@@ -17,8 +17,10 @@ from jaxattn.plot.text_pages import text
 
 #: The colour of NaN, which no colour map here contains, in grey either.
 NAN_COLOUR = (0, 0, 0)
-#: The longest series that is drawn point by point, and the most lines and heads in one panel.
-_MOST_POINTS, _MOST_LINES, _MOST_HEADS = 2000, 8, 8
+#: The longest series that is drawn point by point, and the most lines in one panel.
+_MOST_POINTS, _MOST_LINES = 2000, 8
+#: The mean of RGB below which a colour is dark.
+_DARK = 120
 _DASHES = ("", "6 3", "2 2", "8 3 2 3", "12 4", "1 3", "4 1", "9 2 2 2 2 2")
 
 
@@ -32,6 +34,7 @@ class Panel:
         caption: the scale and extreme values, in words.
         group: the class of a derivative, or `None`.
         shown: whether the panel is visible at first.
+        full: whether the panel takes the full width.
     """
 
     title: str
@@ -39,6 +42,7 @@ class Panel:
     caption: str
     group: int | None = None
     shown: bool = True
+    full: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +88,18 @@ def described(values: Float[np.ndarray, "..."]) -> str:
     return "; ".join(words)
 
 
-def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """Encode RGB pixels as a PNG file."""
-    height, width, _ = pixels.shape
+def png(pixels: UInt8[np.ndarray, "H W channels"]) -> bytes:
+    """Encode pixels in RGB, or in RGB and opacity, as a PNG file."""
+    height, width, channels = pixels.shape
     rows = np.concatenate(
-        [np.zeros((height, 1), np.uint8), pixels.reshape(height, width * 3)], axis=1
+        [np.zeros((height, 1), np.uint8), pixels.reshape(height, width * channels)], axis=1
     )
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}[channels], 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -104,14 +108,43 @@ def png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     )
 
 
+def data_uri(pixels: UInt8[np.ndarray, "H W channels"]) -> str:
+    """Return pixels as the address of a PNG image."""
+    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"
+
+
 def picture(pixels: UInt8[np.ndarray, "H W 3"], alt: str, kind: str = "pixels") -> Markup:
     """Return an image element that holds pixels; the style of the page enlarges it."""
-    data = base64.b64encode(png(pixels)).decode()
     height, width, _ = pixels.shape
     return Markup(
-        '<img class="{}" loading="lazy" width="{}" height="{}" alt="{}" '
-        'src="data:image/png;base64,{}">'
-    ).format(kind, width, height, alt, data)
+        '<img class="{}" loading="lazy" width="{}" height="{}" alt="{}" src="{}">'
+    ).format(kind, width, height, alt, data_uri(pixels))
+
+
+def sign_marks(values: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "3H 3W 4"] | None:
+    """Return dots in the middle of negative values, or `None` if there are none.
+
+    In grey, both ends of the diverging scale are dark. Values below 1/20 of the limit get no dot.
+    """
+    scale = scale_of(values)
+    negative = np.nan_to_num(values, nan=0.0) < -0.05 * scale.limit
+    if not negative.any():
+        return None
+    light = colours(values).astype(float).mean(-1) > _DARK
+    marks = np.zeros((3 * values.shape[0], 3 * values.shape[1], 4), np.uint8)
+    marks[1::3, 1::3, :3] = np.where(light, 0, 255)[..., None]
+    marks[1::3, 1::3, 3] = 255 * negative
+    return marks
+
+
+def marked_picture(values: Float[np.ndarray, "H W"], alt: str, kind: str = "pixels") -> Markup:
+    """Return an image of values, with marks of their sign that the page can show."""
+    image, marks = picture(colours(values), alt, kind), sign_marks(values)
+    if marks is None:
+        return image
+    return Markup(
+        '<span class="stack {}">{}<img class="signs" loading="lazy" alt="" src="{}"></span>'
+    ).format(kind, image, data_uri(marks))
 
 
 def image_panel(title: str, values: Shaped[np.ndarray, "..."]) -> Panel:
@@ -119,9 +152,8 @@ def image_panel(title: str, values: Shaped[np.ndarray, "..."]) -> Panel:
     values = values.sum(-1) if values.ndim == 3 else values
     if values.ndim != 2:
         return failure(title, f"Values of shape {values.shape} are not an image.")
-    return Panel(
-        title, picture(colours(values), f"{title}: {described(values)}"), described(values)
-    )
+    drawn = marked_picture(values, f"{title}: {described(values)}")
+    return Panel(title, drawn, described(values))
 
 
 def input_image(x: Shaped[np.ndarray, "..."]) -> Panel:
@@ -147,7 +179,7 @@ def series_panel(title: str, values: Shaped[np.ndarray, "..."]) -> Panel:
     lines = values[:, None] if values.ndim == 1 else values
     if lines.ndim != 2:
         return failure(title, f"Values of shape {values.shape} are not a series.")
-    strip = picture(colours(lines.T), f"{title}: {described(values)}", "strip")
+    strip = marked_picture(lines.T, f"{title}: {described(values)}", "strip")
     caption = f"{described(values)}; {_extent(lines)}"
     return Panel(title, Markup("{}{}").format(lines_svg(lines, title), strip), caption)
 
@@ -165,6 +197,8 @@ def input_series(x: Shaped[np.ndarray, "..."]) -> Panel:
 def _extent(lines: Float[np.ndarray, "T D"]) -> str:
     steps, features = lines.shape
     drawn = "" if features <= _MOST_LINES else f", lines of the first {_MOST_LINES}"
+    if (stride := -(-steps // _MOST_POINTS)) > 1:
+        drawn += f", one of {stride} steps in the lines"
     return f"{steps} steps of {features} feature{'s' * (features > 1)}{drawn}"
 
 
@@ -208,6 +242,7 @@ def text_panel(title: str, values: Shaped[np.ndarray, "..."], tokens: Sequence[s
     values = values.sum(-1) if values.ndim == 2 else values
     if values.shape != (len(tokens),):
         return failure(title, f"Values of shape {values.shape} do not fit {len(tokens)} tokens.")
+    values, tokens = without_padding(values, tokens)
     scale = scale_of(values)
     finite = np.clip(np.nan_to_num(values, nan=0.0), -scale.limit, scale.limit)
     words = [
@@ -221,44 +256,37 @@ def text_panel(title: str, values: Shaped[np.ndarray, "..."], tokens: Sequence[s
     return Panel(title, body, described(values).replace(" (black)", ""))
 
 
-def input_text(tokens: Sequence[str]) -> Panel:
+def without_padding(
+    values: Float[np.ndarray, "... T"], tokens: Sequence[str]
+) -> tuple[Float[np.ndarray, "... kept"], list[str]]:
+    """Return values and tokens without those of empty tokens, which stand for padding."""
+    kept = [i for i, token in enumerate(tokens) if token]
+    return (values[..., kept], [tokens[i] for i in kept]) if kept else (values, list(tokens))
+
+
+def joined(tokens: Sequence[str]) -> str:
+    """Return tokens as one line: characters without gaps, words with spaces."""
+    return ("" if max(map(len, tokens), default=0) < 2 else " ").join(tokens)
+
+
+def input_text(tokens: list[str]) -> Panel:
     """Show the words of the input."""
-    body = Markup('<p class="plain" dir="auto">{}</p>').format(" ".join(tokens))
-    return Panel("input", body, f"{len(tokens)} tokens")
+    body = Markup('<p class="plain" dir="auto">{}</p>').format(
+        joined([token for token in tokens if token])
+    )
+    padding = tokens.count("")
+    caption = f"{len(tokens) - padding} tokens" + (f", {padding} of padding" if padding else "")
+    return Panel("input", body, caption)
+
+
+def note(text: str) -> Markup:
+    """Return a paragraph."""
+    return Markup("<p>{}</p>").format(text)
 
 
 def failure(title: str, why: str) -> Panel:
     """Return a panel that says why nothing is drawn."""
     return Panel(title, Markup('<p class="failed"><b>Failed.</b> {}</p>').format(why), "")
-
-
-def values_panel(
-    title: str, values: Shaped[np.ndarray, "..."], kind: str, tokens: Sequence[str] | None
-) -> Panel:
-    """Draw the values of one example as its kind requires."""
-    if kind == "text" and tokens is not None:
-        return text_panel(title, values, tokens)
-    return image_panel(title, values) if kind == "image" else series_panel(title, values)
-
-
-def input_panel(x: Shaped[np.ndarray, "..."], kind: str, tokens: Sequence[str] | None) -> Panel:
-    """Draw the input of one example."""
-    if kind == "text" and tokens is not None:
-        return input_text(tokens)
-    return input_image(x) if kind == "image" else input_series(x)
-
-
-def attention_panels(name: str, weights: Float[np.ndarray, "..."]) -> list[Panel]:
-    """Draw attention weights (..., queries, keys), one panel per matrix, up to eight."""
-    matrices = weights.reshape(-1, *weights.shape[-2:])
-    panels = []
-    for i, matrix in enumerate(matrices[:_MOST_HEADS]):
-        title = name if len(matrices) == 1 else f"{name}, {i + 1} of {len(matrices)}"
-        panel = image_panel(title, matrix)
-        rows, columns = matrix.shape
-        caption = f"{panel.caption}; {rows} queries down, {columns} keys across"
-        panels.append(dataclasses.replace(panel, caption=caption))
-    return panels
 
 
 def legend(signed: bool) -> Panel:

@@ -14,6 +14,16 @@ _TAG = "attention"
 _FUSED = ("pallas_call", "fmha", "dot_product_attention", "flash", "custom_call", "ffi_call")
 
 
+class NoAttentionError(ValueError):
+    """A function has no attention weights.
+
+    Attributes:
+        fused: the fused operation that may hold weights, or `None`.
+    """
+
+    fused: str | None = None
+
+
 def select_attention(
     traced: Traced, found: Sequence[Weights], patterns: Sequence[str] | None
 ) -> Selection:
@@ -27,7 +37,8 @@ def select_attention(
             tagged "attention".
 
     Raises:
-        ValueError: if a pattern matches nothing, or there is no attention.
+        ValueError: if a pattern matches nothing.
+        NoAttentionError: if there is no attention.
     """
     names = list(dict.fromkeys(weights.name for weights in found))
     if patterns is not None:
@@ -42,7 +53,7 @@ def select_attention(
     if _TAG in tags and not any(name.rpartition("/")[2] == _TAG for name in names):
         selection[_TAG] = True
     if not selection:
-        raise ValueError(_nothing_found(traced))
+        raise _nothing_found(traced)
     return selection
 
 
@@ -60,8 +71,8 @@ def _matching(pattern: str, names: Sequence[str], traced: Traced) -> Selection:
     }
 
 
-def _nothing_found(traced: Traced) -> str:
-    """Return the message of the error that a function has no attention weights."""
+def _nothing_found(traced: Traced) -> NoAttentionError:
+    """Return the error that a function has no attention weights."""
     fused = [
         name
         for name in sorted(primitives(flatten(traced.closed)))
@@ -73,9 +84,13 @@ def _nothing_found(traced: Traced) -> str:
         "depend on `x` or `args`, such as a memory that `fn` closes over, do not count."
     )
     if fused:
-        return (
+        error = NoAttentionError(
             f"{message} It calls `{fused[0]}`, a fused operation that does not return its weights. "
             'Use jax.nn.dot_product_attention with implementation="xla", '
             "keras.config.disable_flash_attention(), or the equivalent of your library."
         )
-    return f"{message} Give the name of other weights as `at`, or tag them: `jaxattn.tag`."
+        error.fused = fused[0]
+        return error
+    return NoAttentionError(
+        f"{message} Give the name of other weights as `at`, or tag them: `jaxattn.tag`."
+    )

@@ -31,3 +31,5 @@ for (const radio of document.querySelectorAll("input[name=class]")) {
     }
   });
 }
+const signs = document.getElementById("signs");
+signs.addEventListener("change", () => document.body.classList.toggle("marked", signs.checked));
