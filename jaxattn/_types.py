@@ -137,7 +137,8 @@ class Attribution:
 
         Raises:
             TypeError: if `absolute` is not a bool.
-            ValueError: for values without a leading axis of examples.
+            ValueError: for values without a leading axis of examples, which those of
+                `jaxattn.explain` have. One that is not as long as that of `output` is none.
 
         Examples:
             >>> import jax.numpy as jnp, jaxattn as ja
@@ -164,6 +165,13 @@ class Attribution:
             return wide.mean(0).astype(size.dtype), error.astype(size.dtype)
 
         leaves, treedef = jax.tree.flatten(self.values)
+        counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves((self.values, self.output))}
+        if len(counts) > 1:
+            raise ValueError(
+                "`values` must have a leading axis of examples, as those of jaxattn.explain have, "
+                f"got shapes {[np.shape(leaf) for leaf in leaves]} for an output of shapes "
+                f"{[np.shape(leaf) for leaf in jax.tree.leaves(self.output)]}."
+            )
         pairs = [of_leaf(leaf) for leaf in leaves]
         return Importance(
             *(jax.tree.unflatten(treedef, list(each)) for each in zip(*pairs, strict=True))

@@ -216,6 +216,28 @@ def test_importance_closed_form():
     assert np.isnan(attribution[:1].importance().standard_error).all()
 
 
+@pytest.mark.parametrize("output", [jnp.zeros(()), jnp.zeros(3)])
+def test_importance_requires_examples(output):
+    with pytest.raises(ValueError, match="`values` must have a leading axis of examples"):
+        ja.Attribution(VALUES[:, :, 0], output).importance()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: ja.metrics.sparseness("abc"), "`attribution` must hold arrays of numbers"),
+        (lambda: ja.metrics.sparseness([[1.0, 2.0]]), "`attribution` must hold arrays, got nested"),
+        (
+            lambda: ja.metrics.table(["gradient"], jnp.sum, VALUES[..., 0], None),
+            "`methods` must hold functions or attributions, got 'gradient'",
+        ),
+    ],
+)
+def test_text_and_nested_lists_are_named_in_errors(change, message):
+    with pytest.raises(TypeError, match=message):
+        change()
+
+
 @pytest.mark.parametrize("function", [ja.Attribution.reduce, ja.Attribution.importance])
 def test_docstring_example_of_an_attribution_runs(function):
     runner = doctest.DocTestRunner()

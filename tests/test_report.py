@@ -322,6 +322,7 @@ def test_evaluations_are_counted_with_the_defaults_of_options(tmp_path):
         ({"methods": [3]}, TypeError, "`methods` must be methods"),
         ({"path": "/nowhere/at/all.html"}, FileNotFoundError, "cannot be written"),
         ({"path": "/"}, IsADirectoryError, "`path` must be a file"),
+        ({"path": 3}, TypeError, "`path` must be the path of a file, got 3"),
         ({"xs": IMAGES[0, 0]}, ValueError, "leading axis of examples"),
         ({"xs": {"a": IMAGES, "b": IMAGES}}, TypeError, "`xs` must be one array"),
         ({"tokens": [["a"] * 8] * 2}, ValueError, "one list for each of 3"),

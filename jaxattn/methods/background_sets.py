@@ -258,7 +258,9 @@ def augmented_occlusion(
         background: the background set: a pytree like `x` with a leading axis of N examples, one set
             for all examples of a batch. With `at`, values of the intermediate.
         num_samples: the number of draws, with replacement.
-        window: the size of the window along each axis; see `jaxattn.occlusion`.
+        window: the size of the window along each axis; see `jaxattn.occlusion`. An int is the size
+            along the first axis, such as time steps with all their features; `(1, 1)` replaces
+            single features of a series.
         stride: the distance between windows along each axis; 1 by default.
         reuse: whether values that a window leaves unchanged are taken from one unperturbed
             evaluation; see `jaxattn.occlusion`.

@@ -60,7 +60,8 @@ def fit(
         target: not used; the whole distribution is explained.
         generator: `generator(x, key)` returns the mean, of shape (T, D), and the covariance, of
             shape (T, D, D), of the step after each step of `x`, such as a trained
-            `jaxattn.models.FeatureGenerator`. The covariance must be positive definite.
+            `jaxattn.models.FeatureGenerator`. The covariance must be positive
+            definite; otherwise values are NaN.
         num_samples: the number of draws.
         per_step: whether `fn` returns one output per step, with time on the first axis.
         length_arg: which of `args` holds the length of the valid part of `x`. Without it, and

@@ -52,7 +52,8 @@ def _check_path(path: str, options: dict[str, Any]) -> None:
             value = options[name]
             given = value is not None if default is None else value != default
             if path != owner and given:
-                raise ValueError(f'`{name}` must be left out unless path="{owner}", got {value!r}.')
+                shown = f"shape {value.shape}" if hasattr(value, "shape") else repr(value)
+                raise ValueError(f'`{name}` must be left out unless path="{owner}", got {shown}.')
     if path == "discretised" and options["quadrature"] != "midpoint":
         raise ValueError(
             '`quadrature` must be left out for path="discretised", which has the trapezoidal rule, '

@@ -45,6 +45,8 @@ def smoothness(masks: list[Array]) -> Float[Array, ""]:
 
 def check_area(area: ArrayLike | Sequence[ArrayLike]) -> None:
     """Raise an error for areas that are not between 0 and 1."""
+    if any(isinstance(leaf, str) for leaf in jax.tree.leaves(area)):
+        raise TypeError(f"`area` must hold numbers between 0 and 1, got {area!r}.")
     if all(map(is_concrete, jax.tree.leaves(area))):
         areas = np.asarray(area, float)
         if not areas.size or not ((areas > 0) & (areas < 1)).all():

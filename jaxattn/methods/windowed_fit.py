@@ -67,7 +67,8 @@ def windowed_fit(
         target: not used; the whole distribution is explained.
         generator: `generator(x, key)` returns the mean, of shape (T, D), and the covariance, of
             shape (T, D, D), of the step after each step of `x`, such as a trained
-            `jaxattn.models.FeatureGenerator`. The covariance must be positive definite.
+            `jaxattn.models.FeatureGenerator`. The covariance must be positive
+            definite; otherwise values are NaN.
         window: the number of predictions that an observation may affect.
         num_samples: the number of draws.
         per_step: whether `fn` returns one output per step, with time on the first axis.

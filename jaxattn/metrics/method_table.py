@@ -242,6 +242,9 @@ def _by_name(argument: str, given: Mapping[str, Any] | Sequence[Any]) -> dict[st
         found = dict(zip(names, given, strict=True))
     if not found:
         raise ValueError(f"`{argument}` must hold at least one of them, got {given!r}.")
+    for each in found.values():
+        if not callable(each) and not isinstance(each, Attribution):
+            raise TypeError(f"`{argument}` must hold functions or attributions, got {each!r}.")
     return found
 
 

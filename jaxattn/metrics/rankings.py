@@ -21,6 +21,14 @@ def values_of(attribution: Attribution | PyTree[ArrayLike]) -> PyTree[Array]:
         ValueError: for no examples, no features, or values that are not finite.
     """
     values = attribution.values if isinstance(attribution, Attribution) else attribution
+    leaves = jax.tree.leaves(values)
+    if any(isinstance(leaf, str) for leaf in leaves):
+        raise TypeError(f"`attribution` must hold arrays of numbers, got {values!r:.60}.")
+    if leaves and all(isinstance(leaf, (int, float)) for leaf in leaves):
+        raise TypeError(
+            "`attribution` must hold arrays, got nested lists of numbers: pass numpy.asarray of "
+            "them."
+        )
     check_finite_numbers("attribution", values, optional=False)
     values = jax.tree.map(jnp.asarray, values)
     leaves = jax.tree.leaves(values)

@@ -172,8 +172,11 @@ def writable(path: str | Path) -> Path:
     """Return the path of a file that can be written.
 
     Raises:
+        TypeError: if it is not a path.
         OSError: if the folder does not exist, the path is a folder, or writing is not permitted.
     """
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"`path` must be the path of a file, got {path!r}.")
     file = Path(path)
     if file.is_dir():
         raise IsADirectoryError(f"`path` must be a file, got the folder {str(path)!r}.")
