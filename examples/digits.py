@@ -180,7 +180,7 @@ def learned_mask(page, model, xs, labels, attribution, chosen):
         prediction = training.predict(model, remaining[None])[0].argmax()
         for panel, picture, cmap in ((digit, xs[i], "gray"), (masked, remaining, "gray")):
             panel.imshow(picture, cmap=cmap, vmin=0, vmax=1)
-        heat = mask.imshow(deleted, cmap="Reds", vmin=0, vmax=1)
+        heat = mask.imshow(deleted, cmap="Purples", vmin=0, vmax=1)
         for panel in (digit, mask, masked):
             panel.set(xticks=[], yticks=[])
         digit.set_xlabel(f"“{labels[i]}”: {before:.2f}")
@@ -197,10 +197,10 @@ def learned_mask(page, model, xs, labels, attribution, chosen):
     ).outline.set_visible(False)
     page.figure(
         "learned-mask", "The learned mask: a small deletion that lowers the label's logit", axes,
-        "Gradient descent optimizes a small, smooth mask (red) that lowers the label's logit. The "
-        "third image is the masked input. The label's probability is given below it and below the "
-        "original digit. The loss is the sum of the logit and the penalties on the mask; a flat "
-        "curve indicates convergence.",
+        "Gradient descent optimizes a small, smooth mask (purple) that lowers the label's logit. "
+        "The third image is the masked input. The label's probability is given below it and below "
+        "the original digit. The loss is the sum of the logit and the penalties on the mask; a "
+        "flat curve indicates convergence.",
         alt="Digits, their learned masks, the digits with the mask applied, and loss curves.",
     )  # fmt: skip
 
@@ -257,31 +257,19 @@ def mistake(page, model, xs, labels, probabilities):
 
     integrated = ja.integrated_gradients(model, x, contrast)
     occluded = ja.occlusion(model, x, contrast, window=WINDOW, stride=STRIDE)
-    _, axes = plt.subplots(
-        1, 4, figsize=(12, 3), layout="constrained", width_ratios=(1, 1.2, 1.2, 1.2)
-    )
-    axes[0].imshow(x, cmap="gray", vmin=0, vmax=1)
-    axes[0].set(xticks=[], yticks=[], title=f"label {label}, prediction {predicted}")
-    for panel, attribution, title in (
-        (axes[1], integrated, "integrated gradients"),
-        (axes[2], occluded, "occlusion"),
-    ):
-        plot.image(
-            x, attribution, ax=panel, title=title, label=f"logit {predicted} − logit {label}"
-        )
-    colours = ["0.8"] * CLASSES
-    colours[predicted], colours[label] = "#b2182b", "#2166ac"
-    axes[3].barh(np.arange(CLASSES), probabilities[i], color=colours)
-    axes[3].set(yticks=np.arange(CLASSES), xlim=(0, 1), xlabel="probability", ylabel="class")
-    axes[3].invert_yaxis()
-    axes[3].spines[["top", "right"]].set_visible(False)
+    axes = plot.comparison(
+        x, {"integrated gradients": integrated, "occlusion": occluded},
+        title=f"{predicted} with probability {probabilities[i, predicted]:.2f}, "
+        f"{label} with {probabilities[i, label]:.2f}",
+    )  # fmt: skip
     page.figure(
         "mistake", f"A misclassified digit: {predicted} instead of {label}", axes,
         "Of all misclassified test digits, this one has the highest predicted probability. The "
         f"target is the difference of two logits, {predicted} minus {label}: red pixels support "
-        "the prediction, blue pixels support the label. In code: ja.integrated_gradients(model, x, "
+        "the prediction, blue pixels support the label. The title has the probabilities of both. "
+        "In code: ja.integrated_gradients(model, x, "
         f"lambda out: out[{predicted}] - out[{label}]).",
-        alt=f"A {label} classified as {predicted}: two attributions and the class probabilities.",
+        alt=f"A {label} classified as {predicted}: the image and two attributions.",
     )  # fmt: skip
 
 

@@ -242,15 +242,15 @@ def on_features(page: gallery.Gallery, data: Trained) -> None:
     _, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for panel, weights, name in zip(axes, maps, names, strict=True):
         plot.features_2d(
-            weights, ax=panel, cmap="bwr", titles=[name], xlabel="time step (key)",
+            weights, ax=panel, titles=[name], xlabel="time step (key)",
             ylabel="time step (query)", label="weight",
         )  # fmt: skip
     page.figure(
         "attention", "Attention maps", axes,
         "Each row contains the attention weights of one time step over all time steps, which sum "
-        "to 1: red is large, blue is small. If a column has the same colour in all rows, the "
+        "to 1: the darker, the larger. If a column has the same colour in all rows, the "
         "weights do not depend on the query.",
-        alt="Two square heat maps of attention weights, in blue, white and red.",
+        alt="Two square heat maps of attention weights, in white and purple.",
     )  # fmt: skip
     row = rows[0]
     _, hidden = ja.capture(data.networks["weighted"], "attended", "attention")(
@@ -292,13 +292,14 @@ def on_series(page: gallery.Gallery, data: Trained, explained: dict[str, Explain
         weights = of_network.attention[row]
         if weights.ndim == 2:
             plot.features_2d(
-                weights[:length, :length], ax=column[3], cmap="bwr", titles=["attention"],
+                weights[:length, :length], ax=column[3], titles=["attention"],
                 xlabel="time step (key)", ylabel="time step (query)", label="weight",
             )  # fmt: skip
         else:
-            column[3].bar(np.arange(length), weights[:length], color="#0072b2")
+            plot.features_0d(
+                weights[:length], ax=column[3], line=True, xlabel="time step", ylabel="weight"
+            )
             column[3].set_title("attention", fontsize="medium")
-            column[3].set(xlabel="time step", ylabel="weight")
     label = data.classes[data.test.labels[row]]
     largest = [f"{e.probabilities[row].max():.2f}" for e in explained.values()]
     page.figure(

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from jaxattn.plot import style, time_series
+from jaxattn.plot.method_styles import line_styles
 from jaxattn.plot.style import Values
 
 
@@ -117,6 +118,8 @@ def curve(
 ) -> Axes:
     """Draw deletion or insertion curves of several methods with the areas under them.
 
+    A method of jaxattn has the same colour and line style in every chart, by its name.
+
     Args:
         fractions: Fractions deleted or inserted, shape `(P,)`, increasing.
         scores: For each method's name the scores, shape `(P,)`, or those of B examples, shape
@@ -149,8 +152,9 @@ def curve(
         raise ValueError("`scores` must hold at least one method's, got none.")
     curves = {name: _scores(name, rows, len(steps)) for name, rows in scores.items()}
     ax = style.panel(ax, (5.6, 3.8))
-    for i, (name, rows) in enumerate(curves.items()):
-        colour, dashes = style.PALETTE[i % 8], ("-", "--", ":")[i // 8 % 3]
+    styles = line_styles(curves)
+    for name, rows in curves.items():
+        colour, dashes = styles[name]
         mean = rows.mean(0)
         area = np.trapezoid(mean, steps) / (steps[-1] - steps[0])
         ax.plot(steps, mean, dashes, color=colour, label=f"{name} (AUC {area:.3f})")

@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup, escape
 
+from jaxattn.plot.method_styles import line_styles
 from jaxattn.reporting.contents import DeletionCurve
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 320, 66, 210, 14, 40
-_DASHES = ("", "7 4", "2 3", "9 3 2 3", "14 4", "1 4", "5 2", "9 2 2 2 2 2")
+_DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "9 3 2 3"}
 _LABEL_HEIGHT = 15
 
 
@@ -53,16 +54,17 @@ def curves_svg(curves: Sequence[DeletionCurve]) -> Markup:
             f"{low + place * span:.3g}</text>"
             f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{100 * place:.0f} %</text>'
         )
-    for i, (curve, end, label) in enumerate(zip(drawn, ends, labels, strict=True)):
+    styles = line_styles([curve.name for curve in drawn])
+    for curve, end, label in zip(drawn, ends, labels, strict=True):
         xs = _LEFT + curve.fractions * (right - _LEFT)
         points = " ".join(
             f"{x:.1f},{y:.1f}" for x, y in zip(xs, down(curve.scores), strict=True) if y == y
         )
-        colour = f"var(--line{i % 8})"
+        colour, dashes = styles[curve.name].colour, _DASHES[styles[curve.name].line]
         parts.append(
-            f'<polyline points="{points}" stroke="{colour}" stroke-dasharray="{_DASHES[i % 8]}"/>'
+            f'<polyline points="{points}" stroke="{colour}" stroke-dasharray="{dashes}"/>'
             f'<path class="lead" d="M{right} {end:.1f}L{right + 12} {label:.1f}h34" '
-            f'stroke="{colour}" stroke-dasharray="{_DASHES[i % 8]}"/>'
+            f'stroke="{colour}" stroke-dasharray="{dashes}"/>'
             f'<text x="{right + 52}" y="{label + 4:.1f}">{escape(curve.name)}</text>'
         )
     parts.append(
