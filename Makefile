@@ -6,6 +6,7 @@
 #   make reasons     train a network with a penalty on its attributions
 #   make examples    all networks with attention: dates characters signals captions glimpses
 #   make pages       run the code of docs/methods and draw its pictures
+#   make notebooks   run the notebooks of docs/notebooks, and keep their outputs
 #   make docs        build the documentation in site/
 #   make test        run the quick tests      (make test TESTS="tests/test_flops.py -x")
 #   make test-all    run all tests          (make test-all TESTS=tests/test_flops.py)
@@ -31,7 +32,7 @@ pip := $(python) -m pip install -qq --disable-pip-version-check
 .DELETE_ON_ERROR:
 attention := dates characters signals captions glimpses
 
-.PHONY: demo ecg sentences reasons examples $(attention) pages docs test test-all lint benchmark speed clean FORCE
+.PHONY: demo ecg sentences reasons examples $(attention) pages notebooks docs test test-all lint benchmark speed clean FORCE
 
 demo: $(VENV)/.demo
 	@$(python) -m examples.digits
@@ -66,14 +67,17 @@ pages: $(VENV)/.demo $(VENV)/.beats $(VENV)/.series
 	@$(python) -m docs.methods
 	@$(python) -m docs.guides
 
+notebooks: $(VENV)/.demo $(VENV)/.series $(VENV)/.notebooks
+	@$(python) -m docs.notebook_runs
+
 # The index lies beside the pages, so they are read without a server too.
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
-# Slow tests also need pretrained networks, further libraries of models, and playwright; those of
-# pages are skipped where Chromium is not installed.
-slow := $(VENV)/.pretrained $(VENV)/.browser
+# Slow tests also need pretrained networks, further libraries of models, a kernel for notebooks, and
+# playwright; those of pages are skipped where Chromium is not installed.
+slow := $(VENV)/.pretrained $(VENV)/.browser $(VENV)/.notebooks
 test: $(VENV)/.test $(VENV)/.beats $(VENV)/.series $(if $(filter not,$(TIER)),,$(slow))
 	@CHECK_TYPES=$(CHECK_TYPES) $(python) -m pytest $(XDIST) -m "$(TIER)" $(TESTS)
 
@@ -106,7 +110,8 @@ $(VENV)/pyvenv.cfg: $(if $(filter True,$(sound)),,FORCE)
 	@$(PYTHON) -m venv --clear $(VENV)
 
 # A stamp for each extra of pyproject.toml, created when all of it is installed.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.browser $(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.browser $(VENV)/.notebooks \
+$(VENV)/.peers: $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "setting up $(VENV) for '$*' (about a minute)"
 	@$(pip) -e '.[$*]'
 	@touch $@

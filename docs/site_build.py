@@ -9,6 +9,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
+from docs import notebook_runs
 from docs.flowchart import svg
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,9 @@ def on_files(files: Any, config: Any) -> Any:
     for name, source in OUTSIDE.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, name, content=text))
+    for name in notebook_runs.names():
+        page = f"notebooks/{name}.md"
+        files.append(File.generated(config, page, content=notebook_runs.markdown(name)))
     for file in list(files.documentation_pages()):
         for _, link in LINK.findall(file.content_string):
             path = _outside(link, file.src_uri)

@@ -40,9 +40,11 @@ _WITHOUT_TRUTH: tuple[Metric, ...] = (
 _ARROWS: dict[Direction, str] = {"higher": "↑", "lower": "↓", "zero": "→0"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """Metrics of several methods, the best method by the first metric first.
+
+    A notebook shows the table.
 
     Attributes:
         methods: the names of the methods.
@@ -81,6 +83,15 @@ class Comparison:
         by_metric = zip(self.better, self.values.swapaxes(0, 1), strict=True)
         merits = np.stack([_merit(better, values) for better, values in by_metric], 1)
         return merits.sum(2, where=self._defined) / self._number
+
+    def __repr__(self) -> str:
+        return (
+            f"Comparison(methods={self.methods}, metrics={self.metrics}, "
+            f"examples={self.values.shape[2]})"
+        )
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
 
     def to_markdown(self) -> str:
         """Return the table in Markdown: means with standard errors, the best ones in bold type."""
