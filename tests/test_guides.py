@@ -101,7 +101,9 @@ def test_each_page_is_in_the_navigation():
     existing = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     methods = {f"methods/{path.name}" for path in (DOCS / "methods").glob("*.md")}
     assert existing - methods <= listed
-    assert listed <= existing | {"changelog.md", "contributing.md"}
+    notebooks = {f"notebooks/{path.stem}.md" for path in DOCS.glob("notebooks/*.ipynb")}
+    assert notebooks <= listed
+    assert listed <= existing | notebooks | {"changelog.md", "contributing.md"}
 
 
 def test_flowchart_has_a_box_for_each_node_and_a_line_for_each_edge():

@@ -121,7 +121,7 @@ def picture(pixels: UInt8[np.ndarray, "H W 3"], alt: str, kind: str = "pixels") 
     ).format(kind, width, height, alt, data_uri(pixels))
 
 
-def sign_marks(values: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "3H 3W 4"] | None:
+def sign_marks(values: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "3*H 3*W 4"] | None:
     """Return dots in the middle of negative values, or `None` if there are none.
 
     In grey, both ends of the diverging scale are dark. Values below 1/20 of the limit get no dot.
