@@ -1,13 +1,20 @@
-"""Figures of the measurements of `benchmarks.speed` and `benchmarks.curves`."""
+"""Figures of the measurements of `benchmarks.speed` and `benchmarks.curves`.
 
+`python -m benchmarks.charts FILE.json FILE.png` draws the figure of a file of measurements again.
+"""
+
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLORS = {
     "jaxattn": "#d1495b",
@@ -15,6 +22,7 @@ COLORS = {
     "captum": "#00798c",
     "captum, repeated": "#7fb7be",
 }
+MARKERS = {"jaxattn": "o", "handwritten": "s", "captum": "D", "captum, repeated": "d"}
 LABELS = {
     "handwritten": "hand-written JAX",
     "captum": "Captum",
@@ -36,62 +44,57 @@ STYLE: dict[str, Any] = {
 def save(figure: Figure, path: Path) -> None:
     """Save a figure; a missing folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    figure.savefig(path, dpi=180, bbox_inches="tight", facecolor="white")
 
 
-def bars(ratios: Mapping[str, Mapping[str, tuple[float, float]]], subtitle: str) -> Figure:
-    """Draw a group of bars per cell: the ratio of each contender's time to jaxattn's.
+class Times(NamedTuple):
+    """The seconds of a contender's turns, and their ratios to jaxattn's of the same turns."""
+
+    seconds: Sequence[float]
+    ratios: Sequence[float]
+
+
+def ratios(cells: Mapping[str, Mapping[str, Times]], subtitle: str) -> Figure:
+    """Draw the ratio of each contender's time to jaxattn's: the median as a dot, and the range.
+
+    The axis is logarithmic. It has no zero, so that the length of a bar would have no meaning.
 
     Args:
-        ratios: for each cell and contender, the ratio to jaxattn's time, and the seconds.
+        cells: for each cell and contender, the times of all turns.
         subtitle: the device.
     """
-    names = [name for name in LABELS if any(name in cell for cell in ratios.values())]
+    names = [name for name in LABELS if any(name in cell for cell in cells.values())]
     order = ["jaxattn", *names]
-    heights = [len(cell) for cell in ratios.values()]
+    every = [ratio for cell in cells.values() for times in cell.values() for ratio in times.ratios]
+    lowest, highest = 0.85 * min(every), max(1.5, *every)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.2 + 0.27 * (sum(heights) + len(heights))))
+        rows = sum(map(len, cells.values())) + len(cells)
+        figure = Figure(figsize=(9, 1.2 + 0.25 * rows))
         axes = figure.add_subplot()
         place, ticks = 0.0, []
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        largest = max(ratio for cell in ratios.values() for ratio, _ in cell.values())
-        left = min(0.5, 0.8 * min(ratio for cell in ratios.values() for ratio, _ in cell.values()))
-        for cell in ratios.values():
+        for cell in cells.values():
             shown = [name for name in order if name in cell]
             ticks.append(place + (len(shown) - 1) / 2)
             for name in shown:
-                ratio, seconds = cell[name]
-                axes.barh(place, ratio - left, 0.86, left=left, color=COLORS[name])
-                text = f" {1e3 * seconds:,.3g} ms" if seconds < 1 else f" {seconds:,.2f} s"
-                if name != "jaxattn":
-                    text = f" {ratio:.2f} ×  {text.strip()}"
-                axes.annotate(
-                    text.strip(),
-                    (ratio, place),
-                    (4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8.5,
-                    color="#444444",
-                    bbox=box,
-                )
+                _contender(axes, place, name, cell[name])
                 place += 1
-            place += 0.9
+            axes.axhline(place + 0.2, color="#eeeeee", lw=1, zorder=0)
+            place += 1.4
         axes.axvline(1, color=COLORS["jaxattn"], lw=1, ls=(0, (4, 3)), zorder=0)
         axes.set_xscale("log")
-        axes.set_xlim(left, 2.2 * max(largest, 1.5))
-        marks = [
-            m for m in (0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100) if left <= m <= largest * 2
-        ]
+        axes.set(xlim=(lowest, 2.4 * highest), ylim=(place - 0.9, -0.9))
+        marks = [m for m in (0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 100) if lowest <= m <= highest]
         axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", which="minor", length=0)
-        axes.set_yticks(ticks, list(ratios))
+        axes.set_yticks(ticks, list(cells))
         axes.tick_params(axis="y", length=0, labelsize=10, labelcolor="#222222")
-        axes.invert_yaxis()
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("time relative to jaxattn (lower is faster)")
-        handles = [mpl.patches.Patch(color=COLORS[n], label=LABELS.get(n, n)) for n in order]
+        axes.set_xlabel("time relative to jaxattn, median and range of the turns (lower is faster)")
+        handles = [
+            Line2D([], [], color=COLORS[n], marker=MARKERS[n], ls="", label=LABELS.get(n, n))
+            for n in order
+        ]
         figure.legend(
             handles=handles,
             ncols=len(order),
@@ -104,6 +107,24 @@ def bars(ratios: Mapping[str, Mapping[str, tuple[float, float]]], subtitle: str)
         )
         axes.set_title(f"The same work, one run: {subtitle}", pad=28)
     return figure
+
+
+def _contender(axes: Axes, place: float, name: str, times: Times) -> None:
+    """Draw the dot, the range and the numbers of one contender."""
+    ratio, seconds = float(np.median(times.ratios)), float(np.median(times.seconds))
+    ends = [min(times.ratios), max(times.ratios)]
+    axes.plot(ends, [place, place], color=COLORS[name], lw=2, solid_capstyle="butt")
+    axes.plot([ratio], [place], color=COLORS[name], marker=MARKERS[name], ms=7)
+    text = f"{1e3 * seconds:,.3g} ms" if seconds < 1 else f"{seconds:,.2f} s"
+    axes.annotate(
+        text if name == "jaxattn" else f"{ratio:.2f} ×  {text}",
+        (ends[1], place),
+        (8, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8.5,
+        color="#444444",
+    )
 
 
 def curves(panels: Sequence[Mapping[str, Any]], subtitle: str) -> Figure:
@@ -124,18 +145,12 @@ def curves(panels: Sequence[Mapping[str, Any]], subtitle: str) -> Figure:
                 axes.plot(sizes, times, marker=marker, ms=5, lw=2, color=color, label=label)
             first = 1e3 * min(seconds[0] for seconds in panel["seconds"].values())
             line = 0.6 * first * sizes / sizes[0]
-            axes.plot(sizes, line, color="#bbbbbb", lw=1, ls=(0, (4, 3)), zorder=0)
-            axes.annotate(
-                "proportional",
-                (sizes[-2], line[-2]),
-                textcoords="offset points",
-                xytext=(6, -10),
-                fontsize=8,
-                color="#999999",
-            )
+            dashes = {"color": "#999999", "lw": 1, "ls": (0, (4, 3)), "zorder": 0}
+            axes.plot(sizes, line, label="proportional to the size", **dashes)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
             axes.grid(axis="y", color="#eeeeee")
@@ -148,3 +163,24 @@ def curves(panels: Sequence[Mapping[str, Any]], subtitle: str) -> Figure:
         figure.axes[0].legend(frameon=False, loc="upper left")
         figure.suptitle(f"Cost of an explanation, {subtitle}", x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+def main(source: str, target: str) -> None:
+    """Draw the measurements that `benchmarks.speed` or `benchmarks.curves` wrote."""
+    measured = json.loads(Path(source).read_text())
+    if "curves" in measured:
+        figure = curves(measured["curves"], measured["device"])
+    else:
+        cells = {
+            name: {
+                contender: Times(entry["seconds"], entry["ratios"])
+                for contender, entry in cell["contenders"].items()
+            }
+            for name, cell in measured["cells"].items()
+        }
+        figure = ratios(cells, measured["device"])
+    save(figure, Path(target))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -60,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         times = {
             name: {
-                contender: (ratio(entry), float(np.median(entry.seconds)))
+                contender: charts.Times(entry.seconds, entry.ratios)
                 for contender, entry in result.entries.items()
             }
             for name, result in results.items()
         }
-        charts.save(charts.bars(times, arguments.device.device_kind), arguments.plot)
+        charts.save(charts.ratios(times, arguments.device.device_kind), arguments.plot)
     if failed:
         sys.exit("\n".join(failed.values()))
 

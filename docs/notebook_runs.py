@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import sys
 import time
@@ -31,8 +32,14 @@ def executed(name: str) -> dict[str, Any]:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    where = {"metadata": {"path": str(DOCS.parent)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    root = str(DOCS.parent)
+    environment = os.environ | {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
+    where = {"metadata": {"path": root}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where)
+    client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = {}  # the times of the run
         if cell.cell_type == "code":

@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxattn as ja
 from examples import checkpoints
-from examples.gallery import Gallery
+from examples.gallery import Gallery, padded
 from examples.scenes import COLOURS, NAMES, Scenes, Vocabulary, word_cells
 from examples.training import bar
 
@@ -188,11 +188,18 @@ def write(
     """Write the page with attributions of the first words of a few reference captions."""
     ids = vocabulary.encode(references)
     positions = np.broadcast_to(np.arange(EXPLAINED_WORDS), (len(ids), EXPLAINED_WORDS))
+
+    def logits(image, words):  # of an image in the colours that the page shows
+        return model(1 - image, words)
+
     return page.write(
-        model, np.asarray(network_input(images)),
+        logits, np.asarray(1 - network_input(images)),
         ja.each(np.stack([positions, ids[:, :EXPLAINED_WORDS]], -1)),
         {"saliency": ja.saliency, "LRP": ja.lrp},
         args=(ids,), class_names=["(end)", *vocabulary.words[1:]],
+        output_tokens=[
+            padded([*words, "(end)"], vocabulary.max_length) for words in references
+        ],
     )  # fmt: skip
 
 

@@ -259,14 +259,18 @@ def mistake(page, model, xs, labels, probabilities):
     occluded = ja.occlusion(model, x, contrast, window=WINDOW, stride=STRIDE)
     axes = plot.comparison(
         x, {"integrated gradients": integrated, "occlusion": occluded},
-        title=f"{predicted} with probability {probabilities[i, predicted]:.2f}, "
-        f"{label} with {probabilities[i, label]:.2f}",
+        label=f"logit {predicted} − logit {label}, relative",
     )  # fmt: skip
+    shown = (
+        f"{predicted}: {probabilities[i, predicted]:.2f}   {label}: {probabilities[i, label]:.2f}"
+    )
+    axes[0].set_xlabel(shown)
     page.figure(
         "mistake", f"A misclassified digit: {predicted} instead of {label}", axes,
         "Of all misclassified test digits, this one has the highest predicted probability. The "
         f"target is the difference of two logits, {predicted} minus {label}: red pixels support "
-        "the prediction, blue pixels support the label. The title has the probabilities of both. "
+        "the prediction, blue pixels support the label. Below the image are the probabilities "
+        "of both. "
         "In code: ja.integrated_gradients(model, x, "
         f"lambda out: out[{predicted}] - out[{label}]).",
         alt=f"A {label} classified as {predicted}: the image and two attributions.",

@@ -15,6 +15,7 @@ from examples import explaining, gallery, training
 from jaxattn import plot
 
 SAMPLES, WINDOW, STRIDE = 140, 8, 2
+SMALLEST_FALL = 0.05  # of the probability without a window, for the window to be marked
 CLASSES = (
     "normal beat",
     "R-on-T premature ventricular contraction",
@@ -150,10 +151,16 @@ def beat(page, model, x, label, probabilities, evaluation, i):
     after = training.predict(model, masked[None])[0]
     window_panel.set_title("")
     window_panel.set_title("most important window of occlusion", loc="left", fontsize="medium")
+    fall = probabilities[label] - after[label]
+    change = f"{probabilities[label]:.2f} → {after[label]:.2f}"
+    if fall < SMALLEST_FALL:
+        # A box would mark samples without which nothing changes.
+        for patch in list(window_panel.patches):
+            patch.remove()
+        change = f"changes the probability by less than {SMALLEST_FALL}"
     window_panel.set_title(
-        f"samples {start}–{start + WINDOW - 1}: {probabilities[label]:.2f} → {after[label]:.2f}",
-        loc="right", fontsize="small",
-    )  # fmt: skip
+        f"samples {start}–{start + WINDOW - 1}: {change}", loc="right", fontsize="small"
+    )
     for panel in axes[: count + 1]:
         panel.set(xlabel="", ylabel="")
     titles = {"forward": "the beat ends here", "backward": "the beat starts here"}
@@ -178,8 +185,14 @@ def beat(page, model, x, label, probabilities, evaluation, i):
             f"The prediction is wrong: {CLASSES[predicted]}, with probability "
             f"{probabilities[predicted]:.2f}."
         )
-    fall = probabilities[label] - after[label]
-    effect = "This window alone changes the probability by less than 0.05. " if fall < 0.05 else ""
+    effect = (
+        "The window with the largest sum of occlusion values changes the probability by less than "
+        f"{SMALLEST_FALL}, so that it is not shaded. "
+        if fall < SMALLEST_FALL
+        else f"The shaded window holds the {WINDOW} samples with the largest sum of occlusion "
+        "values. Its title gives the probability of the class before and after these samples are "
+        "set to 0. "
+    )
     page.figure(
         SHORT[label].lower().replace(" ", "-"), f"A beat of the class: {CLASSES[label]}", axes,
         f"{prediction} Each of the upper panels shows the beat, coloured by the attribution of one "
@@ -187,8 +200,6 @@ def beat(page, model, x, label, probabilities, evaluation, i):
         "pale samples have little effect. Saliency and the learned mask have no sign: the darker, "
         "the larger the value. The deletion AUC at the right is the mean probability of the class "
         "while samples are set to 0, those with the highest attribution first; lower is better. "
-        f"The shaded window holds the {WINDOW} samples with the largest sum of occlusion values. "
-        "Its title gives the probability of the class before and after these samples are set to 0. "
         f"{effect}The last two panels show the class probabilities over the beat, which is drawn "
         "in pale grey: forward, if the beat ends at this sample; backward, if it starts at this "
         "sample. The prediction changes where the highest curves cross.",

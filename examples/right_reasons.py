@@ -160,7 +160,7 @@ def attention(page: gallery.Gallery, shares: dict[str, dict[str, np.ndarray]]) -
     for row, method in zip(axes, methods, strict=True):
         highest = max(of_network[method].max() for of_network in shares.values())
         for panel, (name, of_network) in zip(row, shares.items(), strict=True):
-            heat = panel.imshow(of_network[method], cmap="Reds", vmin=0, vmax=highest)
+            heat = panel.imshow(of_network[method], cmap="Purples", vmin=0, vmax=highest)
             box = plt.Rectangle((-0.5, -0.5), SIDE, SIDE, fill=False, color="0.25", clip_on=False)
             panel.add_patch(box)
             panel.set(

@@ -42,6 +42,25 @@ def both(x):
     return scan(x)[1] + scan(x, reverse=True)[1]
 
 
+def states_and_outputs(x):
+    """Return two outputs of one loop for each step."""
+
+    def advance(h, row):
+        h = jnp.tanh(row @ W + h @ U)
+        return h, (h, h * row.sum())
+
+    return jax.lax.scan(advance, jnp.zeros(H), x)[1]
+
+
+def second_loop(x):
+    """Return the last state of a loop that reads two outputs of another one."""
+
+    def advance(h, rows):
+        return jnp.tanh(rows[0] @ V + h @ U - rows[1]), None
+
+    return jax.lax.scan(advance, jnp.zeros(H), states_and_outputs(x))[0].sum()
+
+
 NETWORKS = {
     "forward": lambda x: scan(x)[0].sum(),
     "reverse": lambda x: scan(x, reverse=True)[0].sum(),
@@ -52,6 +71,8 @@ NETWORKS = {
     "bidirectional": lambda x: scan(x)[0].sum() * scan(x, reverse=True)[0].sum() + x.sum(),
     "two bidirectional layers": lambda x: scan(both(x), V)[0].sum(),
     "counted": counted,
+    "product of two outputs": lambda x: jnp.prod(jnp.stack(states_and_outputs(x)), 0).sum(),
+    "second loop reads two outputs": second_loop,
 }
 #: Windows of several lengths, whose ids are not in the order of time.
 GROUPS = np.repeat([7, 3, 5, 1], [2, 5, 1, 4])[:, None]

@@ -44,7 +44,7 @@ class Labels:
 
     def sequence(self, i: int, output: Float[np.ndarray, "positions symbols"]) -> str:
         """Return an output sequence as one line."""
-        return joined(self.symbols(i, output))
+        return joined([symbol for symbol in self.symbols(i, output) if symbol])
 
     def of_targets(self, i: int, indices: Integer[np.ndarray, "targets rank"]) -> list[str]:
         """Return the name of each target: its token, its class or its index."""

@@ -87,8 +87,8 @@ def report(
             long as the other, for images; all others for series.
         tokens: the T words of each example. Empty ones stand for padding and are not drawn.
         class_names: the name of each class, or of each symbol of an output sequence.
-        output_tokens: the S words of the output sequence of each example; by default the names of
-            the best symbols.
+        output_tokens: the S words of the output sequence of each example, empty ones for padding;
+            by default the names of the best symbols.
         metrics: the metrics, as for `jaxattn.metrics.table`; an empty list for none. They are not
             computed for several targets.
         curves: whether deletion curves are drawn.

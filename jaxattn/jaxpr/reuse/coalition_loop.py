@@ -120,11 +120,14 @@ class TreeLoop:
         """Compute the runs of a segment; return its rows of `ys`, stacked over runs."""
         before = self.carry
 
-        def of_run(run: tuple[Array, Array, dict[Var, AnyArray]]) -> PyTree:
-            present, parent, own = run
-            return self.run(Run(self.tree, segment, present, own), parent, before)
+        own = self.tree.own(list(self.own.values()), s)
 
-        runs = segment.present, segment.parents, self.tree.own(list(self.own.values()), s)
+        def of_run(run: tuple[Array, Array, list[AnyArray]]) -> PyTree:
+            present, parent, rows = run
+            by_variable = dict(zip(own, rows, strict=True))
+            return self.run(Run(self.tree, segment, present, by_variable), parent, before)
+
+        runs = segment.present, segment.parents, list(own.values())
         self.carry, rows = self.tree.over_runs(of_run, runs)
         return rows
 

@@ -93,12 +93,15 @@ class _Tree(SharedValues):
                 self.loops[step] = TreeLoop(self, step, shared)
 
     def _rowwise(self, step: Step, s: int, segment: Segment) -> list[AnyArray]:
-        def of_run(run: tuple[Array, dict[Var, AnyArray]]) -> list[AnyArray]:
-            present, own = run
-            return Run(self, segment, present, own).rowwise(step)
+        own = self.own(step.inputs, s)
 
-        # Not in chunks: the rows of all runs are kept anyway.
-        rows: list[AnyArray] = jax.vmap(of_run)((segment.present, self.own(step.inputs, s)))
+        def of_run(run: tuple[Array, list[AnyArray]]) -> list[AnyArray]:
+            present, rows = run
+            return Run(self, segment, present, dict(zip(own, rows, strict=True))).rowwise(step)
+
+        # Not in chunks: the rows of all runs are kept anyway. Variables cannot be keys of a pytree,
+        # since they have no order.
+        rows: list[AnyArray] = jax.vmap(of_run)((segment.present, list(own.values())))
         return rows
 
     def _version(self, atom: Atom, i: int) -> ArrayLike:
