@@ -11,8 +11,8 @@ from typing import Any
 from docs.pages import DOCS
 
 FOLDER = DOCS / "notebooks"
-#: What a run adds that differs from machine to machine.
-PROGRESS = re.compile(r"^\s*training ")
+#: The progress of the training of a network, and the warning that it is shown without widgets.
+PROGRESS = re.compile(r"^\s*training |ipywidgets")
 
 
 def names() -> list[str]:
@@ -54,7 +54,7 @@ def _is_kept(output: Any) -> bool:
     if output.get("name") == "stderr":
         return False
     shown = output.get("text", output.get("data", {}).get("text/plain", ""))
-    return not PROGRESS.match(shown) and shown != ""
+    return not PROGRESS.search(shown) and shown != ""
 
 
 def text_of(output: dict[str, Any]) -> str:
