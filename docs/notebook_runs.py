@@ -39,6 +39,7 @@ def executed(name: str) -> dict[str, Any]:
     }
     where = {"metadata": {"path": root}}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where)
+    client.extra_arguments = ["--InlineBackend.figure_format=retina"]  # two pixels for one
     client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = {}  # the times of the run
@@ -84,7 +85,8 @@ def _shown(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "image/png" in data:
         png = "".join(data["image/png"]).replace("\n", "")
-        width = int.from_bytes(base64.b64decode(png)[16:20], "big")
+        pixels = int.from_bytes(base64.b64decode(png)[16:20], "big")
+        width = output["metadata"].get("image/png", {}).get("width", pixels)
         source = f"data:image/png;base64,{png}"
         return f'<img alt="Figure drawn by the code above." width="{width}" src="{source}">'
     if "text/html" in data:
