@@ -33,7 +33,7 @@ def executed(name: str) -> dict[str, Any]:
 
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     root = str(DOCS.parent)
-    environment = os.environ | {
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
     }
