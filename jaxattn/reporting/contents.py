@@ -229,7 +229,10 @@ def contents(
     key: RandomKey | None,
     batch_size: int | None,
 ) -> Contents:
-    """Compute all that a report shows."""
+    """Compute all that a report shows.
+
+    An error of a method, a metric or the Jacobian becomes part of the result.
+    """
     call: dict[str, Any] = {"args": args, "batch_size": batch_size}
     targets = default_targets(targets, outputs)
     keyed = call | {"key": key}

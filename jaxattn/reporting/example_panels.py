@@ -27,7 +27,7 @@ class Shown:
 
 
 def shown(found: Contents, i: int, labels: Labels) -> Shown:
-    """Return the panels of one example."""
+    """Return the panels of one example, in the order of the page."""
     line = labels.line(i)
     drawn = [input_panel(found.xs[i], labels.kind, line)]
     several = None if found.several is None else labels.of_targets(i, found.several[i])
@@ -85,7 +85,11 @@ def several_panels(
     tokens: list[str] | None,
     targets: list[str],
 ) -> list[panels.Panel]:
-    """Draw the values of several targets: a matrix of targets and positions, or an image each."""
+    """Draw the values of several targets.
+
+    Images have a panel for each target. Texts and series have a matrix of targets and positions,
+    whose entries are sums over features.
+    """
     if len(values) != len(targets):
         return [panels.failure(title, f"Values of shape {values.shape} lack an axis of targets.")]
     if kind == "image":
@@ -115,7 +119,7 @@ def _rows_and_columns(
 
 
 def input_panel(x: Shaped[np.ndarray, "..."], kind: str, tokens: list[str] | None) -> panels.Panel:
-    """Draw the input of one example."""
+    """Draw the input of one example as its kind requires."""
     if kind == "text" and tokens is not None:
         return panels.input_text(tokens)
     return panels.input_image(x) if kind == "image" else panels.input_series(x)

@@ -124,7 +124,7 @@ def picture(pixels: UInt8[np.ndarray, "H W 3"], alt: str, kind: str = "pixels") 
 def sign_marks(values: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "3*H 3*W 4"] | None:
     """Return dots in the middle of negative values, or `None` if there are none.
 
-    In grey, both ends of the diverging scale are dark. Values below 1/20 of the limit get no dot.
+    In grey, both ends of the diverging scale are dark. Magnitudes below 1/20 of the limit get no dot.
     """
     scale = scale_of(values)
     negative = np.nan_to_num(values, nan=0.0) < -0.05 * scale.limit
@@ -185,7 +185,7 @@ def series_panel(title: str, values: Shaped[np.ndarray, "..."]) -> Panel:
 
 
 def input_series(x: Shaped[np.ndarray, "..."]) -> Panel:
-    """Draw the input series as lines."""
+    """Draw the input series (T,) or (T, D) as lines, with gaps at NaN."""
     lines = x[:, None] if x.ndim == 1 else x
     finite = lines[np.isfinite(lines)]
     caption = f"values {finite.min():.3g} to {finite.max():.3g}" if finite.size else "no values"
@@ -270,7 +270,7 @@ def joined(tokens: Sequence[str]) -> str:
 
 
 def input_text(tokens: list[str]) -> Panel:
-    """Show the words of the input."""
+    """Show the tokens of the input as text, without those of padding."""
     body = Markup('<p class="plain" dir="auto">{}</p>').format(
         joined([token for token in tokens if token])
     )
@@ -280,7 +280,7 @@ def input_text(tokens: list[str]) -> Panel:
 
 
 def note(text: str) -> Markup:
-    """Return a paragraph."""
+    """Return a text as a paragraph of HTML."""
     return Markup("<p>{}</p>").format(text)
 
 

@@ -1,4 +1,4 @@
-"""How a report was made: the call, the versions and the device."""
+"""The call, the versions and the device that made a report."""
 
 import importlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""What a report shows of recurrent layers: weights and gates of the first example, and memory."""
+"""Recurrent layers in a report: weights, and gates and memory for the first example."""
 
 from collections.abc import Callable
 from typing import Any

@@ -67,7 +67,13 @@ def _anchor(heading: str, taken: Container[str]) -> str:
 
 
 def part_of(part: Any, heading: str) -> Part:
-    """Return a paragraph, a table, a figure, or what a notebook would show."""
+    """Return one part of a section as HTML or as a table.
+
+    Text is escaped. The HTML of an object that a notebook shows is not.
+
+    Raises:
+        TypeError: for an object that cannot be shown.
+    """
     if isinstance(part, str):
         paragraphs = [Markup("<p>{}</p>").format(text) for text in part.split("\n\n")]
         return Part(Markup("\n").join(paragraphs))
@@ -97,7 +103,10 @@ def _figure(part: Any) -> Figure | None:
 
 
 def figure_image(figure: Figure, heading: str) -> Markup:
-    """Return a figure as an image; its label, if it has one, is the text for those who hear it."""
+    """Return a figure as an image of twice the resolution of a screen, and close it.
+
+    The alternative text is the label of the figure (`figure.set_label`), or else the heading.
+    """
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI, bbox_inches="tight", facecolor="white")
     pyplot.close(figure)
@@ -110,5 +119,5 @@ def figure_image(figure: Figure, heading: str) -> Markup:
 
 
 def introduction(text: str | Sequence[str]) -> list[str]:
-    """Return the paragraphs of an introduction."""
+    """Return the paragraphs of an introduction; empty lines separate those of a single text."""
     return text.split("\n\n") if isinstance(text, str) else [str(each) for each in text]

@@ -144,7 +144,7 @@ def costs(found: Contents) -> Sheet | None:
 
 
 def metric_sheet(found: Contents) -> Sheet | None:
-    """Return the table of metrics."""
+    """Return the means and standard errors of metrics, or `None` if none was computed."""
     if found.table is None:
         return None
     table = found.table
