@@ -124,7 +124,8 @@ def picture(pixels: UInt8[np.ndarray, "H W 3"], alt: str, kind: str = "pixels") 
 def sign_marks(values: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "3*H 3*W 4"] | None:
     """Return dots in the middle of negative values, or `None` if there are none.
 
-    In grey, both ends of the diverging scale are dark. Magnitudes below 1/20 of the limit get no dot.
+    In grey, both ends of the diverging scale are dark. Magnitudes below 1/20 of the limit get no
+    dot.
     """
     scale = scale_of(values)
     negative = np.nan_to_num(values, nan=0.0) < -0.05 * scale.limit
